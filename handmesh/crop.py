@@ -1,0 +1,222 @@
+"""The square crop: one map between the photograph and the network's view, for points, pixels and directions.
+
+Points
+    *image* points are (x, y) pixels with pixel centres at integers, so a photograph spans -0.5 to width - 0.5.
+    *ndc* spans [-1, 1] over the crop from edge to edge, x right and y down, whatever its resolution: at resolution S
+    the centre of pixel column i is at ``(2 i + 1) / S - 1``.
+
+Directions
+    The network describes the hand in the axes of the crop it sees. Turned into the crop, a vector of the camera's axes
+    (x right, y down, z forward) is first turned by ``rotation`` about z, from x towards y (the picture in the crop
+    looks turned clockwise), then, when ``mirror`` is set, its x is negated:
+    ``v_crop = M @ Rz(rotation) @ v_image`` with ``M = diag(-1, 1, 1)`` or the identity. Pixels move by the same map,
+    so turning points back and projecting them is projecting them and mapping the result back.
+
+    A rotation R that takes a model at rest into the crop becomes ``Rz^T @ M @ R @ M``: under a mirror the model is
+    the other hand, ``HandArrays.mirrored()``, at rest. Joints further down the tree are relative to their parents, so
+    they see the mirror alone, ``M @ R @ M``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from handmesh.errors import ConfigError
+from handmesh.hand import JOINT_NAMES
+
+Floats = NDArray[np.floating[Any]]
+
+_WRIST, _MIDDLE_MCP = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
+
+# Beyond this ratio of image pixels to crop pixels the image is reduced by block means first, which costs milliseconds
+# for a photograph of 12 megapixels where sampling all of it costs a tenth of a second.
+_LARGEST_DIRECT_SHRINK = 4.0
+
+
+@dataclass(frozen=True)
+class CropTransform:
+    """A square of the photograph. Methods named `to_image` undo those named `to_ndc` or `to_crop`, and so on."""
+
+    center: tuple[float, float]  # image pixels
+    size: float  # side of the square, image pixels
+    rotation: float = 0.0  # radians about the viewing axis, from x (right) towards y (down)
+    mirror: bool = False  # left-right, after turning: a left hand looks like a right one
+
+    def __post_init__(self) -> None:
+        if not (self.size > 0 and all(map(math.isfinite, (*self.center, self.size, self.rotation)))):
+            raise ConfigError(
+                f"A crop of size {self.size} px around {self.center}, rotation {self.rotation}, is no square of the "
+                "image: give finite numbers and a size above zero."
+            )
+
+    @classmethod
+    def around_box(
+        cls, box: ArrayLike, margin: float = 1.25, rotation: float = 0.0, mirror: bool = False
+    ) -> CropTransform:
+        """The square with the box's centre whose side is `margin` times the box's longer side.
+
+        `box` is x0, y0, x1, y1 in image pixels. Raises ConfigError when it is empty or not finite.
+        """
+        x0, y0, x1, y1 = (float(edge) for edge in np.asarray(box, dtype=np.float64).reshape(4))
+        if not (x1 > x0 and y1 > y0):
+            raise ConfigError(f"Box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) is empty: wanted x0 < x1 and y0 < y1, in pixels.")
+        return cls(((x0 + x1) / 2, (y0 + y1) / 2), margin * max(x1 - x0, y1 - y0), rotation, mirror)
+
+    @classmethod
+    def around_points(
+        cls, points_image: Floats, margin: float = 1.25, rotation: float = 0.0, mirror: bool = False
+    ) -> CropTransform:
+        """The square, turned by `rotation`, around (N, 2) image points: `margin` times their extent along its axes.
+
+        The extent is taken in the turned axes, so that turning the photograph turns the crop and changes nothing in
+        it. Raises ConfigError when the points are not finite or all the same.
+        """
+        axes = cls((0.0, 0.0), 1.0, rotation).crop_from_image_axes[:2, :2]
+        turned = points_image @ axes.T
+        low, high = turned.min(axis=0), turned.max(axis=0)
+        x, y = (low + high) / 2 @ axes
+        return cls((float(x), float(y)), margin * float((high - low).max()), rotation, mirror)
+
+    @classmethod
+    def whole_image(cls, width: int, height: int, rotation: float = 0.0, mirror: bool = False) -> CropTransform:
+        """The smallest upright square that holds the whole photograph; it is padded along its shorter side."""
+        return cls(((width - 1) / 2, (height - 1) / 2), float(max(width, height)), rotation, mirror)
+
+    @property
+    def upright(self) -> CropTransform:
+        """The same square without rotation and mirror: the crop that belongs to results turned back to image axes."""
+        return CropTransform(self.center, self.size)
+
+    # Points
+
+    @cached_property
+    def ndc_from_image(self) -> NDArray[np.float64]:
+        """(2, 3) affine map."""
+        linear = 2 / self.size * self.crop_from_image_axes[:2, :2]
+        return np.column_stack([linear, -linear @ np.asarray(self.center)])
+
+    @cached_property
+    def image_from_ndc(self) -> NDArray[np.float64]:
+        """(2, 3) affine map."""
+        linear = self.size / 2 * self.crop_from_image_axes[:2, :2].T
+        return np.column_stack([linear, np.asarray(self.center)])
+
+    def to_ndc(self, points_image: Floats) -> Floats:
+        """(*B, 2) image pixels -> (*B, 2) ndc."""
+        return points_image @ self.ndc_from_image[:, :2].T + self.ndc_from_image[:, 2]
+
+    def to_image(self, points_ndc: Floats) -> Floats:
+        """(*B, 2) ndc -> (*B, 2) image pixels."""
+        return points_ndc @ self.image_from_ndc[:, :2].T + self.image_from_ndc[:, 2]
+
+    # Directions
+
+    @cached_property
+    def crop_from_image_axes(self) -> NDArray[np.float64]:
+        """(3, 3) orthogonal, determinant -1 under a mirror: a vector in camera axes -> the same in the crop's axes."""
+        c, s = math.cos(self.rotation), math.sin(self.rotation)
+        return self._mirror_matrix @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+    @property
+    def _mirror_matrix(self) -> NDArray[np.float64]:
+        return np.diag([-1.0 if self.mirror else 1.0, 1.0, 1.0])
+
+    def vectors_to_image(self, vectors_crop: Floats) -> Floats:
+        """(*B, 3) or (*B, 2) in the crop's axes -> the same vectors in the camera's axes.
+
+        For points of the hand frame, and for a weak-perspective camera's translation. Turned back about the hand's
+        origin, with the translation turned too, ``upright`` projects them to where they were.
+        """
+        return vectors_crop @ self._axes(vectors_crop)
+
+    def vectors_to_crop(self, vectors_image: Floats) -> Floats:
+        """(*B, 3) or (*B, 2) in the camera's axes -> the same vectors in the crop's axes."""
+        return vectors_image @ self._axes(vectors_image).T
+
+    def _axes(self, vectors: Floats) -> NDArray[np.float64]:
+        dimensions = vectors.shape[-1]
+        assert dimensions in (2, 3), vectors.shape
+        return self.crop_from_image_axes[:dimensions, :dimensions]
+
+    def rotation_to_image(self, rotation_crop: Floats) -> Floats:
+        """(*B, 3, 3) orientation of a hand in the crop -> its orientation in the photograph."""
+        return self.crop_from_image_axes.T @ rotation_crop @ self._mirror_matrix
+
+    def rotation_to_crop(self, rotation_image: Floats) -> Floats:
+        """(*B, 3, 3) orientation of a hand in the photograph -> its orientation in the crop."""
+        return self.crop_from_image_axes @ rotation_image @ self._mirror_matrix
+
+    def pose_to_image(self, pose_crop: Floats) -> Floats:
+        """(*B, J, 3, 3), the orientation and then parent-relative rotations, from the crop to the photograph.
+
+        A hand model turns about its root joint, not about the origin: posed with the result, it is the hand turned
+        back by `vectors_to_image` up to a shift (none when `rotation` is 0).
+        """
+        joints = self._mirror_matrix @ pose_crop[..., 1:, :, :] @ self._mirror_matrix
+        return np.concatenate([self.rotation_to_image(pose_crop[..., :1, :, :]), joints], axis=-3)
+
+    def pose_to_crop(self, pose_image: Floats) -> Floats:
+        """(*B, J, 3, 3), the orientation and then parent-relative rotations, from the photograph to the crop."""
+        joints = self._mirror_matrix @ pose_image[..., 1:, :, :] @ self._mirror_matrix
+        return np.concatenate([self.rotation_to_crop(pose_image[..., :1, :, :]), joints], axis=-3)
+
+    # Pixels
+
+    def warp(self, image: NDArray[Any], resolution: int, border: int = cv2.BORDER_CONSTANT) -> NDArray[Any]:
+        """The crop's pixels: (H, W[, C]) of uint8 or float32 -> (resolution, resolution[, C]), same dtype, C <= 4.
+
+        Bilinear; outside the photograph it is black, or what OpenCV's `border` mode makes of its edge. Where the crop
+        shrinks the image, every output pixel is the mean over the area it covers (plain bilinear sampling would skip
+        pixels: of one-pixel stripes it makes moire).
+        """
+        shrink = self.size / resolution
+        if shrink > _LARGEST_DIRECT_SHRINK:
+            reduced, offset = self._block_means(image, factor := int(shrink / 2), border)
+            center = ((self.center[0] - offset[0]) / factor, (self.center[1] - offset[1]) / factor)
+            return CropTransform(center, self.size / factor, self.rotation, self.mirror).warp(
+                reduced, resolution, border
+            )
+
+        # Sample on a grid at least as fine as the image's, then take means of whole cells.
+        cells = math.ceil(shrink)
+        side = cells * resolution
+        pixels_from_image = side / 2 * self.ndc_from_image
+        pixels_from_image[:, 2] += (side - 1) / 2
+        warped = cv2.warpAffine(image, pixels_from_image, (side, side), flags=cv2.INTER_LINEAR, borderMode=border)
+        if cells == 1:
+            return warped
+        return cv2.resize(warped, (resolution, resolution), interpolation=cv2.INTER_AREA)
+
+    def _block_means(self, image: NDArray[Any], factor: int, border: int) -> tuple[NDArray[Any], tuple[float, float]]:
+        """Means over factor x factor blocks of the part of the image under the crop, and where they lie.
+
+        Returns (reduced, offset) with image points = factor * reduced points + offset.
+        """
+        height, width = image.shape[:2]
+        corners = self.to_image(np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]))
+        first = np.clip(np.floor(corners.min(axis=0)).astype(int) - factor, 0, (width - 1, height - 1))
+        end = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1 + factor, first + 1, (width, height))
+        part = image[first[1] : end[1], first[0] : end[0]]
+        missing_x, missing_y = -(end - first) % factor  # padded as everything outside the image is
+        if missing_x or missing_y:
+            part = cv2.copyMakeBorder(part, 0, int(missing_y), 0, int(missing_x), border)
+        columns, rows = part.shape[1] // factor, part.shape[0] // factor
+        reduced = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
+        return reduced, (float(first[0]) + (factor - 1) / 2, float(first[1]) + (factor - 1) / 2)
+
+
+def upright_rotation(keypoints: ArrayLike) -> float:
+    """The crop rotation in which the middle knuckle is straight above the wrist; `keypoints` (21, 2) image pixels.
+
+    Mirroring comes after turning and leaves "up" alone, so this serves left hands too.
+    """
+    points = np.asarray(keypoints, dtype=np.float64)
+    dx, dy = points[_MIDDLE_MCP] - points[_WRIST]
+    return -math.pi / 2 - math.atan2(dy, dx)

@@ -1,0 +1,209 @@
+"""What a hand is: joint names and order, kinematic tree, fingertip vertices, and the arrays of a hand model.
+
+Two joint orders meet here and nowhere else. A hand model file (MANO's format) has 16 joints: the wrist, then three per
+finger in the order index, middle, pinky, ring, thumb. Everything a user sees has 21 joints in FreiHAND's order: the
+wrist, then four per finger (three joints and the tip) in the order thumb, index, middle, ring, pinky.
+
+Axes of a hand model at rest: metres, right hand, fingers towards -x, palm towards -y, thumb towards +z.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.errors import AssetError
+
+VERTEX_COUNT = 778
+FACE_COUNT = 1538
+BETA_COUNT = 10
+
+FINGER_NAMES = ("thumb", "index", "middle", "ring", "pinky")
+
+MANO_JOINT_NAMES = (
+    "wrist",
+    *("index_mcp", "index_pip", "index_dip"),
+    *("middle_mcp", "middle_pip", "middle_dip"),
+    *("pinky_mcp", "pinky_pip", "pinky_dip"),
+    *("ring_mcp", "ring_pip", "ring_dip"),
+    *("thumb_cmc", "thumb_mcp", "thumb_ip"),
+)
+MANO_PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
+
+FINGERTIP_NAMES = tuple(f"{finger}_tip" for finger in FINGER_NAMES)
+# The ids of FreiHAND's own tools (utils/mano_utils.py); other projects' tables differ by up to 5 mm.
+FINGERTIP_VERTICES = (744, 320, 443, 555, 672)
+
+JOINT_NAMES = (
+    "wrist",
+    *("thumb_cmc", "thumb_mcp", "thumb_ip", "thumb_tip"),
+    *("index_mcp", "index_pip", "index_dip", "index_tip"),
+    *("middle_mcp", "middle_pip", "middle_dip", "middle_tip"),
+    *("ring_mcp", "ring_pip", "ring_dip", "ring_tip"),
+    *("pinky_mcp", "pinky_pip", "pinky_dip", "pinky_tip"),
+)
+JOINT_PARENTS = (-1, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 11, 0, 13, 14, 15, 0, 17, 18, 19)
+BONES = tuple((parent, joint) for joint, parent in enumerate(JOINT_PARENTS) if parent >= 0)
+
+# joints21 = concatenate(16 regressed joints, 5 tip vertices)[JOINTS_FROM_MANO]
+JOINTS_FROM_MANO = tuple((MANO_JOINT_NAMES + FINGERTIP_NAMES).index(name) for name in JOINT_NAMES)
+
+
+class Handedness(StrEnum):
+    RIGHT = "right"
+    LEFT = "left"
+
+
+class HandOutput(NamedTuple):
+    """What the network answers for a batch of crops; also the names of an exported graph's outputs.
+
+    Torch tensors inside the model, numpy arrays out of an engine. Frame "hand": the camera's axes (x right, y down,
+    z forward) with the predicted orientation applied, origin at the hand model's own origin.
+    """
+
+    camera: Any  # (B, 3)         scale in NDC per metre, then t_x, t_y in metres
+    pose: Any  # (B, 16, 3, 3)  parent-relative rotations; [0] is the hand's orientation; identity = flat rest pose
+    betas: Any  # (B, 10)        shape coefficients, about standard normal
+    vertices: Any  # (B, 778, 3)    metres, hand
+    joints: Any  # (B, 21, 3)     metres, hand
+
+
+_SHAPES: dict[str, tuple[int | None, ...]] = {
+    "v_template": (VERTEX_COUNT, 3),
+    "f": (FACE_COUNT, 3),
+    "shapedirs": (VERTEX_COUNT, 3, BETA_COUNT),
+    "posedirs": (VERTEX_COUNT, 3, 135),
+    "J_regressor": (16, VERTEX_COUNT),
+    "J": (16, 3),
+    "weights": (VERTEX_COUNT, 16),
+    "kintree_table": (2, 16),
+    "hands_components": (45, 45),
+    "hands_coeffs": (None, 45),
+    "hands_mean": (45,),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class HandArrays:
+    """One hand model, with the key names, shapes and dtypes of a MANO file. float64, metres, radians."""
+
+    v_template: NDArray[np.float64]  # (778, 3)       rest mesh
+    f: NDArray[np.uint32]  # (1538, 3)      faces, counter-clockwise seen from outside
+    shapedirs: NDArray[np.float64]  # (778, 3, 10)   metres per unit of beta
+    posedirs: NDArray[np.float64]  # (778, 3, 135)  metres per unit of (rotation - identity), joints 1..15, row-major
+    J_regressor: NDArray[np.float64]  # (16, 778)      rows sum to one
+    J: NDArray[np.float64]  # (16, 3)        rest joints
+    weights: NDArray[np.float64]  # (778, 16)      skinning weights, rows sum to one
+    kintree_table: NDArray[np.int64]  # (2, 16)        parents (the root's is 2**32 - 1), joint ids
+    hands_components: NDArray[np.float64]  # (45, 45)       rows are pose components (axis-angle, joints 1..15)
+    hands_coeffs: NDArray[np.float64]  # (N, 45)        example poses in component coordinates
+    hands_mean: NDArray[np.float64]  # (45,)          relaxed pose, axis-angle
+    bs_type: str = "lrotmin"
+    bs_style: str = "lbs"
+
+    @classmethod
+    def from_mapping(cls, arrays: Mapping[str, Any], source: str) -> HandArrays:
+        """Check names, shapes and values and build the model. `source` names the file in an AssetError."""
+        missing = [name for name in _SHAPES if name not in arrays]
+        if missing:
+            raise AssetError(f"{source} is not a hand model: missing {', '.join(missing)}.")
+        values: dict[str, Any] = {}
+        for name, shape in _SHAPES.items():
+            integer = name in ("f", "kintree_table")
+            array = np.asarray(arrays[name])
+            matches = array.ndim == len(shape) and all(
+                wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
+            )
+            if not matches or array.dtype.kind not in ("iu" if integer else "f"):
+                raise AssetError(f"{source}: {name} is {array.dtype} {array.shape}, wanted {shape}.")
+            if not integer and not np.isfinite(array).all():
+                raise AssetError(f"{source}: {name} holds values that are not finite numbers.")
+            values[name] = array.astype({"f": np.uint32, "kintree_table": np.int64}.get(name, np.float64))
+        _check_values(values, source)
+        for name in ("bs_type", "bs_style"):
+            if name in arrays:
+                values[name] = str(arrays[name])
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: Path) -> HandArrays:
+        """Read an .npz written by `save`. Raises AssetError when it is missing, damaged or not a hand model."""
+        try:
+            # Opened here, since numpy leaves the file open when it is damaged.
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except FileNotFoundError:
+            raise AssetError(f"No hand model at {path}.") from None
+        except Exception as error:  # zipfile, zlib and numpy each raise their own kinds on damaged bytes
+            raise AssetError(f"{path} cannot be read as a hand model (.npz): {error}.") from error
+        return cls.from_mapping(arrays, str(path))
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(path, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @cached_property
+    def parents(self) -> tuple[int, ...]:
+        """Parent of each of the 16 joints; -1 for the root."""
+        return (-1, *(int(parent) for parent in self.kintree_table[0, 1:]))
+
+    @cached_property
+    def faces(self) -> NDArray[np.int32]:
+        return self.f.astype(np.int32)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of everything that shapes an answer: a checkpoint names the hand it was trained with by this."""
+        digest = hashlib.sha256()
+        for name in ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table"):
+            digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        return digest.hexdigest()
+
+    def mirrored(self) -> HandArrays:
+        """The other hand: x -> -x. Rotation vectors mirror as (x, -y, -z); faces are rewound to stay outward."""
+        flip = np.array([-1.0, 1.0, 1.0])
+        rotation_signs = np.tile(np.outer(flip, flip).ravel(), 15)
+        vector_signs = np.tile([1.0, -1.0, -1.0], 15)
+        return HandArrays(
+            v_template=self.v_template * flip,
+            f=np.ascontiguousarray(self.f[:, ::-1]),
+            shapedirs=self.shapedirs * flip[:, None],
+            posedirs=self.posedirs * flip[:, None] * rotation_signs,
+            J_regressor=self.J_regressor,
+            J=self.J * flip,
+            weights=self.weights,
+            kintree_table=self.kintree_table,
+            hands_components=self.hands_components * vector_signs,
+            hands_coeffs=self.hands_coeffs,
+            hands_mean=self.hands_mean * vector_signs,
+            bs_type=self.bs_type,
+            bs_style=self.bs_style,
+        )
+
+
+def _check_values(values: dict[str, Any], source: str) -> None:
+    faces, tree = values["f"], values["kintree_table"]
+    if faces.max() >= VERTEX_COUNT:
+        raise AssetError(f"{source}: a face names vertex {faces.max()}, there are {VERTEX_COUNT}.")
+    if tuple(tree[0, 1:]) != MANO_PARENTS[1:]:
+        raise AssetError(f"{source}: the joint tree is {tree[0, 1:].tolist()}, wanted {list(MANO_PARENTS[1:])}.")
+    for name, axis in (("weights", 1), ("J_regressor", 1)):
+        error = np.abs(values[name].sum(axis=axis) - 1).max()
+        if error > 1e-3:
+            raise AssetError(f"{source}: rows of {name} sum to one only within {error:.2g}.")
+
+
+@cache
+def builtin_hand(handedness: Handedness = Handedness.RIGHT) -> HandArrays:
+    """The licence-free hand that ships with the package (made by `python -m handmesh.builtin_hand`)."""
+    with resources.as_file(resources.files("handmesh") / "assets" / "builtin_right.npz") as path:
+        right = HandArrays.load(path)
+    return right if handedness == Handedness.RIGHT else right.mirrored()
