@@ -1,0 +1,346 @@
+"""How a hand moves and what lies where on its skin: bone frames, joint limits, poses by angle, surface coordinates.
+
+Everything is computed from the arrays of a hand model, so it holds for the built-in hand, for MANO's, for a reshaped
+one (`v_template` and `J` moved by betas) and for either side. Angles are radians unless a name says degrees.
+
+Each joint has three anatomical angles, in this order:
+
+* flexion: positive curls towards the palm;
+* abduction: positive swings towards the thumb's side of the hand (for the thumb: away from the index finger);
+* twist: positive turns the joint's dorsal side towards the thumb's side (for the thumb's first joint: pronation, the
+  rolling of opposition).
+
+Numbers that are not computed are in tables below, each with its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.hand import FINGER_NAMES, FINGERTIP_VERTICES, MANO_JOINT_NAMES, HandArrays
+
+Floats = NDArray[np.float64]
+
+JOINT_COUNT = len(MANO_JOINT_NAMES)
+# First of the three joints of each finger, in FINGER_NAMES order.
+FINGER_ROOTS = tuple(
+    MANO_JOINT_NAMES.index(f"{finger}_{'cmc' if finger == 'thumb' else 'mcp'}") for finger in FINGER_NAMES
+)
+
+# The thumb is rolled against the palm: its nail faces dorsally and to the radial side. Direction in palm coordinates
+# (distal, radial, dorsal); made perpendicular to each thumb bone where it is used. A flat hand shows the thumb nail
+# at 30 to 45 degrees to the other nails.
+THUMB_DORSAL_IN_PALM = (-0.35, 0.45, 0.82)
+
+
+class PalmFrame(NamedTuple):
+    """Orthonormal directions of the resting palm, in the hand's rest frame."""
+
+    distal: Floats  # (3,) wrist towards the middle finger
+    radial: Floats  # (3,) towards the thumb's side
+    dorsal: Floats  # (3,) out of the back of the hand
+
+
+def palm_frame(hand: HandArrays) -> PalmFrame:
+    """The resting palm's axes. The dorsal side is the one that faces +y, for right and left hands alike."""
+    wrist, index, middle, pinky = (
+        hand.J[MANO_JOINT_NAMES.index(name)] for name in ("wrist", "index_mcp", "middle_mcp", "pinky_mcp")
+    )
+    distal = _unit(middle - wrist)
+    across = index - pinky
+    radial = _unit(across - (across @ distal) * distal)
+    dorsal = np.cross(distal, radial)
+    return PalmFrame(distal, radial, dorsal * (1.0 if dorsal[1] > 0 else -1.0))
+
+
+def fingertips(hand: HandArrays) -> Floats:
+    """(5, 3) resting fingertip vertices in FINGER_NAMES order."""
+    return hand.v_template[list(FINGERTIP_VERTICES)]
+
+
+def bone_ends(hand: HandArrays) -> Floats:
+    """(16, 3) where the bone that starts at each joint ends: the next joint, or the fingertip; the wrist's bone ends
+    at the middle finger's knuckle.
+    """
+    ends = np.empty_like(hand.J)
+    ends[0] = hand.J[MANO_JOINT_NAMES.index("middle_mcp")]
+    for root, tip in zip(FINGER_ROOTS, fingertips(hand), strict=True):
+        ends[root], ends[root + 1], ends[root + 2] = hand.J[root + 1], hand.J[root + 2], tip
+    return ends
+
+
+def bone_frames(hand: HandArrays) -> Floats:
+    """(16, 3, 3) rows distal, radial, dorsal of the bone that starts at each joint, in the hand's rest frame.
+
+    Right-handed on a left hand, left-handed on a right hand (the rows are anatomical directions, not a rotation).
+    """
+    palm = palm_frame(hand)
+    side = np.sign(np.cross(palm.distal, palm.radial) @ palm.dorsal)
+    thumb_dorsal = np.stack(palm, axis=-1) @ np.array(THUMB_DORSAL_IN_PALM)
+    thumb_root = FINGER_ROOTS[0]
+    frames = np.empty((JOINT_COUNT, 3, 3))
+    for joint, (start, end) in enumerate(zip(hand.J, bone_ends(hand), strict=True)):
+        up = thumb_dorsal if thumb_root <= joint < thumb_root + 3 else palm.dorsal
+        distal = _unit(end - start)
+        dorsal = _unit(up - (up @ distal) * distal)
+        frames[joint] = distal, side * np.cross(dorsal, distal), dorsal
+    return frames
+
+
+def flexion_axes(hand: HandArrays) -> Floats:
+    """(16, 3, 3) rows flexion, abduction, twist: unit rotation axes in the hand's rest frame, right-handed turns.
+
+    A positive turn about the first curls the joint's bone towards the palm, about the second swings it towards the
+    thumb's side, about the third turns its dorsal side towards the thumb's side.
+    """
+    distal, radial, dorsal = np.moveaxis(bone_frames(hand), 1, 0)
+    return np.stack([np.cross(dorsal, distal), np.cross(distal, radial), np.cross(dorsal, radial)], axis=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Poses by angle
+
+
+def rotation_from_vector(vector: Floats) -> Floats:
+    """(*B, 3) rotation vectors, radians -> (*B, 3, 3) rotations (Rodrigues' formula)."""
+    vector = np.asarray(vector, float)
+    angle = np.linalg.norm(vector, axis=-1)[..., None, None]
+    x, y, z = np.moveaxis(vector, -1, 0)
+    zero = np.zeros_like(x)
+    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*vector.shape[:-1], 3, 3)
+    # np.sinc(t / pi) = sin(t) / t, exact at zero; 1 - cos(t) = 2 sin(t / 2)^2.
+    return np.eye(3) + np.sinc(angle / np.pi) * cross + 0.5 * np.sinc(angle / (2 * np.pi)) ** 2 * (cross @ cross)
+
+
+def vector_from_rotation(rotation: Floats) -> Floats:
+    """(*B, 3, 3) rotations -> (*B, 3) rotation vectors with angle below pi.
+
+    At exactly pi the axis cannot be told from the antisymmetric part and the zero vector would come out: no hand joint
+    turns that far. Raises ValueError there.
+    """
+    rotation = np.asarray(rotation, float)
+    twice_sine = np.stack(
+        [
+            rotation[..., 2, 1] - rotation[..., 1, 2],
+            rotation[..., 0, 2] - rotation[..., 2, 0],
+            rotation[..., 1, 0] - rotation[..., 0, 1],
+        ],
+        axis=-1,
+    )
+    sine = np.linalg.norm(twice_sine, axis=-1) / 2
+    angle = np.arctan2(sine, (np.trace(rotation, axis1=-2, axis2=-1) - 1) / 2)
+    if (angle > np.pi - 1e-6).any():
+        raise ValueError("a rotation by pi has no unique rotation vector; joint rotations must stay below pi")
+    return twice_sine / (2 * np.sinc(angle / np.pi))[..., None]
+
+
+def pose_from_angles(hand: HandArrays, angles: Floats) -> Floats:
+    """(*B, 16, 3) flexion, abduction, twist in radians -> (*B, 16, 3, 3) parent-relative rotations.
+
+    The bone is twisted about itself first, then flexed, then swung sideways. Zero angles give the flat rest pose. The
+    wrist's entry turns the whole hand about the wrist; leave it zero for a pose of the fingers.
+    """
+    angles = np.asarray(angles, float)
+    if angles.shape[-2:] != (JOINT_COUNT, 3):
+        raise ValueError(f"angles have shape {angles.shape}, wanted (*B, 16, 3): flexion, abduction, twist per joint")
+    turns = rotation_from_vector(angles[..., None] * flexion_axes(hand))
+    flexion, abduction, twist = (turns[..., kind, :, :] for kind in range(3))
+    return abduction @ flexion @ twist
+
+
+def hand_angles(
+    thumb: tuple[float, ...] = (),
+    index: tuple[float, ...] = (),
+    middle: tuple[float, ...] = (),
+    ring: tuple[float, ...] = (),
+    pinky: tuple[float, ...] = (),
+) -> Floats:
+    """Angles of one hand from degrees per finger -> (16, 3) radians for `pose_from_angles`.
+
+    Each finger: flexion of its three joints from the palm outwards, then abduction and twist of the first one; what is
+    left out is zero. `hand_angles(index=(80, 95, 60))` curls the index finger.
+    """
+    angles = np.zeros((JOINT_COUNT, 3))
+    for root, degrees in zip(FINGER_ROOTS, (thumb, index, middle, ring, pinky), strict=True):
+        if len(degrees) > 5:
+            raise ValueError(f"{len(degrees)} angles for a finger, wanted at most 5: three flexions, abduction, twist")
+        flexion_1, flexion_2, flexion_3, abduction, twist = np.radians((*degrees, 0.0, 0.0, 0.0, 0.0, 0.0)[:5])
+        angles[root : root + 3, 0] = flexion_1, flexion_2, flexion_3
+        angles[root, 1:] = abduction, twist
+    return angles
+
+
+# Everyday hand shapes as (16, 3) angles in radians. Chosen by eye on the built-in hand so that what touches, touches.
+POSES: dict[str, Floats] = {
+    "flat": hand_angles(),
+    "relaxed": hand_angles((6, 10, 10, -6), (14, 22, 12), (20, 26, 14), (24, 28, 15), (26, 27, 14)),
+    "fist": hand_angles((21, 45, 52, 5, 38), (79, 101, 66), (82, 102, 68), (84, 102, 67), (82, 100, 64)),
+    "point": hand_angles((37.5, 41, 47, -6, 41), (2, 4, 2), (81, 101, 66), (84, 101, 66), (82, 99, 63)),
+    "pinch": hand_angles((19, 13, 19.5, -18, -10), (47, 43, 23), (24, 24, 12), (18, 18, 10), (12, 14, 8)),
+    "spread": hand_angles((-8, -4, -6, 14), (-6, 2, 2, 11), (-6, 0, 0, 2), (-6, 1, 1, -9), (-6, 2, 2, -16)),
+    "thumb_up": hand_angles((-8, -6, -10, 10), (79, 101, 66), (82, 102, 68), (84, 102, 67), (82, 100, 64)),
+    "victory": hand_angles((21, 33, 43, -29, 13), (0, 2, 2, 12), (0, 2, 2, -8), (84, 100, 66), (82, 98, 62)),
+    "ok": hand_angles((19, 13, 19.5, -18, -10), (47, 43, 23), (8, 10, 6, 2), (2, 6, 4, -4), (-4, 4, 3, -10)),
+    "three": hand_angles((30, 44, 40, -29, 33), (0, 2, 2, 8), (-2, 2, 2), (0, 2, 2, -8), (84, 98, 66)),
+    "four": hand_angles((26, 34, 40, -28, 30), (0, 2, 2, 7), (-2, 2, 2, 1), (0, 2, 2, -6), (0, 2, 2, -12)),
+    "grasp": hand_angles((16, 8, 14, -4, 16), (38, 44, 24, 4), (42, 46, 26), (44, 46, 26, -3), (42, 42, 24, -7)),
+}
+
+
+def _limits() -> Floats:
+    limits = np.zeros((JOINT_COUNT, 3, 2))
+    for root in FINGER_ROOTS[1:]:
+        limits[root] = (-20, 90), (-20, 20), (-5, 5)
+        limits[root + 1, 0] = 0, 105
+        limits[root + 2, 0] = -5, 80
+    thumb = FINGER_ROOTS[0]
+    limits[thumb] = (-15, 40), (-30, 30), (-30, 45)
+    limits[thumb + 1, 0] = -10, 55
+    limits[thumb + 2, 0] = -15, 80
+    return np.radians(limits)
+
+
+# (16, 3, 2) lowest and highest angle of a healthy adult's active motion, radians, from the flat rest pose. Fingers:
+# MCP -20..90 (hyperextension limited to what hands show without help), PIP 0..100, DIP 0..80, MCP abduction +-20
+# (e-hand.com, "Normal joint motion"). Thumb: MCP -10..55, IP -15..80; CMC as the span of 45 degrees of palmar and
+# 60 degrees of radial abduction around the resting thumb.
+JOINT_LIMITS: Floats = _limits()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Skinning
+
+
+def pose_mesh(hand: HandArrays, pose: Floats, betas: Floats | None = None) -> tuple[Floats, Floats]:
+    """Pose a hand: (*B, 16, 3, 3) rotations, (*B, 10) betas -> (*B, 778, 3) vertices, (*B, 16, 3) joints, metres.
+
+    MANO's function, in numpy: shape and pose offsets, then linear blend skinning (Romero et al. 2017, eq. 1-4). The
+    joints are those of the kinematic tree, in MANO's order. `handmesh.mano.HandModel` is the differentiable one.
+    """
+    pose = np.asarray(pose, float)
+    shaped = (
+        hand.v_template + (hand.shapedirs @ np.asarray(betas, float)[..., None, :, None])[..., 0]
+        if (betas is not None)
+        else np.broadcast_to(hand.v_template, (*pose.shape[:-3], *hand.v_template.shape))
+    )
+    rest = hand.J_regressor @ shaped
+    features = (pose[..., 1:, :, :] - np.eye(3)).reshape(*pose.shape[:-3], 135)
+    bent = shaped + (hand.posedirs.reshape(-1, 135) @ features[..., None])[..., 0].reshape(shaped.shape)
+    turns, places = [pose[..., 0, :, :]], [rest[..., 0, :]]
+    for joint, parent in enumerate(hand.parents[1:], start=1):
+        offset = rest[..., joint, :] - rest[..., parent, :]
+        places.append(places[parent] + (turns[parent] @ offset[..., None])[..., 0])
+        turns.append(turns[parent] @ pose[..., joint, :, :])
+    turn, place = np.stack(turns, axis=-3), np.stack(places, axis=-2)
+    shift = place - (turn @ rest[..., None])[..., 0]
+    vertices = (np.einsum("vj,...jab->...vab", hand.weights, turn) @ bent[..., None])[..., 0] + hand.weights @ shift
+    return vertices, place
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What lies where on the skin
+
+
+class Nail(NamedTuple):
+    """The nail plate of one finger at rest, as an ellipse in the plane spanned by `distal` and `radial`."""
+
+    centre: Floats  # (3,) on the dorsal skin
+    distal: Floats  # (3,) unit
+    radial: Floats  # (3,) unit
+    dorsal: Floats  # (3,) unit, out of the nail
+    half_length: float
+    half_width: float
+
+
+@dataclass(frozen=True, eq=False)
+class SurfaceAnatomy:
+    """Where each vertex of a resting hand lies, for shading (creases, nails, redder knuckles) and for statistics."""
+
+    finger: NDArray[np.int64]  # (778,) index into FINGER_NAMES, or -1 on the palm, back of the hand and wrist
+    along: Floats  # (778,) 0 at the finger's first joint, 1 and 2 at the next two, 3 at the tip; 0 where finger is -1
+    dorsality: Floats  # (778,) +1 faces away from the palm side, -1 faces to it; judged in the finger's own frame
+    normals: Floats  # (778, 3) unit, outward
+    nails: tuple[Nail, ...]  # in FINGER_NAMES order
+    wrist_loop: NDArray[np.int64]  # (n,) the boundary's vertices in order, along the faces' own direction
+
+
+def surface_anatomy(hand: HandArrays) -> SurfaceAnatomy:
+    """Coordinates on the skin of a resting hand, from its geometry and skinning weights."""
+    frames, ends, vertices = bone_frames(hand), bone_ends(hand), hand.v_template
+    normals = vertex_normals(vertices, hand.faces)
+    finger = np.full(len(vertices), -1)
+    along = np.zeros(len(vertices))
+    up = np.tile(palm_frame(hand).dorsal, (len(vertices), 1))
+    joint_of = hand.weights.argmax(axis=1)
+    for number, root in enumerate(FINGER_ROOTS):
+        mine = (joint_of >= root) & (joint_of < root + 3)
+        finger[mine] = number
+        best = np.full(len(vertices), np.inf)
+        for bone, joint in enumerate(range(root, root + 3)):
+            t, distance = _segment_coordinates(vertices, hand.J[joint], ends[joint])
+            nearer = mine & (distance < best)
+            best[nearer] = distance[nearer]
+            along[nearer] = bone + t[nearer]
+            up[nearer] = frames[joint, 2]
+    dorsality = np.clip(np.einsum("vi,vi->v", normals, up), -1, 1)
+    nails = tuple(_nail(hand, root, frames, ends) for root in FINGER_ROOTS)
+    return SurfaceAnatomy(finger, along, dorsality, normals, nails, boundary_loop(hand.faces))
+
+
+def _nail(hand: HandArrays, root: int, frames: Floats, ends: Floats) -> Nail:
+    """The nail covers the distal half of the last bone's dorsal skin and three quarters of its width."""
+    joint = root + 2
+    start, end = hand.J[joint], ends[joint]
+    distal, radial, dorsal = frames[joint]
+    length = float(np.linalg.norm(end - start))
+    local = (hand.v_template - start) @ frames[joint].T
+    near = (hand.weights[:, joint] > 0.5) & (local[:, 0] > 0.45 * length)
+    if not near.any():
+        raise ValueError(f"no vertex follows joint {joint} near its tip: the skinning weights are not those of a hand")
+    height = float(np.quantile(local[near, 2], 0.9))
+    width = float(np.quantile(np.abs(local[near, 1]), 0.85))
+    centre = start + 0.72 * length * distal + 0.85 * height * dorsal
+    return Nail(centre, distal, radial, dorsal, half_length=0.30 * length, half_width=0.80 * width)
+
+
+def vertex_normals(vertices: Floats, faces: NDArray[np.integer]) -> Floats:
+    """(*B, V, 3) vertices, (F, 3) faces -> (*B, V, 3) unit normals, faces weighted by area."""
+    corners = vertices[..., faces, :]
+    face_normals = np.cross(corners[..., 1, :] - corners[..., 0, :], corners[..., 2, :] - corners[..., 0, :])
+    normals = np.zeros_like(vertices)
+    for corner in range(3):
+        np.add.at(np.moveaxis(normals, -2, 0), faces[:, corner], np.moveaxis(face_normals, -2, 0))
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    return normals / np.maximum(length, np.finfo(float).tiny)
+
+
+def boundary_loop(faces: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(F, 3) faces of a surface with one hole -> the hole's vertices in order, along the faces' own direction.
+
+    Starts at the smallest vertex number. Raises ValueError when the surface has no boundary or more than one.
+    """
+    edges = {(int(a), int(b)) for face in faces for a, b in zip(face, np.roll(face, -1), strict=True)}
+    following = {a: b for a, b in edges if (b, a) not in edges}
+    if not following:
+        raise ValueError("the surface is closed: it has no boundary")
+    loop = [min(following)]
+    while (vertex := following[loop[-1]]) != loop[0]:
+        loop.append(vertex)
+    if len(loop) != len(following):
+        raise ValueError(f"the surface has more than one boundary: {len(following)} edges, {len(loop)} in the first")
+    return np.array(loop)
+
+
+def _segment_coordinates(points: Floats, start: Floats, end: Floats) -> tuple[Floats, Floats]:
+    """(n, 3) points -> (n,) clamped fraction along the segment, (n,) distance to it."""
+    along = end - start
+    t = np.clip((points - start) @ along / (along @ along), 0, 1)
+    return t, np.linalg.norm(points - start - t[:, None] * along, axis=1)
+
+
+def _unit(vector: Floats) -> Floats:
+    return vector / np.linalg.norm(vector)

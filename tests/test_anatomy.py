@@ -1,0 +1,194 @@
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from handmesh import anatomy
+from handmesh.hand import FINGERTIP_VERTICES, MANO_JOINT_NAMES, HandArrays, Handedness, builtin_hand
+
+MCPS = [MANO_JOINT_NAMES.index(f"{finger}_mcp") for finger in ("index", "middle", "ring", "pinky")]
+
+
+@pytest.fixture(params=list(Handedness), scope="module")
+def hand(request: pytest.FixtureRequest) -> HandArrays:
+    return builtin_hand(request.param)
+
+
+def tips(hand: HandArrays, pose: np.ndarray) -> np.ndarray:
+    return anatomy.pose_mesh(hand, pose)[0][list(FINGERTIP_VERTICES)]
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 4)])
+def test_rotation_vectors_agree_with_scipy_both_ways(batch):
+    vectors = np.random.default_rng(0).normal(size=(*batch, 3))
+    vectors *= np.random.default_rng(1).uniform(0, 3.1, size=(*batch, 1)) / np.linalg.norm(
+        vectors, axis=-1, keepdims=True
+    )
+    expected = Rotation.from_rotvec(vectors.reshape(-1, 3)).as_matrix().reshape(*batch, 3, 3)
+    rotations = anatomy.rotation_from_vector(vectors)
+    np.testing.assert_allclose(rotations, expected, atol=1e-13)
+    np.testing.assert_allclose(anatomy.vector_from_rotation(rotations), vectors, atol=1e-9)
+
+
+@pytest.mark.parametrize("vector", [(0, 0, 0), (1e-9, -1e-9, 0), (-1e-8, -1e-8, -1e-8)])
+def test_tiny_rotations_are_exact(vector):
+    rotation = anatomy.rotation_from_vector(np.array(vector, float))
+    np.testing.assert_allclose(anatomy.vector_from_rotation(rotation), vector, atol=1e-16)
+
+
+def test_a_half_turn_is_refused():
+    with pytest.raises(ValueError, match="pi"):
+        anatomy.vector_from_rotation(np.diag([1.0, -1.0, -1.0]))
+
+
+def test_palm_axes_are_those_of_the_rest_frame(hand):
+    palm = anatomy.palm_frame(hand)
+    frame = np.stack(palm)
+    np.testing.assert_allclose(frame @ frame.T, np.eye(3), atol=1e-12)
+    assert palm.dorsal[1] > 0.9
+    assert palm.radial[2] > 0.9
+    assert abs(palm.distal[0]) > 0.9
+
+
+def test_axes_are_orthonormal(hand):
+    axes = anatomy.flexion_axes(hand)
+    np.testing.assert_allclose(axes @ axes.transpose(0, 2, 1), np.broadcast_to(np.eye(3), (16, 3, 3)), atol=1e-12)
+
+
+@pytest.mark.parametrize("joint", range(1, 16))
+def test_positive_flexion_brings_the_tip_to_the_palm_side(hand, joint):
+    angles = np.zeros((16, 3))
+    angles[joint, 0] = np.radians(40)
+    finger = anatomy.FINGER_ROOTS.index(joint - (joint - 1) % 3)
+    moved = tips(hand, anatomy.pose_from_angles(hand, angles))[finger] - anatomy.fingertips(hand)[finger]
+    assert moved @ anatomy.palm_frame(hand).dorsal < -0.003
+
+
+@pytest.mark.parametrize("joint", [*MCPS, MANO_JOINT_NAMES.index("thumb_cmc")])
+def test_positive_abduction_swings_to_the_thumb_side(hand, joint):
+    angles = np.zeros((16, 3))
+    angles[joint, 1] = np.radians(15)
+    finger = anatomy.FINGER_ROOTS.index(joint)
+    moved = tips(hand, anatomy.pose_from_angles(hand, angles))[finger] - anatomy.fingertips(hand)[finger]
+    assert moved @ anatomy.palm_frame(hand).radial > 0.01
+
+
+def test_twist_leaves_the_bone_where_it_is(hand):
+    angles = np.zeros((16, 3))
+    angles[1:, 2] = 0.3
+    frames = anatomy.bone_frames(hand)
+    turned = (anatomy.pose_from_angles(hand, angles) @ frames.transpose(0, 2, 1)).transpose(0, 2, 1)
+    np.testing.assert_allclose(turned[1:, 0], frames[1:, 0], atol=1e-12)
+    assert (np.einsum("ji,ji->j", turned[1:, 2], frames[1:, 1]) > 0.29).all()  # dorsal went to the radial side
+
+
+def test_mirrored_hand_makes_the_mirrored_gesture():
+    right, left = builtin_hand(Handedness.RIGHT), builtin_hand(Handedness.LEFT)
+    angles = anatomy.POSES["pinch"] + np.random.default_rng(2).normal(0, 0.1, (16, 3))
+    vertices_right, joints_right = anatomy.pose_mesh(right, anatomy.pose_from_angles(right, angles))
+    vertices_left, joints_left = anatomy.pose_mesh(left, anatomy.pose_from_angles(left, angles * [1, 1, 1]))
+    np.testing.assert_allclose(vertices_left, vertices_right * [-1, 1, 1], atol=1e-12)
+    np.testing.assert_allclose(joints_left, joints_right * [-1, 1, 1], atol=1e-12)
+
+
+def test_a_bent_joint_has_the_angle_asked_for(hand):
+    """Measured on the posed bones, not on the rotations."""
+    angles = anatomy.hand_angles(index=(50, 70, 30))
+    joints = anatomy.pose_mesh(hand, anatomy.pose_from_angles(hand, angles))[1]
+    tip = tips(hand, anatomy.pose_from_angles(hand, angles))[1]
+    rest = np.vstack([hand.J[1:4], anatomy.fingertips(hand)[1]])
+    posed = np.vstack([joints[1:4], tip])
+
+    axis = anatomy.flexion_axes(hand)[1, 0]
+
+    def bends(points: np.ndarray) -> np.ndarray:
+        """Signed: a fingertip vertex may lie dorsally of its bone at rest."""
+        bones = np.diff(points, axis=0)
+        before, after = bones[:-1], bones[1:]
+        return np.degrees(np.arctan2(np.cross(before, after) @ axis, (before * after).sum(axis=1)))
+
+    np.testing.assert_allclose(bends(posed) - bends(rest), [70, 30], atol=2)
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 2)])
+def test_posing_a_batch_is_posing_each(hand, batch):
+    rng = np.random.default_rng(3)
+    angles = rng.normal(0, 0.3, (*batch, 16, 3))
+    betas = rng.normal(size=(*batch, 10))
+    pose = anatomy.pose_from_angles(hand, angles)
+    vertices, joints = anatomy.pose_mesh(hand, pose, betas)
+    for at in np.ndindex(*batch):
+        alone, alone_joints = anatomy.pose_mesh(hand, pose[at], betas[at])
+        np.testing.assert_allclose(vertices[at], alone, atol=1e-12)
+        np.testing.assert_allclose(joints[at], alone_joints, atol=1e-12)
+
+
+def test_turning_the_wrist_turns_the_mesh_about_the_wrist(hand):
+    pose = anatomy.pose_from_angles(hand, anatomy.POSES["point"])
+    before = anatomy.pose_mesh(hand, pose)[0]
+    turn = anatomy.rotation_from_vector(np.array([0.4, -1.1, 0.7]))
+    pose[0] = turn
+    after = anatomy.pose_mesh(hand, pose)[0]
+    np.testing.assert_allclose(after, (before - hand.J[0]) @ turn.T + hand.J[0], atol=1e-12)
+
+
+def test_the_pinch_and_the_ok_sign_close():
+    hand = builtin_hand()
+    for name in ("pinch", "ok"):
+        thumb, index, *_ = tips(hand, anatomy.pose_from_angles(hand, anatomy.POSES[name]))
+        assert np.linalg.norm(thumb - index) < 0.022  # pulps touch; the tip vertices lie at the ends of the fingers
+
+
+def test_named_poses_keep_to_the_limits():
+    slack = np.radians(3)
+    for name, angles in anatomy.POSES.items():
+        low, high = np.moveaxis(anatomy.JOINT_LIMITS, -1, 0)
+        assert (angles >= low - slack).all(), name
+        assert (angles <= high + slack).all(), name
+
+
+def test_surface_coordinates_follow_the_fingers(hand):
+    surface = anatomy.surface_anatomy(hand)
+    for finger, tip in enumerate(FINGERTIP_VERTICES):
+        assert surface.finger[tip] == finger
+        assert surface.along[tip] > 2.9
+    assert (surface.along[surface.finger < 0] == 0).all()
+    assert surface.along.min() >= 0
+    assert surface.along.max() <= 3
+    back = hand.v_template[surface.dorsality > 0.7]
+    front = hand.v_template[surface.dorsality < -0.7]
+    dorsal = anatomy.palm_frame(hand).dorsal
+    assert (back @ dorsal).mean() > (front @ dorsal).mean() + 0.01
+    outward = (surface.normals * (hand.v_template - hand.v_template.mean(axis=0))).sum()
+    assert outward > 0
+
+
+def test_nails_lie_on_the_dorsal_skin_of_the_tips(hand):
+    for finger, nail in enumerate(anatomy.surface_anatomy(hand).nails):
+        distance = np.linalg.norm(hand.v_template - nail.centre, axis=1)
+        assert distance.min() < 0.005
+        assert anatomy.surface_anatomy(hand).finger[distance.argmin()] == finger
+        assert 0.003 < nail.half_width < 0.010
+        assert 0.003 < nail.half_length < 0.012
+
+
+def test_boundary_loop_of_a_square_and_refusals():
+    square = np.array([[0, 1, 2], [0, 2, 3]])
+    np.testing.assert_array_equal(anatomy.boundary_loop(square), [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="closed"):
+        anatomy.boundary_loop(np.array([[0, 1, 2], [0, 3, 1], [1, 3, 2], [2, 3, 0]]))
+    with pytest.raises(ValueError, match="more than one"):
+        anatomy.boundary_loop(np.array([[0, 1, 2], [3, 4, 5]]))
+
+
+def test_the_wrist_boundary_is_at_the_wrist(hand):
+    loop = anatomy.surface_anatomy(hand).wrist_loop
+    assert len(loop) == 16
+    distal = anatomy.palm_frame(hand).distal
+    assert (hand.v_template[loop] @ distal).max() < (hand.J[MCPS] @ distal).min() - 0.04
+
+
+def test_wrong_angle_counts_are_refused(hand):
+    with pytest.raises(ValueError, match="16, 3"):
+        anatomy.pose_from_angles(hand, np.zeros((15, 3)))
+    with pytest.raises(ValueError, match="at most 5"):
+        anatomy.hand_angles(index=(1, 2, 3, 4, 5, 6))
