@@ -1,0 +1,348 @@
+"""Photographs in, pictures out: bytes -> (H, W, 3) uint8 RGB, and back; and how a file is written whole or not at all.
+
+A photograph is JPEG, PNG or WebP. Its size is read from the header and checked before a pixel is allocated; it is
+decoded once, turned upright by its EXIF orientation, and made plain 8-bit RGB:
+
+* grey and palette images become RGB, CMYK is converted without a colour profile;
+* of 16-bit samples the upper eight bits are kept;
+* transparent pixels are laid on white, the page most pictures are seen on;
+* of an animation, the first frame.
+
+Everything downstream (boxes, keypoints, overlays) is in the pixels of this upright image.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import re
+import secrets
+import stat
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.errors import ExportError, ImageError, ImageFormatError, ImageTooLargeError
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+logger = logging.getLogger(__name__)
+
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]
+ImageFormat = Literal["JPEG", "PNG", "WEBP"]
+
+# A 48-megapixel phone photograph (8064 x 6048) fits both limits; decoded, it takes 146 MB.
+MAX_BYTES = 64 * 1024 * 1024
+MAX_PIXELS = 64_000_000
+
+# A progressive JPEG repaints the whole image in every scan. Encoders write about ten, a hostile file thousands.
+MAX_JPEG_SCANS = 100
+
+_EXIF_IFD = 0x8769
+_ORIENTATION = 0x0112
+_FOCAL_LENGTH_35MM = 0xA405
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the first bytes of an image file say. Size in pixels as stored, before any EXIF turn."""
+
+    format: ImageFormat
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """An upright photograph and what its file says about how it was taken."""
+
+    image: NDArray[np.uint8]  # (H, W, 3) RGB, upright
+    format: ImageFormat | None  # None: it came as an array
+    orientation: int  # the EXIF orientation that was undone, 1 to 8; 1 = it was stored upright
+    focal_35mm: float | None  # EXIF FocalLengthIn35mmFilm in millimetres, None when the file does not say
+
+
+def read_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Read a photograph as (H, W, 3) uint8 RGB. The image of `read_photo`, which says what is accepted and raised."""
+    return read_photo(source, max_bytes=max_bytes, max_pixels=max_pixels).image
+
+
+def read_photo(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read a photograph from a path, the bytes of a file, or an array that is already (H, W, 3) uint8 RGB.
+
+    An array is checked and passed on, not copied (unless its memory is not contiguous).
+    Raises ImageError; of its kinds, ImageTooLargeError for more than `max_bytes` bytes or `max_pixels` pixels and
+    ImageFormatError for anything that is not JPEG, PNG or WebP.
+    """
+    if isinstance(source, np.ndarray):
+        return Photo(_checked_array(source, max_pixels), format=None, orientation=1, focal_35mm=None)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(bytes(source), "The image", max_bytes, max_pixels)
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        return _decode(_read_file(path, max_bytes), str(path), max_bytes, max_pixels)
+    raise ImageError(
+        f"Cannot read an image from {type(source).__name__}; give a path, bytes or a (H, W, 3) uint8 array."
+    )
+
+
+def read_header(
+    encoded: bytes, *, name: str = "The image", max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+) -> ImageHeader:
+    """Check an image file's type and size from its header, in microseconds and without allocating pixels.
+
+    Raises what `read_photo` raises; `name` is what the messages call the image.
+    """
+    return _open(encoded, name, max_bytes, max_pixels)[0]
+
+
+def encode_image(image: NDArray[np.uint8], format: str = "png", *, quality: int = 92) -> bytes:
+    """Encode (H, W, 3) RGB or (H, W, 4) RGBA uint8 as "png", "jpeg"/"jpg" or "webp"; a leading dot is fine.
+
+    `quality` (1 to 100) is for JPEG and WebP; PNG is lossless. JPEG has no alpha. Raises ExportError.
+    """
+    kind = format.lower().removeprefix(".")
+    if kind not in ("png", "jpeg", "jpg", "webp"):
+        raise ExportError(f"Cannot write an image as {format!r}; wanted png, jpeg or webp.")
+    channels = (3,) if kind in ("jpeg", "jpg") else (3, 4)
+    if (
+        not isinstance(image, np.ndarray)
+        or image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] not in channels
+    ):
+        wanted = " or ".join(f"(H, W, {count})" for count in channels)
+        raise ExportError(f"Cannot write {_describe(image)} as {kind}; wanted {wanted} uint8.")
+    if not 1 <= quality <= 100:
+        raise ExportError(f"The quality of an image is from 1 to 100, found {quality}.")
+
+    import cv2  # on first use: it takes 0.2 s to import, and reading does not need it
+
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR if image.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+    parameters = {
+        "png": [],
+        "jpeg": [cv2.IMWRITE_JPEG_QUALITY, quality],
+        "jpg": [cv2.IMWRITE_JPEG_QUALITY, quality],
+        "webp": [cv2.IMWRITE_WEBP_QUALITY, quality],
+    }[kind]
+    try:
+        done, encoded = cv2.imencode(f".{kind}", bgr, parameters)
+    except cv2.error as error:
+        raise ExportError(f"Cannot write a {image.shape[1]} x {image.shape[0]} image as {kind}: {error}.") from error
+    if not done:  # each format has its own largest size: 65,535 pixels a side for JPEG, 16,383 for WebP
+        raise ExportError(
+            f"Cannot write a {image.shape[1]} x {image.shape[0]} image as {kind}: too large for the format."
+        )
+    return bytes(encoded)
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the whole new one, whatever happens meanwhile.
+
+    The bytes go to a temporary file in the same folder, which then takes the name. Raises ExportError.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(6)}.tmp")
+    try:
+        if target.exists() and not target.is_file():
+            raise ExportError(f"Cannot write {target}: it is a folder or a device, wanted the name of a file.")
+        if not target.parent.is_dir():
+            raise ExportError(f"Cannot write {target}: there is no folder {target.parent}. Create it first.")
+        # Not the tempfile module: its files are private to the user (0600), and ours take the user's umask.
+        with open(temporary, "xb") as file:
+            file.write(content)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ExportError(f"Cannot write {target}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes:
+    try:
+        # Asked before opening: opening a pipe would wait for ever, and a device never ends.
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a file"
+            raise ImageError(f"{path} is {kind}; wanted a JPEG, PNG or WebP file.")
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise ImageError(f"No image at {path}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise ImageError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _checked_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        hint = ""
+        if array.dtype.kind == "f":
+            hint = " Floating point in 0..1 becomes uint8 by (255 * image).round().astype(numpy.uint8)."
+        elif array.ndim == 2:
+            hint = " Grey becomes RGB by numpy.stack([image] * 3, axis=-1)."
+        elif array.ndim == 3 and array.shape[2] == 4:
+            hint = " Drop the alpha channel by image[..., :3]."
+        raise ImageError(f"An image array is (H, W, 3) uint8 RGB, found {_describe(array)}.{hint}")
+    _check_size("The image", array.shape[1], array.shape[0], max_pixels)
+    return np.ascontiguousarray(array)
+
+
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels: it is {width} x {height}.")
+    if width * height > max_pixels:
+        raise ImageTooLargeError(
+            f"{name} is {width} x {height} = {width * height:,} pixels; "
+            f"the limit is {max_pixels:,}. Scale it down first."
+        )
+
+
+def _describe(image: object) -> str:
+    return f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+
+
+def _decode(encoded: bytes, name: str, max_bytes: int, max_pixels: int) -> Photo:
+    header, file = _open(encoded, name, max_bytes, max_pixels)
+    try:
+        rgb = _rgb(file)
+    except Exception as error:  # Pillow and the codecs below it raise many kinds on damaged bytes
+        raise ImageError(f"{name} is a damaged or truncated {header.format} file: {error}.") from error
+    orientation, focal_35mm = _exif(file, name)
+    return Photo(_upright(rgb, orientation), header.format, orientation, focal_35mm)
+
+
+def _open(encoded: bytes, name: str, max_bytes: int, max_pixels: int) -> tuple[ImageHeader, ImageFile]:
+    """Everything that can be checked before pixels are allocated."""
+    if len(encoded) > max_bytes:
+        raise ImageTooLargeError(f"{name} has more than {max_bytes:,} bytes, the limit. Scale it down first.")
+    if not encoded:
+        raise ImageError(f"{name} is empty.")
+
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
+    from PIL.WebPImagePlugin import WebPImageFile
+
+    # The three readers by name, not Image.open: that one warns or raises by its own process-wide pixel limit, opens a
+    # phone's multi-picture JPEG as another format, and asks no questions before it allocates a WebP's canvas.
+    readers: dict[ImageFormat, type[ImageFile]] = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile}
+    format = _format(encoded, name)
+    if format == "WEBP":
+        _check_size(name, *_webp_canvas(encoded, name), max_pixels)
+    try:
+        file = readers[format](io.BytesIO(encoded))
+    except Exception as error:  # as in _decode
+        raise ImageError(f"{name} is a damaged or truncated {format} file: {error}.") from error
+    width, height = file.size
+    _check_size(name, width, height, max_pixels)
+    # The quick count is an upper bound; a video appended to a photograph can exceed it, so then count properly.
+    if format == "JPEG" and encoded.count(b"\xff\xda") > MAX_JPEG_SCANS and _jpeg_scans(encoded) > MAX_JPEG_SCANS:
+        raise ImageError(f"{name} is a JPEG file of more than {MAX_JPEG_SCANS} scans, which only attacks are.")
+    return ImageHeader(format, width, height), file
+
+
+def _format(encoded: bytes, name: str) -> ImageFormat:
+    if encoded.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+        return "WEBP"
+    raise ImageFormatError(f"{name} is {_guess(encoded)}; wanted a JPEG, PNG or WebP image.")
+
+
+def _guess(encoded: bytes) -> str:
+    if encoded[4:8] == b"ftyp":
+        brand = encoded[8:12]
+        if brand in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"):
+            return "a HEIC photo (export it as JPEG)"
+        return "an AVIF image" if brand in (b"avif", b"avis") else "a video"
+    known = {
+        b"GIF8": "a GIF image",
+        b"BM": "a BMP image",
+        b"II*\0": "a TIFF image",
+        b"MM\0*": "a TIFF image",
+        b"%PDF": "a PDF document",
+        b"<": "a text (HTML, SVG or XML) file",
+    }
+    return next((what for start, what in known.items() if encoded.startswith(start)), "not an image we know")
+
+
+def _webp_canvas(encoded: bytes, name: str) -> tuple[int, int]:
+    """Width and height of a WebP file (container: RFC 9649 section 2; lossy frame header: RFC 6386 section 9.1)."""
+    chunk, body = encoded[12:16], encoded[20:30]
+    if len(body) == 10:
+        if chunk == b"VP8X":
+            return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+        if chunk == b"VP8L":
+            bits = int.from_bytes(body[1:5], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        if chunk == b"VP8 ":
+            return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    raise ImageError(f"{name} is a damaged or truncated WEBP file: it has no frame header.")
+
+
+def _jpeg_scans(encoded: bytes) -> int:
+    """Number of scans of the first image in a JPEG file, counted to one past the limit.
+
+    Segments are stepped over by their length, so markers inside a thumbnail or a profile do not count. Within a scan's
+    data, 0xFF is followed by 0 or by a restart marker (ITU-T T.81, section B.1.1.5).
+    """
+    marker = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+    position, scans = 2, 0
+    while scans <= MAX_JPEG_SCANS and (found := marker.search(encoded, position)):
+        kind, position = found.group(1)[0], found.end()
+        if kind == 0xD9:  # end of image
+            break
+        scans += kind == 0xDA  # start of scan
+        position += max(int.from_bytes(encoded[position : position + 2], "big"), 2)
+    return scans
+
+
+def _rgb(file: ImageFile) -> NDArray[np.uint8]:
+    """Decode to (H, W, 3) uint8 RGB, as stored."""
+    file.load()
+    if file.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it at 255
+        grey = (np.clip(np.asarray(file), 0, 0xFFFF) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if file.mode in ("LA", "PA", "RGBA") or "transparency" in file.info:
+        rgba = np.asarray(file.convert("RGBA"))
+        alpha = rgba[..., 3:].astype(np.uint16)
+        return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
+
+
+def _exif(file: ImageFile, name: str) -> tuple[int, float | None]:
+    """(orientation, 35 mm equivalent focal length in mm). A photograph with damaged EXIF is still a photograph."""
+    try:
+        exif = file.getexif()
+        orientation = exif.get(_ORIENTATION, 1)
+        value = exif.get_ifd(_EXIF_IFD).get(_FOCAL_LENGTH_35MM)
+    except Exception as error:  # many kinds, as in _decode
+        logger.warning("%s: ignored damaged EXIF data (%s)", name, error)
+        return 1, None
+    focal_35mm = float(value) if isinstance(value, Real) else 0.0
+    return (
+        orientation if orientation in range(1, 9) else 1,
+        focal_35mm if math.isfinite(focal_35mm) and focal_35mm > 0 else None,  # 0 means unknown (EXIF 2.32, 4.6.5)
+    )
+
+
+def _upright(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undo an EXIF orientation: where row 0 and column 0 of the stored image lie in the scene (EXIF 2.32, 4.6.4).
+
+    1 top left, 2 top right, 3 bottom right, 4 bottom left, 5 left top, 6 right top, 7 right bottom, 8 left bottom.
+    """
+    if orientation >= 5:
+        rgb = rgb.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):  # the scene's rows run the other way
+        rgb = rgb[::-1]
+    if orientation in (2, 3, 6, 7):  # and its columns
+        rgb = rgb[:, ::-1]
+    return np.ascontiguousarray(rgb)

@@ -1,0 +1,392 @@
+"""Reading photographs: every format and orientation, and every way a file can be wrong."""
+
+import io
+import os
+import struct
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from handmesh.errors import ExportError, ImageError, ImageFormatError, ImageTooLargeError
+from handmesh.image import (
+    MAX_JPEG_SCANS,
+    encode_image,
+    read_header,
+    read_image,
+    read_photo,
+    write_atomically,
+)
+
+ORIENTATION, FOCAL_35MM, EXIF_IFD = 0x0112, 0xA405, 0x8769
+
+
+def picture(width: int = 40, height: int = 24) -> np.ndarray:
+    """Four flat quarters of different colours: survives JPEG, and no turn or mirror of it equals another."""
+    quarters = np.array([[[230, 30, 30], [30, 200, 30]], [[30, 30, 220], [220, 210, 40]]], dtype=np.uint8)
+    return quarters.repeat(height // 2, axis=0).repeat(width // 2, axis=1)
+
+
+def encoded(image: np.ndarray | Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture_file = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture_file.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def lossless(format: str) -> dict[str, object]:
+    return {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format, {})
+
+
+def assert_close(found: np.ndarray, wanted: np.ndarray, tolerance: int) -> None:
+    assert found.dtype == np.uint8
+    assert found.shape == wanted.shape
+    assert np.abs(found.astype(int) - wanted.astype(int)).max() <= tolerance
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_reads_rgb(format):
+    tolerance = 12 if format == "JPEG" else 0
+    data = encoded(picture(), format, **lossless(format))
+    photo = read_photo(data)
+    assert_close(photo.image, picture(), tolerance)
+    assert (photo.format, photo.orientation, photo.focal_35mm) == (format, 1, None)
+    assert photo.image.flags.c_contiguous
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(format, orientation):
+    """The oracle is Pillow's own exif_transpose."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(picture(), format, exif=exif, **lossless(format))
+    with Image.open(io.BytesIO(data)) as file:
+        wanted = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+    photo = read_photo(data)
+    assert photo.orientation == orientation
+    np.testing.assert_array_equal(photo.image, wanted)
+    assert photo.image.shape == ((24, 40, 3) if orientation < 5 else (40, 24, 3))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_senseless_orientation_changes_nothing(orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    photo = read_photo(encoded(picture(), "PNG", exif=exif))
+    assert photo.orientation == 1
+    np.testing.assert_array_equal(photo.image, picture())
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("stored", "wanted"), [(26, 26.0), (0, None), ("wide", None)])
+def test_focal_length_from_exif(format, stored, wanted):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    exif.get_ifd(EXIF_IFD)[FOCAL_35MM] = stored
+    photo = read_photo(encoded(picture(), format, exif=exif))
+    assert (photo.focal_35mm, photo.orientation) == (wanted, 6)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_costs_no_photograph():
+    data = encoded(
+        picture(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x87\x69\0\x04\0\0\0\x01\0\0\0\x0c" * 3
+    )
+    photo = read_photo(data)
+    assert photo.orientation == 1
+    assert photo.focal_35mm is None
+
+
+def test_modes_become_rgb():
+    colour = picture()
+    grey = np.asarray(Image.fromarray(colour).convert("L"))
+    wanted_grey = np.repeat(grey[..., None], 3, axis=-1)
+    for format, tolerance in (("PNG", 0), ("JPEG", 16)):
+        assert_close(read_image(encoded(grey, format, **lossless(format))), wanted_grey, tolerance)
+    black_white = (grey > 100).astype(np.uint8) * 255
+    found = read_image(encoded(Image.fromarray(black_white).convert("1"), "PNG"))
+    np.testing.assert_array_equal(found, np.repeat(black_white[..., None], 3, axis=-1))
+    palette = Image.fromarray(colour).quantize(16)
+    np.testing.assert_array_equal(read_image(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    cmyk = Image.fromarray(colour).convert("CMYK")
+    assert_close(read_image(encoded(cmyk, "JPEG", quality=95, subsampling=0)), colour, 14)
+
+
+def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes) -> bytes:
+    """A PNG file written from the specification, for what Pillow cannot write."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    signature = b"\x89PNG\r\n\x1a\n"
+    return signature + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_keep_the_upper_eight(colour_type, channels):
+    values = np.linspace(0, 65535, 7 * 5 * channels).astype(">u2").reshape(5, 7, channels)
+    if channels in (2, 4):
+        values[..., -1] = 65535  # opaque
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    found = read_image(png(7, 5, 16, colour_type, rows))
+    colour = values[..., :3] if channels >= 3 else values[..., :1].repeat(3, axis=-1)
+    assert_close(found, (colour >> 8).astype(np.uint8), 0)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_transparent_pixels_are_laid_on_white(format):
+    rgba = np.zeros((2, 3, 4), np.uint8)
+    rgba[..., :3] = 100
+    rgba[:, 1, 3] = 128
+    rgba[:, 2, 3] = 255
+    found = read_image(encoded(rgba, format, **({"lossless": True, "exact": True} if format == "WEBP" else {})))
+    assert_close(found[:, 0], np.full((2, 3), 255, np.uint8), 0)
+    assert_close(found[:, 1], np.full((2, 3), round(100 * 128 / 255 + 127), np.uint8), 1)
+    assert_close(found[:, 2], np.full((2, 3), 100, np.uint8), 0)
+
+
+def test_a_transparent_palette_entry_is_white():
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 200, 10, 10])
+    assert (read_image(encoded(palette, "PNG", transparency=1)) == 255).all()
+
+
+def test_an_animation_is_its_first_frame():
+    frames = [Image.fromarray(picture()), Image.fromarray(255 - picture())]
+    for format in ("PNG", "WEBP"):
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], lossless=True)
+        np.testing.assert_array_equal(read_image(data), picture())
+
+
+def test_a_phones_multi_picture_jpeg_is_its_first_picture():
+    frames = [Image.fromarray(picture()), Image.fromarray(255 - picture())]
+    data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:], quality=95)
+    photo = read_photo(data)
+    assert photo.format == "JPEG"
+    assert_close(photo.image[::23, ::39], picture()[::23, ::39], 14)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_every_truncation_is_an_image_error(format):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(noise, format)
+    for length in (*range(1, 60), *range(60, len(data) * 9 // 10, 613)):
+        with pytest.raises(ImageError):
+            read_image(data[:length])
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_damaged_bytes_are_an_image_or_an_image_error(format):
+    data = encoded(np.random.default_rng(1).integers(0, 256, (48, 48, 3), dtype=np.uint8), format)
+    rng = np.random.default_rng(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+        for _ in range(200):
+            damaged = bytearray(data)
+            for position in rng.integers(0, min(len(data), 400), 4):
+                damaged[position] = rng.integers(256)
+            try:
+                image = read_image(bytes(damaged), max_pixels=1_000_000)
+            except ImageError:
+                continue
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"\0" * 100, "not an image we know"),
+        (b"GIF89a" + b"\0" * 50, "GIF"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 50, "HEIC"),
+        (b"%PDF-1.7 \xff\xd8\xff\xe0", "PDF"),
+        (b"<html><img src=x></html>", "text"),
+        (b"RIFF\0\0\0\0AVI LIST", "not an image we know"),
+    ],
+)
+def test_what_is_not_a_photograph_is_named(data, found):
+    with pytest.raises(ImageFormatError, match=found):
+        read_image(data)
+
+
+def test_a_polyglot_is_what_its_first_bytes_say():
+    """A script after the image is ignored, an image after a script is refused: no guessing by content."""
+    data = encoded(picture(), "PNG")
+    np.testing.assert_array_equal(read_image(data + b"<script>alert(1)</script>"), picture())
+    with pytest.raises(ImageFormatError):
+        read_image(b"<script>" + data)
+    with pytest.raises(ImageError):
+        read_image(b"\x89PNG\r\n\x1a\n" + encoded(picture(), "JPEG"))
+
+
+def webp_bomb(chunk: bytes, width: int, height: int) -> bytes:
+    body = {
+        b"VP8X": b"\0\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little"),
+        b"VP8L": b"\x2f" + ((width - 1) | (height - 1) << 14).to_bytes(4, "little") + b"\0" * 5,
+        b"VP8 ": b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", width & 0xFFFF, height & 0xFFFF),
+    }[chunk]
+    return b"RIFF" + struct.pack("<I", 22) + b"WEBP" + chunk + struct.pack("<I", 10) + body
+
+
+def jpeg_bomb() -> bytes:
+    data = bytearray(encoded(picture(), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 60000, 60000)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(png(20000, 10000, 8, 2, b"\0" * 1000), id="png"),
+        pytest.param(png(9100, 9900, 8, 2, b"\0" * 1000), id="png just above the size Pillow warns of"),
+        pytest.param(png(2**31 - 1, 2**31 - 1, 8, 2, b""), id="png largest"),
+        pytest.param(jpeg_bomb(), id="jpeg"),
+        pytest.param(webp_bomb(b"VP8X", 2**24, 2**7), id="webp extended"),
+        pytest.param(webp_bomb(b"VP8L", 16383, 16383), id="webp lossless"),
+        pytest.param(webp_bomb(b"VP8 ", 16383, 16383), id="webp lossy"),
+    ],
+)
+def test_a_pixel_bomb_is_refused_from_its_header(data):
+    start = time.thread_time()
+    with pytest.raises(ImageTooLargeError, match="limit is 64,000,000"):
+        read_image(data)
+    assert time.thread_time() - start < 0.1
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    data = encoded(picture(), "JPEG", progressive=True)
+    read_image(data)
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    bomb = data[:-2] + last_scan * MAX_JPEG_SCANS + data[-2:]
+    with pytest.raises(ImageError, match="scans"):
+        read_image(bomb)
+    read_image(data + last_scan * MAX_JPEG_SCANS)  # what follows the image's end is not the image
+
+
+def test_limits_are_exact_and_named(tmp_path):
+    data = encoded(picture(), "PNG")
+    path = tmp_path / "hand.png"
+    path.write_bytes(data)
+    for source in (data, path, str(path), bytearray(data), memoryview(data)):
+        read_image(source, max_bytes=len(data), max_pixels=960)
+        with pytest.raises(ImageTooLargeError, match=f"{len(data) - 1:,} bytes"):
+            read_image(source, max_bytes=len(data) - 1)
+        with pytest.raises(ImageTooLargeError, match="40 x 24 = 960 pixels; the limit is 959"):
+            read_image(source, max_pixels=959)
+    with pytest.raises(ImageTooLargeError):
+        read_image(picture(), max_pixels=959)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_header_alone(format):
+    header = read_header(encoded(picture(), format))
+    assert (header.format, header.width, header.height) == (format, 40, 24)
+    with pytest.raises(ImageTooLargeError):
+        read_header(encoded(picture(), format), max_pixels=100)
+
+
+def test_paths_that_are_no_image(tmp_path):
+    with pytest.raises(ImageError, match=r"No image at .*missing\.jpg"):
+        read_image(tmp_path / "missing.jpg")
+    with pytest.raises(ImageError, match="is a folder"):
+        read_image(tmp_path)
+    with pytest.raises(ImageError, match="null"):
+        read_image("a\0b.jpg")
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
+    with pytest.raises(ImageError, match=r"empty\.jpg is empty"):
+        read_image(empty)
+    with pytest.raises(ImageError, match="empty"):
+        read_image(b"")
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    with pytest.raises(ImageError, match="not a file"):  # and does not wait for a writer
+        read_image(pipe)
+    with pytest.raises(ImageError, match="NoneType"):
+        read_image(None)  # type: ignore[arg-type]
+
+
+def test_arrays_are_checked():
+    image = picture()
+    assert read_image(image) is image
+    flipped = read_image(image[:, ::-1])
+    assert flipped.flags.c_contiguous
+    np.testing.assert_array_equal(flipped, image[:, ::-1])
+    for wrong, hint in (
+        (image / 255.0, "255"),
+        (image[..., 0], "stack"),
+        (np.zeros((4, 4, 4), np.uint8), "alpha"),
+        (image.astype(np.int64), "int64"),
+        (image[:0], "no pixels"),
+        (image.transpose(2, 0, 1), r"\(3, 24, 40\)"),
+    ):
+        with pytest.raises(ImageError, match=hint):
+            read_image(wrong)
+
+
+@pytest.mark.parametrize("format", ["png", ".PNG", "jpeg", ".jpg", "webp"])
+def test_written_images_read_back(format):
+    data = encode_image(picture(), format, quality=95)
+    with Image.open(io.BytesIO(data)) as file:
+        assert_close(
+            np.asarray(file.convert("RGB"))[::23, ::39], picture()[::23, ::39], 0 if "png" in format.lower() else 16
+        )
+
+
+def test_written_alpha_reads_back():
+    rgba = np.dstack([picture(), np.arange(960, dtype=np.uint8).reshape(24, 40)])
+    with Image.open(io.BytesIO(encode_image(rgba))) as file:
+        np.testing.assert_array_equal(np.asarray(file), rgba)
+
+
+def test_what_cannot_be_written_is_named():
+    with pytest.raises(ExportError, match="'bmp'"):
+        encode_image(picture(), "bmp")
+    with pytest.raises(ExportError, match=r"float64 \(24, 40, 3\)"):
+        encode_image(picture() / 255.0)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="uint8"):
+        encode_image(np.zeros((4, 4, 4), np.uint8), "jpg")
+    with pytest.raises(ExportError, match="from 1 to 100, found 0"):
+        encode_image(picture(), "jpg", quality=0)
+    with pytest.raises(ExportError, match="17000 x 2"):
+        encode_image(np.zeros((2, 17000, 3), np.uint8), "webp")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "answer.bin"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    if os.name == "posix":
+        plain = tmp_path / "plain"
+        plain.touch()
+        assert path.stat().st_mode == plain.stat().st_mode
+        plain.unlink()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ExportError, match=r"answer\.bin: No space left"):
+        write_atomically(path, b"newer")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    with pytest.raises(ExportError, match="no folder"):
+        write_atomically(tmp_path / "missing" / "a.bin", b"")
+    with pytest.raises(ExportError, match="a folder or a device"):
+        write_atomically(tmp_path, b"")
+    with pytest.raises(ExportError, match="a folder or a device"):  # never replaces a device by a file
+        write_atomically("/dev/null", b"")
+    assert not Path("/dev/null").is_file()
+    with pytest.raises(ExportError, match="Cannot write"):
+        write_atomically(tmp_path / ("x" * 300), b"")

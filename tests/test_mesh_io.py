@@ -1,0 +1,271 @@
+"""Every output format, read back by a program that is not ours."""
+
+import base64
+import io
+import json
+import re
+import struct
+
+import numpy as np
+import pygltflib
+import pytest
+import trimesh
+
+from handmesh.errors import ExportError
+from handmesh.hand import BONES, JOINT_NAMES, Handedness, builtin_hand
+from handmesh.mesh_io import MESH_SUFFIXES, MeshHand, encode_hands, save_hands, vertex_normals
+
+
+def joints_of(side: Handedness) -> np.ndarray:
+    hand = builtin_hand(side)
+    return np.concatenate([hand.J, hand.v_template[[744, 320, 443, 555, 672]]])
+
+
+def hand(side: Handedness = Handedness.RIGHT, **changes: object) -> MeshHand:
+    model = builtin_hand(side)
+    values: dict[str, object] = {
+        "vertices": model.v_template.astype(np.float32),
+        "faces": model.faces,
+        "joints": joints_of(side).astype(np.float32),
+        "handedness": side,
+        "name": f"{side} hand",
+        "translation": (0.1, -0.05, 0.6),
+        "color": (200, 100, 50),
+        "extra": {
+            "betas": np.linspace(-1, 1, 10, dtype=np.float32),
+            "score": 0.75,
+            "box": (1.0, 2.0, 30.5, 40.25),
+            "source": "given box",
+            "intrinsics": {"K": np.diag([600.0, 600.0, 1.0]), "from": "EXIF"},
+        },
+        **changes,
+    }
+    return MeshHand(**values)  # type: ignore[arg-type]
+
+
+BOTH = [
+    hand(Handedness.RIGHT),
+    hand(Handedness.LEFT, color=np.full((778, 3), (10, 200, 90)), translation=(-0.2, 0, 0.5)),
+]
+Y_UP = np.array([1.0, -1.0, -1.0])
+
+
+def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
+    """Positive when faces are counter-clockwise seen from outside (divergence theorem, about the middle)."""
+    corners = (vertices - vertices.mean(axis=0))[faces]
+    return float(np.linalg.det(corners).sum() / 6)
+
+
+def read_trimesh(suffix: str, hands: list[MeshHand]) -> trimesh.Trimesh:
+    kind = suffix.removeprefix(".")
+    return trimesh.load(io.BytesIO(encode_hands(hands, suffix)), file_type=kind, process=False, force="mesh")
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
+@pytest.mark.parametrize("side", list(Handedness))
+def test_a_mesh_is_y_up_and_wound_outward(suffix, side):
+    one = hand(side)
+    mesh = read_trimesh(suffix, [one])
+    wanted = (one.vertices + np.asarray(one.translation)) * Y_UP
+    assert len(mesh.faces) == 1538
+    # A reader may renumber vertices; corners of faces, in order, are the mesh.
+    np.testing.assert_allclose(np.asarray(mesh.vertices)[mesh.faces], wanted[one.faces], atol=2e-6)
+    assert signed_volume(np.asarray(mesh.vertices), np.asarray(mesh.faces)) > 1e-4  # cubic metres: a tenth of a litre
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
+def test_two_hands_are_both_there(suffix):
+    mesh = read_trimesh(suffix, BOTH)
+    assert len(mesh.faces) == 2 * 1538
+    wanted = [((one.vertices + np.asarray(one.translation)) * Y_UP)[one.faces] for one in BOTH]
+    found = np.asarray(mesh.vertices)[mesh.faces].reshape(2, 1538, 3, 3)
+    if found[0, 0, 0, 0] < 0:  # trimesh does not keep the order of nodes; the left hand lies at negative x
+        found = found[::-1]
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".ply"])
+def test_colors_are_kept_as_srgb(suffix):
+    colors = np.random.default_rng(0).integers(0, 256, (778, 3))
+    mesh = read_trimesh(suffix, [hand(color=colors)])
+    found = np.asarray(mesh.visual.vertex_colors)[mesh.faces][..., :3].astype(int)
+    assert np.abs(found - colors[builtin_hand().faces]).max() <= 1
+
+
+def gltf_array(gltf: pygltflib.GLTF2, accessor: int) -> np.ndarray:
+    item = gltf.accessors[accessor]
+    view = gltf.bufferViews[item.bufferView]
+    dtype = {pygltflib.FLOAT: "<f4", pygltflib.UNSIGNED_SHORT: "<u2", pygltflib.UNSIGNED_INT: "<u4"}[item.componentType]
+    width = {"SCALAR": 1, "VEC3": 3}[item.type]
+    values = np.frombuffer(gltf.binary_blob(), dtype, item.count * width, view.byteOffset + (item.byteOffset or 0))
+    return values.reshape(item.count, width)
+
+
+def test_glb_says_what_the_specification_demands():
+    data = encode_hands(BOTH, ".glb")
+    magic, version, length = struct.unpack("<4sII", data[:12])
+    assert (magic, version, length) == (b"glTF", 2, len(data))
+    assert length % 4 == 0
+    gltf = pygltflib.GLTF2().load_from_bytes(data)
+    assert gltf.asset.version == "2.0"
+    assert [node.name for node in gltf.nodes] == ["right hand", "left hand"]
+    assert gltf.scenes[gltf.scene].nodes == [0, 1]
+    for node, one in zip(gltf.nodes, BOTH, strict=True):
+        np.testing.assert_allclose(node.translation, np.asarray(one.translation) * Y_UP, atol=1e-7)
+        assert node.extras["handedness"] == one.handedness
+        np.testing.assert_allclose(node.extras["joints"], one.joints * Y_UP, atol=1e-6)
+        (primitive,) = gltf.meshes[node.mesh].primitives
+        positions = gltf_array(gltf, primitive.attributes.POSITION)
+        np.testing.assert_array_equal(positions, (one.vertices * Y_UP).astype(np.float32) + np.float32(0))
+        bounds = gltf.accessors[primitive.attributes.POSITION]
+        np.testing.assert_array_equal(np.float32(bounds.min), positions.min(axis=0))
+        np.testing.assert_array_equal(np.float32(bounds.max), positions.max(axis=0))
+        normals = gltf_array(gltf, primitive.attributes.NORMAL)
+        np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
+        oracle = trimesh.Trimesh(positions, one.faces, process=False)
+        faces_around = oracle.face_normals[oracle.vertex_faces]
+        weights = np.where(oracle.vertex_faces >= 0, oracle.area_faces[oracle.vertex_faces], 0)
+        outward = (faces_around * weights[..., None]).sum(axis=1)
+        outward /= np.linalg.norm(outward, axis=1, keepdims=True)
+        np.testing.assert_allclose(normals, outward, atol=1e-4)
+        indices = gltf_array(gltf, primitive.indices)
+        np.testing.assert_array_equal(indices.reshape(-1, 3), one.faces)
+        linear = gltf_array(gltf, primitive.attributes.COLOR_0)
+        srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+        np.testing.assert_allclose(255 * srgb, np.broadcast_to(one.color, (778, 3)), atol=0.01)
+        assert gltf.materials[primitive.material].pbrMetallicRoughness.metallicFactor == 0
+    for view in gltf.bufferViews:
+        assert view.byteOffset % 4 == 0
+
+
+def test_npz_stacks_the_hands():
+    with np.load(io.BytesIO(encode_hands(BOTH, ".npz")), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    assert arrays["handedness"].tolist() == ["right", "left"]
+    assert arrays["joint_names"].tolist() == list(JOINT_NAMES)
+    np.testing.assert_array_equal(arrays["vertices"], [one.vertices for one in BOTH])
+    np.testing.assert_array_equal(arrays["joints"], [one.joints for one in BOTH])
+    np.testing.assert_array_equal(arrays["faces"], [one.faces for one in BOTH])
+    np.testing.assert_allclose(arrays["translation"], [one.translation for one in BOTH], atol=1e-7)
+    assert arrays["betas"].shape == (2, 10)
+    assert arrays["box"].shape == (2, 4)
+    assert arrays["intrinsics.K"].shape == (2, 3, 3)
+    assert arrays["intrinsics.from"].tolist() == ["EXIF", "EXIF"]
+    assert encode_hands(BOTH, ".npz") == encode_hands(BOTH, ".npz")
+
+
+def test_json_is_plain_and_complete():
+    document = json.loads(encode_hands(BOTH, ".json"), parse_constant=lambda text: pytest.fail(text))
+    assert (document["format"], document["version"]) == ("handmesh.hands", 1)
+    assert document["units"]["length"] == "metre"
+    assert document["joint_names"] == list(JOINT_NAMES)
+    assert [tuple(bone) for bone in document["bones"]] == list(BONES)
+    for found, one in zip(document["hands"], BOTH, strict=True):
+        assert (found["handedness"], found["name"]) == (one.handedness, one.name)
+        np.testing.assert_allclose(found["vertices"], one.vertices, atol=1e-6)
+        np.testing.assert_allclose(found["joints"], one.joints, atol=1e-6)
+        np.testing.assert_array_equal(found["faces"], one.faces)
+        np.testing.assert_allclose(found["betas"], one.extra["betas"], rtol=1e-6)
+        assert found["box"] == [1.0, 2.0, 30.5, 40.25]
+        assert found["intrinsics"]["from"] == "EXIF"
+        assert found["score"] == 0.75
+
+
+def test_what_is_not_known_is_null_or_nan():
+    hands = [
+        hand(extra={"score": None, "source": None, "depth": None}),
+        hand(extra={"score": 0.5, "source": "a", "depth": None}),
+    ]
+    with np.load(io.BytesIO(encode_hands(hands, ".npz"))) as archive:
+        np.testing.assert_array_equal(archive["score"], [np.nan, 0.5])
+        assert archive["source"].tolist() == ["", "a"]
+        assert np.isnan(archive["depth"]).all()
+    assert json.loads(encode_hands(hands, ".json"))["hands"][0]["score"] is None
+
+
+def test_html_needs_no_network():
+    page = encode_hands(BOTH, ".html").decode()
+    assert page.lstrip().lower().startswith("<!doctype html")
+    assert not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:)?//", page)
+    assert not re.search(r"import\s*\(|importScripts|from\s*[\"']https?:", page)
+    assert "cdn" not in page.lower()
+    embedded = re.search(r'base64_data\s*=\s*"([A-Za-z0-9+/=]+)"', page)
+    assert embedded
+    scene = trimesh.load(io.BytesIO(base64.b64decode(embedded.group(1))), file_type="glb")
+    assert sum(len(mesh.faces) for mesh in scene.geometry.values()) == 2 * 1538
+
+
+def test_no_hands_is_an_answer_too():
+    assert json.loads(encode_hands([], ".json"))["hands"] == []
+    with np.load(io.BytesIO(encode_hands([], ".npz"))) as archive:
+        assert archive["vertices"].shape == (0, 778, 3)
+        assert archive["handedness"].shape == (0,)
+    assert pygltflib.GLTF2().load_from_bytes(encode_hands([], ".glb")).nodes == []
+    assert b"element vertex 0" in encode_hands([], ".ply")
+    assert encode_hands([], ".obj").startswith(b"#")
+    with pytest.raises(ExportError, match="no hand to show"):
+        encode_hands([], ".html")
+
+
+@pytest.mark.parametrize("suffix", sorted({*MESH_SUFFIXES} - {".html"}))  # trimesh puts a random number in its page
+def test_a_file_is_the_bytes(suffix, tmp_path):
+    path = tmp_path / f"hand{suffix.upper()}"
+    save_hands(path, BOTH)
+    assert path.read_bytes() == encode_hands(BOTH, suffix)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "hand.json"
+    save_hands(path, [hand()])
+    before = path.read_bytes()
+    with pytest.raises(ExportError, match="score"):
+        save_hands(path, [hand(extra={"score": float("nan")})])
+    assert path.read_bytes() == before
+    with pytest.raises(ExportError, match="no folder"):
+        save_hands(tmp_path / "missing" / "hand.glb", [hand()])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vertices": np.zeros((5, 2))}, "vertices"),
+        ({"vertices": np.full((778, 3), np.nan)}, "not all finite"),
+        ({"translation": (0, 0, np.inf)}, "translation"),
+        ({"faces": np.array([[0, 1, 778]])}, "faces"),
+        ({"faces": np.zeros((0, 3), int)}, "faces"),
+        ({"joints": np.zeros((16, 3))}, r"\(21, 3\)"),
+        ({"color": (1, 2, 3, 4)}, "color"),
+        ({"name": "a\nb"}, "one line"),
+        ({"extra": {"vertices": 1}}, "'vertices'"),
+        ({"extra": {"thing": object()}}, "thing"),
+    ],
+)
+def test_a_hand_that_cannot_be_written_is_named(changes, message):
+    with pytest.raises(ExportError, match=message):
+        encode_hands([hand(**changes)], ".json")
+
+
+def test_what_npz_cannot_stack_is_named():
+    with pytest.raises(ExportError, match="betas"):
+        encode_hands([hand(extra={"betas": np.zeros(10)}), hand(extra={})], ".npz")
+    with pytest.raises(ExportError, match=r"betas differs.*\(10,\), \(3,\)"):
+        encode_hands([hand(extra={"betas": np.zeros(10)}), hand(extra={"betas": np.zeros(3)})], ".npz")
+    with pytest.raises(ExportError, match="thing is of type object"):
+        encode_hands([hand(extra={"thing": object()})], ".npz")
+
+
+@pytest.mark.parametrize("suffix", [".stl", "", ".png"])
+def test_other_suffixes_are_refused_by_name(suffix):
+    with pytest.raises(ExportError, match=r"\.glb"):
+        save_hands(f"hand{suffix}", [hand()])
+
+
+def test_normals_of_a_sphere_point_outward():
+    sphere = trimesh.creation.icosphere(subdivisions=3)
+    normals = vertex_normals(np.asarray(sphere.vertices), np.asarray(sphere.faces))
+    np.testing.assert_allclose(normals, sphere.vertices, atol=0.02)
+    flipped = vertex_normals(np.asarray(sphere.vertices), np.asarray(sphere.faces)[:, ::-1])
+    np.testing.assert_allclose(flipped, -normals, atol=1e-12)
+    lonely = vertex_normals(np.vstack([sphere.vertices, [[5.0, 5.0, 5.0]]]), np.asarray(sphere.faces))
+    assert (lonely[-1] == 0).all()
