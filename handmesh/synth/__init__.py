@@ -1,0 +1,41 @@
+"""Synthetic photographs of hands, with exact labels: rendered on a CPU core, without OpenGL, torch or licensed data.
+
+    renderer = SceneRenderer(builtin_hand(), size=224)
+    sample = renderer.render(np.random.default_rng(1))      # .image, .keypoints, .joints, .pose, ...
+
+`render_pack` makes a set to train from, `write_dataset` one of files. See docs/synth.md.
+"""
+
+from handmesh.synth.backgrounds import Backgrounds
+from handmesh.synth.camera_effects import CameraEffects, camera_effects, composite, place_on_background
+from handmesh.synth.dataset import (
+    Pack,
+    PackedSample,
+    contact_sheet,
+    draw_labels,
+    render_pack,
+    sample_generator,
+    write_dataset,
+)
+from handmesh.synth.pose_prior import PosePrior, PoseSettings
+from handmesh.synth.scene import SceneRenderer, SceneSettings, SyntheticSample
+
+__all__ = [
+    "Backgrounds",
+    "CameraEffects",
+    "Pack",
+    "PackedSample",
+    "PosePrior",
+    "PoseSettings",
+    "SceneRenderer",
+    "SceneSettings",
+    "SyntheticSample",
+    "camera_effects",
+    "composite",
+    "contact_sheet",
+    "draw_labels",
+    "place_on_background",
+    "render_pack",
+    "sample_generator",
+    "write_dataset",
+]

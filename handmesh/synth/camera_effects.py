@@ -1,0 +1,170 @@
+"""From a clean render to what a camera delivers: put it on a background, then white balance, blur, noise and JPEG.
+
+Renders are kept clean in a pack, so that each use of one can get another background and another camera.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Any: what OpenCV returns is typed without a dtype. The docstrings say which.
+Image = NDArray[Any]
+Floats = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CameraEffects:
+    """Strengths and probabilities; the defaults suit images of 100 to 300 px. All zero: the image is returned as is.
+
+    Colour is changed gently by default: strong colour changes cost accuracy on real photographs, because colour tells
+    the palm from the back of the hand.
+    """
+
+    white_balance: float = 0.06  # standard deviation of each channel's gain
+    contrast: float = 0.10  # standard deviation of the factor
+    brightness: float = 0.035  # standard deviation of the offset, of full scale
+    gamma: float = 0.12  # standard deviation of its logarithm
+    saturation: float = 0.15  # standard deviation of the factor
+    defocus: float = 0.28  # probability
+    motion: float = 0.12  # probability
+    low_resolution: float = 0.20  # probability: small hands in large photos are enlarged
+    sharpen: float = 0.12  # probability: phones do
+    noise: float = 0.7  # probability
+    vignette: float = 0.15  # probability
+    jpeg: float = 0.6  # probability
+
+    @classmethod
+    def none(cls) -> CameraEffects:
+        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def composite(foreground: Image, alpha: Image, background: Image) -> Image:
+    """Premultiplied (H, W, 3) foreground with (H, W) alpha over an (H, W, 3) background, all uint8.
+
+    The foreground is premultiplied: colour times coverage, black where nothing is. That makes edges exact on any
+    background, and lets foreground and alpha be resized and warped together without a halo.
+    """
+    rest = cv2.cvtColor(255 - alpha, cv2.COLOR_GRAY2BGR)
+    return cv2.add(foreground, cv2.multiply(background, rest, scale=1 / 255))
+
+
+def place_on_background(
+    rng: np.random.Generator, foreground: Image, alpha: Image, background: Image, shadow: float = 0.5
+) -> Image:
+    """`composite`, with a soft drop shadow on the background (probability `shadow`) and, half the time, a hand that
+    takes on a little of the background's colour.
+    """
+    if rng.random() < shadow:
+        strength, softness = rng.uniform(0.1, 0.45), rng.uniform(2, 11)
+        shift = rng.normal(0, 0.05, 2) * alpha.shape[0]
+        half = cv2.resize(alpha, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        half = cv2.GaussianBlur(half, (0, 0), softness / 2)
+        move = np.array([[2, 0, shift[0]], [0, 2, shift[1]]], np.float32)
+        cast = cv2.warpAffine(half, move, alpha.shape[::-1], flags=cv2.INTER_LINEAR)
+        light = cv2.cvtColor(cv2.addWeighted(cast, -strength, cast, 0, 255), cv2.COLOR_GRAY2BGR)
+        background = cv2.multiply(background, light, scale=1 / 255)
+    if rng.random() < 0.5:
+        mean = np.array(cv2.mean(background)[:3])
+        tint = 1 + 0.10 * (np.clip(mean / (mean.mean() + 1e-3), 0.5, 1.6) - 1)
+        foreground = _scale_channels(foreground, tint)
+        foreground = np.minimum(foreground, alpha[..., None])  # stays premultiplied
+    return composite(foreground, alpha, background)
+
+
+def _scale_channels(image: Image, gains: NDArray[np.float64]) -> Image:
+    table = np.clip(np.arange(256)[:, None] * gains + 0.5, 0, 255).astype(np.uint8)
+    return cv2.LUT(image, table[None])
+
+
+@cache
+def _noise_tile() -> Floats:
+    """(512, 512, 3) standard normal numbers; noise is a random cut of it (drawing fresh numbers costs 1.5 ms)."""
+    return np.random.default_rng(11).standard_normal((512, 512, 3), np.float32)
+
+
+def camera_effects(rng: np.random.Generator, image: Image, settings: CameraEffects | None = None) -> Image:
+    """(H, W, 3) uint8 RGB -> (H, W, 3) uint8 RGB as a camera would deliver it. Geometry stays as it is.
+
+    Sides above 512 px are refused (ValueError): the effects' sizes are meant for crops.
+    """
+    settings = CameraEffects() if settings is None else settings
+    height, width = image.shape[:2]
+    if max(height, width) > 512:
+        raise ValueError(f"the image is {width}x{height}, wanted at most 512 px: apply the effects to the crop")
+    image = _tone(rng, image, settings)
+    kind = rng.random()
+    if kind < settings.defocus:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.35, 1.4) * max(height, width) / 224)
+    elif kind < settings.defocus + settings.motion:
+        image = _motion_blur(rng, image)
+    elif kind < settings.defocus + settings.motion + settings.low_resolution:
+        scale = rng.uniform(0.25, 0.8)
+        small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        back = cv2.INTER_LINEAR if rng.random() < 0.6 else cv2.INTER_CUBIC
+        image = cv2.resize(small, (width, height), interpolation=back)
+    if rng.random() < settings.sharpen:
+        amount = rng.uniform(0.2, 0.9)
+        image = cv2.addWeighted(image, 1 + amount, cv2.GaussianBlur(image, (0, 0), 1.2), -amount, 0)
+    if rng.random() < settings.vignette:
+        image = _vignette(rng, image)
+    if rng.random() < settings.noise:
+        image = _noise(rng, image)
+    if rng.random() < settings.jpeg:
+        quality = int(rng.integers(28, 96))
+        _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        assert decoded is not None  # it was encoded a line above
+        image = decoded[..., ::-1]
+    return np.ascontiguousarray(image)
+
+
+def _tone(rng: np.random.Generator, image: Image, settings: CameraEffects) -> Image:
+    """Gains, contrast, brightness and gamma as one lookup table per channel, then saturation."""
+    gains = 1 + rng.normal(0, settings.white_balance, 3)
+    contrast, offset = 1 + rng.normal(0, settings.contrast), 0.5 + rng.normal(0, settings.brightness)
+    gamma, saturation = np.exp(rng.normal(0, settings.gamma)), 1 + rng.normal(0, settings.saturation)
+    levels = np.arange(256)[:, None] / 255 * gains
+    curve = np.clip((levels - 0.5) * contrast + offset, 0, 1) ** gamma
+    image = cv2.LUT(image, (curve * 255 + 0.5).astype(np.uint8)[None])
+    if abs(saturation - 1) < 1e-3:
+        return image
+    luma = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    mix = (saturation * np.eye(3) + (1 - saturation) * luma).astype(np.float32)
+    return cv2.transform(image, mix)
+
+
+def _motion_blur(rng: np.random.Generator, image: Image) -> Image:
+    length = int(rng.integers(3, max(4, 9 * image.shape[0] // 224 + 1)))
+    kernel = np.zeros((length, length), np.float32)
+    angle, middle = rng.uniform(0, np.pi), (length - 1) / 2
+    reach = np.array([np.cos(angle), np.sin(angle)]) * middle
+    start, end = np.round(middle - reach).astype(int), np.round(middle + reach).astype(int)
+    cv2.line(kernel, tuple(map(int, start)), tuple(map(int, end)), 1.0, 1)
+    return cv2.filter2D(image, -1, kernel / kernel.sum())
+
+
+def _vignette(rng: np.random.Generator, image: Image) -> Image:
+    height, width = image.shape[:2]
+    y, x = np.ogrid[0:height, 0:width]
+    radius = ((x - width / 2) ** 2 + (y - height / 2) ** 2) * (2.0 / (height**2 + width**2))
+    shade = (255 * (1 - rng.uniform(0.1, 0.5) * radius)).astype(np.uint8)
+    return cv2.multiply(image, cv2.cvtColor(shade, cv2.COLOR_GRAY2BGR), scale=1 / 255)
+
+
+def _noise(rng: np.random.Generator, image: Image) -> Image:
+    """Read and shot noise in one: stronger where it is bright; sometimes coarse, as after a phone's denoising."""
+    height, width = image.shape[:2]
+    y, x = rng.integers(0, 513 - height), rng.integers(0, 513 - width)
+    noise = _noise_tile()[y : y + height, x : x + width]
+    if rng.random() < 0.4:
+        noise = cv2.GaussianBlur(noise, (0, 0), 0.7) * 1.8
+    level = rng.gamma(1.5, 0.008) * 255
+    values = image.astype(np.float32)
+    values += noise * (values * np.float32(level / 255) + np.float32(0.4 * level))
+    return cv2.convertScaleAbs(np.maximum(values, 0))

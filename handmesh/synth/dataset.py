@@ -1,0 +1,455 @@
+"""Synthetic hands on disk: a pack of memory-mapped arrays to train from, and a data set of files to look at or share.
+
+Sample i depends on (seed, i) and the settings only, never on the number of workers or on where a run was interrupted.
+Both writers work in "<path>.partial" and rename it when all is done, so `path` either does not exist or is complete; a
+run that was killed goes on where it stopped when it is started again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.errors import DataError
+from handmesh.hand import BETA_COUNT, HandArrays, builtin_hand
+from handmesh.synth.backgrounds import Backgrounds
+from handmesh.synth.scene import SceneRenderer, SceneSettings, SyntheticSample
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]  # (samples done, samples in all)
+
+PACK_FORMAT = 1  # raised when the same seed would give other images or other files
+_CHUNK = 64  # samples a worker writes at a time; at most this many are lost when a run is killed
+
+# name -> (dtype, shape of one sample); the image comes on top, its shape depends on the size
+_LABELS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "keypoints": ("float32", (21, 2)),
+    "visible": ("bool", (21,)),
+    "joints": ("float32", (21, 3)),
+    "pose": ("float32", (16, 3, 3)),
+    "betas": ("float32", (BETA_COUNT,)),
+    "translation": ("float32", (3,)),
+    "intrinsics": ("float32", (3, 3)),
+    "ita_degrees": ("float32", ()),
+    "hidden_share": ("float32", ()),
+}
+
+
+class PackedSample(NamedTuple):
+    """One entry of a pack: views into the memory maps. Labels as in `SyntheticSample`."""
+
+    image: NDArray[np.uint8]  # (S, S, 4) RGB times alpha, then alpha: see `camera_effects.composite`
+    keypoints: NDArray[np.float32]  # (21, 2) px
+    visible: NDArray[np.bool_]  # (21,)
+    joints: NDArray[np.float32]  # (21, 3) m, cam
+    pose: NDArray[np.float32]  # (16, 3, 3)
+    betas: NDArray[np.float32]  # (10,)
+    translation: NDArray[np.float32]  # (3,) m
+    intrinsics: NDArray[np.float32]  # (3, 3) px
+    ita_degrees: NDArray[np.float32]  # () skin tone
+    hidden_share: NDArray[np.float32]  # () share of joints that are not visible
+
+
+class Pack:
+    """A finished pack. Opens its files at first use, so it can be sent to worker processes, forked or spawned."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DataError when `path` is not a finished pack of this version's format."""
+        self.path = Path(path)
+        self.meta = _read_meta(self.path)
+        if self.meta.get("format") != PACK_FORMAT:
+            raise DataError(
+                f"{path} is a pack of format {self.meta.get('format')}, wanted {PACK_FORMAT}: render it again."
+            )
+
+    def __len__(self) -> int:
+        return int(self.meta["count"])
+
+    @property
+    def size(self) -> int:
+        """Side of the images in px."""
+        return int(self.meta["size"])
+
+    @cached_property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Read-only memory maps by field name of `PackedSample`; the image's is (N, S, S, 4)."""
+        maps = {}
+        for name in PackedSample._fields:
+            file = self.path / f"{'images' if name == 'image' else name}.npy"
+            try:
+                maps[name] = np.load(file, mmap_mode="r")
+            except (OSError, ValueError) as error:
+                raise DataError(f"{file} cannot be read ({error}): render the pack again.") from error
+            if len(maps[name]) != len(self):
+                raise DataError(f"{file} holds {len(maps[name])} samples, wanted {len(self)}: render the pack again.")
+        return maps
+
+    def __getitem__(self, index: int) -> PackedSample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of a pack of {len(self)}")
+        return PackedSample(*(self.arrays[name][index] for name in PackedSample._fields))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "meta": self.meta}  # a worker opens the files anew
+
+
+def render_pack(
+    path: Path,
+    count: int,
+    seed: int,
+    size: int = 160,
+    settings: SceneSettings | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+    *,
+    hand: HandArrays | None = None,
+    background_folder: Path | None = None,
+    background_count: int = 256,
+) -> Pack:
+    """Render `count` foregrounds of `size` px into the pack `path`; about 1 GB per 10,000 at 160 px.
+
+    Images are clean (no background, no camera effects): see `camera_effects.place_on_background`. Backgrounds given
+    here only texture the things in front of a hand. With `workers` > 1 processes are spawned: scripts need the usual
+    `if __name__ == "__main__":`. Raises DataError when `path` holds something else, or a run was started there with
+    other arguments.
+    """
+    job = _Job(Path(path), count, seed, size, settings, hand, background_folder, background_count)
+    if path.exists():
+        pack = Pack(path)
+        _check_same(pack.meta, job.meta("pack"), path)
+        return pack
+    partial = job.open_partial("pack")
+    for name, dtype, shape in _pack_files(job.size):
+        file = partial / f"{name}.npy"
+        if not file.exists():
+            _allocate(file, dtype, (count, *shape))
+    done = partial / "done.npy"  # one byte per chunk, set after the chunk is on disk
+    if not done.exists():
+        _allocate(done, "uint8", (job.chunk_count,))
+    finished = np.load(done)
+    pending = [chunk for chunk in range(job.chunk_count) if not finished[chunk]]
+    _run(job, pending, _write_pack_chunk, workers, progress)
+    done.unlink()
+    partial.rename(path)
+    logger.info("pack %s: %d samples of %d px", path, count, size)
+    return Pack(path)
+
+
+def write_dataset(
+    directory: Path,
+    count: int,
+    seed: int,
+    size: int = 224,
+    settings: SceneSettings | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+    *,
+    hand: HandArrays | None = None,
+    background_folder: Path | None = None,
+    background_count: int = 256,
+) -> Path:
+    """Write `count` finished photographs as files and return the path of labels.jsonl (format: docs/synth.md).
+
+    images/00000000.jpg (quality 95), masks/00000000.png (the hand), alphas/00000000.png (all in front of the
+    background), labels.jsonl with one line per image, meta.json. Interruption and errors as in `render_pack`.
+    """
+    job = _Job(Path(directory), count, seed, size, settings, hand, background_folder, background_count)
+    if directory.exists():
+        _check_same(_read_meta(directory), job.meta("jsonl"), directory)
+        return directory / "labels.jsonl"
+    partial = job.open_partial("jsonl")
+    for name in ("images", "masks", "alphas", "chunks"):
+        (partial / name).mkdir(exist_ok=True)
+    pending = [chunk for chunk in range(job.chunk_count) if not _chunk_labels(partial, chunk).exists()]
+    _run(job, pending, _write_files_chunk, workers, progress)
+    chunks = [_chunk_labels(partial, chunk) for chunk in range(job.chunk_count)]
+    _write_atomically(partial / "labels.jsonl", "".join(chunk.read_text(encoding="utf-8") for chunk in chunks))
+    for chunk in chunks:
+        chunk.unlink()
+    (partial / "chunks").rmdir()
+    partial.rename(directory)
+    logger.info("data set %s: %d images of %d px", directory, count, size)
+    return directory / "labels.jsonl"
+
+
+def sample_generator(seed: int, index: int) -> np.random.Generator:
+    """The random numbers of sample `index` of the set `seed`."""
+    return np.random.default_rng((seed, index))
+
+
+def contact_sheet(samples: Iterable[SyntheticSample], columns: int, labels: bool = False) -> NDArray[np.uint8]:
+    """Samples of one size side by side -> (rows * S, columns * S, 3) uint8 RGB; the last row is filled with black.
+
+    With `labels`, skeletons are drawn: filled joints are visible, rings are hidden.
+    """
+    if columns < 1:
+        raise ValueError(f"columns is {columns}, wanted at least 1")
+    tiles = [draw_labels(sample) if labels else sample.image for sample in samples]
+    if not tiles:
+        raise ValueError("no samples to show")
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    return np.vstack([np.hstack(tiles[row : row + columns]) for row in range(0, len(tiles), columns)])
+
+
+# One colour per finger, thumb to little finger: the palette of Okabe and Ito (2008), told apart by colour-blind eyes.
+_FINGER_COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167))
+
+
+def draw_labels(sample: SyntheticSample) -> NDArray[np.uint8]:
+    """(S, S, 3) uint8 RGB: the image with its skeleton."""
+    image = sample.image.copy()
+    fraction = 4  # cv2 draws at 1/16 px when points come as integers of 2**-4 px
+    points = np.round(sample.keypoints.clip(-1000, 2000) * (1 << fraction)).astype(int)
+    for finger, color in enumerate(_FINGER_COLORS):
+        chain = [0, *range(1 + 4 * finger, 5 + 4 * finger)]
+        for a, b in pairwise(chain):
+            start, end = (int(points[a, 0]), int(points[a, 1])), (int(points[b, 0]), int(points[b, 1]))
+            cv2.line(image, start, end, color, 1, cv2.LINE_AA, fraction)
+    radius = max(image.shape[0] // 90, 1) << fraction
+    for joint, point in enumerate(points):
+        color = (255, 255, 255) if joint == 0 else _FINGER_COLORS[(joint - 1) // 4]
+        thickness = -1 if sample.visible[joint] else 1
+        cv2.circle(image, (int(point[0]), int(point[1])), radius, color, thickness, cv2.LINE_AA, fraction)
+    return image
+
+
+# ------------------------------------------------------------------------------------------------------------- workers
+
+
+class _Job:
+    """Everything a worker needs; small enough to send to another process."""
+
+    def __init__(
+        self,
+        path: Path,
+        count: int,
+        seed: int,
+        size: int,
+        settings: SceneSettings | None,
+        hand: HandArrays | None,
+        background_folder: Path | None,
+        background_count: int,
+    ) -> None:
+        if count < 1 or seed < 0:
+            raise ValueError(f"count is {count} and seed {seed}: wanted at least one sample and a seed of 0 or more")
+        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.count, self.seed, self.size = count, seed, size
+        self.settings = SceneSettings() if settings is None else settings
+        self.hand = builtin_hand() if hand is None else hand
+        self.background_folder, self.background_count = background_folder, background_count
+
+    @property
+    def chunk_count(self) -> int:
+        return -(-self.count // _CHUNK)
+
+    def indices(self, chunk: int) -> range:
+        return range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, self.count))
+
+    def renderer(self) -> SceneRenderer:
+        backgrounds = Backgrounds(self.seed, self.background_count, self.background_folder)
+        return SceneRenderer(self.hand, self.settings, self.size, backgrounds=backgrounds)
+
+    def meta(self, kind: str) -> dict[str, Any]:
+        """What the result depends on, and the versions that made it."""
+        return {
+            "format": PACK_FORMAT,
+            "kind": kind,
+            "count": self.count,
+            "seed": self.seed,
+            "size": self.size,
+            "settings": json.loads(json.dumps(asdict(self.settings))),
+            "hand_sha256": self.hand.sha256,
+            "background_folder": str(self.background_folder) if self.background_folder else None,
+            "background_count": self.background_count,
+            "versions": {"numpy": np.__version__, "numba": numba.__version__, "opencv": cv2.__version__},
+        }
+
+    def open_partial(self, kind: str) -> Path:
+        """The directory to work in, new or left by an interrupted run with the same arguments."""
+        meta_file = self.partial / "meta.json"
+        if meta_file.exists():
+            _check_same(_read_meta(self.partial), self.meta(kind), self.partial)
+        else:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            _write_atomically(meta_file, json.dumps(self.meta(kind), indent=1))
+        return self.partial
+
+
+def _run(
+    job: _Job,
+    pending: list[int],
+    write_chunk: Callable[[_Job, SceneRenderer, int], None],
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Write all pending chunks, here or in `workers` processes."""
+    done = job.count - sum(len(job.indices(chunk)) for chunk in pending)
+    if progress is not None:
+        progress(done, job.count)
+    if not pending:
+        return
+    if workers <= 1:
+        renderer = job.renderer()
+        for chunk in pending:
+            write_chunk(job, renderer, chunk)
+            done += len(job.indices(chunk))
+            if progress is not None:
+                progress(done, job.count)
+        return
+    context = multiprocessing.get_context("spawn")
+    finished: Any = context.Queue()
+    processes = [
+        context.Process(target=_work, args=(job, pending[worker::workers], write_chunk, finished), daemon=True)
+        for worker in range(min(workers, len(pending)))
+    ]
+    for process in processes:
+        process.start()
+    remaining = len(pending)
+    try:
+        while remaining:
+            try:
+                chunk = finished.get(timeout=1.0)
+            except queue.Empty:
+                failed = [process.exitcode for process in processes if process.exitcode not in (None, 0)]
+                if failed:
+                    raise DataError(
+                        f"a rendering process ended with exit code {failed[0]}; what is done is kept in {job.partial}: "
+                        "start the same command again to go on."
+                    ) from None
+                continue
+            remaining -= 1
+            done += len(job.indices(chunk))
+            if progress is not None:
+                progress(done, job.count)
+    finally:
+        for process in processes:
+            if remaining:
+                process.terminate()
+            process.join()
+
+
+def _work(job: _Job, chunks: list[int], write_chunk: Callable[[_Job, SceneRenderer, int], None], finished: Any) -> None:
+    cv2.setNumThreads(1)
+    renderer = job.renderer()
+    for chunk in chunks:
+        write_chunk(job, renderer, chunk)
+        finished.put(chunk)
+
+
+def _pack_files(size: int) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [
+        ("images", "uint8", (size, size, 4)),
+        *((name, dtype, shape) for name, (dtype, shape) in _LABELS.items()),
+    ]
+
+
+def _write_pack_chunk(job: _Job, renderer: SceneRenderer, chunk: int) -> None:
+    indices = job.indices(chunk)
+    block: dict[str, NDArray[Any]] = {
+        name: np.empty((len(indices), *shape), dtype) for name, dtype, shape in _pack_files(job.size)
+    }
+    for row, index in enumerate(indices):
+        sample = renderer.render_foreground(sample_generator(job.seed, index))
+        block["images"][row, ..., :3], block["images"][row, ..., 3] = sample.image, sample.alpha
+        for name in _LABELS:
+            block[name][row] = getattr(sample, name) if hasattr(sample, name) else sample.facts[name]
+    for name, values in block.items():
+        file = np.load(job.partial / f"{name}.npy", mmap_mode="r+")
+        file[indices.start : indices.stop] = values
+        file.flush()
+    flags = np.load(job.partial / "done.npy", mmap_mode="r+")
+    flags[chunk] = 1
+    flags.flush()
+
+
+def _write_files_chunk(job: _Job, renderer: SceneRenderer, chunk: int) -> None:
+    lines = []
+    for index in job.indices(chunk):
+        sample = renderer.render(sample_generator(job.seed, index))
+        name = f"{index:08d}"
+        _write_image(job.partial / "images" / f"{name}.jpg", sample.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+        _write_image(job.partial / "masks" / f"{name}.png", sample.mask, [])
+        _write_image(job.partial / "alphas" / f"{name}.png", sample.alpha, [])
+        lines.append(json.dumps(_record(name, sample)) + "\n")
+    _write_atomically(_chunk_labels(job.partial, chunk), "".join(lines))
+
+
+def _record(name: str, sample: SyntheticSample) -> dict[str, Any]:
+    keypoints = np.column_stack([sample.keypoints, sample.visible])
+    low, high = sample.keypoints.min(axis=0), sample.keypoints.max(axis=0)
+    return {
+        "image": f"images/{name}.jpg",
+        "mask": f"masks/{name}.png",
+        "alpha": f"alphas/{name}.png",
+        "handedness": "right",
+        "box": _numbers(np.concatenate([low, high])),
+        "intrinsics": _numbers(sample.intrinsics),
+        "keypoints": _numbers(keypoints),
+        "joints": _numbers(sample.joints),
+        "pose": _numbers(sample.pose),
+        "betas": _numbers(sample.betas),
+        "translation": _numbers(sample.translation),
+        "facts": dict(sample.facts),
+    }
+
+
+def _numbers(array: NDArray[Any]) -> Any:
+    """Nested lists with the shortest decimals that give the same float32 back."""
+    return [_numbers(row) for row in array] if array.ndim > 1 else [float(str(np.float32(value))) for value in array]
+
+
+def _write_image(path: Path, image: NDArray[np.uint8], options: list[int]) -> None:
+    if not cv2.imwrite(str(path), image, options):
+        raise DataError(f"{path} cannot be written: is the disk full?")
+
+
+def _chunk_labels(partial: Path, chunk: int) -> Path:
+    return partial / "chunks" / f"{chunk:06d}.jsonl"
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _allocate(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    """A zeroed .npy of its final size, created under another name so that a half-made header is never found."""
+    temporary = path.with_name(path.name + ".tmp")
+    np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape).flush()
+    temporary.replace(path)
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is not a finished set of synthetic hands: it has no meta.json.") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{path / 'meta.json'} cannot be read ({error}).") from error
+
+
+def _check_same(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Other versions of the libraries are fine to go on with, other arguments are not."""
+    differing = [key for key in wanted if key != "versions" and found.get(key) != wanted[key]]
+    if differing:
+        values = "; ".join(f"{key} is {found.get(key)!r}, wanted {wanted[key]!r}" for key in differing[:3])
+        raise DataError(f"{path} was made with other arguments: {values}. Choose another path or delete it.")

@@ -1,0 +1,674 @@
+"""What a scene is made of, before a camera sees it: the arm that continues the hand, clothes, objects, skin, light.
+
+Geometry is in the hand's rest frame (wrist at its rest place), metres, with the fingers already posed. `axes` (3, 3)
+has the rows lateral (away from the thumb), distal (to the fingertips), dorsal (out of the back of the hand).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.anatomy import SurfaceAnatomy
+from handmesh.hand import MANO_JOINT_NAMES, HandArrays
+from handmesh.synth import shade as kernels
+from handmesh.synth.shade import ATTRIBUTE_COUNT, Channel, Look, Material
+
+Floats = NDArray[np.float64]
+Float32Array = NDArray[np.float32]
+Faces = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A surface: vertices (V, 3), faces (F, 3) counter-clockwise outside, attributes (V, 14), materials (F,)."""
+
+    vertices: Floats
+    faces: Faces
+    attributes: Float32Array
+    materials: NDArray[np.int32]
+
+
+@dataclass(eq=False)
+class Scene:
+    """All parts in the camera's frame; the arm comes first. `ArmTopology.tessellate` refines the arm in place."""
+
+    vertices: NDArray[Any]  # float32 once in the camera's frame
+    faces: Faces
+    attributes: Float32Array
+    materials: NDArray[np.int32]
+    arm_vertices: int
+    arm_faces: int
+    inverse_depth: Float32Array | None = None
+
+
+# --------------------------------------------------------------------------------------------------------------- arm
+
+# Distances between the forearm's rings, wrist to elbow, metres.
+_RING_STEPS = np.array([0.0, 0.024, 0.030, 0.040, 0.060, 0.090, 0.130])
+_TESSELLATION = np.float32(0.70)  # how far edges bulge; 0.75 is the original paper's
+_SLEEVE_COLUMNS, _SLEEVE_ROWS = 28, 11
+
+
+class ArmTopology:
+    """What is the same in all scenes of one hand: faces of hand and forearm, skin coordinates, nails, palm lines."""
+
+    def __init__(self, hand: HandArrays, surface: SurfaceAnatomy, axes: Floats) -> None:
+        self.axes = axes
+        self.hand_vertices = len(hand.v_template)
+        self.loop = surface.wrist_loop
+        columns, rings = len(self.loop), len(_RING_STEPS)
+        grid = np.vstack([self.loop, self.hand_vertices + np.arange((rings - 1) * columns).reshape(rings - 1, columns)])
+        # The loop runs along the hand's own faces, so the neighbouring face must run the other way.
+        a, b = grid[:-1], np.roll(grid[:-1], -1, axis=1)
+        c, d = grid[1:], np.roll(grid[1:], -1, axis=1)
+        tube = np.concatenate([np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)])
+        if _runs_along(tube, self.loop):
+            tube = tube[:, ::-1]
+        self.faces = np.concatenate([hand.faces, tube]).astype(np.int32)
+        self.vertex_count = self.hand_vertices + (rings - 1) * columns
+        self.materials = np.where(np.arange(len(self.faces)) < len(hand.faces), Material.HAND, Material.FOREARM)
+        self.materials = self.materials.astype(np.int32)
+        self._edges, self._fine_faces = _midpoint_topology(self.faces, self.vertex_count)
+        self._fine_materials = np.repeat(self.materials, 4)
+
+        rest_mm = 1000 * hand.v_template @ axes.T
+        attributes = np.zeros((self.vertex_count, ATTRIBUTE_COUNT), np.float32)
+        attributes[: self.hand_vertices, :3] = rest_mm
+        attributes[: self.hand_vertices, Channel.FINGER] = surface.along
+        dorsality = _smooth(surface.dorsality, hand.faces)
+        attributes[: self.hand_vertices, Channel.DORSAL] = dorsality
+        # Hand features fade out over the last 20 mm before the wrist, so that no seam shows.
+        wrist_mm = rest_mm[self.loop].mean(axis=0)
+        to_wrist = (rest_mm - wrist_mm)[:, 1]
+        attributes[: self.hand_vertices, Channel.HAND] = np.clip(to_wrist / 20, 0, 1)
+        plane, _ = self._in_plane(hand.v_template[self.loop])
+        angle = np.arctan2(plane[:, 1], plane[:, 0])
+        for ring in range(1, rings):
+            rows = slice(self.hand_vertices + (ring - 1) * columns, self.hand_vertices + ring * columns)
+            attributes[rows, :3] = rest_mm[self.loop] - [0, 1000 * _RING_STEPS[: ring + 1].sum(), 0]
+            attributes[rows, Channel.DORSAL] = np.sin(angle)
+        self.palmar = np.zeros(self.vertex_count)
+        self.palmar[: self.hand_vertices] = np.clip((-dorsality - 0.05) / 0.5, 0, 1)
+        self.palmar[self.hand_vertices :] = 0.5 * np.clip(
+            (-attributes[self.hand_vertices :, Channel.DORSAL] - 0.1) / 0.9, 0, 1
+        )
+        near_wrist = np.clip(1 - to_wrist / 30, 0, 1)  # the palm's own tone ends at the wrist
+        self.palmar[: self.hand_vertices] *= 1 - 0.5 * near_wrist
+        attributes[: self.hand_vertices, Channel.REDNESS] = _redness(hand, surface, dorsality, axes)
+        attributes[: self.hand_vertices, Channel.REDNESS] += 0.35 * self.palmar[: self.hand_vertices]
+        self.attributes = attributes
+        self.nails = _nails(surface, axes)
+        self.creases = _palm_lines(hand, axes)
+
+    def _in_plane(self, loop: Floats) -> tuple[Floats, Floats]:
+        """Wrist loop (n, 3) -> (lateral, dorsal) coordinates around its centre (n, 2), the centre (3,)."""
+        center = loop.mean(axis=0)
+        return (loop - center) @ self.axes[[0, 2]].T, center
+
+    def build(self, rng: np.random.Generator, vertices: Float32Array, skin: Skin) -> Arm:
+        """Hand vertices (778, 3) -> the hand with a forearm: bent at the wrist, tapered, a little twisted."""
+        lateral, distal, dorsal = self.axes
+        loop = vertices[self.loop].astype(float)
+        plane, center = self._in_plane(loop)
+        flexion, deviation = np.clip(rng.normal(0, 0.42), -1.0, 1.0), np.clip(rng.normal(0, 0.17), -0.45, 0.45)
+        twist, girth = rng.normal(0, 0.25), rng.uniform(1.0, 1.25)
+        steps = _RING_STEPS * rng.uniform(0.9, 1.1)
+        distance = np.cumsum(steps)
+        everything = np.empty((self.vertex_count, 3))
+        everything[: self.hand_vertices] = vertices
+        centers, turns, at = [center], [np.eye(3)], center
+        columns = len(self.loop)
+        for ring in range(1, len(steps)):
+            bend = min(ring / 2, 1)
+            turn = (
+                _rotation(lateral, flexion * bend)
+                @ _rotation(dorsal, deviation * bend)
+                @ _rotation(distal, twist * ring / len(steps))
+            )
+            at = at - turn @ distal * steps[ring]
+            wide = 1 + 0.42 * girth * _ease(distance[ring] / 0.26)
+            deep = wide * (1 + 0.25 * _ease(distance[ring] / 0.30))
+            flat = np.stack([plane[:, 0] * wide, np.zeros(columns), plane[:, 1] * deep], axis=1)
+            rows = slice(self.hand_vertices + (ring - 1) * columns, self.hand_vertices + ring * columns)
+            everything[rows] = at + flat @ self.axes @ turn.T
+            centers.append(at)
+            turns.append(turn)
+        attributes = self.attributes.copy()
+        share = self.palmar[:, None]
+        attributes[:, Channel.ALBEDO : Channel.ALBEDO + 3] = skin.dorsal * (1 - share) + skin.palmar * share
+        part = Part(everything, self.faces, attributes, self.materials)
+        return Arm(part, self.axes, np.array(centers), turns, distance, np.abs(plane).max(axis=0), girth)
+
+    def tessellate(self, scene: Scene, normals: Float32Array) -> None:
+        """Replace the arm's part of the scene by one with four faces for each; the rest of the scene moves up."""
+        coarse = scene.arm_vertices
+        count = coarse + len(self._edges)
+        vertices = np.empty((count + len(scene.vertices) - coarse, 3), np.float32)
+        attributes = np.empty((len(vertices), ATTRIBUTE_COUNT), np.float32)
+        kernels.tessellate(
+            scene.vertices[:coarse], normals[:coarse], scene.attributes[:coarse], self._edges, _TESSELLATION,
+            vertices[:count], attributes[:count],
+        )  # fmt: skip
+        vertices[count:], attributes[count:] = scene.vertices[coarse:], scene.attributes[coarse:]
+        rest = scene.faces[scene.arm_faces :] + np.int32(count - coarse)
+        scene.vertices, scene.attributes = vertices, attributes
+        scene.faces = np.concatenate([self._fine_faces, rest])
+        scene.materials = np.concatenate([self._fine_materials, scene.materials[scene.arm_faces :]])
+        scene.arm_vertices, scene.arm_faces = count, len(self._fine_faces)
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """A hand with its forearm, and the forearm's course for what is worn on it."""
+
+    part: Part
+    axes: Floats
+    centers: Floats  # (R, 3) of the rings
+    turns: list[Floats]  # R rotations
+    distance: Floats  # (R,) from the wrist's edge, metres
+    half_extent: Floats  # (2,) lateral and dorsal half width of the wrist
+    girth: float
+
+    def _tube(self, starts: Floats, widths: Floats, wobble: Floats) -> Floats:
+        """Rings at distances `starts` (n,) with relative widths (n,) and wobble (n, m) -> (n * m, 3)."""
+        columns = wobble.shape[1]
+        angle = np.linspace(0, 2 * np.pi, columns, endpoint=False)
+        rings = []
+        for start, width, relative in zip(starts, widths, wobble, strict=True):
+            i = int(np.clip(np.searchsorted(self.distance, start) - 1, 0, len(self.distance) - 2))
+            t = (start - self.distance[i]) / (self.distance[i + 1] - self.distance[i])
+            center = self.centers[i] * (1 - t) + self.centers[i + 1] * t
+            turn = self.turns[min(i + (t > 0.5), len(self.turns) - 1)]
+            k = width * (1 + 0.42 * self.girth * _ease(start / 0.26))
+            deep = k * (1 + 0.25 * _ease(start / 0.30)) * 1.05
+            ring = np.stack(
+                [np.cos(angle) * self.half_extent[0] * k, 0 * angle, np.sin(angle) * self.half_extent[1] * deep], axis=1
+            )
+            rings.append(center + (ring * relative[:, None]) @ self.axes @ turn.T)
+        return np.concatenate(rings)
+
+    def sleeve(self, rng: np.random.Generator) -> Part:
+        """A sleeve that ends between the wrist and the middle of the forearm, tight or loose, with folds."""
+        start, loose, taper = rng.uniform(0.005, 0.16), rng.uniform(1.10, 1.55), rng.uniform(0.9, 1.5)
+        crumple = rng.uniform(0, 0.035)
+        share = (np.arange(_SLEEVE_ROWS) / (_SLEEVE_ROWS - 1)) ** 1.6
+        starts = start + (self.distance[-1] - start) * share
+        widths = np.maximum(loose * (1 + (taper - 1) * _ease((starts - start) / 0.25)), 1.07)
+        widths *= 1 + crumple * rng.normal(size=_SLEEVE_ROWS)
+        widths[0] *= 0.985  # the hem
+        folds = rng.normal(size=(_SLEEVE_ROWS, _SLEEVE_COLUMNS))
+        folds += 1.5 * np.sin(
+            np.arange(_SLEEVE_ROWS)[:, None] * rng.uniform(0.8, 2.5) + rng.normal(0, 1, _SLEEVE_COLUMNS)
+        )
+        vertices = self._tube(starts, widths, 1 + crumple * folds)
+        faces = _tube_faces(_SLEEVE_ROWS, _SLEEVE_COLUMNS)
+        hsv = np.array([[[rng.uniform(0, 360), rng.beta(1, 2), rng.uniform(0.02, 0.75)]]], np.float32)
+        attributes = np.zeros((len(vertices), ATTRIBUTE_COUNT), np.float32)
+        attributes[:, 0] = np.tile(np.arange(_SLEEVE_COLUMNS) * 8.0, _SLEEVE_ROWS)
+        attributes[:, 1] = np.repeat(np.arange(_SLEEVE_ROWS) * -22.0, _SLEEVE_COLUMNS)
+        attributes[:, Channel.ALBEDO : Channel.ALBEDO + 3] = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
+        both = np.concatenate([faces, faces[:, ::-1]])  # the inside shows at the hem
+        return Part(vertices, both, attributes, np.full(len(both), Material.CLOTH, np.int32))
+
+    def bracelet(self, rng: np.random.Generator) -> Part:
+        """A bracelet or a watch strap: a narrow band around the wrist."""
+        columns, width, start = 24, rng.uniform(0.003, 0.024), rng.uniform(0.002, 0.06)
+        thick = rng.uniform(1.05, 1.14)
+        starts = start + width * np.array([0.0, 0.0, 0.25, 0.75, 1.0, 1.0])
+        widths = np.array([0.9, thick, thick * 1.02, thick * 1.02, thick, 0.9])
+        wobble = np.ones((6, columns))
+        if width > 0.012 and rng.random() < 0.6:  # a watch: its case on the back of the wrist
+            top = np.exp(-(((np.linspace(0, 2 * np.pi, columns, endpoint=False) - np.pi / 2) / 0.45) ** 2))
+            wobble[1:-1] += 0.18 * top
+        vertices = self._tube(starts, widths, wobble)
+        faces = _tube_faces(6, columns)
+        hsv = np.array([[[rng.uniform(0, 360), rng.beta(1, 2), rng.beta(1, 1.5)]]], np.float32)
+        attributes = _object_attributes(vertices - vertices.mean(axis=0), cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0])
+        return Part(vertices, faces, attributes, np.full(len(faces), Material.OBJECT, np.int32))
+
+
+def _runs_along(faces: NDArray[np.int64], loop: NDArray[np.int64]) -> bool:
+    """Whether some face has the directed edge loop[0] -> loop[1], as the hand's own face has."""
+    following = np.roll(faces, -1, axis=1)
+    return bool(((faces == loop[0]) & (following == loop[1])).any())
+
+
+def _tube_faces(rows: int, columns: int) -> Faces:
+    """Outward faces of rings stacked from the hand to the elbow, counter-clockwise angle seen from the fingers."""
+    grid = np.arange(rows * columns).reshape(rows, columns)
+    a, b = grid[:-1], np.roll(grid[:-1], -1, axis=1)
+    c, d = grid[1:], np.roll(grid[1:], -1, axis=1)
+    faces = np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([b, d, c], -1).reshape(-1, 3)])
+    return faces.astype(np.int32)
+
+
+def _midpoint_topology(faces: Faces, count: int) -> tuple[NDArray[np.int32], Faces]:
+    """(E, 2) edges and (4 F, 3) faces when each edge gets a vertex; face f becomes faces 4 f .. 4 f + 3."""
+    edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    unique, inverse = np.unique(edges, axis=0, return_inverse=True)
+    middle = inverse.reshape(3, -1).T + count
+    a, b, c = faces.T
+    ab, bc, ca = middle.T
+    fine = np.stack([a, ab, ca, ab, b, bc, ca, bc, c, ab, bc, ca], axis=1).reshape(-1, 3)
+    return unique.astype(np.int32), fine.astype(np.int32)
+
+
+def _smooth(values: Floats, faces: Faces) -> Floats:
+    """One step of averaging with the neighbours."""
+    edges = np.unique(np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1), axis=0)
+    total, degree = np.zeros_like(values), np.bincount(edges.ravel(), minlength=len(values))
+    np.add.at(total, edges[:, 0], values[edges[:, 1]])
+    np.add.at(total, edges[:, 1], values[edges[:, 0]])
+    return 0.5 * values + 0.5 * total / degree
+
+
+def _redness(hand: HandArrays, surface: SurfaceAnatomy, dorsality: Floats, axes: Floats) -> Floats:
+    """(778,) where blood shines through: over the finger joints, on the fingertips, on the knuckles."""
+    back = np.clip(dorsality, 0, 1)
+    along = surface.along
+    red = np.exp(-(((along - 1) / 0.16) ** 2)) * back + 0.8 * np.exp(-(((along - 2) / 0.16) ** 2)) * back
+    red += 0.9 * np.clip((along - 2.45) / 0.4, 0, 1)
+    for name in ("index_mcp", "middle_mcp", "ring_mcp", "pinky_mcp"):
+        knuckle = hand.J[MANO_JOINT_NAMES.index(name)] + 0.009 * axes[2]
+        red += 0.9 * np.exp(-((np.linalg.norm(hand.v_template - knuckle, axis=1) / 0.009) ** 2)) * back
+    return np.clip(red, 0, 1.2)
+
+
+def _nails(surface: SurfaceAnatomy, axes: Floats) -> Float32Array:
+    """(5, 14) for the shader: centre, distal, lateral and dorsal axes, half length and width; rest millimetres."""
+    rows = [
+        np.concatenate(
+            [1000 * axes @ nail.centre, axes @ nail.distal, -axes @ nail.radial, axes @ nail.dorsal,
+             [1000 * nail.half_length, 1000 * nail.half_width]]
+        )
+        for nail in surface.nails
+    ]  # fmt: skip
+    return np.array(rows, np.float32)
+
+
+def _palm_lines(hand: HandArrays, axes: Floats) -> Float32Array:
+    """(E, 5) segments (x0, y0, x1, y1, strength) in rest millimetres (lateral, distal): life, head and heart line."""
+    place = {name: (1000 * axes @ joint)[:2] for name, joint in zip(MANO_JOINT_NAMES, hand.J, strict=True)}
+    index, middle, ring, pinky = (place[f"{finger}_mcp"] for finger in ("index", "middle", "ring", "pinky"))
+    thumb, thumb_2, wrist = place["thumb_cmc"], place["thumb_mcp"], place["wrist"]
+    distal = np.array([0, 1.0])
+    life = [
+        0.55 * index + 0.45 * thumb_2 + 4 * distal,
+        0.45 * index + 0.25 * middle + 0.3 * thumb - 6 * distal,
+        0.4 * middle + 0.6 * thumb,
+        0.75 * thumb + 0.25 * wrist + 0.12 * (middle - thumb),
+    ]
+    head = [
+        0.6 * index + 0.4 * thumb_2 + 5 * distal,
+        0.72 * middle + 0.28 * wrist,
+        0.62 * ring + 0.38 * wrist,
+        0.52 * pinky + 0.48 * wrist,
+    ]
+    heart = [
+        0.5 * (index + middle) - 4 * distal,
+        middle - 12 * distal,
+        ring - 14 * distal,
+        pinky - 12 * distal + 0.35 * (pinky - ring),
+    ]
+    segments = [
+        [*start, *end, strength]
+        for line, strength in ((life, 1.0), (head, 0.8), (heart, 0.9))
+        for start, end in pairwise(line)
+    ]
+    return np.array(segments, np.float32)
+
+
+# ----------------------------------------------------------------------------------------------------------- objects
+
+
+def held_object(rng: np.random.Generator, kind: str, segments: Floats, radii: Floats, axes: Floats) -> Part | None:
+    """An object that fits the grasp of posed bones (`pose_prior.bone_segments`), or None when nothing fits.
+
+    kind: "cylinder" or "ball" fill the space between fingers and palm, "pen" passes between thumb and index tips,
+    "plate" is a card or a book pinched by the thumb, "phone" lies between the thumb and the other fingertips.
+    """
+    if kind == "cylinder":
+        return _held_cylinder(rng, segments, radii)
+    if kind == "ball":
+        return _held_ball(rng, segments, radii)
+    if kind == "pen":
+        return _held_pen(rng, segments, radii)
+    if kind == "plate":
+        return _held_plate(rng, segments, radii)
+    return _held_phone(rng, segments, radii, axes)
+
+
+# Rows of `segments`: the bones that start at these joints, and the metacarpals.
+_INDEX, _MIDDLE, _PINKY, _RING, _THUMB = (np.arange(root, root + 3) for root in (1, 4, 7, 10, 13))
+_METACARPALS = np.arange(16, 20)  # of index, middle, little and ring finger
+_PALM_RADIUS = 0.011  # metres from a metacarpal to the skin of the palm
+
+
+def _grasp_center(segments: Floats) -> Floats:
+    """A point inside the curled hand, to start from."""
+    knuckles, tips = segments[[1, 4, 10, 7], 0].mean(axis=0), segments[[3, 6], 1].mean(axis=0)
+    return 0.35 * knuckles + 0.4 * tips + 0.25 * segments[15, 1]
+
+
+def _held_cylinder(rng: np.random.Generator, segments: Floats, radii: Floats) -> Part | None:
+    """The widest rod along the row of fingers that touches fingers, palm and thumb from inside."""
+    axis = _unit((segments[_INDEX, 0] - segments[_PINKY, 0]).mean(axis=0)) + rng.normal(0, 0.08, 3)
+    axis = _unit(axis)
+    across = np.eye(3) - np.outer(axis, axis)
+    chosen = np.concatenate([_INDEX, _MIDDLE, _RING, _THUMB[1:], _METACARPALS[[0, 1, 3]]])
+    thick = np.concatenate([radii[chosen[:11]], np.full(3, _PALM_RADIUS)])
+    middle = axis * (axis @ segments[[2, 11], 0].mean(axis=0))
+    center, radius = _largest_ball(across @ _grasp_center(segments), segments[chosen] @ across, thick, across)
+    radius = min(radius + 0.002, 0.045)
+    if radius < 0.005:
+        return None
+    size = np.array([radius, radius, rng.uniform(0.04, 0.11)])
+    return _object(rng, _cylinder(), size, center + middle + axis * rng.normal(0, 0.02), _frame_along(axis))
+
+
+def _held_ball(rng: np.random.Generator, segments: Floats, radii: Floats) -> Part | None:
+    chosen = np.concatenate([_INDEX, _MIDDLE, _RING, _PINKY, _THUMB, _METACARPALS])
+    thick = np.concatenate([radii[chosen[:15]], np.full(4, _PALM_RADIUS)])
+    center, radius = _largest_ball(_grasp_center(segments), segments[chosen], thick, np.eye(3))
+    radius = min(radius + 0.0015, 0.045)
+    if radius < 0.006:
+        return None
+    return _object(rng, _sphere(), radius * rng.uniform(0.94, 1.02, 3), center, np.eye(3))
+
+
+def _held_pen(rng: np.random.Generator, segments: Floats, radii: Floats) -> Part:
+    """Between thumb and index tips, its other end over the web between them."""
+    thumb, index = segments[15, 1], segments[3, 1]
+    grip = 0.5 * (thumb + index)
+    gap = np.linalg.norm(thumb - index) / 2 - 0.5 * (radii[15] + radii[3])
+    radius = float(np.clip(gap, 0.0025, 0.009))
+    axis = _unit(_unit(0.6 * segments[1, 0] + 0.4 * segments[14, 0] - grip) + rng.normal(0, 0.25, 3))
+    length = rng.uniform(0.05, 0.09)
+    center = grip + axis * rng.uniform(0.0, 0.7) * length
+    return _object(rng, _cylinder(), np.array([radius, radius, length]), center, _frame_along(axis))
+
+
+def _held_plate(rng: np.random.Generator, segments: Floats, radii: Floats) -> Part:
+    """Under the thumb's tip, against the index finger's tip or its middle bone, whichever is nearer; sticks out."""
+    thumb = segments[15, 1]
+    partners = np.stack([segments[3, 1], segments[2].mean(axis=0)])
+    partner = partners[np.linalg.norm(partners - thumb, axis=1).argmin()]
+    gap = float(np.linalg.norm(thumb - partner))
+    normal, grip = (thumb - partner) / gap, 0.5 * (thumb + partner)
+    along = _unit(grip - segments[0, 0]) + rng.normal(0, 0.3, 3)
+    along = _unit(along - (along @ normal) * normal)
+    thickness = float(np.clip(gap / 2 - 0.5 * (radii[15] + radii[3]), 0.0008, 0.012))
+    width, length = rng.uniform(0.02, 0.055), rng.uniform(0.03, 0.08)
+    frame = np.stack([np.cross(along, normal), along, normal], axis=1)
+    return _object(
+        rng, _box(), np.array([width, length, thickness]), grip + along * rng.uniform(0.5, 0.9) * length, frame
+    )
+
+
+def _held_phone(rng: np.random.Generator, segments: Floats, radii: Floats, axes: Floats) -> Part:
+    """Its edges against the thumb's tip and the other fingertips, its back to the palm."""
+    thumb, fingers = segments[15, 1], segments[[6, 12], 1].mean(axis=0)
+    span = float(np.linalg.norm(thumb - fingers))
+    side = (thumb - fingers) / span
+    back = axes[2] - (axes[2] @ side) * side
+    back = _unit(back)
+    frame = np.stack([side, np.cross(back, side), back], axis=1)
+    half_width = float(np.clip(span / 2 - 0.7 * radii[15], 0.01, 0.042))
+    size = np.array([half_width, rng.uniform(1.6, 2.1) * half_width, rng.uniform(0.003, 0.006)])
+    return _object(rng, _box(), size, 0.5 * (thumb + fingers) + frame[:, 1] * rng.normal(0, 0.01), frame)
+
+
+def stray_object(rng: np.random.Generator, segments: Floats, axes: Floats) -> Part:
+    """Something of any shape near the palm, held or not."""
+    shape = (_cylinder(), _sphere(), _box())[rng.integers(3)]
+    size = rng.uniform(0.01, 0.034, 3) * np.array([1, 1, rng.uniform(1, 4)])
+    away = rng.normal(0, 0.02, 3) + np.array([0, 0, -rng.uniform(0.02, 0.07)])
+    center = segments[[4, 10], 0].mean(axis=0) + away @ axes
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    return _object(rng, shape, size, center, turn * np.sign(np.linalg.det(turn)))
+
+
+def _largest_ball(start: Floats, bones: Floats, radii: Floats, across: Floats) -> tuple[Floats, float]:
+    """Move a ball's centre away from the nearest bones until it cannot grow: (centre, radius).
+
+    bones (n, 2, 3) segments with radii (n,); moves stay in the plane of the projection `across` (3, 3).
+    """
+    center, step = start.copy(), 0.006
+    along = bones[:, 1] - bones[:, 0]
+    squared = np.maximum((along * along).sum(axis=1), 1e-12)
+    best, best_room = center, -np.inf
+    for _ in range(24):
+        t = np.clip(((center - bones[:, 0]) * along).sum(axis=1) / squared, 0, 1)
+        away = center - bones[:, 0] - t[:, None] * along
+        distance = np.sqrt((away * away).sum(axis=1)) + 1e-9
+        room = distance - radii
+        nearest = int(room.argmin())
+        if room[nearest] > best_room:
+            best, best_room = center, float(room[nearest])
+        else:
+            step *= 0.8
+        center = center + across @ (away[nearest] / distance[nearest]) * step
+        if np.linalg.norm(center - start) > 0.03:
+            break
+    return best, best_room
+
+
+def _object(rng: np.random.Generator, shape: tuple[Floats, Faces], size: Floats, center: Floats, frame: Floats) -> Part:
+    vertices, faces = shape
+    local = vertices * size
+    hsv = np.array([[[rng.uniform(0, 360), rng.beta(1.2, 1.8), rng.uniform(0.05, 0.85)]]], np.float32)
+    attributes = _object_attributes(local, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0])
+    return Part(center + local @ frame.T, faces, attributes, np.full(len(faces), Material.OBJECT, np.int32))
+
+
+def _object_attributes(local: Floats, albedo: Float32Array) -> Float32Array:
+    attributes = np.zeros((len(local), ATTRIBUTE_COUNT), np.float32)
+    attributes[:, :3] = 1000 * local
+    attributes[:, Channel.ALBEDO : Channel.ALBEDO + 3] = albedo
+    return attributes
+
+
+def _frame_along(axis: Floats) -> Floats:
+    """(3, 3) rotation whose third column is `axis`."""
+    helper = np.array([1.0, 0, 0]) if abs(axis[0]) < 0.9 else np.array([0, 1.0, 0])
+    first = np.cross(helper, axis)
+    first /= np.linalg.norm(first)
+    return np.stack([first, np.cross(axis, first), axis], axis=1)
+
+
+@cache
+def _cylinder(columns: int = 20) -> tuple[Floats, Faces]:
+    """Unit radius, z from -1 to 1; the side's and the caps' rims are apart so that shading has an edge."""
+    angle = np.linspace(0, 2 * np.pi, columns, endpoint=False)
+    ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    up = np.array([0, 0, 1.0])
+    levels = np.linspace(-1, 1, 5)
+    vertices = np.concatenate([*(ring + z * up for z in levels), ring - up, ring + up, [-up, up]])
+    j = np.arange(columns)
+    k = (j + 1) % columns
+    faces = []
+    for level in range(len(levels) - 1):
+        low, high = level * columns, (level + 1) * columns
+        faces += [np.stack([low + j, low + k, high + j], 1), np.stack([high + j, low + k, high + k], 1)]
+    low, high = len(levels) * columns, (len(levels) + 1) * columns
+    bottom, top = np.full(columns, len(vertices) - 2), np.full(columns, len(vertices) - 1)
+    faces += [np.stack([bottom, low + k, low + j], 1), np.stack([top, high + j, high + k], 1)]
+    return vertices, np.concatenate(faces).astype(np.int32)
+
+
+@cache
+def _sphere(rows: int = 14, columns: int = 20) -> tuple[Floats, Faces]:
+    polar, turn = np.meshgrid(np.linspace(0, np.pi, rows + 1), np.arange(columns) * 2 * np.pi / columns, indexing="ij")
+    vertices = np.stack([np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar)], -1).reshape(-1, 3)
+    grid = np.arange(len(vertices)).reshape(rows + 1, columns)
+    a, b, c, d = grid[:-1], np.roll(grid[:-1], -1, 1), grid[1:], np.roll(grid[1:], -1, 1)
+    faces = np.concatenate([np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)])
+    return vertices, faces.astype(np.int32)
+
+
+@cache
+def _box(cells: int = 4) -> tuple[Floats, Faces]:
+    """Half extents 1; each side has its own vertices so that its edges are sharp."""
+    vertices: list[Floats] = []
+    faces: list[NDArray[np.int64]] = []
+    line = np.linspace(-1, 1, cells + 1)
+    u, v = np.meshgrid(line, line, indexing="ij")
+    grid = np.arange(u.size).reshape(u.shape)
+    a, b, c, d = grid[:-1, :-1].ravel(), grid[:-1, 1:].ravel(), grid[1:, :-1].ravel(), grid[1:, 1:].ravel()
+    quads = np.concatenate([np.stack([a, c, b], 1), np.stack([b, c, d], 1)])
+    for axis in range(3):
+        for sign in (-1.0, 1.0):
+            side = np.empty((u.size, 3))
+            side[:, axis], side[:, (axis + 1) % 3], side[:, (axis + 2) % 3] = sign, u.ravel(), v.ravel()
+            faces.append((quads if sign > 0 else quads[:, ::-1]) + len(vertices) * u.size)
+            vertices.append(side)
+    return np.concatenate(vertices), np.concatenate(faces).astype(np.int32)
+
+
+# ------------------------------------------------------------------------------------------------------ skin and light
+
+
+@dataclass(frozen=True, eq=False)
+class Skin:
+    """Linear RGB albedos and how they vary."""
+
+    ita_degrees: float
+    darkness: float  # 0 lightest, 1 darkest
+    dorsal: Floats  # (3,)
+    palmar: Floats  # (3,)
+    nail: Floats  # (3,)
+    polish: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Lights:
+    radiance: Float32Array  # (D, 3) from the environment's directions
+    direction: Float32Array  # (3,) unit, towards the key light, cam
+    key: Floats  # (3,) RGB
+
+
+def sphere_directions(count: int) -> Float32Array:
+    """(count, 3) evenly spread unit vectors (a Fibonacci lattice)."""
+    i = np.arange(count) + 0.5
+    turn, z = np.pi * (1 + 5**0.5) * i, 1 - 2 * i / count
+    r = np.sqrt(1 - z * z)
+    return np.stack([r * np.cos(turn), r * np.sin(turn), z], axis=1).astype(np.float32)
+
+
+def _linear_from_lab(lightness: float, a: float, b: float) -> Floats:
+    """CIE L*a*b* (D65) -> linear sRGB, kept above 0.004."""
+    fy = (lightness + 16) / 116
+    f = np.array([fy + a / 500, fy, fy - b / 200])
+    xyz = np.array([0.9505, 1.0, 1.089]) * np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
+    rgb = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]]) @ xyz
+    return np.clip(rgb, 0.004, 1)
+
+
+def sample_skin(rng: np.random.Generator, polish_share: float) -> Skin:
+    """Uniform in ITA = atan((L* - 50) / b*) from -55 (dark) to 62 degrees (very light), so every tone is as common.
+
+    b* is largest for intermediate skin (Chardon et al. 1991; Del Bino and Bernerd 2013); palms are lighter and redder
+    than the back, the more so the darker the skin.
+    """
+    ita = rng.uniform(-55, 62)
+    light = (ita + 55) / 117
+    middle = 11 + 7 * np.sin(np.pi * min(light * 1.1, 1))
+    lightness = np.clip(50 + middle * np.tan(np.radians(ita)) + rng.normal(0, 1.5), 24, 77)
+    b = np.clip(rng.normal(middle + 3.5, 2.0), 9, 25)
+    a = np.clip(rng.normal(10.0 + 2 * np.sin(np.pi * light), 1.5), 6.5, 15)
+    palm_lightness = max(lightness, rng.normal(0.45 * lightness + 0.55 * 64, 2.5)) + rng.uniform(0, 3)
+    dorsal = _linear_from_lab(lightness, a, b)
+    palmar = _linear_from_lab(min(palm_lightness, 78), a + rng.uniform(1, 4.0), b * rng.uniform(0.85, 1.05))
+    darkness = float(np.clip(1 - light, 0, 1))
+    polish = rng.random() < polish_share
+    if polish:
+        nail = _linear_from_lab(rng.uniform(20, 75), rng.normal(25, 30), rng.normal(5, 25))
+    else:
+        pink = np.array([0.62, 0.38, 0.33]) * 0.25 * (0.6 + 0.4 * (1 - darkness))
+        nail = palmar * np.array([1.06, 0.92, 0.92]) * 0.75 + pink
+    return Skin(float(ita), darkness, dorsal, palmar, nail, bool(polish))
+
+
+def _light_color(rng: np.random.Generator) -> Floats:
+    """Between lamp light and an overcast sky."""
+    cold = rng.uniform(0, 1)
+    return np.array([1, 0.86, 0.70]) * (1 - cold) + np.array([0.82, 0.93, 1.1]) * cold
+
+
+def sample_lights(rng: np.random.Generator, directions: Float32Array) -> Lights:
+    """An environment that is brighter above, up to three soft lamps or windows, and a key light (85 %) with shadows."""
+    up = rng.normal(size=3) * 0.35 + [0, -1, 0]
+    up /= np.linalg.norm(up)
+    above = (directions @ up) * 0.5 + 0.5
+    radiance = (
+        rng.uniform(0.15, 0.9) * _light_color(rng) * (rng.uniform(0.1, 0.8) + above[:, None] * rng.uniform(0.3, 1.2))
+    )
+    for _ in range(rng.integers(0, 4)):
+        lamp = rng.normal(size=3) + np.array([0, -0.8, -0.4])
+        lamp /= np.linalg.norm(lamp)
+        radiance = radiance + np.exp((directions @ lamp - 1) * rng.uniform(2, 12))[:, None] * _light_color(
+            rng
+        ) * rng.gamma(2, 0.9)
+    direction = rng.normal(size=3) * [0.9, 0.6, 0.6] + [0, -0.9, -0.7]
+    direction /= np.linalg.norm(direction)
+    key = _light_color(rng) * rng.gamma(2.0, 0.42) * (rng.random() < 0.85)
+    return Lights(radiance.astype(np.float32), direction.astype(np.float32), key)
+
+
+def sample_look(rng: np.random.Generator, skin: Skin, key: Floats, exposure: float) -> Look:
+    """Surface detail of one person under one light."""
+    wrap, specular = rng.uniform(0.6, 1.3), rng.uniform(0.020, 0.040)
+    values = Look(
+        seed=rng.integers(1, 60000),
+        bump=rng.uniform(0.05, 0.30),
+        knuckle_wrinkles=min(0.15 + rng.gamma(2, 0.33), 1.6),
+        creases=rng.uniform(0.25, 0.9),
+        roughness=rng.uniform(0.42, 0.66),
+        specular=specular,
+        fresnel=rng.uniform(0.3, 1),
+        mottle=rng.uniform(0.05, 0.24),
+        veins=max(rng.normal(0.25, 0.35), 0),
+        redness=rng.uniform(0.05, 0.38) * (1 - 0.4 * skin.darkness),
+        wrap_red=0.21 * wrap,
+        wrap_green=0.13 * wrap,
+        wrap_blue=0.10 * wrap,
+        key_red=key[0],
+        key_green=key[1],
+        key_blue=key[2],
+        shadow_softness=rng.choice([0.5, 1, 1.8, 3.0]),
+        nail_red=skin.nail[0],
+        nail_green=skin.nail[1],
+        nail_blue=skin.nail[2],
+        nail_polish=float(skin.polish),
+        nail_gloss=0.6 * specular + 0.012,
+        cloth_scale=rng.uniform(0.4, 4),
+        cloth_pattern=rng.choice([0, 0, 0, 1, 2]),
+        object_scale=rng.uniform(0.02, 0.3),
+        object_specular=rng.uniform(0.02, 0.12),
+        object_pattern=rng.random(),
+        exposure=exposure,
+    )
+    return Look(*(np.float32(value) for value in values))
+
+
+def _unit(vector: Floats) -> Floats:
+    return vector / np.linalg.norm(vector)
+
+
+def _ease(x: float | Floats) -> float | Floats:
+    t = np.clip(x, 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _rotation(axis: Floats, angle: float) -> Floats:
+    """Rodrigues' formula for a unit axis."""
+    x, y, z = axis
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)

@@ -1,0 +1,368 @@
+"""Which poses hands take: a library of everyday hand shapes, mixed, varied, held to joint limits and kept from
+passing through themselves.
+
+Poses are (16, 3) anatomical angles in radians (flexion, abduction, twist per joint; `handmesh.anatomy`), MANO's joint
+order. `PosePrior.sample` returns rotations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from handmesh.anatomy import (
+    FINGER_ROOTS,
+    JOINT_LIMITS,
+    bone_ends,
+    flexion_axes,
+    hand_angles,
+    rotation_from_vector,
+)
+from handmesh.hand import MANO_PARENTS, HandArrays
+
+Floats = NDArray[np.float64]
+
+_FAST: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+
+class BasePose(NamedTuple):
+    angles: Floats  # (16, 3) radians
+    holds: str  # what such a hand may hold: "cylinder", "ball", "pen", "plate", "phone" or "" (nothing)
+    weight: float  # how often, relative to the others
+
+
+def _base(weight: float, holds: str, *fingers: tuple[float, ...]) -> BasePose:
+    """Fingers in the order thumb, index, middle, ring, pinky, degrees as in `handmesh.anatomy.hand_angles`."""
+    return BasePose(hand_angles(*fingers), holds, weight)
+
+
+# Curls that recur below: flexion of MCP, PIP, DIP.
+_FIST = (80.0, 98.0, 60.0)
+_HOOK = (10.0, 90.0, 55.0)
+_STRAIGHT = (0.0, 3.0, 2.0)
+# The thumb: CMC flexion, MCP, IP, CMC abduction (away from the index finger), CMC twist (towards opposition).
+_OVER_FINGERS = (5.0, 41.0, 41.0, 0.0, 25.0)
+_ASIDE = (0.0, 5.0, 2.0, 4.0, 0.0)
+_OUT = (-10.0, -4.0, -8.0, 16.0, -5.0)
+_ACROSS_PALM = (24.0, 45.0, 35.0, -8.0, 25.0)
+_OPPOSED = (18.0, 14.0, 18.0, -16.0, 0.0)
+
+# Chosen by eye on the built-in hand, after: the grasp taxonomy of Feix et al. 2016 (power, precision and lateral
+# grasps), counting, pointing and emblem gestures, letters of manual alphabets, and hands at rest.
+BASE_POSES: dict[str, BasePose] = {
+    # at rest and open
+    "flat": _base(1.5, "", _ASIDE, _STRAIGHT, _STRAIGHT, _STRAIGHT, _STRAIGHT),
+    "flat_closed": _base(1.0, "", (10, 8, 5, -20, 5), (2, 4, 3, -4), (2, 4, 3), (2, 4, 3, 3), (2, 5, 3, 7)),
+    "relaxed": _base(3.0, "", (6, 10, 10, -6), (14, 22, 12), (20, 26, 14), (24, 28, 15), (26, 27, 14)),
+    "relaxed_curled": _base(2.5, "", (10, 16, 18, -8, 8), (28, 42, 22), (36, 48, 26), (42, 50, 28), (44, 46, 26)),
+    "spread": _base(1.5, "", _OUT, (-6, 2, 2, 13), (-6, 0, 0, 2), (-6, 1, 1, -10), (-6, 2, 2, -18)),
+    "claw": _base(1.0, "ball", (0, 12, 25, 2, 10), (-5, 50, 35, 9), (-5, 52, 36), (-5, 50, 35, -8), (-5, 46, 32, -14)),
+    "wave": _base(1.0, "", (-4, 2, 0, 8), (4, 12, 6, 6), (2, 9, 5), (4, 10, 6, -5), (2, 14, 7, -11)),
+    "cupped": _base(1.0, "", (16, 12, 12, -16, 12), (30, 18, 10, -3), (34, 20, 10), (36, 20, 10, 3), (36, 22, 12, 6)),
+    "beak": _base(0.7, "", (26, 12, 4, -16, 14), (58, 22, 10), (60, 24, 12), (60, 24, 12, 3), (62, 22, 10, 8)),
+    "pressing": _base(0.8, "", (0, 4, -10, 6), (-8, 14, -5, 5), (-8, 14, -5), (-8, 14, -5, -4), (-8, 14, -5, -9)),
+    # fists
+    "fist": _base(2.0, "", _OVER_FINGERS, (76, 98, 58), (80, 100, 62), (82, 100, 60), (80, 96, 56)),
+    "fist_thumb_aside": _base(1.0, "", (12, 14, 8, -22, 0), _FIST, _FIST, _FIST, (80, 96, 56)),
+    "loose_fist": _base(1.5, "cylinder", (10, 30, 25, -8, 18), (55, 75, 40), (60, 78, 42), (64, 78, 42), (64, 72, 40)),
+    "thumb_up": _base(1.2, "", (-12, -6, -12, 12), (76, 98, 58), (80, 100, 62), (82, 100, 60), (80, 96, 56)),
+    # pointing and counting
+    "point": _base(2.0, "", (13, 50, 20, -8, 25), (2, 4, 2), (80, 98, 58), (84, 98, 58), (82, 94, 55)),
+    "point_thumb_out": _base(1.2, "", _OUT, (2, 4, 2), _FIST, _FIST, (80, 94, 55)),
+    "point_loose": _base(1.0, "", (10, 20, 15, -8, 15), (8, 12, 6), (48, 60, 32), (54, 62, 34), (56, 58, 32)),
+    "touch_screen": _base(0.8, "", (12, 18, 14, -8, 12), (30, 26, 8), (52, 62, 34), (58, 66, 36), (60, 60, 34)),
+    "two": _base(1.2, "", (14, 50, 30, -4, 25), (0, 2, 2, 12), (0, 2, 2, -8), (82, 98, 58), (80, 94, 55)),
+    "two_closed": _base(0.6, "", (14, 50, 30, -4, 25), (2, 4, 3, -3), (2, 4, 3, 2), (82, 98, 58), (80, 94, 55)),
+    "two_thumb": _base(0.8, "", _OUT, (0, 2, 2, 10), (0, 2, 2, -6), _FIST, (80, 94, 55)),
+    "three": _base(1.0, "", (16, 50, 40, -6, 25), (0, 2, 2, 8), (-2, 2, 2), (0, 2, 2, -8), (80, 94, 55)),
+    "four": _base(1.0, "", _ACROSS_PALM, (0, 2, 2, 7), (-2, 2, 2, 1), (0, 2, 2, -6), (0, 2, 2, -12)),
+    "horns": _base(0.7, "", (16, 48, 35, -6, 25), (0, 2, 2, 4), _FIST, _FIST, (0, 2, 2, -10)),
+    "love": _base(0.6, "", _OUT, (0, 2, 2, 6), _FIST, _FIST, (0, 2, 2, -12)),
+    "phone": _base(0.7, "", _OUT, _FIST, _FIST, _FIST, (0, 2, 2, -14)),
+    "pinky": _base(0.5, "", (14, 45, 35, -6, 25), _FIST, _FIST, _FIST, (2, 4, 2, -6)),
+    "crossed": _base(0.4, "", (16, 48, 35, -6, 25), (4, 8, 4, -8), (-2, 4, 3, 7), _FIST, (80, 94, 55)),
+    "snap": _base(0.5, "", (20, 18, 10, -14, 12), (34, 26, 12), (58, 36, 18), (76, 90, 55), (78, 88, 52)),
+    "scissors": _base(0.5, "", _OPPOSED, (10, 24, 12, 8), (14, 28, 14, -4), (70, 88, 52), (72, 86, 50)),
+    # pinches and precision grasps
+    "pinch": _base(2.0, "pen", (19, 13, 19.5, -18, -10), (47, 43, 23), (24, 24, 12), (18, 18, 10), (12, 14, 8)),
+    "pinch_curled": _base(1.5, "pen", (19, 13, 20, -18, -10), (47, 43, 23), (62, 70, 40), (70, 80, 46), (72, 78, 44)),
+    "ok": _base(1.2, "", (19, 13, 19.5, -18, -10), (47, 43, 23), (8, 10, 6, 2), (2, 6, 4, -4), (-4, 4, 3, -10)),
+    "pinch_middle": _base(0.8, "pen", (22, 14, 20, -14, -2), (22, 24, 12), (52, 44, 24), (24, 26, 14), (20, 22, 12)),
+    "pinch_ring": _base(0.5, "", (27, 16, 18, -10, 10), (12, 14, 8), (18, 20, 10), (56, 46, 24), (30, 30, 16)),
+    "pinch_pinky": _base(0.4, "", (34, 20, 18, -6, 22), (8, 10, 5), (10, 14, 8), (24, 28, 14), (56, 44, 24)),
+    "tripod": _base(1.5, "pen", (17, 18, 18, -14, 2), (44, 40, 16), (50, 50, 26), (56, 62, 34), (58, 60, 34)),
+    "writing": _base(1.5, "pen", (14, 20, 22, -14, 6), (40, 46, 18), (46, 58, 30), (52, 70, 38), (54, 66, 36)),
+    "quadpod": _base(0.8, "ball", (20, 14, 16, -14, 6), (46, 38, 18, 3), (48, 40, 20), (52, 42, 22, -2), (52, 50, 28)),
+    "key": _base(1.2, "plate", (14, 14, 14, -24, 5), (52, 62, 30), (66, 78, 42), (72, 84, 46), (74, 80, 44)),
+    "plate": _base(1.2, "plate", (26, 6, -4, -14, 14), (54, 8, 4, 2), (54, 10, 5), (55, 10, 5, -2), (54, 10, 5, -4)),
+    "chopsticks": _base(0.5, "pen", (14, 16, 16, -16, 4), (42, 44, 18), (38, 42, 20), (46, 58, 30), (50, 62, 34)),
+    # power grasps
+    "grasp": _base(2.0, "cylinder", (16, 8, 14, -4, 16), (38, 44, 24, 4), (42, 46, 26), (44, 46, 26), (42, 42, 24, -5)),
+    "grasp_tight": _base(1.5, "cylinder", (18, 24, 22, -4, 20), (54, 62, 34), (58, 66, 38), (60, 66, 38), (60, 62, 36)),
+    "grasp_large": _base(1.2, "cylinder", (4, 6, 10, 6, 16), (22, 32, 18, 6),
+        (24, 34, 20), (26, 34, 20), (24, 32, 18, -8)),
+    "ball_grasp": _base(1.2, "ball", (10, 8, 12, 2, 14), (26, 34, 20, 11),
+        (30, 36, 22), (30, 36, 22, -8), (28, 34, 20, -15)),
+    "small_ball": _base(0.8, "ball", (20, 16, 18, -8, 10), (40, 44, 24, 8),
+        (44, 48, 26), (46, 48, 26, -5), (46, 46, 24, -9)),
+    "bottle": _base(1.2, "cylinder", (12, 12, 14, 0, 18), (34, 42, 24), (38, 44, 26), (40, 46, 26), (40, 44, 24)),
+    "hook": _base(1.0, "cylinder", (4, 10, 8, -6, 4), _HOOK, _HOOK, _HOOK, (12, 86, 50)),
+    "bag_handle": _base(0.7, "cylinder", (6, 16, 14, -8, 8), (24, 84, 46), (28, 86, 48), (30, 86, 48), (32, 80, 44)),
+    "holding_phone": _base(1.2, "phone", (2, 10, 8, 2, 6), (16, 32, 16), (20, 36, 18), (22, 38, 20), (24, 36, 18)),
+    "tool": _base(0.8, "cylinder", (10, 8, 4, -10, 4), (48, 40, 12), (62, 70, 38), (66, 74, 42), (66, 70, 40)),
+    "steering": _base(0.6, "cylinder", (4, 14, 20, 0, 8), (58, 56, 30), (62, 58, 32), (64, 58, 32), (64, 54, 30)),
+    # letters and the like
+    "letter_c": _base(0.7, "", (8, 8, 16, 0, 14), (34, 38, 22), (36, 38, 22), (38, 38, 22), (38, 36, 20)),
+    "letter_e": _base(0.5, "", (24, 42, 45, -6, 22), (30, 95, 58), (32, 96, 60), (34, 96, 60), (36, 92, 56)),
+    "letter_l": _base(0.8, "", (-12, -4, -8, 20), _STRAIGHT, _FIST, _FIST, (80, 94, 55)),
+    "right_angle": _base(0.7, "", (12, 8, 6, -14, 4), (82, 5, 3), (84, 5, 3), (84, 6, 3), (82, 8, 4)),
+    "letter_o": _base(0.6, "", (22, 16, 18, -14, 6), (48, 46, 24), (52, 48, 26), (54, 50, 28), (56, 48, 26)),
+    "tickle": _base(0.4, "", (2, 10, 14, 2, 6), (10, 60, 36, 5), (-8, 22, 10), (22, 64, 38, -4), (0, 30, 15, -10)),
+}  # fmt: skip
+
+
+_TIP_TAPER = 0.8  # a fingertip's half thickness over that of its whole last bone
+
+# How a thumb gets out of the way of the fingers: away from the index finger, and straighter; radians per step.
+_THUMB_STEP = np.zeros((3, 3))
+_THUMB_STEP[0, :2] = -0.06, 0.10
+_THUMB_STEP[1, 0] = -0.12
+_THUMB_STEP[2, 0] = -0.05
+
+
+@dataclass(frozen=True)
+class PoseSettings:
+    """How far poses stray from the library. Angles in radians."""
+
+    blend: float = 0.45  # probability that a pose lies between two base poses
+    swap_fingers: float = 0.20  # probability that some fingers come from another base pose
+    free: float = 0.12  # probability of independent random curls: what the library forgot
+    joint_noise: float = 0.10  # standard deviation of each flexion: people differ by 5 to 8 degrees in the same grasp
+    spread_noise: float = 0.06  # standard deviation of each abduction
+    penetration: float = 0.005  # metres: deeper is redone; soft fingertips give 3 to 4 mm, capsules err by 1 to 2
+
+
+class SampledPose(NamedTuple):
+    rotations: Floats  # (16, 3, 3); [0] is the identity
+    name: str  # of the base pose that counts most, or "free"
+    holds: str
+
+
+class PosePrior:
+    """Samples poses for one hand model."""
+
+    def __init__(self, hand: HandArrays, settings: PoseSettings | None = None) -> None:
+        self.settings = PoseSettings() if settings is None else settings
+        self.names = tuple(BASE_POSES)
+        weights = np.array([BASE_POSES[name].weight for name in self.names])
+        self._weights = weights / weights.sum()
+        self._axes = flexion_axes(hand)
+        self._rest = hand.J.copy()
+        self.radii = bone_radii(hand)
+        self._ends = bone_ends(hand)
+        for tip in (root + 2 for root in FINGER_ROOTS):  # a capsule's round end is the fingertip: stop short of it
+            bone = self._ends[tip] - hand.J[tip]
+            self.radii[tip] *= _TIP_TAPER
+            self._ends[tip] -= 0.9 * self.radii[tip] * bone / np.linalg.norm(bone)
+        self._pairs = _capsule_pairs()
+
+    def rotations(self, angles: Floats) -> Floats:
+        """(16, 3) angles -> (16, 3, 3) rotations; the same as `anatomy.pose_from_angles`, with the axes at hand."""
+        turns = rotation_from_vector(angles[:, :, None] * self._axes)
+        return turns[:, 1] @ turns[:, 0] @ turns[:, 2]
+
+    def penetration(self, rotations: Floats) -> float:
+        """How deep the hand's bones, thickened to its width, pass through each other, metres (0 or more)."""
+        turns, places = forward_kinematics(rotations, self._rest)
+        return float(_deepest(turns, places, self._rest, self._ends, self.radii, self._pairs))
+
+    def sample(self, rng: np.random.Generator) -> SampledPose:
+        """A random pose. Always returns: when a pose passes through itself the thumb gives way first, then another
+        pose is drawn, and at last the hand is opened up step by step.
+        """
+        thumb = slice(FINGER_ROOTS[0], FINGER_ROOTS[0] + 3)
+        for _ in range(3):
+            angles, name, holds = self._draw(rng)
+            for _ in range(4):
+                rotations = self.rotations(angles)
+                if self.penetration(rotations) <= self.settings.penetration:
+                    return SampledPose(rotations, name, holds)
+                angles[thumb] += _THUMB_STEP
+                angles = limit_angles(angles)
+        relaxed = BASE_POSES["relaxed"].angles
+        for share in (0.15, 0.3, 0.5, 0.75):
+            rotations = self.rotations(angles + share * (relaxed - angles))
+            if self.penetration(rotations) <= self.settings.penetration:
+                return SampledPose(rotations, name, holds)
+        return SampledPose(self.rotations(relaxed), "relaxed", "")
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Floats, str, str]:
+        settings = self.settings
+        if rng.random() < settings.free:
+            return limit_angles(_free_pose(rng)), "free", ""
+        name = self.names[rng.choice(len(self.names), p=self._weights)]
+        angles, holds = BASE_POSES[name].angles.copy(), BASE_POSES[name].holds
+        if rng.random() < settings.blend:
+            other = BASE_POSES[self.names[rng.choice(len(self.names), p=self._weights)]].angles
+            angles += rng.uniform(0.1, 0.5) * (other - angles)
+        if rng.random() < settings.swap_fingers:
+            other = BASE_POSES[self.names[rng.choice(len(self.names), p=self._weights)]].angles
+            for root in FINGER_ROOTS:
+                if rng.random() < 0.4:
+                    angles[root : root + 3] = other[root : root + 3]
+            holds = ""
+        _vary(rng, angles, settings)
+        return limit_angles(angles), name, holds
+
+
+def _vary(rng: np.random.Generator, angles: Floats, settings: PoseSettings) -> None:
+    """Noise in place: a common curl, then each finger's own, then each joint's; DIP follows PIP, as tendons make it."""
+    common = rng.normal(0, settings.joint_noise)
+    for root in FINGER_ROOTS[1:]:
+        own = rng.normal(0, settings.joint_noise)
+        mcp, pip = rng.normal(0, settings.joint_noise, 2)
+        angles[root, 0] += 0.7 * common + 0.7 * own + mcp
+        bend = common + own + pip
+        angles[root + 1, 0] += bend
+        angles[root + 2, 0] += 0.67 * bend + rng.normal(0, 0.5 * settings.joint_noise)
+        angles[root, 1] += rng.normal(0, settings.spread_noise)
+    thumb = FINGER_ROOTS[0]
+    angles[thumb, 0] += rng.normal(0, settings.joint_noise)
+    angles[thumb, 1] += rng.normal(0, settings.joint_noise)
+    angles[thumb, 2] += rng.normal(0, settings.joint_noise)
+    angles[thumb + 1, 0] += rng.normal(0, 1.2 * settings.joint_noise)
+    angles[thumb + 2, 0] += rng.normal(0, 1.5 * settings.joint_noise)
+
+
+def _free_pose(rng: np.random.Generator) -> Floats:
+    """Curls of four fingers with a shared part, a thumb anywhere within its range."""
+    angles = np.zeros((16, 3))
+    common = rng.beta(1.1, 1.5) * 1.5
+    independence = rng.uniform(0.1, 0.8)
+    for root in FINGER_ROOTS[1:]:
+        curl = np.clip(common + rng.normal(0, independence), -0.1, 1.6)
+        angles[root, 0] = curl * rng.uniform(0.5, 1.0) + rng.normal(-0.05, 0.12)
+        angles[root + 1, 0] = curl * rng.uniform(0.8, 1.15)
+        angles[root + 2, 0] = angles[root + 1, 0] * rng.uniform(0.45, 0.75)
+        angles[root, 1] = rng.normal(0, 0.10)
+    thumb = FINGER_ROOTS[0]
+    low, high = np.moveaxis(JOINT_LIMITS[thumb : thumb + 3], -1, 0)
+    angles[thumb : thumb + 3] = low + (high - low) * rng.beta(1.6, 1.6, (3, 3))
+    return angles
+
+
+def limit_angles(angles: Floats) -> Floats:
+    """(16, 3) angles held to `JOINT_LIMITS`; sideways play shrinks as a knuckle bends (its ligaments tighten: about
+
+    nothing is left at 90 degrees, Landsmeer 1955), and a DIP joint cannot bend far when its PIP joint is straight.
+    """
+    held = np.clip(angles, JOINT_LIMITS[..., 0], JOINT_LIMITS[..., 1])
+    for root in FINGER_ROOTS[1:]:
+        held[root, 1] *= 1 - 0.85 * np.clip(held[root, 0] / np.radians(90), 0, 1)
+        held[root + 2, 0] = min(held[root + 2, 0], held[root + 1, 0] * 0.9 + np.radians(15))
+    return held
+
+
+# ----------------------------------------------------------------------------------------------------- capsules
+
+
+def bone_radii(hand: HandArrays) -> Floats:
+    """(16,) metres: how thick the flesh around each bone is; the median distance of the skin that follows the bone."""
+    ends, radii = bone_ends(hand), np.empty(16)
+    follows = hand.weights.argmax(axis=1)
+    for joint in range(16):
+        skin = hand.v_template[follows == joint]
+        bone = ends[joint] - hand.J[joint]
+        t = np.clip((skin - hand.J[joint]) @ bone / (bone @ bone), 0, 1)
+        distance = np.linalg.norm(skin - hand.J[joint] - t[:, None] * bone, axis=1)
+        radii[joint] = np.median(distance)
+    return radii
+
+
+def _capsule_pairs() -> NDArray[np.int32]:
+    """Pairs of bones that should not pass through each other, by joint number; 16 to 19 are the four metacarpals."""
+    pairs = []
+    fingers = [tuple(range(root, root + 3)) for root in FINGER_ROOTS]
+    for i, first in enumerate(fingers):
+        for second in fingers[i + 1 :]:
+            for a in first:
+                for b in second:
+                    both_roots = a == first[0] or b == second[0]
+                    if not (both_roots and (i == 0 or (a == first[0] and b == second[0]))):
+                        pairs.append((a, b))
+    for finger in fingers:  # tips against the palm
+        pairs += [(finger[2], 16 + metacarpal) for metacarpal in range(4)]
+    return np.array(pairs, np.int32)
+
+
+@njit(**_FAST)
+def forward_kinematics(rotations, rest):  # type: ignore[no-untyped-def]
+    """(16, 3, 3) parent-relative rotations, (16, 3) rest joints -> global rotations (16, 3, 3), joints (16, 3).
+
+    The root joint stays where it rests. Same float type in and out.
+    """
+    turns, places = np.empty_like(rotations), np.empty_like(rest)
+    turns[0], places[0] = rotations[0], rest[0]
+    for j in range(1, 16):
+        p = MANO_PARENTS[j]
+        for a in range(3):
+            places[j, a] = places[p, a]
+            for b in range(3):
+                places[j, a] += turns[p, a, b] * (rest[j, b] - rest[p, b])
+                total = turns[p, a, 0] * rotations[j, 0, b]
+                total += turns[p, a, 1] * rotations[j, 1, b]
+                total += turns[p, a, 2] * rotations[j, 2, b]
+                turns[j, a, b] = total
+    return turns, places
+
+
+@njit(**_FAST)
+def _segment_distance(p, q, r, s):  # type: ignore[no-untyped-def]
+    """Distance between segments p-q and r-s, each point (3,) (Ericson, Real-Time Collision Detection, 5.1.9)."""
+    d1, d2, w = q - p, s - r, p - r
+    a, e, f = (d1 * d1).sum(), (d2 * d2).sum(), (d2 * w).sum()
+    c, b = (d1 * w).sum(), (d1 * d2).sum()
+    denominator = a * e - b * b
+    u = min(max((b * f - c * e) / denominator, 0.0), 1.0) if denominator > 1e-14 else 0.0
+    v = (b * u + f) / e
+    if v < 0.0:
+        v = 0.0
+        u = min(max(-c / a, 0.0), 1.0)
+    elif v > 1.0:
+        v = 1.0
+        u = min(max((b - c) / a, 0.0), 1.0)
+    gap = w + d1 * u - d2 * v
+    return np.sqrt((gap * gap).sum())
+
+
+@njit(**_FAST)
+def bone_segments(turns, places, rest, ends):  # type: ignore[no-untyped-def]
+    """(20, 2, 3) posed ends of the 16 bones and of the four metacarpals (wrist to knuckle), in joint order."""
+    segments = np.empty((20, 2, 3))
+    for j in range(16):
+        segments[j, 0] = places[j]
+        for a in range(3):
+            total = places[j, a]
+            for b in range(3):
+                total += turns[j, a, b] * (ends[j, b] - rest[j, b])
+            segments[j, 1, a] = total
+    for k in range(4):
+        segments[16 + k, 0] = places[0]
+        segments[16 + k, 1] = places[1 + 3 * k]
+    return segments
+
+
+@njit(**_FAST)
+def _deepest(turns, places, rest, ends, radii, pairs):  # type: ignore[no-untyped-def]
+    segments = bone_segments(turns, places, rest, ends)
+    deepest = 0.0
+    for n in range(pairs.shape[0]):
+        a, b = pairs[n, 0], pairs[n, 1]
+        radius_b = radii[b] if b < 16 else 0.009  # half a palm's thickness, less what flesh gives way
+        gap = _segment_distance(segments[a, 0], segments[a, 1], segments[b, 0], segments[b, 1]) - radii[a] - radius_b
+        deepest = max(deepest, -gap)
+    return deepest

@@ -1,0 +1,326 @@
+"""Synthetic scenes: labels agree with the pixels and with an independent hand model; the same seed, the same bytes."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from handmesh.errors import DataError
+from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, MANO_PARENTS, builtin_hand
+from handmesh.synth import (
+    Backgrounds,
+    CameraEffects,
+    SceneRenderer,
+    SceneSettings,
+    SyntheticSample,
+    camera_effects,
+    composite,
+    contact_sheet,
+    place_on_background,
+    sample_generator,
+)
+from handmesh.synth.scene import view_rotation
+
+SIZE = 96
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def backgrounds() -> Backgrounds:
+    return Backgrounds(seed=0, count=8)
+
+
+@pytest.fixture(scope="module")
+def renderer(backgrounds: Backgrounds) -> SceneRenderer:
+    return SceneRenderer(builtin_hand(), SceneSettings(), SIZE, backgrounds=backgrounds)
+
+
+@pytest.fixture(scope="module")
+def bare(backgrounds: Backgrounds) -> SceneRenderer:
+    """Nothing but an arm."""
+    settings = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, occluder=0)
+    return SceneRenderer(builtin_hand(), settings, SIZE, backgrounds=backgrounds)
+
+
+@pytest.fixture(scope="module")
+def samples(renderer: SceneRenderer) -> list[SyntheticSample]:
+    return [renderer.render(sample_generator(1, i)) for i in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def bare_samples(bare: SceneRenderer) -> list[SyntheticSample]:
+    return [bare.render_foreground(sample_generator(2, i)) for i in range(COUNT)]
+
+
+def skinned(pose: np.ndarray, betas: np.ndarray) -> np.ndarray:
+    """MANO's function written out per vertex and joint, float64: (778, 3)."""
+    hand = builtin_hand()
+    shaped = hand.v_template + np.einsum("vck,k->vc", hand.shapedirs, betas)
+    rest = hand.J_regressor @ shaped
+    posed = shaped + np.einsum("vcp,p->vc", hand.posedirs, (pose[1:] - np.eye(3)).ravel())
+    world = []
+    for joint, parent in enumerate(MANO_PARENTS):
+        local = np.eye(4)
+        local[:3, :3] = pose[joint]
+        local[:3, 3] = rest[joint] - (rest[parent] if parent >= 0 else 0)
+        world.append(local if parent < 0 else world[parent] @ local)
+    from_rest = []
+    for joint in range(16):
+        back = np.eye(4)
+        back[:3, 3] = -rest[joint]
+        from_rest.append(world[joint] @ back)
+    blended = np.einsum("vj,jab->vab", hand.weights, np.stack(from_rest))
+    return np.einsum("vab,vb->va", blended, np.column_stack([posed, np.ones(len(posed))]))[:, :3]
+
+
+def test_vertices_are_the_hand_model_plus_a_translation(samples):
+    for sample in samples:
+        expected = skinned(sample.pose.astype(float), sample.betas.astype(float)) + sample.translation
+        np.testing.assert_allclose(sample.vertices, expected, atol=1e-5)
+
+
+def test_pose_holds_rotations(samples):
+    for sample in samples:
+        gram = sample.pose.astype(float) @ sample.pose.astype(float).transpose(0, 2, 1)
+        np.testing.assert_allclose(gram, np.broadcast_to(np.eye(3), (16, 3, 3)), atol=1e-5)
+        assert (np.linalg.det(sample.pose) > 0.99).all()
+
+
+def test_joints_are_regressed_from_the_posed_mesh(samples):
+    """FreiHAND's definition, not the kinematic chain."""
+    for sample in samples:
+        vertices = sample.vertices.astype(float)
+        regressed = np.vstack([builtin_hand().J_regressor @ vertices, vertices[list(FINGERTIP_VERTICES)]])
+        np.testing.assert_allclose(sample.joints, regressed[list(JOINTS_FROM_MANO)], atol=1e-5)
+
+
+def test_keypoints_are_the_pinhole_projection_of_the_joints(samples):
+    for sample in samples:
+        image_plane = sample.joints @ sample.intrinsics.T
+        np.testing.assert_allclose(sample.keypoints, image_plane[:, :2] / image_plane[:, 2:], atol=1e-3)
+        assert (sample.joints[:, 2] > 0.1).all()
+
+
+def test_the_drawn_hand_is_where_the_vertices_project(bare_samples):
+    """Pixel centres at integers: the mask's centroid is that of the projected triangles, filled by OpenCV at 8x.
+
+    An error of half a pixel (the other common convention) would show as 0.5.
+    """
+    fine, compared = 8, 0
+    for sample in bare_samples:
+        plane = sample.vertices @ sample.intrinsics.T
+        points = ((plane[:, :2] / plane[:, 2:] + 0.5) * fine - 0.5) * 16  # OpenCV takes 1/16 px with shift=4
+        filled = np.zeros((SIZE * fine, SIZE * fine), np.uint8)
+        for face in builtin_hand().faces:
+            cv2.fillConvexPoly(filled, np.round(points[face]).astype(np.int32), 255, shift=4)
+        expected = cv2.resize(filled, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(float)
+        found = sample.mask.astype(float)
+        if found.sum() < 0.99 * expected.sum():
+            continue  # the forearm is in front of a part of it
+        y, x = np.mgrid[0:SIZE, 0:SIZE]
+        for coordinate in (x, y):
+            difference = (found * coordinate).sum() / found.sum() - (expected * coordinate).sum() / expected.sum()
+            assert abs(difference) < 0.1
+        compared += 1
+    assert compared >= 4
+
+
+def test_visible_joints_lie_on_the_hand(bare_samples):
+    for sample in bare_samples:
+        for (x, y), seen in zip(np.round(sample.keypoints).astype(int), sample.visible, strict=True):
+            if seen:
+                near = sample.alpha[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3]
+                assert near.max() > 0
+
+
+def test_a_joint_outside_the_image_is_not_visible(samples):
+    for sample in samples:
+        outside = ((sample.keypoints < -0.5) | (sample.keypoints > SIZE - 0.5)).any(axis=1)
+        assert not (sample.visible & outside).any()
+
+
+def test_occluders_hide_joints_and_the_mask(backgrounds):
+    """Where something is put in front, the mask no longer says hand, and the joints there are no longer visible."""
+    plain = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, occluder=0)
+    covered = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, occluder=1)
+    first = SceneRenderer(builtin_hand(), plain, SIZE, backgrounds=backgrounds)
+    second = SceneRenderer(builtin_hand(), covered, SIZE, backgrounds=backgrounds)
+    lost = 0
+    for i in range(6):
+        clean = first.render_foreground(sample_generator(4, i))
+        hidden = second.render_foreground(sample_generator(4, i))
+        np.testing.assert_array_equal(clean.keypoints, hidden.keypoints)  # the same scene
+        assert (hidden.mask <= clean.mask).all()
+        assert (hidden.alpha.astype(int) >= clean.alpha.astype(int) - 1).all()
+        assert (hidden.visible <= clean.visible).all()
+        lost += int((clean.visible & ~hidden.visible).sum())
+    assert lost > 0
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_was_drawn_before(renderer, backgrounds):
+    """Buffers are reused between scenes: nothing of an earlier scene may leak into a later one."""
+    first = renderer.render(sample_generator(3, 7))
+    renderer.render(sample_generator(3, 8))
+    fresh = SceneRenderer(builtin_hand(), SceneSettings(), SIZE, backgrounds=backgrounds)
+    for again in (renderer.render(sample_generator(3, 7)), fresh.render(sample_generator(3, 7))):
+        for name in ("image", "alpha", "mask", "keypoints", "visible", "vertices", "pose", "translation"):
+            assert getattr(first, name).tobytes() == getattr(again, name).tobytes(), name
+
+
+def test_hands_fill_the_share_of_the_frame_that_was_asked_for(backgrounds):
+    settings = SceneSettings(crop_share=(0.6, 0.7), off_center=0)
+    renderer = SceneRenderer(builtin_hand(), settings, SIZE, backgrounds=backgrounds)
+    for i in range(4):
+        sample = renderer.render_foreground(sample_generator(5, i))
+        plane = sample.vertices @ sample.intrinsics.T
+        points = plane[:, :2] / plane[:, 2:]
+        extent = (points.max(axis=0) - points.min(axis=0)).max() / SIZE
+        assert 0.6 - 1e-3 <= extent <= 0.7 + 1e-3
+        np.testing.assert_allclose((points.max(axis=0) + points.min(axis=0)) / 2, (SIZE - 1) / 2, atol=1e-2)
+
+
+def test_skin_tones_are_even_over_the_whole_range(bare):
+    """Uniform in ITA from -55 to 62 degrees: each third gets its share."""
+    tones = [float(bare.render_foreground(sample_generator(6, i)).facts["ita_degrees"]) for i in range(60)]
+    counts, _ = np.histogram(tones, bins=[-55, -16, 23, 62])
+    assert counts.sum() == 60
+    assert counts.min() >= 9  # 20 expected, standard deviation 3.7
+
+
+@pytest.mark.parametrize("toward", [(0, 0, 1.0), (0, 0, -1.0), (0.3, -0.8, 0.5), (0, 1.0, 0), (0, -1.0, 0)])
+@pytest.mark.parametrize("angle", [0.0, 0.7, -2.0])
+def test_view_rotation_looks_from_where_it_says(toward, angle):
+    direction = np.array(toward) / np.linalg.norm(toward)
+    rotation = view_rotation(direction, angle)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(rotation) == pytest.approx(1)
+    np.testing.assert_allclose(rotation @ direction, [0, 0, -1], atol=1e-12)  # towards the camera is -z
+    fingers = rotation @ [0, 1.0, 0]
+    if abs(fingers[2]) < 0.99:  # up is -y; a positive angle turns clockwise on the screen
+        np.testing.assert_allclose(np.arctan2(fingers[0], -fingers[1]), angle, atol=1e-9)
+
+
+def test_selfies_show_the_palm_or_the_back_as_asked(backgrounds):
+    """A camera on the palm's side sees palmar vertices nearer than dorsal ones."""
+    settings = SceneSettings(uniform_views=0, egocentric_views=0, table_views=0, room_views=0)
+    renderer = SceneRenderer(builtin_hand(), settings, SIZE, backgrounds=backgrounds)
+    up = 0
+    for i in range(8):
+        sample = renderer.render_foreground(sample_generator(7, i))
+        assert sample.facts["view"] == "selfie"
+        wrist, knuckle = (sample.joints[JOINT_NAMES.index(name)] for name in ("wrist", "middle_mcp"))
+        up += bool(knuckle[1] < wrist[1])
+    assert up >= 7  # the in-plane angle's standard deviation is 26 degrees
+
+
+@pytest.mark.parametrize(("arguments", "words"), [({"size": 8}, "size is 8"), ({"supersample": 9}, "supersample is 9")])
+def test_impossible_renderers_are_refused(backgrounds, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        SceneRenderer(builtin_hand(), SceneSettings(), backgrounds=backgrounds, **arguments)
+
+
+def test_a_left_hand_is_refused(backgrounds):
+    with pytest.raises(ValueError, match="left"):
+        SceneRenderer(builtin_hand().mirrored(), SceneSettings(), SIZE, backgrounds=backgrounds)
+
+
+# ------------------------------------------------------------------------------------------- compositing and effects
+
+
+def test_edges_take_on_any_background_without_a_halo(bare_samples):
+    """On a background of the hand's own colours edges must vanish; black outside must never show through."""
+    for sample in bare_samples[:4]:
+        assert (sample.image[sample.alpha == 0] == 0).all()
+        assert (sample.image.max(axis=2) <= sample.alpha).all()  # premultiplied
+        covered = sample.alpha == 255
+        edge = (sample.alpha > 0) & ~covered
+        white = composite(sample.image, sample.alpha, np.full_like(sample.image, 255)).astype(float)
+        black = composite(sample.image, sample.alpha, np.zeros_like(sample.image)).astype(float)
+        # Over white minus over black is what shines through: 255 - alpha, in every channel.
+        np.testing.assert_allclose((white - black)[edge], np.repeat(255.0 - sample.alpha[edge][:, None], 3, 1), atol=1)
+        np.testing.assert_array_equal(white[covered], black[covered])
+
+
+def test_composite_is_the_over_operator():
+    rng = np.random.default_rng(0)
+    alpha = rng.integers(0, 256, (17, 23), dtype=np.uint8)
+    color = rng.integers(0, 256, (17, 23, 3))
+    foreground = np.round(color * (alpha[..., None] / 255)).astype(np.uint8)
+    background = rng.integers(0, 256, (17, 23, 3), dtype=np.uint8)
+    share = alpha[..., None] / 255
+    expected = color * share + background * (1 - share)
+    np.testing.assert_allclose(composite(foreground, alpha, background), expected, atol=1.01)
+
+
+def test_effects_of_zero_strength_change_nothing():
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(camera_effects(np.random.default_rng(1), image, CameraEffects.none()), image)
+
+
+def test_effects_do_not_move_the_image():
+    """A bright dot stays where it was, whatever blur, rescaling and JPEG do to it."""
+    image = np.full((65, 65, 3), 40, np.uint8)
+    image[28:37, 18:27] = 220  # centred on x = 22, y = 32
+    for seed in range(40):
+        seen = camera_effects(np.random.default_rng(seed), image).astype(float).mean(axis=2)
+        weight = np.clip(seen - np.median(seen) - 40, 0, None)
+        y, x = np.mgrid[0:65, 0:65]
+        assert abs((x * weight).sum() / weight.sum() - 22) < 0.75
+        assert abs((y * weight).sum() / weight.sum() - 32) < 0.75
+
+
+def test_effects_are_repeatable_and_leave_their_input_alone():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    before = image.copy()
+    results = [[camera_effects(np.random.default_rng(seed), image) for seed in range(12)] for _ in range(2)]
+    np.testing.assert_array_equal(image, before)
+    for first, second in zip(*results, strict=True):
+        np.testing.assert_array_equal(first, second)
+        assert first.shape == image.shape
+        assert first.dtype == np.uint8
+
+
+def test_effects_refuse_whole_photographs():
+    with pytest.raises(ValueError, match="at most 512"):
+        camera_effects(np.random.default_rng(0), np.zeros((600, 800, 3), np.uint8))
+
+
+def test_placing_a_hand_leaves_the_background_bright_where_nothing_is(bare_samples):
+    sample = bare_samples[0]
+    white = np.full_like(sample.image, 255)
+    placed = place_on_background(np.random.default_rng(0), sample.image, sample.alpha, white, shadow=0)
+    assert (placed[sample.alpha == 0] == 255).all()
+
+
+# -------------------------------------------------------------------------------------------------- backgrounds, sheet
+
+
+def test_backgrounds_from_a_folder(tmp_path):
+    photo = np.zeros((50, 80, 3), np.uint8)
+    photo[..., 0] = 200  # blue in OpenCV's order
+    cv2.imwrite(str(tmp_path / "wall.png"), photo)
+    bank = Backgrounds(seed=0, count=1, folder=tmp_path, size=64)
+    rng = np.random.default_rng(0)
+    found = [bank.sample(rng, 33) for _ in range(20)]
+    assert all(image.shape == (33, 33, 3) for image in found)
+    blue = [image for image in found if (image == [0, 0, 200]).all()]
+    assert 3 <= len(blue) <= 17  # half of them
+
+
+def test_an_empty_background_folder_is_an_error(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match="No background image"):
+        Backgrounds(seed=0, count=1, folder=tmp_path)
+
+
+def test_contact_sheet_tiles_and_draws(samples):
+    sheet = contact_sheet(samples[:5], columns=3)
+    assert sheet.shape == (2 * SIZE, 3 * SIZE, 3)
+    np.testing.assert_array_equal(sheet[:SIZE, SIZE : 2 * SIZE], samples[1].image)
+    assert (sheet[SIZE:, 2 * SIZE :] == 0).all()
+    labelled = contact_sheet(samples[:5], columns=3, labels=True)
+    assert (labelled != sheet).any()
+    wrist = np.round(samples[0].keypoints[0]).astype(int)
+    if samples[0].visible[0]:
+        assert (labelled[wrist[1], wrist[0]] > 200).all()  # a white dot

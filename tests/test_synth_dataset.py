@@ -1,0 +1,142 @@
+"""Packs and data sets on disk: resumable, independent of the number of workers, never half there."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from handmesh.errors import DataError
+from handmesh.hand import builtin_hand
+from handmesh.synth import (
+    Backgrounds,
+    Pack,
+    SceneRenderer,
+    SceneSettings,
+    render_pack,
+    sample_generator,
+    write_dataset,
+)
+
+COUNT, SEED, SIZE = 70, 5, 48  # more than one chunk of 64
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory) -> Pack:
+    return render_pack(tmp_path_factory.mktemp("pack") / "p", COUNT, SEED, SIZE, background_count=2)
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_a_pack_holds_the_samples_of_its_seed(pack):
+    """Sample i depends on (seed, i) only: rendering one alone gives what the pack holds."""
+    renderer = SceneRenderer(builtin_hand(), SceneSettings(), SIZE, backgrounds=Backgrounds(SEED, 2))
+    assert len(pack) == COUNT
+    assert pack.size == SIZE
+    for index in (0, 63, 64, COUNT - 1):
+        alone, packed = renderer.render_foreground(sample_generator(SEED, index)), pack[index]
+        np.testing.assert_array_equal(packed.image, np.dstack([alone.image, alone.alpha]))
+        for name in ("keypoints", "visible", "joints", "pose", "betas", "translation", "intrinsics"):
+            np.testing.assert_array_equal(getattr(packed, name), getattr(alone, name))
+        assert packed.ita_degrees == pytest.approx(alone.facts["ita_degrees"], rel=1e-6)
+    np.testing.assert_array_equal(pack[-1].keypoints, pack[COUNT - 1].keypoints)
+    with pytest.raises(IndexError):
+        pack[COUNT]
+
+
+def test_a_pack_survives_pickling_without_its_images(pack):
+    assert pack[0].image.any()
+    sent = pickle.dumps(pack)
+    assert len(sent) < 10_000
+    np.testing.assert_array_equal(pickle.loads(sent)[3].image, pack[3].image)
+
+
+def test_an_interrupted_pack_goes_on_where_it_was(pack, tmp_path):
+    """Stop after the first chunk, start again: the same bytes as in one go, and the first chunk is not redone."""
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_first_chunk(done: int, total: int) -> None:
+        if done:
+            raise Stop
+
+    path = tmp_path / "p"
+    with pytest.raises(Stop):
+        render_pack(path, COUNT, SEED, SIZE, background_count=2, progress=stop_after_first_chunk)
+    assert not path.exists()  # never half there
+    seen: list[int] = []
+    render_pack(path, COUNT, SEED, SIZE, background_count=2, progress=lambda done, total: seen.append(done))
+    assert seen == [64, COUNT]
+    assert files_of(path) == files_of(pack.path)
+
+
+def test_a_killed_run_goes_on_with_two_workers(pack, tmp_path):
+    """kill -9 in the middle, then two processes instead of one: still the same bytes."""
+    path = tmp_path / "p"
+    code = (
+        "from pathlib import Path; from handmesh.synth import render_pack; "
+        f"render_pack(Path({str(path)!r}), {COUNT}, {SEED}, {SIZE}, background_count=2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    flags = path.with_name("p.partial") / "done.npy"
+    deadline = time.monotonic() + 60
+    while not flags.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    render_pack(path, COUNT, SEED, SIZE, background_count=2, workers=2)
+    assert files_of(path) == files_of(pack.path)
+    assert not flags.parent.exists()
+
+
+def test_asking_again_returns_the_finished_pack_and_other_arguments_are_refused(pack):
+    again = render_pack(pack.path, COUNT, SEED, SIZE, background_count=2)
+    assert len(again) == COUNT
+    with pytest.raises(DataError, match="seed is 5, wanted 6"):
+        render_pack(pack.path, COUNT, SEED + 1, SIZE, background_count=2)
+    with pytest.raises(DataError, match="settings"):
+        render_pack(pack.path, COUNT, SEED, SIZE, SceneSettings(sleeve=0.1), background_count=2)
+
+
+def test_a_folder_that_is_no_pack_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"no meta\.json"):
+        Pack(tmp_path)
+
+
+def test_a_damaged_pack_names_the_file(pack, tmp_path):
+    for file in pack.path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "pose.npy").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"pose\.npy"):
+        Pack(tmp_path)[0]
+
+
+def test_a_data_set_on_disk_says_what_was_rendered(tmp_path):
+    labels = write_dataset(tmp_path / "set", 5, SEED, SIZE, background_count=2)
+    renderer = SceneRenderer(builtin_hand(), SceneSettings(), SIZE, backgrounds=Backgrounds(SEED, 2))
+    records = [json.loads(line) for line in labels.read_text().splitlines()]
+    assert [record["image"] for record in records] == [f"images/{i:08d}.jpg" for i in range(5)]
+    for index, record in enumerate(records):
+        sample = renderer.render(sample_generator(SEED, index))
+        assert record["handedness"] == "right"
+        np.testing.assert_array_equal(np.array(record["keypoints"], np.float32)[:, :2], sample.keypoints)
+        np.testing.assert_array_equal(np.array(record["keypoints"])[:, 2] == 1, sample.visible)
+        for name in ("joints", "pose", "betas", "translation", "intrinsics"):
+            np.testing.assert_array_equal(np.array(record[name], np.float32), getattr(sample, name))
+        image = cv2.imread(str(labels.parent / record["image"]))[..., ::-1]
+        assert np.abs(image.astype(int) - sample.image).mean() < 4  # JPEG
+        np.testing.assert_array_equal(cv2.imread(str(labels.parent / record["mask"]), 0), sample.mask)
+        np.testing.assert_array_equal(cv2.imread(str(labels.parent / record["alpha"]), 0), sample.alpha)
+    assert write_dataset(tmp_path / "set", 5, SEED, SIZE, background_count=2) == labels  # nothing to do

@@ -1,0 +1,102 @@
+"""The pose prior: poses of a hand that could exist."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from handmesh.anatomy import FINGER_ROOTS, JOINT_LIMITS, hand_angles, pose_from_angles, pose_mesh
+from handmesh.hand import MANO_JOINT_NAMES, builtin_hand
+from handmesh.synth.pose_prior import (
+    BASE_POSES,
+    PosePrior,
+    PoseSettings,
+    _segment_distance,
+    bone_radii,
+    forward_kinematics,
+    limit_angles,
+)
+
+
+@pytest.fixture(scope="module")
+def prior() -> PosePrior:
+    return PosePrior(builtin_hand())
+
+
+@pytest.mark.parametrize("name", BASE_POSES)
+def test_base_poses_respect_the_joint_limits(name):
+    """What the library says is what is drawn: clipping changes nothing but the sideways play of bent knuckles."""
+    angles = BASE_POSES[name].angles
+    np.testing.assert_allclose(limit_angles(angles)[:, 0], angles[:, 0], atol=np.radians(3))
+
+
+def test_sampled_poses_are_rotations_within_limits_and_do_not_pass_through_themselves(prior):
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        sampled = prior.sample(rng)
+        R = sampled.rotations
+        np.testing.assert_allclose(R @ R.transpose(0, 2, 1), np.broadcast_to(np.eye(3), R.shape), atol=1e-9)
+        np.testing.assert_array_equal(R[0], np.eye(3))
+        assert prior.penetration(R) <= prior.settings.penetration
+        # A finger's total curl stays below what its three joints can do together.
+        angle = np.arccos(np.clip((np.trace(R, axis1=1, axis2=2) - 1) / 2, -1, 1))
+        limit = np.linalg.norm(np.abs(JOINT_LIMITS).max(axis=-1), axis=-1)
+        assert (angle <= limit + 1e-6).all()
+
+
+def test_rotations_are_those_of_the_anatomy(prior):
+    angles = limit_angles(np.random.default_rng(1).normal(0, 0.5, (16, 3)))
+    angles[0] = 0
+    np.testing.assert_allclose(prior.rotations(angles), pose_from_angles(builtin_hand(), angles), atol=1e-12)
+
+
+def test_kinematics_agree_with_the_skinned_hand(prior):
+    """The chain of joints that capsules hang on is the one that `pose_mesh` skins with."""
+    pose = prior.sample(np.random.default_rng(2)).rotations
+    _, places = forward_kinematics(pose, builtin_hand().J)
+    np.testing.assert_allclose(places, pose_mesh(builtin_hand(), pose)[1], atol=1e-6)
+
+
+def test_a_straight_hand_is_free_and_folded_fingers_collide(prior):
+    assert prior.penetration(prior.rotations(hand_angles())) == 0
+    # The index finger swung sideways by 25 degrees lies in the middle one.
+    through = hand_angles(index=(0, 0, 0, -25))
+    assert prior.penetration(prior.rotations(through)) > 0.005
+
+
+def test_capsules_are_as_thick_as_fingers():
+    """Index middle phalanx: breadth of the PIP joint is 16 to 23 mm in adults (NASA-STD-3000)."""
+    radius = bone_radii(builtin_hand())[MANO_JOINT_NAMES.index("index_pip")]
+    assert 0.007 < radius < 0.0125
+
+
+def test_segment_distance_is_the_smallest_distance_of_points_on_them():
+    rng = np.random.default_rng(3)
+    t = np.linspace(0, 1, 101)
+    for _ in range(50):
+        p, q, r, s = rng.normal(size=(4, 3))
+        first, second = p + t[:, None] * (q - p), r + t[:, None] * (s - r)
+        brute = np.linalg.norm(first[:, None] - second[None], axis=-1).min()
+        assert _segment_distance(p, q, r, s) == pytest.approx(brute, abs=0.05)  # samples are up to 0.05 apart
+        assert _segment_distance(p, q, r, s) <= brute + 1e-12
+    parallel = _segment_distance(*np.array([[0, 0, 0], [1, 0, 0], [0.5, 2, 0], [3, 2, 0.0]]))
+    assert parallel == pytest.approx(2)
+
+
+def test_bent_knuckles_do_not_spread():
+    spread = np.zeros((16, 3))
+    spread[:, 1] = 0.3
+    bent = spread.copy()
+    for root in FINGER_ROOTS[1:]:
+        bent[root, 0] = np.radians(90)
+        assert limit_angles(bent)[root, 1] < 0.2 * limit_angles(spread)[root, 1]
+
+
+def test_every_base_pose_turns_up():
+    """The mix is wide: no pose dominates and fists, pinches, pointing and open hands all occur."""
+    prior = PosePrior(builtin_hand(), PoseSettings(free=0))
+    rng = np.random.default_rng(4)
+    names = [prior.sample(rng).name for _ in range(900)]
+    counts = {name: names.count(name) for name in BASE_POSES}
+    assert max(counts.values()) < 100
+    assert sum(count > 0 for count in counts.values()) >= 0.9 * len(BASE_POSES)
