@@ -1,0 +1,179 @@
+"""Models on disk. A model file is safetensors: weights plus one JSON record, from which it rebuilds its own network.
+
+It never contains a hand model's arrays: it names the hand it was trained with by its SHA-256 and refuses another.
+Training state (`save_state`, `load_latest_state`) is apart: it also holds the optimiser and the position in the run.
+Every file is written under another name first and then moved into place: nobody ever sees half a file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+
+from handmesh.config import ModelConfig
+from handmesh.errors import CheckpointError
+from handmesh.hand import builtin_hand
+from handmesh.mano import HandModel
+from handmesh.model import HandMeshNet
+
+logger = logging.getLogger(__name__)
+
+_RECORD = "handmesh"
+_RECORD_KEYS = {"format", "model", "folded", "hand_sha256", "training"}
+_FORMAT = 1
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what is written there replaces `path` only if nothing failed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        with suppress(OSError):  # the error that brought us here is the one to tell
+            temporary.unlink(missing_ok=True)
+
+
+def save_model(path: Path, model: HandMeshNet, *, training: Mapping[str, Any], half: bool = False) -> None:
+    """Write weights and record. `training`: plain values about how it was made. `half`: store float16.
+
+    Raises CheckpointError when the file cannot be written, or when a weight is not a finite number (of float16 with
+    `half`); an older file at `path` is then still whole.
+    """
+    record = {
+        "format": _FORMAT,
+        "model": model.config.model_dump(mode="json"),
+        "folded": model.folded,
+        "hand_sha256": model.hand.sha256,
+        "training": dict(training),
+    }
+    weights = {
+        name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous().cpu()
+        for name, tensor in model.state_dict().items()
+    }
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path} is not written: {name} is not finite{' in float16' if half else ''}.")
+    with written_atomically(path) as temporary:
+        temporary.write_bytes(serialize(weights, metadata={_RECORD: json.dumps(record)}))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON record of a model file, without its weights. Raises CheckpointError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_RECORD)
+    except FileNotFoundError:
+        raise CheckpointError(f"No model at {path}.") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as a model (safetensors): {error}.") from error
+    if text is None:
+        raise CheckpointError(f"{path} holds weights, but no handmesh record: it is not a handmesh model.")
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: its handmesh record is damaged ({error}).") from error
+    if not isinstance(record, dict) or not record.keys() >= _RECORD_KEYS:
+        raise CheckpointError(f"{path}: its handmesh record is damaged: wanted {', '.join(sorted(_RECORD_KEYS))}.")
+    if record["format"] != _FORMAT:
+        raise CheckpointError(
+            f"{path} has model format {record['format']}, this version reads {_FORMAT}. Update handmesh."
+        )
+    return record
+
+
+def load_model(path: Path) -> tuple[HandMeshNet, dict[str, Any]]:
+    """Rebuild the network from its own file -> (model in evaluation mode, record). float32 whatever was stored.
+
+    Raises CheckpointError when the file is missing, damaged, from another version, or was trained with another hand.
+    """
+    record = read_record(path)
+    try:
+        config = ModelConfig.model_validate(record["model"])
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise CheckpointError(f"{path}: its model settings are not ones this version knows: {problems}.") from error
+    hand = HandModel(builtin_hand())
+    if record["hand_sha256"] != hand.sha256:
+        raise CheckpointError(
+            f"{path} was trained with another hand model (sha256 {record['hand_sha256'][:12]}..., this one is "
+            f"{hand.sha256[:12]}...). Its answers would be wrong: use the handmesh version it was made with."
+        )
+    model = HandMeshNet(config, hand)
+    if record["folded"]:
+        model = model.reparameterize()
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+    load_weights(model, weights, str(path))
+    return model.eval(), record
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Strict: every key on both sides is used. Raises CheckpointError that names the first ones that are not."""
+    wanted = model.state_dict()
+    problems = [f"missing {name}" for name in wanted if name not in weights]
+    problems += [f"unknown {name}" for name in weights if name not in wanted]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, wanted {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(f"{source} does not fit the network: {'; '.join(problems[:3])}{more}.")
+    model.load_state_dict(dict(weights))
+
+
+def save_state(directory: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
+    """Write training state of `step` and delete all but the newest `keep`. Raises CheckpointError."""
+    path = directory / f"state-{step:08d}.pt"
+    with written_atomically(path) as temporary:
+        try:
+            torch.save(dict(state), temporary)
+        except RuntimeError as error:  # what torch's own writer raises where Python's would raise OSError
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path} cannot be written: is the disk full? ({reason})") from error
+    for old in _states(directory)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_latest_state(directory: Path) -> dict[str, Any] | None:
+    """The newest readable training state, or None. One that is damaged is skipped with a warning."""
+    for path in reversed(_states(directory)):
+        try:
+            return _read_state(path)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, ValueError, zipfile.BadZipFile) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            logger.warning("%s cannot be read (%s): trying the one before it", path, reason)
+    return None
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _states(directory: Path) -> list[Path]:
+    return sorted(directory.glob("state-*.pt"))

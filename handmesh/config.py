@@ -1,0 +1,190 @@
+"""Every setting of a run as a typed, frozen model, filled from one YAML file and `key.path=value` overrides.
+
+Defaults live here with their reasons; a YAML file holds only what differs. A key that does not exist, or a value of
+the wrong type, is a ConfigError that names it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from handmesh.errors import ConfigError
+
+BackboneName = Literal[
+    "fastvit_t8", "fastvit_t12", "fastvit_s12", "fastvit_sa12", "fastvit_sa24", "fastvit_sa36", "fastvit_ma36"
+]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(Settings):
+    """What a checkpoint needs to rebuild its own network."""
+
+    backbone: BackboneName = "fastvit_ma36"
+    resolution: int = Field(default=224, ge=64, multiple_of=32)  # pixels, side of the crop; the paper uses 224
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    hand: Literal["builtin"] = "builtin"
+    # The camera's first guess: 2 f / (r z) for a median FreiHAND frame, f = 730 px-metres per metre, r = 224 px.
+    initial_scale: float = Field(default=6.5, gt=0)
+
+
+class SyntheticData(Settings):
+    """A set of rendered hands, drawn once and then seen many times with new crops, turns, backgrounds and effects."""
+
+    # Rendered here when it is not there yet. Not strict: a path is text in YAML.
+    directory: Path = Field(default=Path("data/synthetic"), strict=False)
+    count: int = Field(default=60_000, ge=1)
+    seed: int = Field(default=0, ge=0)
+    size: int = Field(default=160, ge=64, le=512)  # pixels; larger than the crop, so that tight crops stay sharp
+    workers: int = Field(default=0, ge=0)  # rendering processes; 0 = one per available core
+
+
+class Augmentation(Settings):
+    upright: float = Field(default=0.6, ge=0, le=1)  # share of samples turned so that the hand points up ...
+    upright_noise: float = Field(default=math.radians(25), ge=0)  # ... give or take; the rest get any turn
+    margin: tuple[float, float] = (1.15, 2.2)  # crop side over the keypoints' box
+    center_jitter: float = Field(default=0.12, ge=0)  # of the crop's side, standard deviation 0.5 of this
+    effects: float = Field(default=1.0, ge=0)  # strength of blur, noise, JPEG and colour changes
+    photo_edge: float = Field(default=0.2, ge=0, le=1)  # share of samples that are black beyond the render's frame
+
+
+class LossWeights(Settings):
+    """Weights of the parts of `losses.hand_loss`; lengths in metres, 2D in NDC, rotations as matrices.
+
+    The balance is measured: an L1 on posed vertices alone averages over the unknown orientation and collapses, so the
+    hand's own (de-rotated) frame and the rotations carry the gradient and the posed frame is a small share.
+    """
+
+    vertices: float = 2.0  # L1, relative to the wrist
+    joints: float = 2.0
+    root_vertices: float = 10.0  # the same in the hand's own frame, orientation taken out
+    root_joints: float = 10.0
+    keypoints: float = 1.0
+    orientation: float = 1.0
+    pose: float = 2.0
+    betas: float = 0.02
+    heatmaps: float = 0.25  # dense supervision, in training only
+    heatmap_keypoints: float = 1.0
+    heatmap_depths: float = 0.3  # decimetres, relative to the wrist
+
+
+class OptimizerConfig(Settings):
+    learning_rate: float = Field(default=1e-3, gt=0)
+    final_learning_rate: float = Field(default=1e-5, ge=0)
+    weight_decay: float = Field(default=0.02, ge=0)
+    warmup_steps: int = Field(default=500, ge=0)
+    clip_norm: float = Field(default=5.0, gt=0)
+    ema_decay: float = Field(default=0.998, ge=0, lt=1)
+
+
+class TrainConfig(Settings):
+    model: ModelConfig = ModelConfig()
+    data: SyntheticData = SyntheticData()
+    augmentation: Augmentation = Augmentation()
+    loss: LossWeights = LossWeights()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(default=30_000, ge=1)
+    batch_size: int = Field(default=16, ge=2)
+    # Optional easy start: this share of the steps runs at a lower resolution (fewer pixels, more samples per second).
+    low_resolution: int | None = Field(default=None, ge=64, multiple_of=32)
+    low_resolution_share: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(default=1, ge=1)  # torch intra-op threads on a CPU
+    loader_workers: int = Field(default=1, ge=0)
+    log_every: int = Field(default=50, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=3, ge=1)
+    evaluate_every: int = Field(default=2_000, ge=1)
+    evaluation_count: int = Field(default=512, ge=1)  # held-out synthetic images
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.low_resolution_share > 0 and self.low_resolution is None:
+            raise ValueError("low_resolution_share needs low_resolution")
+        low, high = self.augmentation.margin
+        if not 0 < low <= high:
+            raise ValueError("augmentation.margin is (low, high), both above zero")
+        return self
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML file, apply `key.path=value` overrides, check everything.
+
+    Raises ConfigError for a missing or malformed file, an unknown key (with the nearest known one) or a wrong value.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"No configuration at {path}. The shipped ones are in configs/.") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"{path}: expected settings as `key: value`, found {type(loaded).__name__}.")
+        tree = loaded or {}
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, where=str(path) if path else "settings")
+
+
+def parse_config(tree: dict[str, Any], where: str) -> TrainConfig:
+    """Build a TrainConfig from plain values, as read from YAML or from a checkpoint. Raises ConfigError."""
+    try:
+        return TrainConfig.model_validate(_plain(tree))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_describe(problem) for problem in error.errors())) from None
+
+
+def _plain(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 (no dot) as text: turn such text into the number it was meant to be."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, str) and value[:1] in "+-.0123456789":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected key.path=value, for example optimizer.learning_rate=1e-3.")
+    *parents, leaf = key.split(".")
+    node = tree
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {name} is a value, not a section.")
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from None
+
+
+def _describe(problem: Any) -> str:
+    path = [str(part) for part in problem["loc"]]
+    name = ".".join(path)
+    if problem["type"] != "extra_forbidden":
+        return f"{name or 'settings'}: {problem['msg']}, found {problem['input']!r}"
+    section: Any = TrainConfig
+    for part in path[:-1]:
+        section = section.model_fields[part].annotation
+    known = sorted(section.model_fields)
+    nearest = get_close_matches(path[-1], known, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    return f"{name} is not a setting; {hint}"

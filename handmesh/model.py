@@ -1,0 +1,117 @@
+"""The network: normalise -> FastViT -> global average pool -> three single fully connected heads -> hand model.
+
+`HandMeshNet` is what is trained, saved and exported. `DenseHead` helps in training only: it reads the backbone's
+stage maps and predicts where each joint is, so that early features learn to see fingers. No output depends on it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from handmesh.backbone import build_backbone
+from handmesh.config import ModelConfig
+from handmesh.hand import BETA_COUNT, JOINT_NAMES, MANO_JOINT_NAMES, HandOutput
+from handmesh.mano import HandModel
+from handmesh.rotation import matrix_from_6d
+
+# Mean and standard deviation of ImageNet's RGB values: the published backbones were trained with these.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+_ROTATIONS = len(MANO_JOINT_NAMES)
+_IDENTITY_6D = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+class HandMeshNet(nn.Module):
+    """(B, H, W, 3) uint8 RGB crops -> HandOutput. Geometry is float32 whatever the autocast."""
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(self, config: ModelConfig, hand: HandModel) -> None:
+        super().__init__()
+        self.config = config
+        self.folded = False  # True in a copy made by `reparameterize`
+        self.backbone = build_backbone(config.backbone, drop_path=config.drop_path)
+        channels = self.backbone.channels
+        self.camera_head = nn.Linear(channels, 3)
+        self.pose_head = nn.Linear(channels, _ROTATIONS * 6)
+        self.betas_head = nn.Linear(channels, BETA_COUNT)
+        self.hand = hand
+        self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
+        self._start_at_the_mean()
+
+    def _start_at_the_mean(self) -> None:
+        """Before training every photo gets the flat hand at rest in the middle: rotations are valid from the start."""
+        for head in (self.camera_head, self.pose_head, self.betas_head):
+            nn.init.normal_(head.weight, std=1e-3)
+            nn.init.zeros_(head.bias)
+        with torch.no_grad():
+            self.camera_head.bias[0] = self.config.initial_scale
+            self.pose_head.bias.copy_(torch.tensor(_IDENTITY_6D).repeat(_ROTATIONS))
+
+    def forward(self, images: Tensor) -> HandOutput:
+        return self._decode(self.backbone(self._normalise(images)))
+
+    def forward_with_pyramid(self, images: Tensor) -> tuple[HandOutput, tuple[Tensor, ...]]:
+        """The answer and the backbone's four stage maps (strides 4, 8, 16, 32), from one pass: for `DenseHead`."""
+        features, pyramid = self.backbone.forward_all(self._normalise(images))
+        return self._decode(features), pyramid
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return (images.permute(0, 3, 1, 2) / 255.0 - self.image_mean) / self.image_std
+
+    def _decode(self, features: Tensor) -> HandOutput:
+        with torch.autocast(features.device.type, enabled=False):
+            pooled = features.float().mean(dim=(2, 3))
+            camera = self.camera_head(pooled)
+            pose = matrix_from_6d(self.pose_head(pooled).unflatten(-1, (_ROTATIONS, 6)))
+            betas = self.betas_head(pooled)
+            vertices, joints = self.hand(pose, betas)
+        return HandOutput(camera=camera, pose=pose, betas=betas, vertices=vertices, joints=joints)
+
+    def reparameterize(self) -> HandMeshNet:
+        """A copy with every train-time branch of the backbone folded away: same outputs, faster, not for training."""
+        folded = copy.deepcopy(self).eval()
+        folded.backbone = self.backbone.reparameterize()
+        folded.folded = True
+        return folded.requires_grad_(False)
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def to_device(network: Network, device: torch.device) -> Network:
+    """Moved to the device, kernels in the memory order (channels last) that convolutions are fastest in."""
+    moved: Network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+class DenseHead(nn.Module):
+    """Stage maps -> one heatmap and one depth map per joint at stride 8. In training only.
+
+    A light feature pyramid (Lin et al. 2017): 1x1 laterals of strides 8, 16 and 32, summed upwards, one 3x3.
+    """
+
+    def __init__(self, pyramid_channels: tuple[int, ...], width: int = 64) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in pyramid_channels[1:])
+        self.smooth = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.predict = nn.Conv2d(width, 2 * len(JOINT_NAMES), 1)
+
+    def forward(self, pyramid: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """-> logits (B, 21, h, w), depths (B, 21, h, w) in decimetres relative to the wrist; float32."""
+        maps = [lateral(stage) for lateral, stage in zip(self.laterals, pyramid[1:], strict=True)]
+        merged = maps.pop()
+        while maps:
+            finer = maps.pop()
+            merged = finer + nn.functional.interpolate(merged, size=finer.shape[-2:], mode="nearest")
+        logits, depths = self.predict(self.smooth(merged)).float().chunk(2, dim=1)
+        return logits, depths

@@ -1,0 +1,117 @@
+"""What several test files share: a few renders, a small network in a file, and photographs whose hand is known."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before numpy and torch are imported: tests measure nothing, so they leave the other cores to others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
+import pytest
+
+RESOLUTION = 64  # px, the smallest crop a network takes
+
+
+@pytest.fixture(scope="session")
+def tiny_pack_directory(tmp_path_factory) -> Path:
+    """Where a run with `data: {count: 16, size: 96}` and 8 held-out images finds its renders already there."""
+    from handmesh.config import SyntheticData
+    from handmesh.data.batches import held_out_pack, training_pack
+
+    directory = tmp_path_factory.mktemp("packs")
+    settings = SyntheticData(directory=directory, count=16, size=96)
+    with pytest.MonkeyPatch.context() as patch:  # hundreds of backgrounds that texture objects take seconds to draw
+        patch.setattr("handmesh.synth.dataset.Backgrounds", lambda seed, *_: _two_backgrounds(seed))
+        training_pack(settings, workers=1)
+        held_out_pack(settings, 8, workers=1)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_pack(tiny_pack_directory):
+    """16 foregrounds of 96 px."""
+    from handmesh.synth import Pack
+
+    return Pack(tiny_pack_directory / "train-16-96px-seed0")
+
+
+@pytest.fixture
+def tiny_config(tiny_pack_directory, few_backgrounds) -> Callable[..., Any]:
+    """make(key=value, ...) -> a TrainConfig on the renders above, small enough for a test."""
+    from handmesh.config import parse_config
+
+    def make(**changes: Any) -> Any:
+        settings = {
+            "model": {"backbone": "fastvit_t8", "resolution": RESOLUTION},
+            "data": {"directory": str(tiny_pack_directory), "count": 16, "size": 96, "workers": 1},
+            "batch_size": 2,
+            "loader_workers": 0,
+            "evaluation_count": 8,
+            **changes,
+        }
+        return parse_config(settings, "test")
+
+    return make
+
+
+@pytest.fixture
+def few_backgrounds(monkeypatch) -> None:
+    """Training keeps hundreds of backgrounds in memory; here two, drawn once."""
+    monkeypatch.setattr("handmesh.data.batches.Backgrounds", _two_backgrounds)
+
+
+@functools.cache
+def _two_backgrounds(seed: int, count: int = 2) -> Any:
+    from handmesh.synth import Backgrounds
+
+    return Backgrounds(seed, count=2)
+
+
+@pytest.fixture(scope="session")
+def lively_network() -> Any:
+    """A T8 that was never trained, yet answers every crop differently: wide heads, batch-norm statistics of images."""
+    import torch
+
+    from handmesh.config import ModelConfig
+    from handmesh.hand import builtin_hand
+    from handmesh.mano import HandModel
+    from handmesh.model import HandMeshNet
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        model = HandMeshNet(ModelConfig(backbone="fastvit_t8", resolution=RESOLUTION), HandModel(builtin_hand()))
+        model.train()
+        for _ in range(4):
+            model(torch.randint(0, 256, (4, RESOLUTION, RESOLUTION, 3), dtype=torch.uint8))
+        model.eval()
+        model.pose_head.weight.normal_(std=0.05)
+        model.pose_head.bias += 0.4 * torch.randn(96)
+        model.betas_head.weight.normal_(std=0.05)
+        model.camera_head.weight.normal_(std=1e-3)
+        model.camera_head.bias.copy_(torch.tensor([6.5, 0.08, -0.01]))  # the rest hand reaches towards -x
+    return model
+
+
+@pytest.fixture(scope="session")
+def model_file(lively_network, tmp_path_factory) -> Path:
+    """`lively_network` as a model file."""
+    from handmesh.checkpoint import save_model
+
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_model(path, lively_network, training={"steps": 0})
+    return path
+
+
+@pytest.fixture(scope="session")
+def scene():
+    """A synthetic photograph of 160 px whose hand is known: image, keypoints, vertices, intrinsics, ..."""
+    from handmesh.hand import builtin_hand
+    from handmesh.synth import Backgrounds, SceneRenderer, sample_generator
+
+    renderer = SceneRenderer(builtin_hand(), size=160, backgrounds=Backgrounds(0, count=2))
+    return renderer.render(sample_generator(3, 1))

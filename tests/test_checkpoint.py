@@ -1,0 +1,254 @@
+"""Model files and training states: what is read is what was written, and half a file is nobody's model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from handmesh.checkpoint import (
+    load_latest_state,
+    load_model,
+    load_weights,
+    read_record,
+    save_model,
+    save_state,
+    written_atomically,
+)
+from handmesh.errors import CheckpointError
+from handmesh.hand import builtin_hand
+from handmesh.mano import HandModel
+from handmesh.model import HandMeshNet
+
+CROPS = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def disk_with(free: int) -> Iterator[None]:
+    """Files cannot grow beyond `free` bytes, for Python and for libraries alike: a full disk, without one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def rewritten(path: Path, target: Path, record: object = None, **weights: torch.Tensor) -> Path:
+    """A copy of a model file with another record, or with weights added or replaced."""
+    tensors = load(path.read_bytes())
+    text = json.dumps(read_record(path) if record is None else record)
+    target.write_bytes(save({**tensors, **weights}, metadata={"handmesh": text}))
+    return target
+
+
+def only_file(directory: Path) -> Path:
+    (file,) = directory.iterdir()
+    return file
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_model_file_gives_the_same_network_back(folded, lively_network, tmp_path):
+    model = lively_network.reparameterize() if folded else lively_network
+    path = tmp_path / "deeper" / "model.safetensors"
+    save_model(path, model, training={"steps": 3, "note": "é"})
+    loaded, record = load_model(path)
+    assert record["training"] == {"steps": 3, "note": "é"}
+    assert loaded.config == model.config
+    assert loaded.folded is folded
+    assert not loaded.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    with torch.no_grad():
+        for first, second in zip(model.eval()(CROPS), loaded(CROPS), strict=True):
+            assert torch.equal(first, second)
+
+
+def test_float16_halves_the_file_and_hardly_moves_the_hand(lively_network, model_file, tmp_path):
+    path = tmp_path / "half.safetensors"
+    save_model(path, lively_network, training={}, half=True)
+    assert path.stat().st_size < 0.52 * model_file.stat().st_size
+    loaded, _ = load_model(path)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32, torch.int64}
+    with torch.no_grad():
+        assert (loaded(CROPS).vertices - lively_network(CROPS).vertices).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("value", "half"), [(1e5, True), (float("nan"), False), (float("inf"), False)])
+def test_weights_that_the_file_cannot_hold_are_refused(value, half, model_file, tmp_path):
+    """1e5 is infinite in float16: the model would load, and answer with nonsense."""
+    model, _ = load_model(model_file)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"the old one")
+    with torch.no_grad():
+        model.betas_head.bias[3] = value
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not written: betas_head\.bias is not finite"):
+        save_model(path, model, training={}, half=half)
+    assert path.read_bytes() == b"the old one"
+
+
+def test_the_file_holds_no_hand_and_names_the_one_it_needs(model_file):
+    assert read_record(model_file)["hand_sha256"] == builtin_hand().sha256
+    assert not [name for name in load(model_file.read_bytes()) if name.startswith("hand")]
+
+
+def test_a_model_of_another_hand_is_refused(lively_network, tmp_path):
+    arrays = builtin_hand()
+    other = HandMeshNet(lively_network.config, HandModel(replace(arrays, v_template=arrays.v_template * 1.01)))
+    save_model(tmp_path / "other.safetensors", other, training={})
+    with pytest.raises(CheckpointError, match=r"other\.safetensors was trained with another hand model"):
+        load_model(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])
+def test_half_a_file_is_refused_by_name(share, model_file, tmp_path):
+    whole = model_file.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors cannot be read"):
+        load_model(path)
+
+
+def test_what_is_no_model_is_refused_by_name(model_file, tmp_path):
+    with pytest.raises(CheckpointError, match=r"No model at .*absent"):
+        load_model(tmp_path / "absent.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_model(tmp_path)
+    path = tmp_path / "x.safetensors"
+    for content in (b"PK\x03\x04" + bytes(100), b"just text, no tensors", bytes(64)):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"x\.safetensors"):
+            load_model(path)
+    path.write_bytes(save({"weight": torch.zeros(3)}))
+    with pytest.raises(CheckpointError, match="no handmesh record"):
+        load_model(path)
+    path.write_bytes(save({"weight": torch.zeros(3)}, metadata={"handmesh": "{"}))
+    with pytest.raises(CheckpointError, match="record is damaged"):
+        load_model(path)
+    for record in ([], {}, {"format": 1}):
+        with pytest.raises(CheckpointError, match="record is damaged"):
+            load_model(rewritten(model_file, path, record))
+
+
+def test_records_of_other_versions_are_refused_by_name(model_file, tmp_path):
+    record, path = read_record(model_file), tmp_path / "x.safetensors"
+    with pytest.raises(CheckpointError, match="model format 99, this version reads 1"):
+        load_model(rewritten(model_file, path, {**record, "format": 99}))
+    settings = {**record["model"], "colour": "blue", "resolution": 65}
+    with pytest.raises(CheckpointError, match=r"resolution: .*; colour: ") as raised:
+        load_model(rewritten(model_file, path, {**record, "model": settings}))
+    assert "\n" not in str(raised.value)
+    with pytest.raises(CheckpointError, match="does not fit the network: missing"):
+        load_model(rewritten(model_file, path, {**record, "model": {**record["model"], "backbone": "fastvit_t12"}}))
+
+
+def test_loading_is_strict(model_file, tmp_path):
+    path = rewritten(model_file, tmp_path / "x.safetensors", extra=torch.zeros(1))
+    with pytest.raises(CheckpointError, match=r"x\.safetensors does not fit the network: unknown extra"):
+        load_model(path)
+    path = rewritten(model_file, path, **{"camera_head.bias": torch.zeros(4)})
+    with pytest.raises(CheckpointError, match=r"camera_head\.bias is \(4,\), wanted \(3,\)"):
+        load_model(path)
+    layer = torch.nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match=r"here does not fit the network: missing weight; missing bias\."):
+        load_weights(layer, {}, "here")
+
+
+@pytest.mark.parametrize("write", ["model", "state"])
+def test_a_full_disk_leaves_the_old_file_whole(write, lively_network, tmp_path):
+    """torch.save raises RuntimeError, not OSError, when the disk is full: it once came out as a traceback."""
+
+    def save_it() -> None:
+        if write == "model":
+            save_model(tmp_path / "model.safetensors", lively_network, training={})
+        else:
+            save_state(tmp_path, 1, {"weights": torch.ones(100_000)}, keep=3)
+
+    save_it()
+    path = only_file(tmp_path)
+    before = path.read_bytes()
+    with disk_with(free=50_000), pytest.raises(CheckpointError, match=r"cannot be written: .*too large|disk full"):
+        save_it()
+    assert path.read_bytes() == before
+    assert only_file(tmp_path) == path, "nothing is left lying about"
+
+
+def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def interrupted() -> None:
+        with written_atomically(path) as temporary:
+            temporary.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert only_file(tmp_path) == path
+    with written_atomically(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file/state-00000001\.pt cannot be written"):
+        save_state(tmp_path / "file", 1, {}, keep=1)
+
+
+def test_states_round_trip_and_only_the_newest_are_kept(tmp_path):
+    assert load_latest_state(tmp_path) is None
+    assert load_latest_state(tmp_path / "absent") is None
+    for step in (8, 9, 10, 100):
+        state = {"step": step, "weights": {"a": torch.arange(5) * step}, "config": {"name": "x", "rates": [0.1, None]}}
+        save_state(tmp_path, step, state, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-00000010.pt", "state-00000100.pt"]
+    loaded = load_latest_state(tmp_path)
+    assert loaded is not None
+    assert torch.equal(loaded["weights"].pop("a"), torch.arange(5) * 100)
+    assert loaded == {"step": 100, "weights": {}, "config": {"name": "x", "rates": [0.1, None]}}
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "zeros", "flipped"])
+def test_a_damaged_newest_state_is_skipped_with_a_warning(damage, tmp_path, caplog):
+    for step in (1, 2):
+        path = save_state(tmp_path, step, {"step": step, "weights": torch.randn(1000)}, keep=2)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damaged = {
+        "empty": b"",
+        "cut": whole[: len(whole) // 2],
+        "text": b"not a state\n",
+        "zeros": bytes(len(whole)),
+        "flipped": whole[:middle] + bytes(value ^ 0xFF for value in whole[middle : middle + 64]) + whole[middle + 64 :],
+    }
+    path.write_bytes(damaged[damage])
+    with caplog.at_level(logging.WARNING):
+        state = load_latest_state(tmp_path)
+    assert state is not None
+    assert state["step"] == 1
+    assert "state-00000002.pt cannot be read" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_state_cannot_run_code(tmp_path, caplog):
+    """A state from a stranger is data: a pickle that calls a function is refused."""
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str, str]]:
+            return open, (str(tmp_path / "pwned"), "w")
+
+    torch.save({"step": Hostile()}, tmp_path / "state-00000001.pt")
+    with caplog.at_level(logging.WARNING):
+        assert load_latest_state(tmp_path) is None
+    assert not (tmp_path / "pwned").exists()

@@ -1,0 +1,126 @@
+"""Settings: what the shipped files say, and that every mistake is named."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from handmesh.config import Augmentation, ModelConfig, OptimizerConfig, TrainConfig, load_config, parse_config
+from handmesh.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid(path):
+    load_config(path)
+
+
+def test_no_file_and_an_empty_file_are_the_defaults(tmp_path):
+    assert load_config() == TrainConfig() == load_config(written(tmp_path, "# nothing\n"))
+
+
+def test_a_config_survives_its_own_record():
+    """What a run writes as config.yaml, and what a checkpoint keeps as JSON, gives the same settings back."""
+    config = load_config(overrides=["augmentation.margin=[1.3, 1.9]", "data.directory=/elsewhere", "steps=7"])
+    plain = config.model_dump(mode="json")
+    assert parse_config(plain, "record") == config
+    assert parse_config(yaml.safe_load(yaml.safe_dump(plain)), "record") == config
+
+
+def test_overrides_win_over_the_file_and_reach_any_depth(tmp_path):
+    path = written(tmp_path, "steps: 5\nmodel: {backbone: fastvit_t8, resolution: 96}\n")
+    config = load_config(path, ["model.resolution=128", "optimizer.clip_norm=1", "steps=6", "steps=7"])
+    assert config.model == ModelConfig(backbone="fastvit_t8", resolution=128)
+    assert config.optimizer.clip_norm == 1.0
+    assert config.steps == 7
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("2.5E-3", 2.5e-3), ("1", 1.0), ("0.5", 0.5)])
+def test_numbers_may_be_written_as_people_write_them(text, value, tmp_path):
+    """YAML 1.1 reads 1e-4 as text, for want of a dot."""
+    assert load_config(None, [f"optimizer.learning_rate={text}"]).optimizer.learning_rate == value
+    from_file = load_config(written(tmp_path, f"optimizer:\n  learning_rate: {text}\n"))
+    assert from_file.optimizer.learning_rate == value
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optimizer.learning_rat=1", r"optimizer\.learning_rat is not a setting; did you mean 'learning_rate'"),
+        ("stepz=1", r"stepz is not a setting; did you mean 'steps'"),
+        ("zzz=1", r"zzz is not a setting; known: .*batch_size"),
+        ("model.backbone=resnet50", r"model\.backbone: .*fastvit_ma36.*found 'resnet50'"),
+        ("model.resolution=100", r"model\.resolution: .*multiple of 32.*found 100"),
+        ("model.resolution=32", r"model\.resolution: .*64"),
+        ("steps=many", r"steps: .*integer.*found 'many'"),
+        ("steps=1.5", r"steps: .*integer.*found 1.5"),
+        ("steps=true", r"steps: .*integer"),
+        ("steps=-5", r"steps: .*greater"),
+        ("seed=-1", r"seed: .*greater"),
+        ("data.seed=-1", r"data\.seed: .*greater"),
+        ("batch_size=1", r"batch_size: .*2"),
+        ("precision=float16", r"precision: .*bfloat16"),
+        ("model=3", r"model: .*found 3"),
+        ("optimizer.learning_rate=.nan", r"optimizer\.learning_rate: .*finite"),
+        ("loss.vertices=.inf", r"loss\.vertices: .*finite"),
+        ("augmentation.margin=[2, 1]", r"margin is \(low, high\)"),
+        ("augmentation.margin=[0, 1]", r"margin is \(low, high\)"),
+        ("augmentation.margin=1.5", r"augmentation\.margin: .*tuple.*found 1.5"),
+        ("low_resolution_share=0.5", "low_resolution_share needs low_resolution"),
+        ("model.resolution.x=1", "resolution is a value"),
+        ("steps", "expected key.path=value"),
+        ("=5", "expected key.path=value"),
+        ("steps=[1", "not a YAML value"),
+    ],
+)
+def test_every_mistake_is_named(override, says):
+    with pytest.raises(ConfigError, match=says) as raised:
+        load_config(None, ["model.resolution=64", override])
+    assert "\n" not in str(raised.value)
+
+
+def test_several_mistakes_are_named_at_once():
+    with pytest.raises(ConfigError, match=r"model\.resolutio .*; stepz is"):
+        parse_config({"stepz": 1, "model": {"resolutio": 64}}, "run.yaml")
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "just words", "a: b: c", "\tsteps: 1", "'open"])
+def test_a_file_that_is_no_table_of_settings_is_refused_by_name(text, tmp_path):
+    with pytest.raises(ConfigError, match=r"run\.yaml") as raised:
+        load_config(written(tmp_path, text))
+    assert "\n" not in str(raised.value)
+
+
+def test_files_that_cannot_be_read_are_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"No configuration at .*absent\.yaml"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(ConfigError, match=r"binary\.yaml"):
+        load_config(tmp_path / "binary.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    with pytest.raises(ConfigError, match=r"run\.yaml"):
+        load_config(written(tmp_path, "steps: !!python/object/apply:os.getpid []\n"))
+
+
+def test_settings_cannot_be_changed_afterwards():
+    for settings in (TrainConfig(), Augmentation(), OptimizerConfig()):
+        with pytest.raises(ValueError, match="frozen"):
+            settings.seed = 1
+
+
+def test_angles_are_radians():
+    assert 0 < Augmentation().upright_noise < math.pi

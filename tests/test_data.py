@@ -1,0 +1,279 @@
+"""Training examples: the same numbers wherever they are made, and labels that fit the pixels of every new crop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from handmesh.camera import Intrinsics
+from handmesh.config import Augmentation
+from handmesh.crop import CropTransform, upright_rotation
+from handmesh.data.augment import augment, labelled, sample_crop, scaled_effects
+from handmesh.data.batches import (
+    AugmentedPack,
+    collate,
+    held_out_pack,
+    held_out_samples,
+    resolution_at,
+    training_batches,
+    training_pack,
+)
+from handmesh.data.sample import HandSample
+from handmesh.errors import DataError
+from handmesh.hand import JOINT_NAMES, builtin_hand
+from handmesh.mano import HandModel
+from handmesh.synth import Backgrounds, CameraEffects
+from handmesh.train import make_targets
+
+HAND = HandModel(builtin_hand()).double()
+WRIST, MIDDLE = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
+
+
+def posed(pose: np.ndarray, betas: np.ndarray) -> np.ndarray:
+    """(21, 3) joints of the hand model, float64."""
+    return HAND(torch.from_numpy(np.asarray(pose, float)), torch.from_numpy(np.asarray(betas, float)))[1].numpy()
+
+
+def rest_root(betas: np.ndarray) -> np.ndarray:
+    """(3,) what the orientation turns about."""
+    hand = builtin_hand()
+    return hand.J_regressor[0] @ (hand.v_template + hand.shapedirs @ betas.astype(float))
+
+
+def weak_perspective_residual(points: np.ndarray, keypoints: np.ndarray) -> float:
+    """Mean distance, NDC, after the best scale and translation (least squares over s, s tx, s ty)."""
+    count = len(points)
+    columns = np.zeros((2 * count, 3))
+    columns[:, 0], columns[:count, 1], columns[count:, 2] = points[:, :2].T.ravel(), 1, 1
+    solution = np.linalg.lstsq(columns, keypoints.astype(float).T.ravel(), rcond=None)[0]
+    return float(np.linalg.norm((columns @ solution).reshape(2, count).T - keypoints, axis=-1).mean())
+
+
+def same(first: HandSample, second: HandSample) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture(scope="module")
+def crops(tiny_pack):
+    """(packed, crop, sample) of every render, at all turns and off-centre."""
+    rng = np.random.default_rng(0)
+    settings = Augmentation(upright=0.3, center_jitter=0.3)
+    image = np.zeros((64, 64, 3), np.uint8)
+    found = []
+    for index in range(len(tiny_pack)):
+        crop = sample_crop(tiny_pack[index].keypoints, rng, settings)
+        found.append((tiny_pack[index], crop, labelled(image, tiny_pack[index], crop)))
+    return found
+
+
+def test_labels_project_onto_their_keypoints_through_the_true_camera(crops):
+    """The labelled hand, put where it is by the turned camera, is seen by the pinhole exactly where the crop says.
+
+    The camera faces the crop's centre and is turned with the crop; the hand model turns about its root, so that is
+    what the label's place is counted from.
+    """
+    for packed, crop, sample in crops:
+        camera = Intrinsics.from_matrix(packed.intrinsics)
+        crop_from_cam = crop.crop_from_image_axes @ camera.facing_from_cam(crop.center)
+        root = rest_root(packed.betas)
+        place = crop_from_cam @ (root + packed.translation) - root
+        joints_cam = (posed(sample.pose, sample.betas) + place) @ crop_from_cam
+        np.testing.assert_allclose(crop.to_ndc(camera.project(joints_cam)), sample.keypoints, atol=1e-4)
+
+
+def test_labels_fit_a_weak_perspective_camera(crops):
+    """What the network is asked for can be answered by its own camera, up to the perspective within a hand."""
+    residuals = [weak_perspective_residual(posed(sample.pose, sample.betas), sample.keypoints) for *_, sample in crops]
+    assert np.mean(residuals) < 0.03
+    assert max(residuals) < 0.08
+
+
+def test_off_axis_hands_are_labelled_as_a_camera_that_faces_them_sees_them(crops):
+    """Leaving out `facing_from_cam` makes labels of hands beside the axis disagree with their pixels."""
+    residuals = []
+    for packed, crop, sample in crops:
+        camera = Intrinsics.from_matrix(packed.intrinsics)
+        pose = sample.pose.astype(float)
+        crop_axes = crop.crop_from_image_axes
+        pose[0] = crop_axes @ camera.facing_from_cam(crop.center).T @ crop_axes.T @ pose[0]  # the turn taken out
+        with_turn = weak_perspective_residual(posed(sample.pose, sample.betas), sample.keypoints)
+        residuals.append((with_turn, weak_perspective_residual(posed(pose, sample.betas), sample.keypoints)))
+    with_turn, without = np.mean(residuals, axis=0)
+    assert with_turn < without
+
+
+def test_labels_of_an_unturned_central_crop_are_the_renders_own(tiny_pack):
+    packed = tiny_pack[3]
+    center = (float(packed.intrinsics[0, 2]), float(packed.intrinsics[1, 2]))
+    sample = labelled(np.zeros((64, 64, 3), np.uint8), packed, CropTransform(center, 96.0))
+    np.testing.assert_allclose(sample.pose, packed.pose, atol=1e-6)
+    np.testing.assert_array_equal(sample.betas, packed.betas)
+    np.testing.assert_allclose(sample.keypoints, (packed.keypoints - center) / 48, atol=1e-6)
+
+
+def test_labels_do_not_write_into_the_pack(tiny_pack):
+    before = tiny_pack[0].pose.copy()
+    labelled(np.zeros((64, 64, 3), np.uint8), tiny_pack[0], CropTransform((40.0, 50.0), 60.0, rotation=1.0))
+    np.testing.assert_array_equal(tiny_pack[0].pose, before)
+
+
+def test_the_targets_of_a_batch_are_its_posed_hands(crops):
+    samples = [sample for *_, sample in crops[:3]]
+    targets = make_targets(collate(samples), HandModel(builtin_hand()), torch.device("cpu"))
+    for index, sample in enumerate(samples):
+        np.testing.assert_allclose(targets.joints[index], posed(sample.pose, sample.betas), atol=1e-6)
+
+
+def test_pixels_move_with_their_labels(tiny_pack):
+    """In every augmented crop the hand's alpha lies where the keypoints say, whatever was turned and shifted."""
+    rng, settings = np.random.default_rng(1), Augmentation(upright=0.0)
+    differences: list[float] = []
+    for index in range(len(tiny_pack)):
+        packed = tiny_pack[index]
+        crop = sample_crop(packed.keypoints, rng, settings)
+        alpha = crop.warp(np.ascontiguousarray(packed.image[..., 3]), 64)
+        seen = (packed.keypoints.round() >= 1).all(axis=-1) & (packed.keypoints.round() < 95).all(axis=-1)
+        before = packed.image[..., 3][tuple(packed.keypoints[seen].round().astype(int).T[::-1])]
+        pixels = ((crop.to_ndc(packed.keypoints[seen]) + 1) * 32 - 0.5).round().astype(int)
+        inside = ((pixels >= 1) & (pixels < 63)).all(axis=-1)
+        after = alpha[tuple(pixels[inside].T[::-1])]
+        differences += np.abs(after.astype(float) - before[inside]).tolist()
+    # Tips lie on the edge of the hand, where a fraction of a pixel counts: all others agree.
+    assert np.mean(np.array(differences) < 30) > 0.8
+    assert len(differences) > 200
+
+
+def test_upright_crops_point_up_and_the_others_anywhere(tiny_pack):
+    keypoints = tiny_pack[0].keypoints
+    rng = np.random.default_rng(0)
+
+    def turns(upright: float) -> np.ndarray:
+        crops = [sample_crop(keypoints, rng, Augmentation(upright=upright)) for _ in range(400)]
+        wrist_to_middle = [np.subtract(*crop.to_ndc(keypoints[[MIDDLE, WRIST]])) for crop in crops]
+        return np.array([math.atan2(x, -y) for x, y in wrist_to_middle])  # 0 = up
+
+    assert turns(1.0).std() == pytest.approx(Augmentation().upright_noise, rel=0.15)
+    assert abs(turns(1.0).mean()) < 0.1
+    anywhere = np.histogram(turns(0.0), bins=4, range=(-math.pi, math.pi))[0]
+    assert anywhere.min() > 60, "a quarter of 400 in every direction, give or take"
+    assert upright_rotation(keypoints) == pytest.approx(
+        sample_crop(keypoints, rng, Augmentation(upright=1.0, upright_noise=0.0)).rotation
+    )
+
+
+def test_crops_keep_to_their_margins(tiny_pack):
+    keypoints, rng = tiny_pack[5].keypoints, np.random.default_rng(0)
+    settings = Augmentation(margin=(1.2, 2.0), center_jitter=0.2)
+    ratios, shifts = [], []
+    for _ in range(200):
+        crop = sample_crop(keypoints, rng, settings)
+        tight = CropTransform.around_points(keypoints, margin=1.0, rotation=crop.rotation)
+        ratios.append(crop.size / tight.size)
+        shifts.append(np.abs(np.subtract(crop.center, tight.center)).max() / crop.size)
+    assert min(ratios) >= 1.2 - 1e-9
+    assert max(ratios) <= 2.0 + 1e-9
+    assert max(ratios) - min(ratios) > 0.6, "the whole range is used"
+    assert 0.1 < max(shifts) <= 0.2 + 1e-9
+
+
+def test_an_example_depends_on_its_seed_and_place_only(tiny_pack, tiny_config):
+    stream = AugmentedPack(tiny_pack, tiny_config(steps=20))
+    again = AugmentedPack(tiny_pack, tiny_config(steps=20))
+    examples = {g: again[g] for g in (37, 5, 0)}  # in another order
+    assert all(same(stream[g], example) for g, example in examples.items())
+    other_run = AugmentedPack(tiny_pack, tiny_config(steps=20, seed=1))
+    assert not any(same(stream[g], other_run[g]) for g in range(3))
+    assert not same(stream[0], stream[16]), "the same render, seen anew"
+
+
+def test_a_run_sees_the_same_bytes_from_any_number_of_workers_and_from_any_start(tiny_pack, tiny_config):
+    alone = list(training_batches(tiny_pack, tiny_config(steps=5), 0))
+    helped = list(training_batches(tiny_pack, tiny_config(steps=5, loader_workers=2), 0))
+    later = list(training_batches(tiny_pack, tiny_config(steps=5), 3))
+    assert (len(alone), len(helped), len(later)) == (5, 5, 2)
+    for first, second in [*zip(alone, helped, strict=True), *zip(alone[3:], later, strict=True)]:
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_making_batches_leaves_torchs_random_numbers_alone(tiny_pack, tiny_config):
+    """A loader draws a seed for its workers when it starts: with drop path, a resumed run once differed by that."""
+    before = torch.get_rng_state()
+    next(training_batches(tiny_pack, tiny_config(steps=5), 0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 16])
+def test_every_epoch_visits_every_render_once_in_its_own_order(count, tiny_pack, tiny_config):
+    class Recorder:
+        def __init__(self) -> None:
+            self.visited: list[int] = []
+
+        def __len__(self) -> int:
+            return count
+
+        def __getitem__(self, index: int):
+            self.visited.append(index)
+            return tiny_pack[index]
+
+    recorder = Recorder()
+    stream = AugmentedPack(recorder, tiny_config(steps=50))
+    for g in range(4 * count):
+        stream[g]
+    epochs = [recorder.visited[start : start + count] for start in range(0, 4 * count, count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    if count > 7:
+        assert all(first != second for first, second in pairwise(epochs))
+
+
+def test_an_easy_start_lowers_the_resolution_of_the_first_steps(tiny_pack, tiny_config):
+    model = {"backbone": "fastvit_t8", "resolution": 96}
+    config = tiny_config(model=model, steps=10, low_resolution=64, low_resolution_share=0.4)
+    assert [resolution_at(config, step) for step in range(10)] == [64] * 4 + [96] * 6
+    sides = [batch.image.shape[1] for batch in training_batches(tiny_pack, config, 2)]
+    assert sides == [64, 64, 96, 96, 96, 96, 96, 96]
+    assert resolution_at(tiny_config(steps=10), 0) == 64
+
+
+def test_held_out_samples_are_fixed_and_of_other_scenes(tiny_pack, tiny_config):
+    config = tiny_config()
+    held_out = held_out_pack(config.data, 8, 1)
+    first, second = (list(held_out_samples(held_out, 64, upright=True)) for _ in range(2))
+    assert len(first) == 8
+    assert all(same(a, b) for a, b in zip(first, second, strict=True))
+    training_betas = {tuple(tiny_pack[index].betas) for index in range(len(tiny_pack))}
+    assert not training_betas & {tuple(sample.betas) for sample in first}
+    ups = np.array([sample.keypoints[MIDDLE] - sample.keypoints[WRIST] for sample in first])
+    assert (ups[:, 1] < 0).all(), "upright: the knuckle above the wrist"
+
+
+def test_packs_of_other_settings_do_not_take_each_others_place(tiny_config, tiny_pack):
+    data = tiny_config().data
+    assert len(training_pack(data, 1)) == 16, "found, not rendered again"
+    impostor = data.directory / "train-17-96px-seed0"
+    impostor.symlink_to(tiny_pack.path)
+    with pytest.raises(DataError, match=r"train-17-96px-seed0 was made with other arguments: count is 16, wanted 17"):
+        training_pack(data.model_copy(update={"count": 17}), 1)
+
+
+def test_augmentation_can_be_switched_off(tiny_pack):
+    """No effects: the same crop gives pixels between the hand's and the background's."""
+    settings = Augmentation(effects=0.0, center_jitter=0.0, upright=1.0, upright_noise=0.0)
+    backgrounds = Backgrounds(0, count=1)
+    sample = augment(tiny_pack[0], np.random.default_rng(0), settings, backgrounds, 64)
+    assert sample.image.shape == (64, 64, 3)
+    assert sample.image.dtype == np.uint8
+    assert np.abs(sample.keypoints).max() < 1
+
+
+def test_effects_scale_with_their_strength():
+    whole, half = CameraEffects(), scaled_effects(0.5)
+    for name, value in vars(whole).items():
+        assert getattr(half, name) == pytest.approx(value / 2)
+    assert scaled_effects(1.0) == whole
+    assert max(vars(scaled_effects(100.0)).values()) <= 1, "probabilities stay probabilities"
+    assert scaled_effects(0.0) == replace(whole, **dict.fromkeys(vars(whole), 0.0))

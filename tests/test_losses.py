@@ -1,0 +1,203 @@
+"""What a prediction costs: nothing when it is right, and each part only for what it names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from handmesh.config import LossWeights
+from handmesh.hand import HandOutput, builtin_hand
+from handmesh.losses import HEATMAP_SIGMA, HandTargets, hand_loss, heatmap_cross_entropy, read_heatmaps
+from handmesh.mano import HandModel
+from handmesh.rotation import matrix_from_vector
+
+HAND = HandModel(builtin_hand())
+CELLS = 24  # of a heatmap's side
+CAMERA_PARTS = {"keypoints"}
+ORIENTATION_PARTS = {"vertices", "joints", "keypoints", "orientation"}
+SHAPE_PARTS = {"vertices", "joints", "root_vertices", "root_joints", "keypoints", "betas"}
+FINGER_PARTS = {"vertices", "joints", "root_vertices", "root_joints", "keypoints", "pose"}
+
+
+def random_hands(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = 0.3 * torch.randn(count, 16, 3, generator=generator)
+    vectors[:, 0] *= 5
+    camera = torch.tensor([6.0, 0.02, -0.03]) + 0.05 * torch.randn(count, 3, generator=generator)
+    return camera, matrix_from_vector(vectors), torch.randn(count, 10, generator=generator)
+
+
+def answer(camera: Tensor, pose: Tensor, betas: Tensor) -> HandOutput:
+    return HandOutput(camera, pose, betas, *HAND(pose, betas))
+
+
+def truth_of(output: HandOutput) -> HandTargets:
+    scale, translation = output.camera[:, 0], output.camera[:, 1:]
+    keypoints = scale[:, None, None] * (output.joints[..., :2] + translation[:, None])
+    return HandTargets(keypoints, output.joints, output.vertices, output.pose, output.betas)
+
+
+def parts_of(output: HandOutput, targets: HandTargets) -> dict[str, float]:
+    return {name: part.item() for name, part in hand_loss(output, None, targets, LossWeights())[1].items()}
+
+
+def gaussian_logits(keypoints: Tensor, cells: int = CELLS) -> Tensor:
+    """(B, 21, 2) NDC -> (B, 21, cells, cells), written cell by cell."""
+    logits = torch.empty(*keypoints.shape[:2], cells, cells)
+    for row in range(cells):
+        for column in range(cells):
+            centre = torch.tensor([(column + 0.5) / cells * 2 - 1, (row + 0.5) / cells * 2 - 1])
+            squared = ((centre - keypoints) * cells / 2).square().sum(-1)
+            logits[..., row, column] = -squared / (2 * HEATMAP_SIGMA**2)
+    return logits
+
+
+@pytest.fixture
+def output() -> HandOutput:
+    return answer(*random_hands())
+
+
+def test_a_perfect_prediction_costs_nothing_but_the_blur_of_the_heatmaps():
+    camera, pose, betas = random_hands()
+    output = answer(camera * torch.tensor([0.4, 1, 1]), pose, betas)  # so small that no heatmap meets the crop's edge
+    targets = truth_of(output)
+    depths = (output.joints - output.joints[:, :1])[..., 2] / 0.1
+    dense = gaussian_logits(targets.keypoints), depths[..., None, None].expand(-1, -1, CELLS, CELLS)
+    _, parts = hand_loss(output, dense, targets, LossWeights())
+    entropy_of_a_gaussian = math.log(2 * math.pi * math.e * HEATMAP_SIGMA**2)  # nats, in two dimensions
+    assert parts.pop("heatmaps").item() == pytest.approx(entropy_of_a_gaussian, abs=0.01)
+    for name, part in parts.items():
+        assert part.item() < 1e-3 if name == "heatmap_keypoints" else part.item() < 2e-6, name
+
+
+def test_the_wrist_is_where_positions_are_measured_from(output):
+    """Labels may have any origin: the camera carries the position, in the image only."""
+    targets = truth_of(output)
+    shift = torch.tensor([0.1, -0.2, 0.7])
+    moved = replace(targets, joints=targets.joints + shift, vertices=targets.vertices + shift)
+    assert max(parts_of(output, moved).values()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [("camera", CAMERA_PARTS), ("orientation", ORIENTATION_PARTS), ("betas", SHAPE_PARTS), ("finger", FINGER_PARTS)],
+)
+def test_each_mistake_costs_in_its_own_parts_only(change, parts):
+    camera, pose, betas = random_hands()
+    targets = truth_of(answer(camera, pose, betas))
+    turn = matrix_from_vector(torch.tensor([0.2, -0.3, 0.1]))
+    camera, pose, betas = camera.clone(), pose.clone(), betas.clone()
+    if change == "camera":
+        camera += 0.1
+    elif change == "orientation":
+        pose[:, 0] = turn @ pose[:, 0]
+    elif change == "betas":
+        betas += 0.5
+    else:
+        pose[:, 5] = pose[:, 5] @ turn
+    found = parts_of(answer(camera, pose, betas), targets)
+    assert {name for name, value in found.items() if value > 1e-5} == parts
+    assert all(value < 2e-6 for name, value in found.items() if name not in parts)
+
+
+def test_the_hands_own_frame_knows_no_orientation():
+    """Turning the prediction and the truth, each its own way, leaves the root-frame parts as they were."""
+    camera, pose, betas = random_hands(seed=1)
+    other_camera, other_pose, other_betas = random_hands(seed=2)
+    before = parts_of(answer(camera, pose, betas), truth_of(answer(other_camera, other_pose, other_betas)))
+    turns = matrix_from_vector(torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(3)))
+    pose[:, 0], other_pose[:, 0] = turns[0] @ pose[:, 0], turns[1] @ other_pose[:, 0]
+    after = parts_of(answer(camera, pose, betas), truth_of(answer(other_camera, other_pose, other_betas)))
+    for name in ("root_vertices", "root_joints", "pose", "betas"):
+        assert after[name] == pytest.approx(before[name], rel=1e-4), name
+    assert after["vertices"] != pytest.approx(before["vertices"], rel=1e-2)
+
+
+def test_parts_are_mean_absolute_errors(output):
+    """In the units of config.LossWeights, against numpy."""
+    camera, pose, betas = random_hands(seed=4)
+    other = answer(camera, pose, betas)
+    targets = truth_of(other)
+    found = parts_of(output, targets)
+    ours, theirs = (output.vertices - output.joints[:, :1]).numpy(), (other.vertices - other.joints[:, :1]).numpy()
+    assert found["vertices"] == pytest.approx(np.abs(ours - theirs).mean(), rel=1e-5)
+    own_frame = [
+        np.einsum("bvc,bck->bvk", points, R) for points, R in ((ours, output.pose[:, 0]), (theirs, other.pose[:, 0]))
+    ]
+    assert found["root_vertices"] == pytest.approx(np.abs(own_frame[0] - own_frame[1]).mean(), rel=1e-5)
+    assert found["betas"] == pytest.approx((output.betas - other.betas).abs().mean().item(), rel=1e-6)
+
+
+def test_the_total_is_the_weighted_sum(output):
+    targets = truth_of(answer(*random_hands(seed=5)))
+    dense = torch.randn(3, 21, 8, 8), torch.randn(3, 21, 8, 8)
+    weights = LossWeights()
+    total, parts = hand_loss(output, dense, targets, weights)
+    assert set(parts) == set(LossWeights.model_fields), "every weight has its part, every part its weight"
+    expected = sum(getattr(weights, name) * part.item() for name, part in parts.items())
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    assert hand_loss(output, None, targets, weights)[0] < total
+
+
+def test_gradients_are_finite_even_at_the_truth():
+    camera, pose, betas = (value.requires_grad_() for value in random_hands())
+    logits, depths = (torch.zeros(3, 21, 8, 8, requires_grad=True) for _ in range(2))
+    output = answer(camera, pose, betas)
+    targets = truth_of(HandOutput(*(value.detach() for value in output)))
+    outside = replace(targets, keypoints=targets.keypoints + 5)  # all of them beyond the crop
+    for wanted in (targets, outside):
+        total, _ = hand_loss(answer(camera, pose, betas), (logits, depths), wanted, LossWeights())
+        total.backward()
+    for value in (camera, pose, betas, logits, depths):
+        assert value.grad is not None
+        assert torch.isfinite(value.grad).all()
+
+
+def test_the_heatmap_cross_entropy_is_least_at_its_own_gaussian():
+    keypoints = torch.rand(2, 21, 2, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.8
+    logits = gaussian_logits(keypoints).requires_grad_()
+    loss = heatmap_cross_entropy(logits, keypoints)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().max() < 1e-7, "no direction leads further down"
+    for seed in range(3):
+        noise = 0.3 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed))
+        assert heatmap_cross_entropy(logits + noise, keypoints) > loss
+
+
+def test_joints_outside_the_crop_train_no_heatmap():
+    keypoints = torch.zeros(1, 21, 2)
+    keypoints[0, 4], keypoints[0, 5] = torch.tensor([1.2, 0.0]), torch.tensor([0.0, -1.01])
+    logits = torch.zeros(1, 21, 8, 8, requires_grad=True)
+    heatmap_cross_entropy(logits, keypoints).backward()
+    assert logits.grad is not None
+    silent = logits.grad.abs().amax(dim=(0, 2, 3)) == 0
+    assert silent.nonzero().flatten().tolist() == [4, 5]
+    assert heatmap_cross_entropy(torch.zeros(1, 21, 8, 8), keypoints + 9) == 0, "none inside: nothing, not 0 / 0"
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (12, 20)])
+def test_heatmaps_read_where_their_weight_is(shape):
+    """A single bright cell answers with its centre and its depth; two equal ones with the middle."""
+    height, width = shape
+    logits, depths = torch.full((1, 21, height, width), -60.0), torch.zeros(1, 21, height, width)
+    logits[..., 2, 5], depths[..., 2, 5] = 60.0, 0.4
+    keypoints, found = read_heatmaps(logits, depths)
+    expected = torch.tensor([(5 + 0.5) / width * 2 - 1, (2 + 0.5) / height * 2 - 1])
+    torch.testing.assert_close(keypoints, expected.expand(1, 21, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, torch.full((1, 21), 0.4), atol=1e-5, rtol=0)
+    logits[..., 2, 1], depths[..., 2, 1] = 60.0, 0.0
+    keypoints, found = read_heatmaps(logits, depths)
+    assert keypoints[0, 0, 0].item() == pytest.approx((3 + 0.5) / width * 2 - 1, abs=1e-5)
+    torch.testing.assert_close(found, torch.full((1, 21), 0.2), atol=1e-5, rtol=0)
+
+
+def test_a_gaussian_reads_back_to_a_fraction_of_a_cell():
+    keypoints = torch.rand(2, 21, 2, generator=torch.Generator().manual_seed(1)) * 1.4 - 0.7
+    found, _ = read_heatmaps(gaussian_logits(keypoints), torch.zeros(2, 21, CELLS, CELLS))
+    assert (found - keypoints).abs().max() < 0.01 * 2 / CELLS

@@ -1,0 +1,248 @@
+"""The loop: it learns, it can be killed at any time, and it never writes over somebody's run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from handmesh.checkpoint import load_latest_state, load_model
+from handmesh.config import parse_config
+from handmesh.errors import CheckpointError, ConfigError, DataError
+from handmesh.hand import HandOutput, builtin_hand
+from handmesh.losses import HandTargets
+from handmesh.mano import HandModel
+from handmesh.model import DenseHead
+from handmesh.rotation import matrix_from_vector
+from handmesh.train import evaluate_held_out, make_optimizer, set_learning_rate, train, update_average
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(step: int) -> Any:
+    """As if the machine went down: an exception out of the loop, at the progress report of a step."""
+
+    def on_progress(progress: Any) -> None:
+        if progress.step == step:
+            raise KilledError
+
+    return on_progress
+
+
+def records(directory) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "img_s"} for line in lines]
+
+
+def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
+    """All tensors of nested dicts and lists, by path."""
+    if isinstance(state, torch.Tensor):
+        return {name: state}
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    return {path: tensor for key, value in items for path, tensor in tensors_of(value, f"{name}.{key}").items()}
+
+
+def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch):
+    """If it cannot learn four pictures by heart it learns nothing: loss and 2D error fall clearly."""
+    four = [tiny_pack[index] for index in range(4)]
+    monkeypatch.setattr("handmesh.train.training_pack", lambda *_: four)
+    monkeypatch.setattr("handmesh.train.held_out_pack", lambda *_: four)
+    config = tiny_config(
+        steps=30,
+        batch_size=4,
+        log_every=5,
+        augmentation={"upright": 1.0, "upright_noise": 0.0, "margin": [1.4, 1.4], "center_jitter": 0.0, "effects": 0.0},
+        optimizer={"warmup_steps": 5, "learning_rate": 2e-3},
+    )
+    reports: list[Any] = []
+    train(config, tmp_path / "run", on_progress=reports.append)
+    first, last = reports[0].losses, reports[-1].losses
+    assert last["total"] < 0.7 * first["total"]
+    assert last["keypoints"] < 0.75 * first["keypoints"]
+    assert last["heatmap_keypoints"] < 0.7 * first["heatmap_keypoints"]
+    assert [report.step for report in reports] == list(range(5, 31, 5))
+    assert all(0 <= report.waiting_share <= 1 for report in reports)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny_config, tmp_path, caplog):
+    """Bit for bit on a CPU: weights, averages, optimiser and records, with drop path drawing random numbers.
+
+    Killed after step 5: after records that its newest state (step 4) does not know of, and with half a line written.
+    """
+    settings = {
+        "model": {"backbone": "fastvit_t8", "resolution": 64, "drop_path": 0.2},
+        "steps": 6,
+        "log_every": 1,
+        "checkpoint_every": 2,
+        "evaluate_every": 3,
+        "keep_checkpoints": 2,
+    }
+    config = tiny_config(**settings)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config, whole)
+    with pytest.raises(KilledError):
+        train(config, broken, on_progress=killed_after(5))
+    with open(broken / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "los')
+    with caplog.at_level(logging.INFO):
+        path = train(config, broken, resume=True)
+    assert "resuming at step 4 of 6" in caplog.text
+
+    one, other = load_latest_state(whole), load_latest_state(broken)
+    assert one is not None
+    assert other is not None
+    assert one["step"] == other["step"] == 6
+    assert tensors_of(one).keys() == tensors_of(other).keys()
+    different = [name for name, tensor in tensors_of(one).items() if not torch.equal(tensor, tensors_of(other)[name])]
+    assert different == []
+    assert records(whole) == records(broken)
+    assert path.read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert sorted(file.name for file in broken.glob("state-*")) == ["state-00000004.pt", "state-00000006.pt"]
+
+
+def test_a_run_killed_while_it_finishes_still_gets_its_model(tiny_config, tmp_path, monkeypatch):
+    """The last state was once written before the model: resuming found nothing to do and no model."""
+    config, run = tiny_config(steps=2, checkpoint_every=1), tmp_path / "run"
+
+    def killed(*_: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("handmesh.train.evaluate_held_out", killed)
+        with pytest.raises(KilledError):
+            train(config, run)
+    path = train(config, run, resume=True)
+    assert load_model(path)[1]["training"]["steps"] == 2
+    assert train(config, run, resume=True) == path, "a finished run has nothing left to do"
+
+
+def test_a_run_leaves_a_record_of_itself(tiny_config, tmp_path):
+    config = tiny_config(steps=2, log_every=1, evaluate_every=2)
+    path = train(config, tmp_path / "run")
+    assert parse_config(yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()), "run") == config
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    steps = [record["step"] for record in records(tmp_path / "run")]
+    assert steps == [1, 2, 2]
+    scores = records(tmp_path / "run")[-1]["held_out"]
+    model, record = load_model(path)
+    assert record["training"] == {"steps": 2, "samples": 4, "held_out": scores}
+    assert not model.folded
+    assert all(np.isfinite(value) for value in scores.values())
+
+
+def test_nothing_is_overwritten_by_accident(tiny_config, tmp_path):
+    config, run = tiny_config(steps=1), tmp_path / "run"
+    train(config, run)
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    with pytest.raises(ConfigError, match=r"run already holds a run: add --resume"):
+        train(config, run)
+    with pytest.raises(ConfigError, match=r"run was started with other settings"):
+        train(tiny_config(steps=2), run, resume=True)
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
+def test_a_run_without_a_readable_state_is_not_started_over(tiny_config, tmp_path, caplog):
+    (tmp_path / "state-00000004.pt").write_bytes(b"damaged")
+    with caplog.at_level(logging.WARNING), pytest.raises(CheckpointError, match=r"No state in .* can be read"):
+        train(tiny_config(steps=1), tmp_path, resume=True)
+    assert "state-00000004.pt cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "broken_at"),
+    [
+        # A step so long that the next loss is no number.
+        ({"optimizer": {"learning_rate": 1e30, "warmup_steps": 0}}, 1),
+        # A finite loss whose gradient is not: it would poison the weights, and the next state with them.
+        ({"loss": {"vertices": 3e38, "keypoints": 1e37}, "optimizer": {"warmup_steps": 0}}, 0),
+    ],
+)
+def test_a_diverged_run_stops_and_its_states_are_from_before(changes, broken_at, tiny_config, tmp_path):
+    config = tiny_config(steps=4, checkpoint_every=1, evaluate_every=4, **changes)
+    with pytest.raises(DataError, match=rf"The loss is .* at step {broken_at}\..*lower optimizer\.learning_rate"):
+        train(config, tmp_path / "run")
+    state = load_latest_state(tmp_path / "run")
+    assert (0 if state is None else state["step"]) == broken_at
+    if state is not None:
+        assert all(torch.isfinite(value).all() for value in tensors_of(state["model"]).values())
+
+
+def test_the_learning_rate_warms_up_and_comes_down(tiny_config):
+    config = tiny_config(steps=110, optimizer={"warmup_steps": 10, "learning_rate": 1e-3, "final_learning_rate": 1e-5})
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    rates = []
+    for step in range(110):
+        set_learning_rate(optimizer, config, step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(1e-4)
+    assert max(rates) == rates[9] == pytest.approx(1e-3)
+    assert rates[60] == pytest.approx((1e-3 + 1e-5) / 2), "half-way down the cosine"
+    assert rates[-1] == pytest.approx(1e-5, rel=0.05)
+    assert np.all(np.diff(rates[:10]) > 0)
+    assert np.all(np.diff(rates[10:]) < 0)
+
+
+def test_weight_decay_is_for_kernels_only(tiny_config, lively_network):
+    dense = DenseHead(lively_network.backbone.pyramid_channels)
+    decayed, others = make_optimizer(tiny_config(), lively_network, dense).param_groups
+    names = {id(value): name for module in (lively_network, dense) for name, value in module.named_parameters()}
+    assert decayed["weight_decay"] > 0 == others["weight_decay"]
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
+    assert not [name for value in decayed["params"] if "bias" in (name := names[id(value)]) or "layer_scale" in name]
+    assert {value.ndim for value in decayed["params"]} == {2, 4}
+
+
+def test_the_average_forgets_the_start_and_follows():
+    layer, average = torch.nn.BatchNorm1d(2), {}
+    average = {name: value.clone() for name, value in layer.state_dict().items()}
+    with torch.no_grad():
+        layer.weight.fill_(3.0)
+    layer.num_batches_tracked.fill_(7)
+    update_average(average, layer, step=0, decay=0.9)  # young: (1 + 0) / (10 + 0) of the old
+    assert average["weight"].tolist() == pytest.approx([0.1 * 1 + 0.9 * 3] * 2)
+    update_average(average, layer, step=10_000, decay=0.9)
+    assert average["weight"].tolist() == pytest.approx([0.9 * 2.8 + 0.1 * 3] * 2)
+    assert average["num_batches_tracked"] == 7, "counts are taken over, not averaged"
+
+
+def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
+    """The truth itself scores zero; turned, shifted and scaled it still does in 3D; its palm flipped is told."""
+    generator = torch.Generator().manual_seed(0)
+    pose = matrix_from_vector(0.3 * torch.randn(6, 16, 3, generator=generator))
+    betas = torch.randn(6, 10, generator=generator)
+    vertices, joints = HandModel(builtin_hand())(pose, betas)
+    camera = torch.tensor([6.0, 0.1, -0.1]).expand(6, 3)
+    keypoints = 6.0 * (joints[..., :2] + torch.tensor([0.1, -0.1]))
+    targets = HandTargets(keypoints, joints, vertices, pose, betas)
+
+    def scores(output: HandOutput) -> dict[str, float]:
+        monkeypatch.setattr("handmesh.train.predict_held_out", lambda *_: iter([(output, targets)]))
+        return evaluate_held_out(lively_network, None, 64)
+
+    perfect = scores(HandOutput(camera, pose, betas, vertices, joints))
+    for name in ("upright", "any_turn"):
+        assert perfect[f"{name}_pa_mpjpe_mm"] < 1e-3
+        assert perfect[f"{name}_pa_mpvpe_mm"] < 1e-3
+        assert perfect[f"{name}_keypoint_box_error"] < 1e-6
+        assert perfect[f"{name}_palm_flipped_share"] == 0
+    assert 2 < perfect["constant_hand_pa_mpjpe_mm"] < 40
+
+    flipped = pose.clone()
+    flipped[:2, 0] = pose[:2, 0] @ torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+    turned = 2 * vertices @ matrix_from_vector(torch.tensor([0.3, 1.0, 0.2])) + 1
+    found = scores(HandOutput(camera + torch.tensor([0.0, 0.01, 0.0]), flipped, betas, turned, joints))
+    assert found["upright_pa_mpvpe_mm"] < 1e-2
+    assert found["upright_palm_flipped_share"] == pytest.approx(2 / 6)
+    sides = (keypoints.amax(1) - keypoints.amin(1)).amax(-1)
+    assert found["upright_keypoint_box_error"] == pytest.approx((0.06 / sides).mean().item(), rel=1e-4)
+    mirrored = scores(HandOutput(camera, pose, betas, vertices * torch.tensor([-1.0, 1, 1]), joints))
+    assert mirrored["upright_pa_mpvpe_mm"] > 5, "a mirrored hand is wrong here"
