@@ -40,7 +40,7 @@ _Y_UP = np.array([1.0, -1.0, -1.0])
 
 @dataclass(frozen=True, eq=False)
 class MeshHand:
-    """One hand to write. Metres, on the camera's axes (x right, y down, z forward)."""
+    """One hand to write. Metres; x right, y down, z forward. docs/outputs.md says which frame predictions are in."""
 
     vertices: NDArray[np.floating[Any]]  # (V, 3) from the hand's origin
     faces: NDArray[np.integer[Any]]  # (F, 3) counter-clockwise seen from outside
@@ -306,7 +306,7 @@ def _json(hands: Sequence[MeshHand]) -> bytes:
         "version": SCHEMA_VERSION,
         "generator": _generator(),
         "units": {"length": "metre", "angle": "radian", "image": "pixel"},
-        "axes": "camera: x right, y down, z forward",
+        "axes": "x right, y down, z forward",
         "joint_names": list(JOINT_NAMES),
         "bones": [list(bone) for bone in BONES],
         "hands": [

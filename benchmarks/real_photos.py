@@ -1,0 +1,115 @@
+"""Score a model on real photos, beside a constant hand:  python benchmarks/real_photos.py PHOTOS [--model M]
+
+PHOTOS is a folder with images and `labels.json`: a list of objects with "file", "handedness" ("right", "left" or
+"unknown", taken as right), "keypoints" (21 x [x, y, visible], pixels, FreiHAND's order) and, where 3D is known,
+"joints_m" (21 x 3). Such photos are usually licensed for research only; none are in this repository.
+
+Two protocols: the whole photo (as a newcomer would use it) and the box of the labelled keypoints (as after a perfect
+detector). 2D error is the mean distance over the visible joints, over the longer side of their box; PA-MPJPE aligns by
+rotation, scale and shift. The constant hand is the mean joint positions of our own synthetic poses (3D), and the mean
+of the labels' positions in the box (2D), which already knows where the hand is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh import metrics
+from handmesh.hand import FINGERTIP_VERTICES, JOINTS_FROM_MANO, builtin_hand
+from handmesh.image import encode_image, read_image, write_atomically
+from handmesh.predict import HandPrediction, load_predictor
+from handmesh.render import draw_skeleton
+from handmesh.synth import PosePrior
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--passes", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--left", nargs="*", default=[], help="files whose hand of unknown side is a left one")
+    parser.add_argument("--sheet", type=Path, help="draw overlays of the last setting into this picture")
+    arguments = parser.parse_args()
+    labels = json.loads((arguments.photos / "labels.json").read_text())
+    mean_hand = constant_hand()
+    print(f"{'protocol':12} {'passes':>6} {'2D / box':>9} {'under 0.2':>9} {'PA-MPJPE mm':>12}")
+    for protocol in ("whole", "box"):
+        for passes in arguments.passes:
+            predictor = load_predictor(arguments.model, passes=passes)
+            errors_2d, errors_3d, tiles = [], [], []
+            for label in labels:
+                image = read_image(arguments.photos / label["file"])
+                keypoints = np.array(label["keypoints"])
+                seen = keypoints[:, 2] > 0
+                side = "left" if label["handedness"] == "left" or label["file"] in arguments.left else "right"
+                boxes = [box_of(keypoints[seen, :2])] if protocol == "box" else None
+                hand = predictor(image, boxes=boxes, handedness=side)[0]
+                errors_2d.append(metrics.keypoint_box_error(keypoints[seen, :2], hand.keypoints_image()[seen]))
+                if "joints_m" in label:
+                    errors_3d.append(1000 * metrics.pa_rigid_mean_error(label["joints_m"], hand.joints))
+                tiles.append(tile(image, hand, f"{errors_2d[-1]:.2f}"))
+            good = np.mean(np.array(errors_2d) < 0.2)
+            print(f"{protocol:12} {passes:6} {np.mean(errors_2d):9.3f} {good:9.2f} {np.mean(errors_3d):12.1f}")
+    truths = [np.array(label["joints_m"]) for label in labels if "joints_m" in label]
+    constant_mm = np.mean([1000 * metrics.pa_rigid_mean_error(truth, mean_hand) for truth in truths])
+    print(f"{'constant':12} {'-':>6} {constant_2d(labels):9.3f} {'-':>9} {constant_mm:12.1f}")
+    if arguments.sheet:
+        rows = [np.hstack(tiles[start : start + 6]) for start in range(0, len(tiles) - len(tiles) % 6, 6)]
+        rest = tiles[len(rows) * 6 :]
+        if rest:
+            rows.append(np.hstack(rest + [np.zeros_like(tiles[0])] * (6 - len(rest))))
+        write_atomically(arguments.sheet, encode_image(np.vstack(rows), arguments.sheet.suffix))
+
+
+def box_of(points: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    return x0, y0, x1, y1
+
+
+def constant_hand(count: int = 2000) -> NDArray[np.float64]:
+    """(21, 3) metres: the mean of the synthetic poses in the hand's own frame, wrist at the origin."""
+    from handmesh.anatomy import pose_mesh
+
+    hand = builtin_hand()
+    prior, rng = PosePrior(hand), np.random.default_rng(0)
+    joints = []
+    for _ in range(count):
+        vertices, _ = pose_mesh(hand, prior.sample(rng).rotations)
+        regressed = np.concatenate([hand.J_regressor @ vertices, vertices[list(FINGERTIP_VERTICES)]])
+        joints.append(regressed[list(JOINTS_FROM_MANO)] - regressed[0])
+    return np.mean(joints, axis=0)
+
+
+def constant_2d(labels: list[dict[str, object]]) -> float:
+    """Mean 2D error of the labels' own mean layout in their boxes: what knowing the box alone is worth."""
+    layouts, seen = [], []
+    for label in labels:
+        keypoints = np.array(label["keypoints"])
+        visible = keypoints[:, 2] > 0
+        x0, y0, x1, y1 = box_of(keypoints[visible, :2])
+        layouts.append((keypoints[:, :2] - ((x0 + x1) / 2, (y0 + y1) / 2)) / max(x1 - x0, y1 - y0))
+        seen.append(visible)
+    weights = np.array(seen, float)[..., None]
+    mean = (np.array(layouts) * weights).sum(axis=0) / weights.sum(axis=0)
+    errors = [np.linalg.norm(layout - mean, axis=1)[shown].mean() for layout, shown in zip(layouts, seen, strict=True)]
+    return float(np.mean(errors))
+
+
+def tile(image: NDArray[np.uint8], hand: HandPrediction, text: str, side: int = 300) -> NDArray[np.uint8]:
+    import cv2
+
+    drawn = np.hstack([hand.overlay(image), draw_skeleton(image, hand.keypoints_image())])
+    scale = side / drawn.shape[0]
+    drawn = cv2.resize(drawn, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)[:, : 2 * side]
+    padded = np.zeros((side, 2 * side, 3), np.uint8)
+    padded[:, : drawn.shape[1]] = drawn
+    return cv2.putText(padded, text, (4, side - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 0), 1, cv2.LINE_AA)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,341 @@
+"""A photograph in, hands out: the one place where pixels, engine, crop and handedness meet.
+
+Without a box the answer refines itself: the network first sees the whole photograph, then the part around the hand
+that it just found, turned so that the hand points up, and so on. What it says in a crop (turned, and mirrored for a
+left hand) is turned back here and nowhere else, so a `HandPrediction` is in the photograph's own axes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
+from handmesh.crop import CropTransform, upright_rotation
+from handmesh.engine import Engine, open_engine
+from handmesh.errors import ImageError
+from handmesh.hand import HandArrays, Handedness, HandOutput
+from handmesh.image import Photo, encode_image, read_photo, write_atomically
+from handmesh.mesh_io import MeshHand, save_hands, vertex_normals
+from handmesh.render import HAND_COLORS, ImageMesh, draw_skeleton, overlay_meshes
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float32]
+Box = tuple[float, float, float, float]
+Source = Literal["given box", "whole image"]
+
+# Crop side over the extent of the hand's keypoints: the middle of what training draws (Augmentation.margin).
+MARGIN = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class HandPrediction:
+    """One hand in one photograph. numpy, metres; nothing is mirrored or turned any more.
+
+    `vertices` and `joints` are in the hand frame: axes of a camera that faces the hand (x right, y down, z forward),
+    origin of the hand model of that handedness. They are what that hand model gives for `pose` and `betas`.
+    `camera` draws them exactly: `crop.to_image(camera.project(points))`.
+    """
+
+    handedness: Handedness
+    score: float  # 0..1: how well the last two passes agree in the image; 1 with a single pass. Not a probability
+    box: Box  # x0, y0, x1, y1 in pixels, around the keypoints
+    crop: CropTransform  # the square that `camera` belongs to
+    camera: WeakPerspectiveCamera
+    pose: Floats  # (16, 3, 3) parent-relative rotations of the hand model of this handedness
+    betas: Floats  # (10,)
+    vertices: Floats  # (778, 3)
+    joints: Floats  # (21, 3)
+    faces: NDArray[np.int32]  # (1538, 3), counter-clockwise seen from outside
+    source: Source  # how the box was found
+    intrinsics: Intrinsics  # of the full photograph, as well as it is known: `intrinsics.source` says how
+
+    def keypoints_image(self) -> Floats:
+        """(21, 2) px: the joints, drawn."""
+        return self.crop.to_image(self.camera.project(self.joints)).astype(np.float32)
+
+    def vertices_image(self) -> Floats:
+        """(778, 3): x and y in pixels, and depth in pixels of the same scale."""
+        pixels_per_metre = float(self.camera.scale) * self.crop.size / 2
+        xy = self.crop.to_image(self.camera.project(self.vertices))
+        return np.column_stack([xy, self.vertices[:, 2] * pixels_per_metre]).astype(np.float32)
+
+    def origin_cam(self, intrinsics: Intrinsics | None = None) -> Floats:
+        """(3,) metres: where the hand frame's origin lies in the camera frame of the full image."""
+        known = intrinsics or self.intrinsics
+        depth = float(self.vertices[:, 2].mean())
+        return hand_origin_cam(self.camera, self.crop, known, depth, self.cam_from_hand_axes(known)).astype(np.float32)
+
+    def vertices_cam(self, intrinsics: Intrinsics | None = None) -> Floats:
+        """(778, 3) metres in the camera frame of the full image. As good as the camera's focal length is known."""
+        return self._to_cam(self.vertices, intrinsics)
+
+    def joints_cam(self, intrinsics: Intrinsics | None = None) -> Floats:
+        """(21, 3) metres in the camera frame of the full image."""
+        return self._to_cam(self.joints, intrinsics)
+
+    def cam_from_hand_axes(self, intrinsics: Intrinsics | None = None) -> NDArray[np.float64]:
+        """(3, 3): the network sees a crop as a camera that faces it would; this turns that camera to the real one."""
+        return (intrinsics or self.intrinsics).facing_from_cam(self.crop.center).T
+
+    def _to_cam(self, points: Floats, intrinsics: Intrinsics | None) -> Floats:
+        known = intrinsics or self.intrinsics
+        return (points @ self.cam_from_hand_axes(known).T + self.origin_cam(known)).astype(np.float32)
+
+    @cached_property
+    def mesh(self) -> ImageMesh:
+        """Ready to draw."""
+        normals = vertex_normals(self.vertices, self.faces)
+        return ImageMesh(self.vertices_image(), self.faces, normals, HAND_COLORS[self.handedness])
+
+    def overlay(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The mesh drawn over a copy of its photograph, (H, W, 3) uint8 RGB."""
+        return overlay_hands(image, [self])
+
+    def save(self, path: str | os.PathLike[str], image: NDArray[np.uint8] | None = None) -> None:
+        """Write by suffix: .glb .obj .ply .npz .json .html, or .png / .jpg (the overlay; needs `image`)."""
+        save_predictions(path, [self], image)
+
+    def to_smplx(self) -> dict[str, Any]:
+        """Keyword arguments for smplx, numpy with a leading batch dimension of one.
+
+        `MANOLayer` takes "global_orient", "hand_pose" (rotation matrices) and "betas"; `MANO` built with
+        `use_pca=False, flat_hand_mean=True` takes the same names from "axis_angle". Both with `is_rhand` as given.
+        """
+        from scipy.spatial.transform import Rotation
+
+        vectors = Rotation.from_matrix(self.pose.astype(np.float64)).as_rotvec().astype(np.float32)
+        return {
+            "is_rhand": self.handedness == Handedness.RIGHT,
+            "global_orient": self.pose[None, :1],
+            "hand_pose": self.pose[None, 1:],
+            "betas": self.betas[None],
+            "axis_angle": {"global_orient": vectors[None, 0], "hand_pose": vectors[1:].reshape(1, 45)},
+        }
+
+
+class Predictor:
+    """Built once, then only called. Safe to call from several threads when its engine is."""
+
+    def __init__(self, engine: Engine, *, passes: int = 3, margin: float = MARGIN) -> None:
+        """`passes` looks at each hand: the first at the box (or the whole photo), the others at what was found."""
+        if passes < 1:
+            raise ValueError(f"passes is {passes}, wanted at least 1")
+        self.engine = engine
+        self.passes = passes
+        self.margin = margin
+        self._hands = {Handedness.RIGHT: engine.hand, Handedness.LEFT: engine.hand.mirrored()}
+
+    def __call__(
+        self,
+        image: str | os.PathLike[str] | bytes | NDArray[np.uint8] | Photo,
+        *,
+        boxes: Sequence[Sequence[float]] | None = None,
+        handedness: Handedness | str | Sequence[Handedness | str] = Handedness.RIGHT,
+        intrinsics: Intrinsics | None = None,
+    ) -> list[HandPrediction]:
+        """The hands of one photograph: one per box, or one in the whole image. All boxes run as one batch.
+
+        `boxes` are x0, y0, x1, y1 in pixels of the upright photograph. `handedness` is one for all hands or one per
+        box. `intrinsics` of the photograph, if known; otherwise its EXIF focal length or the default lens is used, and
+        only for positions in space. Raises ImageError for an image that cannot be read, ConfigError for a box that is
+        empty, ValueError when the numbers of boxes and sides differ.
+        """
+        photo = image if isinstance(image, Photo) else read_photo(image)
+        height, width = photo.image.shape[:2]
+        count = 1 if boxes is None else len(boxes)
+        sides = _sides(handedness, count)
+        source: Source = "whole image" if boxes is None else "given box"
+        crops = []
+        for index, side in enumerate(sides):
+            mirror = side == Handedness.LEFT
+            if boxes is None:
+                crops.append(CropTransform.whole_image(width, height, mirror=mirror))
+            else:
+                crops.append(CropTransform.around_box(boxes[index], self.margin, mirror=mirror))
+        if not crops:
+            return []
+        return self._look(photo.image, crops, sides, source, intrinsics or _intrinsics_of(photo))
+
+    def _look(
+        self,
+        image: NDArray[np.uint8],
+        crops: list[CropTransform],
+        sides: list[Handedness],
+        source: Source,
+        intrinsics: Intrinsics,
+    ) -> list[HandPrediction]:
+        previous: list[NDArray[np.floating[Any]]] | None = None
+        for remaining in reversed(range(self.passes)):
+            output = self.engine(np.stack([crop.warp(image, self.engine.resolution) for crop in crops]))
+            found = [_keypoints_image(output, index, crop) for index, crop in enumerate(crops)]
+            if remaining:
+                crops = [self._closer(crop, points, image.shape) for crop, points in zip(crops, found, strict=True)]
+                previous = found
+        scores = [1.0] * len(crops)
+        if previous is not None:
+            scores = [_agreement(before, now) for before, now in zip(previous, found, strict=True)]
+        return [
+            self._prediction(output, index, crop, side, source, score, intrinsics)
+            for index, (crop, side, score) in enumerate(zip(crops, sides, scores, strict=True))
+        ]
+
+    def _closer(
+        self, crop: CropTransform, keypoints: NDArray[np.floating[Any]], shape: tuple[int, ...]
+    ) -> CropTransform:
+        """The crop around the hand that was found, turned so that it points up; or the old one if that is no place."""
+        height, width = shape[:2]
+        x, y = keypoints.mean(axis=0)
+        extent = float(np.ptp(keypoints, axis=0).max())
+        if not (0 <= x < width and 0 <= y < height and 8 <= extent <= 2 * max(height, width)):
+            return crop
+        rotation = upright_rotation(keypoints)
+        return CropTransform.around_points(keypoints, self.margin, rotation, crop.mirror)
+
+    def _prediction(
+        self,
+        output: HandOutput,
+        index: int,
+        crop: CropTransform,
+        side: Handedness,
+        source: Source,
+        score: float,
+        intrinsics: Intrinsics,
+    ) -> HandPrediction:
+        hand = self._hands[side]
+        shift = _root_shift(self.engine.hand, output.betas[index], crop)
+        vertices = crop.vectors_to_image(output.vertices[index]) + shift
+        joints = crop.vectors_to_image(output.joints[index]) + shift
+        camera = WeakPerspectiveCamera.from_vector(output.camera[index])
+        camera = replace(camera, translation=crop.vectors_to_image(camera.translation) - shift[:2])
+        keypoints = crop.upright.to_image(camera.project(joints))
+        (x0, y0), (x1, y1) = keypoints.min(axis=0), keypoints.max(axis=0)
+        return HandPrediction(
+            handedness=side,
+            score=score,
+            box=(float(x0), float(y0), float(x1), float(y1)),
+            crop=crop.upright,
+            camera=WeakPerspectiveCamera(np.float32(camera.scale), camera.translation.astype(np.float32)),
+            pose=crop.pose_to_image(output.pose[index]).astype(np.float32),
+            betas=np.asarray(output.betas[index], np.float32),
+            vertices=vertices.astype(np.float32),
+            joints=joints.astype(np.float32),
+            faces=hand.faces,
+            source=source,
+            intrinsics=intrinsics,
+        )
+
+
+def load_predictor(
+    model: str | Path | None = None, *, passes: int = 3, margin: float = MARGIN, threads: int | None = None
+) -> Predictor:
+    """A predictor with the bundled model, or with a model file of your own. Raises CheckpointError."""
+    return Predictor(open_engine(model, threads), passes=passes, margin=margin)
+
+
+def overlay_hands(
+    image: NDArray[np.uint8], hands: Sequence[HandPrediction], *, skeleton: bool = False
+) -> NDArray[np.uint8]:
+    """All meshes, or all skeletons, drawn over a copy of their photograph."""
+    if not skeleton:
+        return overlay_meshes(image, [hand.mesh for hand in hands])
+    drawn = image.copy()
+    for hand in hands:
+        drawn = draw_skeleton(drawn, hand.keypoints_image())
+    return drawn
+
+
+def save_predictions(
+    path: str | os.PathLike[str], hands: Sequence[HandPrediction], image: NDArray[np.uint8] | None = None
+) -> None:
+    """Write all hands of a photograph into one file, by suffix. Raises ExportError."""
+    target = Path(path)
+    if target.suffix.lower() in (".png", ".jpg", ".jpeg"):
+        if image is None:
+            raise ImageError(f"{target} is a picture: give the photograph that the hands are drawn over (image=...).")
+        write_atomically(target, encode_image(overlay_hands(image, hands), target.suffix))
+        return
+    save_hands(target, [as_mesh_hand(hand, index, target.suffix) for index, hand in enumerate(hands)])
+
+
+def as_mesh_hand(hand: HandPrediction, index: int, suffix: str) -> MeshHand:
+    """What the mesh writers take.
+
+    Scenes (.glb, .obj, .ply, .html) get the hand where it is in the camera frame, so that several hands are placed to
+    each other. Data (.npz, .json) get it in the hand frame, where pose and betas give it, and the way from there to
+    the camera: `points_cam = cam_from_hand_axes @ points + translation`.
+    """
+    axes = hand.cam_from_hand_axes()
+    data = suffix.lower() in (".npz", ".json")
+    fields: Mapping[str, Any] = {
+        "score": hand.score,
+        "source": hand.source,
+        "box_px": np.asarray(hand.box),
+        "keypoints_px": hand.keypoints_image(),
+        "camera_scale_ndc_per_m": float(hand.camera.scale),
+        "camera_translation_m": hand.camera.translation,
+        "crop_center_px": np.asarray(hand.crop.center),
+        "crop_size_px": hand.crop.size,
+        "pose": hand.pose,
+        "betas": hand.betas,
+        "cam_from_hand_axes": axes,
+        "intrinsics_px": hand.intrinsics.matrix,
+        "intrinsics_source": hand.intrinsics.source,
+    }
+    return MeshHand(
+        vertices=hand.vertices if data else hand.vertices @ axes.T,
+        faces=hand.faces,
+        joints=hand.joints if data else hand.joints @ axes.T,
+        handedness=hand.handedness,
+        name=f"{hand.handedness}_hand_{index}",
+        translation=hand.origin_cam(),
+        color=HAND_COLORS[hand.handedness],
+        extra=fields,
+    )
+
+
+def _sides(handedness: Handedness | str | Sequence[Handedness | str], count: int) -> list[Handedness]:
+    if isinstance(handedness, str):
+        return [Handedness(handedness)] * count
+    if len(handedness) != count:
+        raise ValueError(f"{len(handedness)} sides for {count} hands: give one for all, or one for each box.")
+    return [Handedness(side) for side in handedness]
+
+
+def _intrinsics_of(photo: Photo) -> Intrinsics:
+    height, width = photo.image.shape[:2]
+    if photo.focal_35mm:
+        return Intrinsics.from_exif_focal_35mm(photo.focal_35mm, width, height)
+    return Intrinsics.default_for(width, height)
+
+
+def _keypoints_image(output: HandOutput, index: int, crop: CropTransform) -> NDArray[np.floating[Any]]:
+    camera = WeakPerspectiveCamera.from_vector(output.camera[index])
+    return crop.to_image(camera.project(output.joints[index]))
+
+
+def _agreement(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
+    """1 when two passes draw the same joints, 0 when they are half a hand apart."""
+    extent = max(float(np.ptp(second, axis=0).max()), 1.0)
+    distance = float(np.linalg.norm(first - second, axis=-1).mean())
+    return max(0.0, 1.0 - 2.0 * distance / extent)
+
+
+def _root_shift(hand: HandArrays, betas: Floats, crop: CropTransform) -> NDArray[np.float64]:
+    """(3,) metres that bring the turned-back hand to where the hand model itself would put it.
+
+    A model turns about its root joint, the turned-back hand turned about the origin; they differ by
+    `M j - A^T j`, with j the root's rest position, M the mirror and A the crop's axes.
+    """
+    root = hand.J_regressor[0] @ (hand.v_template + hand.shapedirs @ betas.astype(np.float64))
+    mirrored = root * (-1.0 if crop.mirror else 1.0, 1.0, 1.0)
+    return mirrored - crop.vectors_to_image(root)

@@ -1,0 +1,551 @@
+"""From photograph to hands: mirrored, turned, boxed and EXIF-turned photos get the same hand, where it is.
+
+Two engines. A small network that was never trained answers every crop differently, so nothing but the geometry around
+it can make two answers agree. And an engine that reads two coloured dots out of its crop and answers with the hand
+whose wrist and middle knuckle they are: what it finds must land on the dots, wherever the photo was cut and turned.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+import handmesh
+from handmesh.camera import Intrinsics
+from handmesh.crop import CropTransform
+from handmesh.engine import TorchEngine, bundled_model_path, open_engine
+from handmesh.errors import ConfigError, ExportError, ImageError
+from handmesh.hand import BONES, JOINT_NAMES, Handedness, HandOutput, builtin_hand
+from handmesh.image import encode_image, read_photo
+from handmesh.mano import HandModel
+from handmesh.metrics import pa_rigid_mean_error
+from handmesh.predict import HandPrediction, Predictor, load_predictor, overlay_hands, save_predictions
+
+SIDES = list(Handedness)
+MIRROR = np.diag([-1.0, 1.0, 1.0])
+WRIST, KNUCKLE = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
+
+
+def posed(side: Handedness, pose: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and joints of that side's own hand model, float64."""
+    model = HandModel(builtin_hand(side)).double()
+    vertices, joints = model(torch.from_numpy(pose).double(), torch.from_numpy(betas).double())
+    return vertices.numpy(), joints.numpy()
+
+
+def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
+    """Of the mesh with its wrist closed by a fan: above zero when faces look outward (divergence theorem)."""
+    edges = {(int(a), int(b)) for face in faces for a, b in zip(face, np.roll(face, -1), strict=True)}
+    border = [edge for edge in edges if edge[::-1] not in edges]
+    assert border, "the wrist is open"
+    middle = vertices[[a for a, _ in border]].mean(axis=0)
+    triangles = [vertices[face] for face in faces] + [np.stack([vertices[b], vertices[a], middle]) for a, b in border]
+    return float(sum(np.linalg.det(triangle) for triangle in triangles)) / 6
+
+
+class DotEngine:
+    """Reads a red dot as the wrist and a green one as the middle knuckle, and answers with a flat right hand there."""
+
+    name = "dots"
+    resolution = 128
+    record: dict[str, Any] = {}  # noqa: RUF012, as the protocol has it
+    hand = builtin_hand()
+
+    def __call__(self, crops: np.ndarray) -> HandOutput:
+        answers = [self._answer(crop.astype(float)) for crop in crops]
+        return HandOutput(*(np.stack(part).astype(np.float32) for part in zip(*answers, strict=True)))
+
+    def _answer(self, crop: np.ndarray) -> tuple[np.ndarray, ...]:
+        wrist, knuckle = self._dot(crop, 0), self._dot(crop, 1)
+        _, rest = posed(Handedness.RIGHT, np.tile(np.eye(3), (16, 1, 1)), np.zeros(10))
+        seen, resting = knuckle - wrist, (rest[KNUCKLE] - rest[WRIST])[:2]
+        turn = math.atan2(seen[1], seen[0]) - math.atan2(resting[1], resting[0])
+        pose = np.tile(np.eye(3), (16, 1, 1))
+        pose[0] = Rotation.from_euler("z", turn).as_matrix()
+        vertices, joints = posed(Handedness.RIGHT, pose, np.zeros(10))
+        scale = np.linalg.norm(seen) / np.linalg.norm(resting)
+        camera = np.array([scale, *(wrist / scale - joints[WRIST, :2])])
+        return camera, pose, np.zeros(10), vertices, joints
+
+    def _dot(self, crop: np.ndarray, channel: int) -> np.ndarray:
+        """(2,) ndc: the middle of what is brighter in this channel than in the others."""
+        weight = np.clip(crop[..., channel] - np.delete(crop, channel, axis=-1).max(axis=-1), 0, None)
+        assert weight.sum() > 0, "the crop has lost the dot"
+        centers = (2 * np.arange(self.resolution) + 1) / self.resolution - 1
+        return np.array([(weight.sum(0) * centers).sum(), (weight.sum(1) * centers).sum()]) / weight.sum()
+
+
+def dotted(wrist: tuple[float, float], knuckle: tuple[float, float], width: int, height: int) -> np.ndarray:
+    """A grey photograph with two soft round dots, drawn from their definition."""
+    image = np.full((height, width, 3), 60.0)
+    y, x = np.mgrid[:height, :width]
+    for channel, (cx, cy) in enumerate((wrist, knuckle)):
+        image[..., channel] += 190 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 4.0**2))
+    return image.round().astype(np.uint8)
+
+
+DOTS = np.array([[205.0, 150.0], [160.0, 110.0]])  # wrist, knuckle
+DOTTED = dotted((205, 150), (160, 110), 331, 240)
+
+
+@pytest.fixture(scope="module")
+def engine(model_file) -> TorchEngine:
+    return TorchEngine(model_file)
+
+
+@pytest.fixture(scope="module")
+def predictor(engine) -> Predictor:
+    return Predictor(engine)
+
+
+@pytest.fixture(scope="module")
+def photo(scene) -> np.ndarray:
+    """A photograph that is not square, its hand off the middle."""
+    return np.ascontiguousarray(np.vstack([scene.image, scene.image[::-1]])[:203])
+
+
+@pytest.fixture(scope="module", params=SIDES)
+def hand(request, predictor, photo) -> HandPrediction:
+    (prediction,) = predictor(photo, handedness=request.param)
+    return prediction
+
+
+def one(predictor: Predictor, image: Any, **arguments: Any) -> HandPrediction:
+    (prediction,) = predictor(image, **arguments)
+    return prediction
+
+
+def assert_same(first: HandPrediction, second: HandPrediction, atol: float = 1e-5) -> None:
+    np.testing.assert_allclose(first.vertices, second.vertices, atol=atol)
+    np.testing.assert_allclose(first.joints, second.joints, atol=atol)
+    np.testing.assert_allclose(first.pose, second.pose, atol=10 * atol)
+    np.testing.assert_allclose(first.betas, second.betas, atol=10 * atol)
+    np.testing.assert_allclose(first.keypoints_image(), second.keypoints_image(), atol=0.05)
+    assert first.handedness == second.handedness
+
+
+# ------------------------------------------------------------------------------------------------- left and right
+
+
+@pytest.mark.parametrize("width", [160, 157, 96])
+@pytest.mark.parametrize(("passes", "boxed"), [(1, False), (3, False), (1, True), (3, True)])
+def test_mirroring_the_photo_mirrors_the_answer(width, passes, boxed, engine, photo):
+    """A left hand is the right hand of the mirrored photo: mesh, joints, rotations, camera and keypoints."""
+    image = np.ascontiguousarray(photo[:, :width])
+    flipped = np.ascontiguousarray(image[:, ::-1])
+    x0, y0, x1, y1 = 12.5, 30.0, 80.0, 120.25
+    box, flipped_box = (x0, y0, x1, y1), (width - 1 - x1, y0, width - 1 - x0, y1)
+    predictor = Predictor(engine, passes=passes)
+    right = one(predictor, image, handedness="right", boxes=[box] if boxed else None)
+    left = one(predictor, flipped, handedness="left", boxes=[flipped_box] if boxed else None)
+
+    np.testing.assert_allclose(left.vertices, right.vertices * (-1, 1, 1), atol=1e-5)
+    np.testing.assert_allclose(left.joints, right.joints * (-1, 1, 1), atol=1e-5)
+    np.testing.assert_allclose(left.pose, MIRROR @ right.pose @ MIRROR, atol=1e-5)
+    np.testing.assert_allclose(left.betas, right.betas, atol=1e-5)
+    np.testing.assert_allclose(left.camera.scale, right.camera.scale, atol=1e-4)
+    np.testing.assert_allclose(left.camera.translation, right.camera.translation * (-1, 1), atol=1e-5)
+    x, y = right.keypoints_image().T
+    np.testing.assert_allclose(left.keypoints_image(), np.column_stack([width - 1 - x, y]), atol=1e-2)
+    assert left.score == pytest.approx(right.score, abs=1e-4)
+    assert (right.handedness, left.handedness) == (Handedness.RIGHT, Handedness.LEFT)
+
+
+def test_faces_look_outward(hand):
+    volume = signed_volume(hand.vertices.astype(float), hand.faces)
+    assert 5e-5 < volume < 1e-3, "a hand holds a few hundred millilitres"
+
+
+def test_the_mesh_is_the_hand_models_for_this_pose_and_shape(hand):
+    """Turned back and un-mirrored, it is still what its own side's hand model gives, to 0.01 mm."""
+    vertices, joints = posed(hand.handedness, hand.pose, hand.betas)
+    np.testing.assert_allclose(hand.vertices, vertices, atol=1e-5)
+    np.testing.assert_allclose(hand.joints, joints, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.det(hand.pose), 1, atol=1e-5)
+    np.testing.assert_array_equal(hand.faces, builtin_hand(hand.handedness).f)
+
+
+# ------------------------------------------------------------------------------------------------- where it is
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("boxes", [None, [(90, 50, 260, 190)]])
+def test_keypoints_land_on_the_dots(side, passes, boxes):
+    prediction = one(Predictor(DotEngine(), passes=passes), DOTTED, boxes=boxes, handedness=side)
+    found = prediction.keypoints_image()[[WRIST, KNUCKLE]]
+    np.testing.assert_allclose(found, DOTS, atol=0.5)
+    assert prediction.source == ("whole image" if boxes is None else "given box")
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_turning_the_photo_turns_the_answer(side, quarters):
+    """The refined crop is upright whichever way the photo lies, so the same pixels are seen and the answer turns."""
+    predictor = Predictor(DotEngine())
+    before = one(predictor, DOTTED, handedness=side)
+    after = one(predictor, np.ascontiguousarray(np.rot90(DOTTED, quarters)), handedness=side)
+    R = np.linalg.matrix_power(np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]]), quarters)  # np.rot90: x right -> up
+    height, width = DOTTED.shape[:2]
+    middle, turned_middle = np.array([width - 1, height - 1]) / 2, np.array([width - 1, height - 1]) / 2
+    if quarters % 2:
+        turned_middle = turned_middle[::-1]
+
+    expected = (before.keypoints_image() - middle) @ R[:2, :2].T + turned_middle
+    np.testing.assert_allclose(after.keypoints_image(), expected, atol=0.3)
+    around_wrist = [(one_of.vertices - one_of.joints[WRIST]) for one_of in (before, after)]
+    np.testing.assert_allclose(around_wrist[1], around_wrist[0] @ R.T, atol=5e-4)
+    np.testing.assert_allclose(after.pose[0], R @ before.pose[0], atol=5e-3)
+
+
+def test_a_turned_crop_of_a_turned_photo_gives_exactly_the_turned_answer(engine, photo):
+    """The same pixels reach the network: a quarter turn of photo and crop together changes nothing but the axes."""
+    predictor = Predictor(engine, passes=1)
+    height, width = photo.shape[:2]
+    intrinsics = Intrinsics.default_for(width, height)
+    upright = CropTransform((70.0, 90.0), 120.0)
+    turned = CropTransform((90.0, width - 1 - 70.0), 120.0, rotation=math.pi / 2)
+    arguments = ([Handedness.RIGHT], "given box", intrinsics)
+    (before,) = predictor._look(photo, [upright], *arguments)
+    (after,) = predictor._look(np.ascontiguousarray(np.rot90(photo)), [turned], *arguments)
+    R = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
+    x, y = before.keypoints_image().T
+    np.testing.assert_allclose(after.keypoints_image(), np.column_stack([y, width - 1 - x]), atol=1e-2)
+    np.testing.assert_allclose(after.pose[0], R @ before.pose[0], atol=1e-5)
+    np.testing.assert_allclose(after.pose[1:], before.pose[1:], atol=1e-5)
+    np.testing.assert_allclose(
+        after.vertices - after.joints[WRIST], (before.vertices - before.joints[WRIST]) @ R.T, atol=1e-5
+    )
+
+
+def test_what_is_drawn_is_what_the_camera_projects(hand):
+    np.testing.assert_allclose(
+        hand.keypoints_image(), hand.crop.to_image(hand.camera.project(hand.joints)), rtol=0, atol=1e-3
+    )
+    np.testing.assert_allclose(
+        hand.vertices_image()[:, :2], hand.crop.to_image(hand.camera.project(hand.vertices)), rtol=0, atol=1e-3
+    )
+    low, high = hand.keypoints_image().min(axis=0), hand.keypoints_image().max(axis=0)
+    np.testing.assert_allclose(hand.box, [*low, *high], atol=1e-3)
+    assert hand.crop == hand.crop.upright, "results are in the photo's own axes"
+
+
+def test_depth_in_pixels_has_the_scale_of_the_image(hand):
+    """A unit of depth is a unit across: bones keep their lengths, up to the camera's scale."""
+    points, metres = hand.vertices_image()[[744, 320, 443]], hand.vertices[[744, 320, 443]]
+    lengths = np.linalg.norm(points - np.roll(points, 1, axis=0), axis=-1)
+    expected = np.linalg.norm(metres - np.roll(metres, 1, axis=0), axis=-1)
+    np.testing.assert_allclose(lengths / expected, lengths[0] / expected[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("focal", "tolerance"), [(1e5, 0.02), (None, 0.12)])
+def test_in_space_it_is_where_it_is_drawn(focal, tolerance, hand, photo):
+    """Projected with the intrinsics, the mesh in space covers the drawn one: exactly for a long lens, and within the
+    perspective that a weak-perspective camera leaves out for a normal one. Relative to the hand's size."""
+    height, width = photo.shape[:2]
+    intrinsics = Intrinsics(focal, focal, (width - 1) / 2, (height - 1) / 2) if focal else hand.intrinsics
+    drawn = hand.vertices_image()[:, :2]
+    seen = intrinsics.project(hand.vertices_cam(intrinsics))
+    assert np.linalg.norm(seen - drawn, axis=-1).max() < tolerance * np.ptp(drawn, axis=0).max()
+    joints_seen = intrinsics.project(hand.joints_cam(intrinsics))
+    assert np.linalg.norm(joints_seen - hand.keypoints_image(), axis=-1).max() < tolerance * np.ptp(drawn, axis=0).max()
+    # The mesh in space is the mesh, moved and turned as a whole: bones keep their lengths.
+    for points in (hand.joints_cam(intrinsics), hand.joints):
+        lengths = [np.linalg.norm(points[a] - points[b]) for a, b in BONES]
+        np.testing.assert_allclose(
+            lengths, [np.linalg.norm(hand.joints[a] - hand.joints[b]) for a, b in BONES], atol=1e-4
+        )
+    rest = hand.joints_cam(intrinsics)[0] - hand.origin_cam(intrinsics)
+    assert np.linalg.norm(rest) == pytest.approx(np.linalg.norm(hand.joints[0]), abs=1e-4)
+
+
+def test_the_lens_is_the_given_one_or_the_files_or_a_normal_one(predictor, photo):
+    height, width = photo.shape[:2]
+    assert one(predictor, photo).intrinsics == Intrinsics.default_for(width, height)
+    given = Intrinsics(500, 510, 80, 90)
+    assert one(predictor, photo, intrinsics=given).intrinsics == given
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 26  # FocalLengthIn35mmFilm
+    stream = io.BytesIO()
+    Image.fromarray(photo).save(stream, "JPEG", exif=exif)
+    assert one(predictor, stream.getvalue()).intrinsics == Intrinsics.from_exif_focal_35mm(26, width, height)
+
+
+# ------------------------------------------------------------------------------------------------- photos and boxes
+
+
+@pytest.mark.parametrize("orientation", [3, 5, 6, 8])
+def test_a_photo_that_exif_turns_is_the_upright_photo(orientation, predictor, photo):
+    """PNG: the same pixels, stored lying; what Pillow makes of the tag is the oracle."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    Image.fromarray(photo).save(stream, "PNG", exif=exif)
+    from PIL import ImageOps
+
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(stream)))
+    assert_same(one(predictor, stream.getvalue()), one(predictor, np.ascontiguousarray(upright)), atol=1e-6)
+
+
+def test_path_bytes_array_and_photo_are_one_photo(predictor, photo, tmp_path):
+    encoded = encode_image(photo, "png")
+    (tmp_path / "photo.png").write_bytes(encoded)
+    expected = one(predictor, photo)
+    for source in (tmp_path / "photo.png", str(tmp_path / "photo.png"), encoded, read_photo(encoded)):
+        assert_same(one(predictor, source), expected, atol=1e-7)
+
+
+def test_boxes_in_one_batch_are_boxes_one_at_a_time(predictor, photo):
+    boxes = [(10, 20, 90, 100), (50.5, 60, 150, 180), (0, 0, 159, 202)]
+    sides = ["right", "left", Handedness.RIGHT]
+    together = predictor(photo, boxes=boxes, handedness=sides)
+    assert [one_of.handedness for one_of in together] == sides
+    for box, side, found in zip(boxes, sides, together, strict=True):
+        assert_same(found, one(predictor, photo, boxes=[box], handedness=side))
+    as_array = predictor(photo, boxes=np.array(boxes), handedness=sides)
+    assert_same(as_array[1], together[1])
+
+
+def test_a_box_says_where_to_look(engine, photo):
+    """With one pass the crop is the box's square with the margin; nothing outside it matters."""
+    predictor = Predictor(engine, passes=1, margin=1.5)
+    found = one(predictor, photo, boxes=[(40, 60, 80, 90)])
+    assert found.crop == CropTransform((60.0, 75.0), 60.0)
+    assert found.score == 1.0
+    blackened = photo.copy()
+    blackened[:40], blackened[110:], blackened[:, :25], blackened[:, 95:] = 0, 0, 0, 0
+    assert_same(one(predictor, blackened, boxes=[(40, 60, 80, 90)]), found, atol=1e-7)
+
+
+def test_no_boxes_no_hands(predictor, photo):
+    assert predictor(photo, boxes=[]) == []
+    assert predictor(photo, boxes=np.zeros((0, 4)), handedness=[]) == []
+
+
+def test_hands_half_outside_and_hands_nowhere_are_answered(predictor, photo):
+    """A box beyond the photo shows black; the answer is worthless but finite, and nothing fails."""
+    for box in [(-50, -50, 40, 40), (500, 500, 600, 600), (10, 10, 10.5, 10.5)]:
+        found = one(predictor, photo, boxes=[box])
+        assert np.isfinite(found.vertices).all()
+        assert 0 <= found.score <= 1
+    assert np.isfinite(one(predictor, np.zeros((1, 1, 3), np.uint8)).vertices).all()
+    assert np.isfinite(one(predictor, np.zeros((5, 900, 3), np.uint8)).vertices).all()
+
+
+def test_the_score_tells_a_steady_answer_from_a_wandering_one(predictor, photo):
+    assert one(Predictor(DotEngine()), DOTTED).score > 0.95
+    scores = [one(predictor, np.roll(photo, shift, axis=0)).score for shift in range(0, 200, 40)]
+    assert all(0 <= score <= 1 for score in scores)
+    assert min(scores) < 0.95, "a network that guesses does not agree with itself"
+
+
+def test_looking_closer_is_looking_where_the_hand_is(photo):
+    """The last crop of the dots is around the hand, not the whole photo."""
+    crop = one(Predictor(DotEngine(), passes=2, margin=1.5), DOTTED).crop
+    found = one(Predictor(DotEngine(), passes=1), DOTTED)
+    extent = np.ptp(found.keypoints_image(), axis=0).max()
+    assert crop.size < 2.2 * extent
+    np.testing.assert_allclose(crop.center, found.keypoints_image().mean(axis=0), atol=0.3 * extent)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"boxes": [(10, 10, 5, 20)]}, ConfigError, r"Box \(10, 10, 5, 20\) is empty"),
+        ({"boxes": [(10, 10, math.nan, 20)]}, ConfigError, "empty"),
+        ({"boxes": [(0, 0, math.inf, 20)]}, ConfigError, "finite"),
+        ({"boxes": [(0, 0, 9, 9)], "handedness": ["left", "right"]}, ValueError, "2 sides for 1 hands"),
+        ({"handedness": "both"}, ValueError, "both"),
+    ],
+)
+def test_mistakes_are_named(arguments, error, message, predictor, photo):
+    with pytest.raises(error, match=message):
+        predictor(photo, **arguments)
+
+
+def test_what_is_no_photo_is_refused(predictor, tmp_path):
+    with pytest.raises(ImageError, match=r"No image at .*absent"):
+        predictor(tmp_path / "absent.jpg")
+    with pytest.raises(ImageError):
+        predictor(b"not an image")
+    with pytest.raises(ImageError):
+        predictor(np.zeros((10, 10), np.uint8))
+
+
+def test_passes_are_at_least_one(engine):
+    with pytest.raises(ValueError, match="passes is 0"):
+        Predictor(engine, passes=0)
+
+
+# ------------------------------------------------------------------------------------------------- what is made of it
+
+
+def test_overlays_draw_the_hand_where_it_is(predictor):
+    prediction = one(Predictor(DotEngine()), DOTTED)
+    before = DOTTED.copy()
+    mesh = prediction.overlay(DOTTED)
+    bones = overlay_hands(DOTTED, [prediction], skeleton=True)
+    np.testing.assert_array_equal(DOTTED, before)
+    for drawn in (mesh, bones):
+        changed = (drawn != DOTTED).any(axis=-1)
+        y, x = np.nonzero(changed)
+        vertices = prediction.vertices_image()
+        assert vertices[:, 0].min() - 8 <= x.min() <= x.max() <= vertices[:, 0].max() + 8
+        assert vertices[:, 1].min() - 8 <= y.min() <= y.max() <= vertices[:, 1].max() + 8
+    wrist_x, wrist_y = np.round(DOTS[0] * 0.3 + DOTS[1] * 0.7).astype(int)  # within the palm
+    assert (mesh[wrist_y, wrist_x] != DOTTED[wrist_y, wrist_x]).any()
+    nothing = overlay_hands(DOTTED, [])
+    np.testing.assert_array_equal(nothing, DOTTED)
+    assert nothing is not DOTTED
+    assert overlay_hands(DOTTED, [], skeleton=True) is not DOTTED, "a copy, drawn on or not"
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply", ".npz", ".json", ".html", ".png", ".jpg"])
+def test_every_format_is_written(suffix, hand, photo, tmp_path):
+    path = tmp_path / f"hand{suffix}"
+    hand.save(path, photo)
+    magic = {".glb": b"glTF", ".png": b"\x89PNG", ".jpg": b"\xff\xd8", ".ply": b"ply", ".npz": b"PK", ".json": b"{"}
+    assert path.read_bytes().startswith(magic.get(suffix, b""))
+    assert path.stat().st_size > 1000
+    if suffix in (".glb", ".obj", ".ply"):
+        import trimesh
+
+        mesh = trimesh.load(path, force="mesh", process=False)
+        assert len(mesh.faces) == 1538
+        y_up = hand.vertices_cam() * (1, -1, -1)  # where it is, as 3D programs have their axes
+        assert len(mesh.vertices) == len(y_up)
+        np.testing.assert_allclose(mesh.vertices, y_up, atol=1e-5)
+        assert signed_volume(np.asarray(mesh.vertices), np.asarray(mesh.faces)) > 0
+    if suffix == ".png":
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), hand.overlay(photo))
+
+
+def test_json_and_npz_hold_what_was_found(hand, tmp_path):
+    hand.save(tmp_path / "hand.json")
+    hand.save(tmp_path / "hand.npz")
+    (record,) = json.loads((tmp_path / "hand.json").read_text())["hands"]
+    with np.load(tmp_path / "hand.npz", allow_pickle=False) as arrays:
+        for read in (record, {name: arrays[name][0] for name in record if name in arrays}):
+            np.testing.assert_allclose(read["vertices"], hand.vertices, atol=1e-6)
+            np.testing.assert_allclose(read["keypoints_px"], hand.keypoints_image(), rtol=1e-5)
+            np.testing.assert_allclose(read["box_px"], hand.box, rtol=1e-5)
+            np.testing.assert_allclose(read["pose"], hand.pose, atol=1e-6)
+            in_cam = np.asarray(read["vertices"]) @ np.asarray(read["cam_from_hand_axes"]).T + read["translation"]
+            np.testing.assert_allclose(in_cam, hand.vertices_cam(), atol=1e-5)
+            assert read["handedness"] == hand.handedness
+            assert read["intrinsics_source"] == "default"
+            # A reader needs nothing else to draw it: the formula of docs/outputs.md, written out.
+            ndc = read["camera_scale_ndc_per_m"] * (np.asarray(read["joints"])[:, :2] + read["camera_translation_m"])
+            drawn = ndc * read["crop_size_px"] / 2 + read["crop_center_px"]
+            np.testing.assert_allclose(drawn, hand.keypoints_image(), atol=0.01)
+
+
+def test_several_hands_share_a_file(predictor, photo, tmp_path):
+    hands = predictor(photo, boxes=[(10, 20, 90, 100), (50, 60, 150, 180)], handedness=["left", "right"])
+    save_predictions(tmp_path / "hands.json", hands)
+    found = json.loads((tmp_path / "hands.json").read_text())["hands"]
+    assert [one_of["handedness"] for one_of in found] == ["left", "right"]
+    assert len({one_of["name"] for one_of in found}) == 2
+    save_predictions(tmp_path / "none.json", [])
+    assert json.loads((tmp_path / "none.json").read_text())["hands"] == []
+
+
+def test_files_that_cannot_be_written_are_refused_by_name(hand, photo, tmp_path):
+    with pytest.raises(ExportError, match="stl"):
+        hand.save(tmp_path / "hand.stl")
+    with pytest.raises(ImageError, match=r"hand\.png is a picture: give the photograph"):
+        hand.save(tmp_path / "hand.png")
+    with pytest.raises(ExportError, match="absent"):
+        hand.save(tmp_path / "absent" / "hand.glb")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("convention", ["MANOLayer", "MANO"])
+def test_to_smplx_gives_the_same_mesh_in_smplx(convention, hand, tmp_path, capsys):
+    """smplx's own classes, fed from a MANO-format pickle of our hand, with rotation matrices and with axis-angle."""
+    smplx = pytest.importorskip("smplx", reason='smplx is not installed: pip install "handmesh[mano]"')
+    arrays = builtin_hand(hand.handedness)
+    path = tmp_path / f"MANO_{hand.handedness.upper()}.pkl"
+    names = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
+    names += ("hands_components", "hands_mean", "hands_coeffs", "J")
+    path.write_bytes(pickle.dumps({name: getattr(arrays, name) for name in names}))
+    parameters = hand.to_smplx()
+    vectors = parameters.pop("axis_angle")
+    right = parameters.pop("is_rhand")
+    assert right is (hand.handedness == Handedness.RIGHT)
+    if convention == "MANOLayer":
+        layer = smplx.MANOLayer(str(path), is_rhand=right)
+        arguments = parameters
+    else:
+        layer = smplx.MANO(str(path), is_rhand=right, use_pca=False, flat_hand_mean=True)
+        arguments = {**vectors, "betas": parameters["betas"]}
+    with torch.no_grad():
+        output = layer(**{name: torch.from_numpy(np.asarray(value)) for name, value in arguments.items()})
+    np.testing.assert_allclose(output.vertices[0].numpy(), hand.vertices, atol=1e-5)
+
+
+def test_the_public_names_are_there():
+    """What the package's first page shows."""
+    assert handmesh.load_predictor is load_predictor
+    assert set(handmesh.__all__) <= set(dir(handmesh))
+    for name in handmesh.__all__:
+        assert getattr(handmesh, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = handmesh.nonsense
+
+
+# ------------------------------------------------------------------------------------------------- the bundled model
+
+needs_bundled_model = pytest.mark.skipif(
+    not bundled_model_path().is_file(), reason="no bundled model: `handmesh train` makes one"
+)
+
+
+@needs_bundled_model
+def test_the_bundled_model_is_small_and_says_how_it_was_made():
+    assert bundled_model_path().stat().st_size <= 12_000_000
+    record = open_engine().record
+    assert record["training"]["steps"] > 0
+    assert record["hand_sha256"] == builtin_hand().sha256
+
+
+@needs_bundled_model
+def test_the_bundled_model_beats_a_constant_hand():
+    """On scenes nobody trained on, drawn now, whole photo and no hint: in 3D after alignment, and in the image."""
+    from handmesh.synth import Backgrounds, SceneRenderer, sample_generator
+
+    renderer = SceneRenderer(builtin_hand(), size=192, backgrounds=Backgrounds(77, count=4))
+    scenes = [renderer.render(sample_generator(987_654_321, index)) for index in range(24)]
+    predictor = load_predictor()
+    found = [one(predictor, scene.image) for scene in scenes]
+    truth = np.stack([scene.joints for scene in scenes]).astype(float)
+    own_frame = np.stack(
+        [(scene.joints - scene.joints[0]).astype(float) @ scene.pose[0].astype(float) for scene in scenes]
+    )
+    constant = 1000 * pa_rigid_mean_error(truth, own_frame.mean(axis=0)).mean()
+    ours = 1000 * pa_rigid_mean_error(truth, np.stack([hand.joints for hand in found])).mean()
+    assert ours < 0.9 * constant, f"{ours:.1f} mm, a constant hand {constant:.1f} mm"
+    box_errors = []
+    for scene, hand in zip(scenes, found, strict=True):
+        side = np.ptp(scene.keypoints, axis=0).max()
+        box_errors.append(np.linalg.norm(hand.keypoints_image() - scene.keypoints, axis=-1).mean() / side)
+    assert np.median(box_errors) < 0.2
+
+
+def test_predictions_are_values(hand):
+    with pytest.raises(AttributeError):
+        hand.score = 0.5
+    assert replace(hand, score=0.5).score == 0.5
+    assert Path(handmesh.__file__).is_file()
