@@ -1,0 +1,387 @@
+"""Is a data set what it claims to be? Every claim is a row: what was wanted, what was found, and whether they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.data.freihand import (
+    IMAGE_SIZE,
+    OFFICIAL_COUNTS,
+    FreiHand,
+    available_splits,
+    decode_mano,
+    root_from_mano,
+)
+from handmesh.data.jsonl import LABELS_FILE, JsonlData, parse_labels
+from handmesh.data.labels import HandLabels
+from handmesh.errors import AssetError, DataError, ImageError
+from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, HandArrays, builtin_hand
+from handmesh.image import MAX_BYTES, read_header
+from handmesh.mano_file import load_hand
+from handmesh.metrics import pa_mean_error
+
+Floats = NDArray[np.float64]
+
+# What the official tool gives a prediction of all zeros on the real evaluation set: joints and vertices, as they are
+# and aligned, in cm (README of the official repository, github.com/lmb-freiburg/freihand).
+ZERO_SCORES_CM = {"xyz": (70.79, 4.73), "verts": (70.84, 5.07)}
+
+_CHUNK = 256  # annotations read at a time
+_ROOT = JOINT_NAMES.index("middle_mcp")
+_SHOWN_PROBLEMS = 5
+
+Progress = Callable[[str, int, int], None]  # (what, done, total)
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One claim about a data set."""
+
+    subject: str
+    wanted: str
+    found: str
+    passed: bool | None  # None: it could not be checked, or there is nothing to compare with
+
+
+def check(path: Path, images: int = 200, progress: Progress | None = None) -> list[CheckRow]:
+    """Check a prepared FreiHAND folder, or a JSONL file (or a folder with labels.jsonl in it).
+
+    `images` is how many pictures are decoded, spread over the set. Raises DataError when `path` is neither.
+    """
+    path = Path(path)
+    if path.is_file() or (path / LABELS_FILE).is_file():
+        return check_jsonl(path, images, progress)
+    return check_freihand(path, images=images, progress=progress)
+
+
+# ---------------------------------------------------------------------------------------------------- FreiHAND
+
+
+def check_freihand(
+    directory: Path, hand: HandArrays | None = None, images: int = 200, progress: Progress | None = None
+) -> list[CheckRow]:
+    """All claims about a prepared FreiHAND. `hand` is the model of its labels; by default the one that it names."""
+    splits = available_splits(directory)
+    meta = FreiHand(directory, splits[0]).meta
+    synthetic = meta["hand"]["name"] != "mano"
+    rows: list[CheckRow] = []
+    why_no_hand = ""
+    if hand is None:
+        try:
+            hand = builtin_hand() if synthetic else load_hand("mano")
+        except AssetError:
+            why_no_hand = "not checked: needs MANO, run `handmesh mano add MANO_RIGHT.pkl`"
+    for split in splits:
+        data = FreiHand(directory, split)
+        rows += [_labelled(row, split) for row in _check_split(data, hand, why_no_hand, synthetic, images, progress)]
+    return rows
+
+
+def _labelled(row: CheckRow, split: str) -> CheckRow:
+    return CheckRow(f"{split}: {row.subject}", row.wanted, row.found, row.passed)
+
+
+def _check_split(
+    data: FreiHand,
+    hand: HandArrays | None,
+    why_no_hand: str,
+    synthetic: bool,
+    images: int,
+    progress: Progress | None,
+) -> Iterator[CheckRow]:
+    count, arrays, official = data.annotation_count, data.arrays, OFFICIAL_COUNTS[data.split]
+    yield CheckRow(
+        "annotations",
+        "any number (a synthetic set)" if synthetic else f"{official}",
+        f"{count}: {', '.join(arrays)}",
+        True if synthetic else count == official,
+    )
+    versions = 1 if data.split == "evaluation" else 4
+    yield CheckRow(
+        "images", f"{versions} x {count}", f"{len(data.versions)} x {count} ({', '.join(data.versions)})",
+        len(data) == versions * count,
+    )  # fmt: skip
+    if not synthetic or "xyz" in arrays:
+        missing = [name for name in ("xyz", "verts", "mano", "scale") if name not in arrays]
+        yield CheckRow("labels", "K, scale, xyz, verts, mano", _or_none("missing ", missing, "all there"), not missing)
+    yield from _check_camera(arrays["K"])
+
+    sums = _Sums()
+    for start in range(0, count, _CHUNK):
+        chunk = {name: np.asarray(values[start : start + _CHUNK], np.float64) for name, values in arrays.items()}
+        _measure(chunk, hand, sums)
+        if progress is not None:
+            progress(f"{data.split} labels", min(start + _CHUNK, count), count)
+    yield from _rows_from(sums, arrays, hand, why_no_hand)
+    if data.split == "evaluation" and "xyz" in arrays:
+        yield from _check_zero_predictor(arrays, count == official and not synthetic)
+    yield from _check_images(data, images, progress)
+
+
+def _or_none(prefix: str, names: list[str], none: str) -> str:
+    return prefix + ", ".join(names) if names else none
+
+
+def _check_camera(K: NDArray[np.float64]) -> Iterator[CheckRow]:
+    off = float(np.abs(K[:, :2, 2] - IMAGE_SIZE / 2).max())
+    yield CheckRow(
+        "principal points", f"({IMAGE_SIZE / 2:g}, {IMAGE_SIZE / 2:g}) px", f"off by at most {off:.2g} px", off < 1e-3
+    )
+    rest = np.concatenate([K[:, 0, 1], K[:, 1, 0], K[:, 2, 0], K[:, 2, 1], K[:, 2, 2] - 1])
+    skew = float(np.abs(rest).max())
+    ratio = K[:, 0, 0] / K[:, 1, 1]
+    focal = np.percentile(K[:, 0, 0], [0, 50, 100])
+    yield CheckRow(
+        "cameras",
+        "no skew, fx / fy within 0.99 to 1.01",
+        f"skew {skew:.2g}, fx / fy {ratio.min():.4f} to {ratio.max():.4f}, fx {focal[0]:.0f} / {focal[1]:.0f} / "
+        f"{focal[2]:.0f} px (least, median, most)",
+        bool(skew < 1e-3 and ratio.min() > 0.99 and ratio.max() < 1.01),
+    )
+
+
+class _Sums:
+    """Maxima, means and counts over chunks, by name."""
+
+    def __init__(self) -> None:
+        self.largest: dict[str, float] = {}
+        self.smallest: dict[str, float] = {}
+        self.total: dict[str, float] = {}
+        self.count: dict[str, int] = {}
+
+    def add(self, name: str, values: Floats) -> None:
+        self.largest[name] = max(self.largest.get(name, -np.inf), float(values.max()))
+        self.smallest[name] = min(self.smallest.get(name, np.inf), float(values.min()))
+        self.total[name] = self.total.get(name, 0.0) + float(values.sum())
+        self.count[name] = self.count.get(name, 0) + values.size
+
+    def mean(self, name: str) -> float:
+        return self.total[name] / self.count[name]
+
+
+def _measure(chunk: dict[str, Floats], hand: HandArrays | None, sums: _Sums) -> None:
+    """One chunk of annotations; float64 throughout."""
+    K, xyz, verts = chunk["K"], chunk.get("xyz"), chunk.get("verts")
+    for name, values in chunk.items():
+        sums.add("not finite", (~np.isfinite(values)).astype(np.float64))
+        if name in ("xyz", "verts"):
+            sums.add("depth", values[..., 2])
+    if xyz is not None:
+        projected = xyz @ np.swapaxes(K, -1, -2)
+        pixels = projected[..., :2] / projected[..., 2:]
+        inside = ((pixels > -0.5) & (pixels < IMAGE_SIZE - 0.5)).all(axis=-1)
+        sums.add("inside", np.asarray(inside, np.float64))
+        if "scale" in chunk:
+            bone = np.linalg.norm(xyz[:, _ROOT] - xyz[:, _ROOT + 1], axis=-1)
+            sums.add("scale", np.abs(bone - chunk["scale"]))
+    if hand is None or verts is None:
+        return
+    if xyz is not None:
+        sums.add("joints", np.linalg.norm(joints_of(verts, hand) - xyz, axis=-1))
+    if "mano" in chunk:
+        decoded = _decoded_vertices(chunk["mano"], K, hand)
+        sums.add("mano", np.linalg.norm(decoded - verts, axis=-1))
+
+
+def joints_of(vertices: Floats, hand: HandArrays) -> Floats:
+    """(*B, 778, 3) -> (*B, 21, 3): FreiHAND's joints, regressed from the posed mesh, and its fingertip vertices."""
+    joints = np.concatenate([hand.J_regressor @ vertices, vertices[..., list(FINGERTIP_VERTICES), :]], axis=-2)
+    return joints[..., list(JOINTS_FROM_MANO), :]
+
+
+def _decoded_vertices(parameters: Floats, K: Floats, hand: HandArrays) -> Floats:
+    """FreiHAND's (N, 1, 61) parameters -> (N, 778, 3) m in the camera, the way its authors decode them."""
+    import torch
+
+    from handmesh.mano import HandModel
+
+    pose, betas, root_keypoint, scale = decode_mano(parameters, hand.hands_mean)
+    with torch.no_grad():
+        model = HandModel(hand).double()
+        vertices, joints = (part.numpy() for part in model(torch.from_numpy(pose), torch.tensor(betas)))
+    return np.asarray(vertices - joints[:, _ROOT, None] + root_from_mano(root_keypoint, scale, K)[:, None])
+
+
+def _rows_from(
+    sums: _Sums, arrays: dict[str, NDArray[Any]], hand: HandArrays | None, why_no_hand: str
+) -> Iterator[CheckRow]:
+    broken = round(sums.total["not finite"])
+    yield CheckRow("values", "finite numbers", f"{broken} are not" if broken else "all finite", not broken)
+    if "depth" in sums.count:
+        nearest, farthest = sums.smallest["depth"], sums.largest["depth"]
+        found = f"{nearest:.3f} to {farthest:.3f} m"
+        yield CheckRow("depth", "in front of the camera, below 5 m", found, nearest > 0 and farthest < 5)
+    if "inside" in sums.count:
+        share = sums.mean("inside")
+        yield CheckRow("joints in the image", "at least 95 %", f"{share:.2%}", share >= 0.95)
+    if "scale" in sums.count:
+        off = 1000 * sums.largest["scale"]
+        yield CheckRow("scale = |joint 9 - joint 10|", "within 0.001 mm", f"off by at most {off:.2g} mm", off < 1e-3)
+    if "verts" not in arrays:
+        return
+    wanted = "mean under 0.1 mm, none over 1 mm"
+    if "joints" in sums.count:
+        mean, worst = 1000 * sums.mean("joints"), 1000 * sums.largest["joints"]
+        passed = mean < 0.1 and worst < 1
+        yield CheckRow("joints regressed from vertices", wanted, f"mean {mean:.4f} mm, max {worst:.4f} mm", passed)
+    elif hand is None:
+        yield CheckRow("joints regressed from vertices", wanted, why_no_hand, None)
+    wanted = "mean under 1 mm"
+    if "mano" in sums.count:
+        mean, worst = 1000 * sums.mean("mano"), 1000 * sums.largest["mano"]
+        yield CheckRow(
+            "MANO parameters, decoded again", wanted, f"vertices: mean {mean:.4f} mm, max {worst:.4f} mm", mean < 1
+        )
+    elif hand is None and "mano" in arrays:
+        yield CheckRow("MANO parameters, decoded again", wanted, why_no_hand, None)
+
+
+def _check_zero_predictor(arrays: dict[str, NDArray[Any]], official: bool) -> Iterator[CheckRow]:
+    """What a prediction of all zeros scores: the published number can be had without any model."""
+    for name, (published, published_aligned) in ZERO_SCORES_CM.items():
+        if name not in arrays:
+            continue
+        plain, aligned = [], []
+        for start in range(0, len(arrays[name]), _CHUNK):
+            truth = np.asarray(arrays[name][start : start + _CHUNK], np.float64)
+            plain.append(np.linalg.norm(truth, axis=-1).mean(axis=-1))
+            aligned.append(pa_mean_error(truth, np.zeros_like(truth)))
+        scores = 100 * np.concatenate(plain).mean(), 100 * np.concatenate(aligned).mean()
+        yield CheckRow(
+            f"all-zero prediction, {'joints' if name == 'xyz' else 'vertices'}",
+            f"{published} / {published_aligned} cm (published)" if official else "(published for the real set only)",
+            f"{scores[0]:.2f} / {scores[1]:.2f} cm",
+            abs(scores[0] - published) < 0.006 and abs(scores[1] - published_aligned) < 0.006 if official else None,
+        )
+
+
+def _check_images(data: FreiHand, wanted: int, progress: Progress | None) -> Iterator[CheckRow]:
+    """Decode pictures spread over all versions; and see that the labels lie where the masks say the hand is."""
+    chosen = np.unique(np.linspace(0, len(data) - 1, max(wanted, 1)).round().astype(int))
+    bad: list[str] = []
+    on_mask: list[float] = []
+    has_masks = "mask" in data.meta["splits"][data.split]["images"]
+    for done, index in enumerate(chosen.tolist(), start=1):
+        try:
+            image = data.image(index)
+            if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
+                bad.append(f"{index:08d}.jpg is {image.shape}")
+            if has_masks and "verts" in data.arrays:
+                on_mask.append(_share_on_mask(data, index))
+        except DataError as error:
+            bad.append(str(error))
+        if progress is not None:
+            progress(f"{data.split} images", done, len(chosen))
+    yield CheckRow(
+        f"{len(chosen)} images decoded",
+        f"{IMAGE_SIZE} x {IMAGE_SIZE} px",
+        "; ".join(bad[:_SHOWN_PROBLEMS]) if bad else "all of them",
+        not bad,
+    )
+    if on_mask:
+        share = float(np.mean(on_mask))
+        yield CheckRow("vertices on the mask", "at least half on average", f"{share:.1%}", share >= 0.5)
+
+
+def _share_on_mask(data: FreiHand, index: int) -> float:
+    """Share of the projected vertices on the mask. Objects in front cut holes into masks: never all of them."""
+    annotation = data.annotation_of(index)
+    projected = data.arrays["verts"][annotation].astype(np.float64) @ data.arrays["K"][annotation].T
+    pixels = np.round(projected[:, :2] / projected[:, 2:]).astype(int)
+    inside = ((pixels >= 0) & (pixels < IMAGE_SIZE)).all(axis=1)
+    if not inside.any():
+        return 0.0
+    return float(data.mask(index)[pixels[inside, 1], pixels[inside, 0]].mean())
+
+
+# ---------------------------------------------------------------------------------------------------- JSONL
+
+
+def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None) -> list[CheckRow]:
+    """Every line is read and every label checked; `images` pictures, spread over the file, are opened."""
+    data = JsonlData(path)
+    count = len(data)
+    chosen = set(np.unique(np.linspace(0, count - 1, max(images, 1)).round().astype(int)).tolist())
+    problems: list[str] = []
+    image_problems: list[str] = []
+    tallies = dict.fromkeys(("box", "intrinsics", "keypoints", "joints", "vertices", "pose", "betas"), 0)
+    left = outside = points = 0
+    agreement: list[float] = []
+    for index in range(count):
+        labels, size = None, None
+        try:
+            record = data.record(index)
+            labels = parse_labels(record, data.where(index))
+            if index in chosen:
+                size = _image_size(data.path.parent / record["image"])
+        except DataError as error:
+            problems.append(str(error))
+        except (ImageError, OSError) as error:
+            image_problems.append(f"{data.where(index)}: {error}")
+        if labels is not None:
+            left += labels.handedness == "left"
+            for name in tallies:
+                tallies[name] += getattr(labels, name) is not None
+            agreement += _disagreement_px(labels)
+            if size is not None and (seen := labels.keypoints_or_projection()) is not None:
+                known = seen[0][seen[1]]
+                points += len(known)
+                outside += int(((known < -0.5) | (known > np.array(size) - 0.5)).any(axis=1).sum())
+        if progress is not None:
+            progress("lines", index + 1, count)
+    there = ", ".join(f"{name} {tally}" for name, tally in tallies.items() if tally) or "no labels at all"
+    rows = [
+        CheckRow("lines", "objects with known keys and sound values", _problems(problems, count), not problems),
+        CheckRow("labels", "any subset", f"{there}; {left} left hands of {count}", None),
+        CheckRow(
+            f"{len(chosen)} images opened", "JPEG, PNG or WebP", _problems(image_problems, len(chosen)),
+            not image_problems,
+        ),
+        CheckRow(
+            "a box or keypoints", "on every line, for crops around the hand",
+            f"{tallies['box']} boxes, {tallies['keypoints']} with keypoints",
+            max(tallies["box"], tallies["keypoints"]) == count or None,
+        ),
+    ]  # fmt: skip
+    if points:
+        share = 1 - outside / points
+        rows.append(CheckRow("known keypoints in the image", "at least 95 %", f"{share:.1%}", share >= 0.95))
+    if agreement:
+        median, worst = float(np.median(agreement)), float(np.max(agreement))
+        rows.append(
+            CheckRow(
+                "joints seen by the camera, against keypoints", "median under 3 px",
+                f"median {median:.2f} px, max {worst:.1f} px", median < 3,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _problems(problems: list[str], count: int) -> str:
+    if not problems:
+        return f"all {count} sound"
+    more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+    return f"{len(problems)} of {count} are not: " + "; ".join(problems[:_SHOWN_PROBLEMS]) + more
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    with open(path, "rb") as file:
+        header = read_header(file.read(MAX_BYTES + 1), name=str(path))
+    return header.width, header.height
+
+
+def _disagreement_px(labels: HandLabels) -> list[float]:
+    """Distances between given keypoints and projected joints, where both are known."""
+    if labels.keypoints is None or labels.joints is None or labels.intrinsics is None:
+        return []
+    known = np.isfinite(labels.keypoints).all(axis=1)
+    if labels.visible is not None:
+        known &= labels.visible
+    distance = np.linalg.norm(labels.intrinsics.project(labels.joints) - labels.keypoints, axis=1)[known]
+    return np.nan_to_num(distance, nan=np.inf).tolist()

@@ -1,0 +1,208 @@
+"""Your own photographs: one JSON object per line, with any subset of labels.
+
+    {"image": "photos/0001.jpg", "handedness": "left", "box": [40, 30, 210, 200], "keypoints": [[61.5, 180.2, 1], ...]}
+
+Only `image` is required; a label that is missing (or null) switches its losses off for that sample. The keys, their
+shapes and units are in `KEYS` and in docs/data.md. A key that is not known is an error, since a misspelt label would be
+a silently missing one; keep what you like under "facts". `handmesh synth --out` writes this form.
+
+The file is read once for the places of its lines; labels are parsed when a sample is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.anatomy import rotation_from_vector
+from handmesh.camera import Intrinsics
+from handmesh.data.labels import JOINT_COUNT, HandLabels, RawSample
+from handmesh.errors import ConfigError, DataError, ImageError
+from handmesh.hand import BETA_COUNT, VERTEX_COUNT, Handedness
+from handmesh.image import read_image
+
+Floats = NDArray[np.float64]
+
+LABELS_FILE = "labels.jsonl"
+MAX_LINE_BYTES = 1 << 20  # all labels of a hand with vertices to 17 digits take 50 kB
+
+# key -> what it has to be, as the messages say it
+KEYS = {
+    "image": "the photograph's path, relative to the JSONL file",
+    "handedness": '"right" or "left" (default: right)',
+    "box": "[x0, y0, x1, y1] pixels",
+    "intrinsics": "3 x 3 camera matrix, pixels",
+    "keypoints": "21 x [x, y] or [x, y, visible] pixels; null or visible = 0 for one that is not known",
+    "joints": "21 x 3 metres, camera frame",
+    "vertices": "778 x 3 metres, camera frame",
+    "pose": "16 x 3 x 3 rotations or 16 x 3 rotation vectors, identity = flat hand",
+    "betas": "10 shape coefficients",
+}
+# Written by `handmesh synth --out` or left to the user; not read here.
+OTHER_KEYS = ("mask", "alpha", "translation", "facts")
+
+
+class JsonlData:
+    """A JSONL file of photographs with labels. Opens files at use: cheap to send to worker processes."""
+
+    def __init__(self, path: Path, *, for_scoring: bool = False) -> None:
+        """`path` is the file, or a folder with a labels.jsonl in it. `for_scoring`: see `RawSample`.
+
+        Raises DataError when there is no such file or it holds no lines.
+        """
+        path = Path(path)
+        self.path = path / LABELS_FILE if path.is_dir() else path
+        self.for_scoring = for_scoring
+        if not len(self):
+            raise DataError(f"{self.path} is empty: wanted one JSON object per line (see docs/data.md).")
+
+    @cached_property
+    def _starts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each line that is not blank begins, and its number counted from 1."""
+        starts, numbers, position = [], [], 0
+        try:
+            with open(self.path, "rb") as file:
+                for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+                    if len(line) > MAX_LINE_BYTES:
+                        raise DataError(
+                            f"{self.path}:{number} is longer than {MAX_LINE_BYTES >> 10} kB: wanted one JSON object "
+                            "per line. Is it one large JSON list?"
+                        )
+                    if line.strip():
+                        starts.append(position)
+                        numbers.append(number)
+                    position += len(line)
+        except FileNotFoundError:
+            raise DataError(f"There is no {self.path}: give a JSONL file, or a folder with {LABELS_FILE}.") from None
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        return np.array(starts, np.int64), np.array(numbers, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts[0])
+
+    def where(self, index: int) -> str:
+        """File and line of a sample, for messages."""
+        return f"{self.path}:{self._starts[1][index]}"
+
+    def record(self, index: int) -> dict[str, Any]:
+        """The object on a line, its keys known. Raises DataError."""
+        where = self.where(index)
+        with open(self.path, "rb") as file:
+            file.seek(int(self._starts[0][index]))
+            line = file.readline(MAX_LINE_BYTES)
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where} is no JSON: {error}.") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{where} holds a {type(record).__name__}, wanted an object with the key 'image'.")
+        for key in record:
+            if key not in KEYS and key not in OTHER_KEYS:
+                near = get_close_matches(key, KEYS, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}; others go under 'facts'"
+                raise DataError(f"{where}: {key!r} is no label; {hint}")
+        if not isinstance(record.get("image"), str) or not record["image"]:
+            raise DataError(f"{where}: 'image' is {record.get('image')!r}, wanted {KEYS['image']}.")
+        return record
+
+    def image_path(self, index: int) -> Path:
+        return self.path.parent / self.record(index)["image"]
+
+    def labels(self, index: int) -> HandLabels:
+        """Raises DataError that names line and key for a value of the wrong form."""
+        return parse_labels(self.record(index), self.where(index))
+
+    def __getitem__(self, index: int) -> RawSample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        record, where = self.record(index), self.where(index)
+        try:
+            image = read_image(self.path.parent / record["image"])
+        except ImageError as error:
+            raise DataError(f"{where}: {error}") from error
+        return RawSample(record["image"], image, parse_labels(record, where), for_scoring=self.for_scoring)
+
+    def __iter__(self) -> Iterator[RawSample]:
+        return (self[index] for index in range(len(self)))
+
+
+def parse_labels(record: dict[str, Any], where: str) -> HandLabels:
+    """The labels in one object. `where` is what a DataError calls it."""
+
+    def array(key: str, *shapes: tuple[int, ...]) -> Floats | None:
+        value = record.get(key)
+        if value is None:
+            return None
+        try:
+            numbers = np.array(value, np.float64)
+        except (TypeError, ValueError):
+            numbers = np.empty(0)
+        if numbers.shape not in shapes or not np.isfinite(numbers).all():
+            found = f"{numbers.shape} numbers" if numbers.size else repr(value)[:60]
+            raise DataError(f"{where}: {key!r} is {found}, wanted {KEYS[key]}, all finite.")
+        return numbers
+
+    side = record.get("handedness") or Handedness.RIGHT
+    if side not in tuple(Handedness):
+        raise DataError(f"{where}: 'handedness' is {side!r}, wanted {KEYS['handedness']}.")
+    box = array("box", (4,))
+    if box is not None and not (box[0] < box[2] and box[1] < box[3]):
+        raise DataError(f"{where}: 'box' {box.tolist()} is empty, wanted x0 < x1 and y0 < y1.")
+    K = array("intrinsics", (3, 3))
+    try:
+        intrinsics = None if K is None else Intrinsics.from_matrix(K)
+    except ConfigError as error:
+        raise DataError(f"{where}: 'intrinsics': {error}") from None
+    keypoints, visible = _keypoints(record.get("keypoints"), where)
+    joints, vertices = array("joints", (JOINT_COUNT, 3)), array("vertices", (VERTEX_COUNT, 3))
+    for key, points in (("joints", joints), ("vertices", vertices)):
+        if points is not None and (np.abs(points) > 100).any():
+            raise DataError(f"{where}: {key!r} reach {np.abs(points).max():.0f}: wanted metres. Are they millimetres?")
+    pose = array("pose", (16, 3, 3), (16, 3), (48,))
+    if pose is not None and pose.shape != (16, 3, 3):
+        pose = rotation_from_vector(pose.reshape(16, 3))
+    elif pose is not None and (off := float(np.abs(np.swapaxes(pose, -1, -2) @ pose - np.eye(3)).max())) > 1e-3:
+        raise DataError(f"{where}: 'pose' holds matrices that are no rotations (off by {off:.2g}).")
+    elif pose is not None and (np.linalg.det(pose) < 0).any():
+        raise DataError(f"{where}: 'pose' holds a reflection: wanted rotations with determinant 1.")
+    return HandLabels(
+        handedness=Handedness(side),
+        box=box,
+        intrinsics=intrinsics,
+        keypoints=keypoints,
+        visible=visible,
+        joints=joints,
+        vertices=vertices,
+        pose=pose,
+        betas=array("betas", (BETA_COUNT,)),
+    )
+
+
+def _keypoints(value: Any, where: str) -> tuple[Floats | None, NDArray[np.bool_] | None]:
+    """21 x [x, y], [x, y, visible] or null -> (21, 2) px, not-a-number where null; (21,) known."""
+    if value is None:
+        return None, None
+    keypoints, visible = np.full((JOINT_COUNT, 2), np.nan), np.zeros(JOINT_COUNT, bool)
+    sound = isinstance(value, list) and len(value) == JOINT_COUNT
+    for joint, point in enumerate(value if sound else ()):
+        if point is None:
+            continue
+        try:
+            numbers = np.array(point, np.float64)
+        except (TypeError, ValueError):
+            numbers = np.empty(0)
+        sound = sound and numbers.shape in ((2,), (3,)) and bool(np.isfinite(numbers).all())
+        if not sound:
+            break
+        keypoints[joint], visible[joint] = numbers[:2], len(numbers) == 2 or numbers[2] > 0
+    if not sound:
+        raise DataError(f"{where}: 'keypoints' is {repr(value)[:60]}, wanted {KEYS['keypoints']}, all finite.")
+    return keypoints, visible

@@ -1,0 +1,335 @@
+"""Custom data: any subset of labels, every mistake named with its line; and mixtures of sources."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from handmesh.data.check import check
+from handmesh.data.jsonl import MAX_LINE_BYTES, JsonlData
+from handmesh.data.labels import BOX, FRAME, CropJitter, crop_sample
+from handmesh.data.mix import BLOCK, CropSource, CropStream, Mixture, fixed_crops
+from handmesh.data.show import show
+from handmesh.errors import ConfigError, DataError
+from handmesh.hand import Handedness, builtin_hand
+from handmesh.mano import HandModel
+from handmesh.synth.dataset import write_dataset
+
+COUNT = 5
+LEFT = {"handedness": "left"}
+K = [[200.0, 0, 60], [0, 201, 40], [0, 0, 1]]
+KEYPOINTS = np.random.default_rng(0).uniform(20, 60, (21, 2)).tolist()
+JOINTS = np.random.default_rng(1).uniform(0.3, 0.4, (21, 3)).tolist()
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory) -> Path:
+    """What `handmesh synth --out` writes."""
+    folder = tmp_path_factory.mktemp("synth") / "hands"
+    write_dataset(folder, COUNT, seed=0, size=96, background_count=2)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A photograph, 120 x 80 px, for lines to name."""
+    gradient = np.linspace(0, 255, 120 * 80 * 3).reshape(80, 120, 3).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "photo.png"), gradient)
+    return tmp_path
+
+
+def written(folder: Path, *records: Any) -> JsonlData:
+    lines = [record if isinstance(record, str) else json.dumps({"image": "photo.png", **record}) for record in records]
+    (folder / "labels.jsonl").write_text("\n".join(lines) + "\n")
+    return JsonlData(folder)
+
+
+def test_what_synth_writes_is_read(synthetic):
+    data = JsonlData(synthetic)
+    assert len(data) == COUNT
+    model = HandModel(builtin_hand()).double()
+    for sample in data:
+        labels = sample.labels
+        assert sample.image.shape == (96, 96, 3)
+        assert labels.handedness == Handedness.RIGHT
+        np.testing.assert_allclose(labels.intrinsics.project(labels.joints), labels.keypoints, atol=0.01)
+        _, joints = model(torch.tensor(labels.pose), torch.tensor(labels.betas))
+        shift = labels.joints - joints.numpy()
+        np.testing.assert_allclose(shift, np.broadcast_to(shift[:1], shift.shape), atol=1e-5)
+        cropped = crop_sample(sample, BOX.crop(sample), 64)
+        assert cropped.pose_known
+        assert not cropped.vertices_known, "its vertices follow from pose and betas, and are not written"
+    assert len(pickle.loads(pickle.dumps(data))) == COUNT
+
+
+@pytest.mark.parametrize(
+    ("record", "known"),
+    [
+        ({}, set()),
+        ({"box": [1, 2, 30, 40]}, {"box"}),
+        ({"keypoints": KEYPOINTS, "joints": None}, {"keypoints", "visible"}),
+        ({"intrinsics": K, "joints": JOINTS}, {"intrinsics", "joints"}),
+        ({"vertices": np.ones((778, 3)).tolist()}, {"vertices"}),
+        ({"pose": np.zeros((16, 3)).tolist(), "betas": [0.0] * 10}, {"pose", "betas"}),
+        ({"facts": {"camera": "phone"}, "mask": "mask.png"}, set()),
+    ],
+)
+def test_any_subset_of_labels_will_do(record, known, folder):
+    sample = written(folder, record)[0]
+    values = vars(sample.labels)
+    assert {name for name, value in values.items() if value is not None} - {"handedness"} == known
+    cropped = crop_sample(sample, FRAME.crop(sample), 32)
+    for name in ("joints", "vertices", "pose", "betas"):
+        assert getattr(cropped, f"{name}_known") == (name in known)
+    assert cropped.keypoint_known.all() == ("keypoints" in known or {"joints", "intrinsics"} <= known)
+
+
+def test_keypoints_may_be_hidden_or_unknown(folder):
+    keypoints: list[Any] = [[*point, 1] for point in KEYPOINTS]
+    keypoints[3] = None
+    keypoints[4] = [7.0, 7.0, 0]
+    keypoints[5] = keypoints[5][:2]
+    labels = written(folder, {"keypoints": keypoints})[0].labels
+    assert np.flatnonzero(~labels.visible).tolist() == [3, 4]
+    points, known = labels.keypoints_or_projection()
+    assert np.flatnonzero(~known).tolist() == [3, 4]
+    np.testing.assert_array_equal(points[known], np.delete(KEYPOINTS, [3, 4], axis=0))
+
+    # Where the joints and the camera are known, so are the hidden keypoints.
+    labels = written(folder, {"keypoints": keypoints, "joints": JOINTS, "intrinsics": K})[0].labels
+    points, known = labels.keypoints_or_projection()
+    assert known.all()
+    np.testing.assert_array_equal(np.delete(points, [3, 4], axis=0), np.delete(KEYPOINTS, [3, 4], axis=0))
+    x, y, z = JOINTS[3]
+    np.testing.assert_allclose(points[3], [200 * x / z + 60, 201 * y / z + 40])
+
+
+def test_rotation_vectors_are_rotations(folder):
+    vectors = np.random.default_rng(0).normal(0, 0.7, (16, 3))
+    expected = np.stack([cv2.Rodrigues(vector)[0] for vector in vectors])
+    data = written(folder, {"pose": vectors.tolist()}, {"pose": vectors.ravel().tolist()}, {"pose": expected.tolist()})
+    for sample in data:
+        np.testing.assert_allclose(sample.labels.pose, expected, atol=1e-12)
+
+
+def test_left_hands_arrive_mirrored(folder):
+    sample = written(folder, {"handedness": "left", "keypoints": KEYPOINTS})[0]
+    crop = FRAME.crop(sample)
+    assert crop.mirror
+    cropped = crop_sample(sample, crop, 120)
+    flipped = np.array([119.0, 0]) + np.array([-1, 1]) * np.array(KEYPOINTS)  # in the mirror image, 120 px wide
+    expected = (flipped + [0, 20] + 0.5) / 60 - 1  # the photograph lies in the middle of a square of 120 px
+    np.testing.assert_allclose(cropped.keypoints, expected, atol=1e-6)
+    np.testing.assert_allclose(cropped.image[20:100].astype(int), sample.image[:, ::-1].astype(int), atol=1)
+    assert (cropped.image[:20] == 0).all()
+
+
+def test_blank_lines_count_in_messages_and_nowhere_else(folder):
+    data = written(folder, {}, "", "  ", {"betas": [1.0]})
+    assert len(data) == 2
+    with pytest.raises(DataError, match=r"labels\.jsonl:4: 'betas' is \(1,\) numbers, wanted 10"):
+        data[1]
+
+
+NOT_ROTATIONS = (2 * np.broadcast_to(np.eye(3), (16, 3, 3))).tolist()
+REFLECTIONS = (-np.broadcast_to(np.eye(3), (16, 3, 3))).tolist()
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("[1, 2]", "holds a list"),
+        ('{"image": 3}', "'image' is 3"),
+        ("{}", "'image' is None"),
+        ({"keypoint": []}, "'keypoint' is no label; did you mean 'keypoints'"),
+        ({"camera": 1}, "'camera' is no label; known are image, handedness"),
+        ({"handedness": "Left"}, "'handedness' is 'Left', wanted \"right\" or \"left\""),
+        ({"box": [1, 2, 3]}, r"'box' is \(3,\) numbers"),
+        ({"box": [30, 2, 3, 40]}, "'box' .* is empty"),
+        ({"box": "all"}, "'box' is 'all'"),
+        ({"intrinsics": [[1, 2, 3]] * 3}, "'intrinsics'"),
+        ({"keypoints": KEYPOINTS[:20]}, "'keypoints'"),
+        ({"keypoints": {"wrist": [1, 2]}}, "'keypoints' is {'wrist'"),
+        ({"keypoints": [[1, 2, 3, 4]] * 21}, "'keypoints'"),
+        ({"keypoints": [[1, "a"]] * 21}, "'keypoints'"),
+        ({"joints": JOINTS[:16]}, r"'joints' is \(16, 3\) numbers"),
+        ({"joints": [[float("nan")] * 3] * 21}, "all finite"),
+        ({"joints": [[100.0, 200, 700]] * 21}, "Are they millimetres"),
+        ({"vertices": [[1, 2]]}, "'vertices'"),
+        ({"pose": NOT_ROTATIONS}, "no rotations"),
+        ({"pose": REFLECTIONS}, "a reflection"),
+        ({"betas": [[0.0] * 10]}, "'betas'"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(record, message, folder):
+    data = written(folder, {}, record)
+    with pytest.raises(DataError, match=message) as caught:
+        data[1]
+    assert f"{folder / 'labels.jsonl'}:2" in str(caught.value)
+    data[0]
+
+
+def test_images_that_cannot_be_read_are_named_with_their_line(folder):
+    (folder / "text.jpg").write_text("not a picture")
+    for name in ("none.jpg", "text.jpg"):
+        with pytest.raises(DataError, match=r"labels\.jsonl:1: .*" + name.replace(".", r"\.")):
+            written(folder, {"image": name})[0]
+
+
+def test_files_that_are_no_jsonl_are_refused(tmp_path):
+    with pytest.raises(DataError, match="There is no"):
+        JsonlData(tmp_path)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n\n")
+    with pytest.raises(DataError, match="is empty"):
+        JsonlData(empty)
+    long = tmp_path / "long.jsonl"
+    long.write_text("[" + "1," * MAX_LINE_BYTES)
+    with pytest.raises(DataError, match="one large JSON list"):
+        JsonlData(long)
+
+
+# ------------------------------------------------------------------ check and show
+
+
+def test_a_sound_file_passes(synthetic):
+    rows = check(synthetic)
+    assert all(row.passed is not False for row in rows)
+    assert check(synthetic / "labels.jsonl") == rows
+    labels = next(row for row in rows if row.subject == "labels")
+    assert f"keypoints {COUNT}" in labels.found
+
+
+def test_what_is_wrong_is_listed(folder):
+    off_image = [[500.0, 500.0]] * 21
+    written(folder, {"box": [1, 2, 3]}, {"image": "none.png"}, {"keypoints": off_image}, {"keypoint": 1}, LEFT)
+    rows = {row.subject: row for row in check(folder)}
+    assert rows["lines"].passed is False
+    assert "2 of 5 are not" in rows["lines"].found
+    assert "labels.jsonl:1" in rows["lines"].found
+    assert "did you mean 'keypoints'" in rows["lines"].found
+    opened = rows["5 images opened"]
+    assert opened.passed is False
+    assert "labels.jsonl:2" in opened.found
+    assert rows["known keypoints in the image"].passed is False
+    assert "1 left hands of 5" in rows["labels"].found
+
+
+def test_joints_that_disagree_with_keypoints_are_noticed(folder):
+    """A wrong camera, or keypoints in another order: each label alone would look fine."""
+    written(folder, {"intrinsics": K, "joints": JOINTS, "keypoints": KEYPOINTS})
+    rows = {row.subject: row for row in check(folder)}
+    assert rows["joints seen by the camera, against keypoints"].passed is False
+
+
+def test_sheets_show_the_labels_in_the_crop(synthetic, folder):
+    sheet = show(synthetic, 4, seed=0)
+    assert sheet.shape == (224, 4 * 224, 3)
+    written(folder, {}, {"handedness": "left", "box": [30, 20, 70, 60]})
+    assert show(folder, 2).shape == (224, 2 * 224, 3), "without a box, the whole photograph"
+    framed = show(folder, indices=[1], protocol="box")
+    # The box's upper edge: 1.25 x 40 px across 224, so 4.48 times as large, 22.4 px from the tile's.
+    assert (framed[21:25, 60:160].max(axis=0) > 200).all()
+
+
+# ------------------------------------------------------------------ mixtures
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights"),
+    [((10,), (1.0,)), ((7, 300, 40), (0.5, 0.3, 0.2)), ((1000, 3), (1.0, 1e-6)), ((5, 5), (2, 1))],
+)
+def test_shares_are_as_asked_and_every_source_is_walked_in_whole_epochs(counts, weights):
+    mixture = Mixture(counts, weights, seed=3)
+    drawn = [mixture[g] for g in range(2 * BLOCK)]
+    shares = np.array(weights) / sum(weights)
+    for source, count in enumerate(counts):
+        visits = [index for chosen, index in drawn if chosen == source]
+        assert abs(len(visits) / len(drawn) - shares[source]) <= 1.01 / BLOCK
+        for start in range(0, len(visits) - count + 1, count):
+            assert sorted(visits[start : start + count]) == list(range(count)), "each once per epoch"
+
+
+def test_an_example_depends_on_its_number_only():
+    first, second = Mixture((50, 60), (1, 2), seed=1), Mixture((50, 60), (1, 2), seed=1)
+    places = (3000, 5, 0, 1023, 1024)
+    expected = {g: first[g] for g in range(3001)}
+    assert [second[g] for g in places] == [expected[g] for g in places]
+    other = Mixture((50, 60), (1, 2), seed=2)
+    assert sum(other[g] == expected[g] for g in range(200)) < 100
+
+
+def test_sources_are_spread_over_a_block_not_lined_up():
+    mixture = Mixture((500, 500), (1, 1))
+    counted = Counter(mixture[g][0] for g in range(64))
+    assert min(counted[0], counted[1]) > 15
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights"), [((), ()), ((5,), (1, 2)), ((5, 0), (1, 1)), ((5, 5), (1, 0)), ((5, 5), (1, float("nan")))]
+)
+def test_mixtures_that_make_no_sense_are_refused(counts, weights):
+    with pytest.raises(ConfigError, match="mixture"):
+        Mixture(counts, weights)
+
+
+@pytest.fixture
+def sources(synthetic, folder) -> list[CropSource]:
+    """All labels, and next to none, some of left hands."""
+    bare = written(folder, {"keypoints": KEYPOINTS}, {"handedness": "left", "box": [10, 10, 70, 60]})
+    return [CropSource(JsonlData(synthetic), BOX, 3.0, indices=np.array([0, 2, 4])), CropSource(bare, FRAME, 1.0)]
+
+
+def test_samples_of_all_sources_stack_into_one_batch(sources):
+    stream = CropStream(sources, 48, seed=1, channel_gain=0.4)
+    samples = [stream[g] for g in range(24)]
+    for name, values in zip(samples[0]._fields, zip(*samples, strict=True), strict=True):
+        assert np.stack(values).dtype == values[0].dtype, name
+    share = np.mean([sample.pose_known for sample in samples])
+    assert 0.5 < share < 0.95, "three quarters come from the source that knows poses"
+
+
+def test_a_stream_gives_the_same_bytes_in_any_order_and_any_process(sources):
+    stream = CropStream(sources, 48, seed=1, channel_gain=0.4)
+    expected = {g: stream[g] for g in range(6)}
+    sent = pickle.loads(pickle.dumps(stream))
+    for g in (5, 0, 3):
+        assert all(np.array_equal(a, b) for a, b in zip(sent[g], expected[g], strict=True))
+    other = CropStream(sources, 48, seed=2, channel_gain=0.4)
+    assert not np.array_equal(other[0].image, expected[0].image)
+
+
+def test_a_source_gives_only_its_own_part(sources):
+    wanted = {tuple(sources[0].data[index].labels.betas.astype(np.float32)) for index in (0, 2, 4)}
+    stream = CropStream(sources[:1], 48)
+    assert {tuple(stream[g].betas) for g in range(9)} == wanted
+    assert [tuple(sample.betas) in wanted for sample in fixed_crops(sources[0], 48)] == [True] * 3
+
+
+def test_gains_change_colours_and_no_label(sources):
+    still = CropSource(sources[0].data, BOX, jitter=CropJitter(rotation=0.0, scale=0.0))
+    plain, colored = CropStream([still], 48), CropStream([still], 48, channel_gain=0.4)
+    ratios = []
+    for g in range(12):
+        before, after = plain[g], colored[g]
+        for name in ("keypoints", "pose", "joints"):
+            np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+        middling = (before.image > 40) & (before.image < 160)
+        for channel in range(3):
+            chosen = middling[..., channel]
+            if chosen.sum() > 20:
+                gains = after.image[..., channel][chosen] / before.image[..., channel][chosen].astype(float)
+                assert gains.std() < 0.02, "one gain for a whole channel"
+                ratios.append(gains.mean())
+    assert 0.59 < min(ratios) < 0.8
+    assert 1.2 < max(ratios) < 1.41
