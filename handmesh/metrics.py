@@ -192,16 +192,28 @@ def f_scores(target: ArrayLike, predicted: ArrayLike, thresholds: Sequence[float
 
 
 def _f_scores_of(target: Array, predicted: Array, limits: Array) -> Array:
-    from scipy.spatial import cKDTree  # on first use: training reads this module and draws no surfaces
-
-    # The search ends at the largest threshold: a little beyond it, so that the comparison below decides.
-    reach = float(limits.max()) * (1 + 1e-6)
-    to_target, _ = cKDTree(target).query(predicted, distance_upper_bound=reach)
-    to_predicted, _ = cKDTree(predicted).query(target, distance_upper_bound=reach)
-    precision = (to_target[:, None] < limits).mean(axis=0)
-    recall = (to_predicted[:, None] < limits).mean(axis=0)
+    # Any pair of points bounds the distance to the nearest one from above: points with a partner within the smallest
+    # threshold need no search. For a good prediction that is most of them.
+    paired = point_errors(target, predicted) if target.shape == predicted.shape else None
+    precision, recall = (
+        (_nearest(points, cloud, paired, limits)[:, None] < limits).mean(axis=0)
+        for points, cloud in ((predicted, target), (target, predicted))
+    )
     total = precision + recall
     return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+
+
+def _nearest(points: Array, cloud: Array, paired: Array | None, limits: Array) -> Array:
+    """(N,) distance to the nearest point of the cloud, as far as the limits can tell."""
+    from scipy.spatial import cKDTree  # on first use: training reads this module and draws no surfaces
+
+    distances = np.full(len(points), np.inf) if paired is None else paired.copy()
+    far = np.flatnonzero(distances >= limits.min())
+    if len(far):
+        # The search ends a little beyond the largest limit, so that the caller's comparison decides.
+        reach = float(limits.max()) * (1 + 1e-6)
+        distances[far], _ = cKDTree(cloud).query(points[far], distance_upper_bound=reach)
+    return distances
 
 
 # Certainty

@@ -1,0 +1,237 @@
+"""`handmesh evaluate` from end to end: read or predict, score, write, report, and say it in a terminal."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from handmesh import __version__
+from handmesh.errors import ConfigError
+from handmesh.evaluate import (
+    PAPER_KEYS,
+    PUBLISHED,
+    UNALIGNED_KEYS,
+    Comparison,
+    Evaluation,
+    check_zero_predictor,
+    compare,
+    evaluate,
+    score_keypoints,
+    write_scores,
+)
+from handmesh.evaluate_model import PREDICT, parse_views, predict_set
+from handmesh.evaluation_sets import EvaluationSet, open_evaluation_set
+from handmesh.predictions import Array, HandPoints, read_predictions, write_predictions
+from handmesh.report import ReportInput, format_figure, write_report
+
+logger = logging.getLogger(__name__)
+
+Show = Callable[[str, int, int], None]  # (stage, done, in all)
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What is wanted: the options of `handmesh evaluate`. Either `predictions` or a model is scored on `data`."""
+
+    data: Path | None
+    predictions: Path | None = None
+    model: str | None = None  # a file or a name; None: the bundled model
+    protocol: str = "frame"
+    margin: float | None = None
+    passes: int = 3
+    tta: str = "none"
+    limit: int | None = None
+    out: Path = Path("evaluation")
+    against: Path | None = None
+    save_predictions: Path | None = None
+    report: bool = True
+    workers: int | None = None
+    threads: int | None = None
+
+
+class EvaluationResult(NamedTuple):
+    """What came of it."""
+
+    evaluation: Evaluation
+    comparisons: tuple[Comparison, ...]
+    run: dict[str, Any]  # what identifies the run
+    files: tuple[Path, ...]
+
+
+def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, total: None) -> EvaluationResult:
+    """Do it all and write scores.json, frames.npz and report.html into `request.out`.
+
+    Raises DataError, ImageError, CheckpointError, ConfigError and ExportError, each with one clear message.
+    """
+    assert request.data is not None
+    data = open_evaluation_set(request.data)
+    run: dict[str, Any] = {"handmesh": __version__, "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+    run |= {"test set": str(data.path), "frames": len(data), "machine": f"{platform.system()} {platform.machine()}"}
+    if request.predictions is not None:
+        points, keypoints, facts = _read(request, data, show)
+    else:
+        if request.limit is not None and request.limit < len(data):
+            run["frames"] = f"the first {request.limit} of {len(data)}"
+            data = data.first(request.limit)
+        points, keypoints, facts = _predict(request, data, show)
+    run = {"subject": facts.pop("subject"), **facts, **run}
+    note = _ground_truth_note(data)
+    if note is not None:
+        run["ground truth"] = note
+
+    def scored(done: int, total: int) -> None:
+        show("scoring", done, total)
+
+    evaluation = evaluate(data.truth, points, workers=request.workers, progress=scored)
+    if keypoints is None and evaluation.camera_coordinates and data.intrinsics is not None:
+        keypoints = _projected(points, data)
+    if keypoints is not None and data.keypoints is not None and np.isfinite(keypoints).all():
+        evaluation = replace(evaluation, keypoints=score_keypoints(data.keypoints, keypoints, data.visible))
+    comparisons = tuple(compare(evaluation, request.against)) if request.against is not None else ()
+    if request.against is not None:
+        run["compared with"] = str(request.against)
+    write_scores(request.out, evaluation, run)
+    files = [request.out / "scores.json", request.out / "frames.npz"]
+    if request.report:
+        path = request.out / "report.html"
+        show("report", 0, 1)
+        write_report(path, ReportInput(evaluation, points, data, run, keypoints, comparisons))
+        show("report", 1, 1)
+        files.append(path)
+    if request.save_predictions is not None:
+        assert points.vertices is not None
+        write_predictions(request.save_predictions, points.joints, points.vertices)
+        files.append(request.save_predictions)
+    return EvaluationResult(evaluation, comparisons, run, tuple(files))
+
+
+def _read(
+    request: EvaluationRequest, data: EvaluationSet, show: Show
+) -> tuple[HandPoints, Array | None, dict[str, Any]]:
+    path = request.predictions
+    assert path is not None
+    if request.limit is not None or request.save_predictions is not None or request.model is not None:
+        raise ConfigError("--limit, --model and --save-predictions go with --data, where a model is run.")
+    points = read_predictions(path, len(data), lambda done, total: show("reading", done, total))
+    return points, None, {"subject": path.name, "predictions": str(path), "file SHA-256": _digest(path)}
+
+
+def _predict(
+    request: EvaluationRequest, data: EvaluationSet, show: Show
+) -> tuple[HandPoints, Array | None, dict[str, Any]]:
+    from handmesh.engine import BUNDLED_MODEL, bundled_model_path, open_engine
+
+    views = parse_views(request.tta)
+    engine = open_engine(request.model, request.threads)
+    path = bundled_model_path() if request.model in (None, BUNDLED_MODEL) else Path(str(request.model))
+    answers = predict_set(
+        data,
+        engine,
+        request.protocol,
+        margin=request.margin,
+        views=views,
+        passes=request.passes,
+        progress=lambda done, total: show("predicting", done, total),
+    )
+    facts: dict[str, Any] = {
+        "subject": path.stem,
+        "model": str(path),
+        "model SHA-256": _digest(path),
+        "engine": engine.name,
+        "protocol": request.protocol,
+        "passes of the network per image": answers.passes,
+        "time per image": f"{1000 * answers.seconds_per_image:.1f} ms",
+    }
+    if request.margin is not None:
+        facts["margin"] = request.margin
+    if request.protocol != PREDICT and views.passes > 1:
+        facts["tta"] = f"{views.name}, {views.passes} passes"
+    if answers.remark:
+        facts["remark"] = answers.remark
+    return answers.points, answers.keypoints, facts
+
+
+def _projected(points: HandPoints, data: EvaluationSet) -> Array | None:
+    """(N, 21, 2) px: predicted joints through the set's cameras; None when some lie behind them."""
+    assert data.intrinsics is not None
+    projected = points.joints @ np.swapaxes(data.intrinsics, 1, 2)
+    if (projected[..., 2] <= 1e-3).any():
+        return None
+    return projected[..., :2] / projected[..., 2:]
+
+
+def _ground_truth_note(data: EvaluationSet) -> str | None:
+    checked = check_zero_predictor(data.truth) if data.kind == "FreiHAND" else None
+    if checked is None:
+        return None
+    good, text = checked
+    if good:
+        return f"FreiHAND's published one. {text}"
+    return f"not FreiHAND's published one, so scores compare with no paper. {text}"
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def print_evaluation(result: EvaluationResult, console: Console) -> None:
+    """Tables and notes for people."""
+    evaluation = result.evaluation
+    for text in evaluation.warnings:
+        console.print(f"[bold yellow]warning:[/] {_plain(text)}", highlight=False, soft_wrap=True)
+    table = Table(title=f"{_plain(str(result.run['subject']))}, {len(evaluation.frames):,} frames")
+    table.caption = "mm; F-scores at 5 and 15 mm; papers: on FreiHAND's evaluation set"
+    table.add_column("", no_wrap=True)
+    for title in ("PA-MPJPE", "PA-MPVPE", "F@5", "F@15"):
+        table.add_column(title, justify="right", no_wrap=True)
+
+    def row(name: str, values: Any, style: str | None = None) -> None:
+        table.add_row(name, *(format_figure(key, values.get(key)) for key in PAPER_KEYS), style=style)
+
+    row("this run", evaluation.paper, "bold")
+    ends = ((format_figure(key, end) for end in evaluation.intervals.get(key, ())) for key in PAPER_KEYS)
+    table.add_row("  95 % interval", *map("-".join, ends), style="dim")
+    row("  rotations only", evaluation.rigid)
+    row("this set's mean hand", evaluation.floor)
+    for name, values in PUBLISHED.items():
+        row(name, dict(zip(PAPER_KEYS, values, strict=True)), "dim")
+    console.print(table)
+
+    unaligned = {key: evaluation.official[key] for key in UNALIGNED_KEYS}
+    if evaluation.camera_coordinates:
+        listed = ", ".join(f"{key} {value:.4f}{' cm' if 'mean' in key else ''}" for key, value in unaligned.items())
+        console.print(f"Unaligned: {listed}", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"Unaligned figures are not shown: {evaluation.camera_note}.", highlight=False, soft_wrap=True)
+    if evaluation.keypoints:
+        listed = ", ".join(f"{key} {value:.3f}" for key, value in evaluation.keypoints.items())
+        console.print(f"In the image, over the box's side: {listed}", highlight=False, soft_wrap=True)
+    for comparison in result.comparisons:
+        low, high = comparison.interval
+        console.print(
+            f"{comparison.name}: {comparison.value:.4f} here, {comparison.other:.4f} there, difference "
+            f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]: {comparison.verdict}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    for key in ("protocol", "tta", "remark", "time per image", "ground truth"):
+        if key in result.run:
+            console.print(f"{key}: {result.run[key]}", markup=False, highlight=False, soft_wrap=True)
+    console.print("Written: " + ", ".join(map(str, result.files)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    """Brackets in it are no markup."""
+    return text.replace("[", "\\[")

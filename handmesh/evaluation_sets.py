@@ -1,0 +1,312 @@
+"""Test sets: images with the true hands in them, as `handmesh.evaluate` and `handmesh.evaluate_model` want them.
+
+Three forms on disk: FreiHAND's folder (evaluation_xyz.json, evaluation_verts.json, evaluation_K.json, evaluation/rgb/),
+what `handmesh data prepare` made of its archives, and a folder with labels.jsonl, one image per line (docs/synth.md).
+For scoring a prediction file the images need not be there; they are wanted for the report's pictures and for running a
+model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.camera import Intrinsics
+from handmesh.data.freihand import PREPARED, FreiHand
+from handmesh.data.jsonl import JsonlData, parse_labels
+from handmesh.data.labels import HandLabels, RawSample
+from handmesh.errors import AssetError, DataError
+from handmesh.hand import BONES, JOINT_NAMES, VERTEX_COUNT, HandArrays, Handedness, builtin_hand
+from handmesh.image import read_image
+from handmesh.mano_file import load_hand, mano_file
+from handmesh.predictions import HandPoints, read_points
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[np.float64]
+
+# A mesh of another topology, read with our faces, has edges all over the hand.
+_EDGE_TOLERANCE = 0.35
+_SAME_HAND = 1e-4  # metres between given joints and those of the posed hand
+
+_SECOND_ARCHIVE = (
+    "FreiHAND's evaluation annotations come in a second archive, FreiHAND_pub_v2_eval.zip, which unpacks into the same "
+    "folder."
+)
+_FREIHAND_FILES = ("evaluation_xyz.json", "evaluation_verts.json")
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationSet:
+    """N images and the hands in them. Metres and pixels, cam and image frames."""
+
+    path: Path
+    kind: str  # "FreiHAND" or "JSONL"
+    truth: HandPoints
+    handedness: tuple[Handedness, ...]  # (N,)
+    intrinsics: Array | None  # (N, 3, 3) px
+    images: tuple[Path, ...]  # (N,) where they belong; none of them may be there, and there are none if `packed`
+    keypoints: Array | None  # (N, 21, 2) px
+    visible: NDArray[np.bool_] | None  # (N, 21)
+    boxes: tuple[Array | None, ...]  # (N,) given boxes x0, y0, x1, y1 px, not made from the labels here
+    facts: tuple[Mapping[str, Any], ...]  # (N,) whatever else the set says about an image
+    packed: FreiHand | None = None  # where the images are if they are not files
+
+    def __len__(self) -> int:
+        return len(self.truth.joints)
+
+    def camera(self, index: int) -> Intrinsics | None:
+        """The camera of one image, if the set knows it."""
+        return None if self.intrinsics is None else Intrinsics.from_matrix(self.intrinsics[index])
+
+    def has_images(self) -> bool:
+        """Whether the first image is there."""
+        return self.packed is not None or (bool(self.images) and self.images[0].is_file())
+
+    def sample(self, index: int) -> RawSample:
+        """One image with its labels. Raises ImageError or DataError when the image cannot be read."""
+        labels = HandLabels(
+            handedness=self.handedness[index],
+            box=self.boxes[index],
+            intrinsics=self.camera(index),
+            keypoints=None if self.keypoints is None else self.keypoints[index],
+            joints=self.truth.joints[index],
+        )
+        if self.packed is not None:
+            return RawSample(f"image {index}", self.packed.image(index), labels, for_scoring=True)
+        return RawSample(self.images[index].name, read_image(self.images[index]), labels, for_scoring=True)
+
+    def first(self, count: int) -> EvaluationSet:
+        """The first `count` images only."""
+
+        def cut(values: Any) -> Any:
+            return None if values is None else values[:count]
+
+        return replace(
+            self,
+            truth=HandPoints(self.truth.joints[:count], cut(self.truth.vertices)),
+            handedness=self.handedness[:count],
+            intrinsics=cut(self.intrinsics),
+            images=self.images[:count],
+            keypoints=cut(self.keypoints),
+            visible=cut(self.visible),
+            boxes=self.boxes[:count],
+            facts=self.facts[:count],
+        )
+
+
+def open_evaluation_set(path: Path) -> EvaluationSet:
+    """Open FreiHAND's folder, prepared or not, or one with labels.jsonl.
+
+    Raises DataError when it is none of these, or damaged.
+    """
+    path = Path(path)
+    if (path / "labels.jsonl").is_file():
+        return _open_jsonl(path)
+    missing = [name for name in _FREIHAND_FILES if not (path / name).is_file()]
+    if not missing:
+        return _open_freihand(path)
+    if (path / "meta.json").is_file() or (path / PREPARED / "meta.json").is_file():
+        return _open_prepared(path)
+    if len(missing) < len(_FREIHAND_FILES) or (path / "evaluation_K.json").is_file():
+        raise DataError(f"{path} has no {missing[0]}: {_SECOND_ARCHIVE}")
+    raise DataError(
+        f"{path} is no test set: wanted FreiHAND's folder ({', '.join(_FREIHAND_FILES)}) or a folder with labels.jsonl."
+    )
+
+
+def match_hand(vertices: Array | None) -> HandArrays | None:
+    """The right hand model in whose order (N, 778, 3) vertices are: the built-in one, or MANO if it was added.
+
+    None for other meshes, and for MANO's where MANO is not there: its faces are licensed with it.
+    """
+    if vertices is None or vertices.shape[1] != VERTEX_COUNT:
+        return None
+    if _edges_fit(builtin_hand(), vertices[0]):
+        return builtin_hand()
+    if mano_file().is_file():
+        try:
+            mano = load_hand("mano")
+        except AssetError as error:
+            logger.warning("meshes are drawn as skeletons: %s", error)
+            return None
+        return mano if _edges_fit(mano, vertices[0]) else None
+    return None
+
+
+def _edges_fit(hand: HandArrays, vertices: Array) -> bool:
+    def lengths(points: Array) -> Array:
+        return np.linalg.norm(points[hand.faces[:, 0]] - points[hand.faces[:, 1]], axis=-1)
+
+    ratio = lengths(vertices) / lengths(hand.v_template)
+    typical = float(np.median(ratio))
+    return float(np.median(np.abs(ratio / max(typical, 1e-12) - 1))) < _EDGE_TOLERANCE
+
+
+# Facts that the report sorts errors by
+
+
+def palm_angles(joints: Array, handedness: Sequence[Handedness]) -> Array:
+    """(N,) degrees between the palm's outward normal and the direction to the camera: 0 palm, 90 edge, 180 back.
+
+    `joints` (N, 21, 3) in the cam frame. The palm is the triangle of wrist, index and pinky knuckles.
+    """
+    wrist, index, pinky = (joints[:, JOINT_NAMES.index(name)] for name in ("wrist", "index_mcp", "pinky_mcp"))
+    normal = np.cross(index - wrist, pinky - wrist)
+    normal *= np.where([side == Handedness.RIGHT for side in handedness], 1.0, -1.0)[:, None]
+    toward_camera = -(wrist + index + pinky)
+    cosine = (normal * toward_camera).sum(axis=1) / np.maximum(
+        np.linalg.norm(normal, axis=1) * np.linalg.norm(toward_camera, axis=1), 1e-12
+    )
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
+def hand_lengths(joints: Array) -> Array:
+    """(N,) metres from the wrist over the middle finger's joints to its tip: how large the hand is."""
+    middle = [joint for joint, name in enumerate(JOINT_NAMES) if name.startswith("middle")]
+    chain = [bone for bone in BONES if bone[1] in middle]
+    return np.sum([np.linalg.norm(joints[:, child] - joints[:, parent], axis=1) for parent, child in chain], axis=0)
+
+
+# Reading
+
+
+def _open_freihand(path: Path) -> EvaluationSet:
+    with ThreadPoolExecutor(2) as pool:  # the reader runs without Python's lock
+        meshes = pool.submit(read_points, path / "evaluation_verts.json")
+        joints = read_points(path / "evaluation_xyz.json", len(JOINT_NAMES))
+        vertices = meshes.result()
+    if len(joints) != len(vertices):
+        raise DataError(
+            f"{path}: {len(joints)} entries in evaluation_xyz.json, {len(vertices)} in evaluation_verts.json."
+        )
+    intrinsics = None
+    if (path / "evaluation_K.json").is_file():
+        intrinsics = read_points(path / "evaluation_K.json", 3)
+    images = tuple(path / "evaluation" / "rgb" / f"{index:08d}.jpg" for index in range(len(joints)))
+    return _freihand(path, HandPoints(joints, vertices), intrinsics, images, None)
+
+
+def _open_prepared(path: Path) -> EvaluationSet:
+    packed = FreiHand(path, "evaluation")
+    missing = [name for name in ("xyz", "verts") if name not in packed.arrays]
+    if missing:
+        raise DataError(f"{packed.path} has no evaluation_{missing[0]}.npy: {_SECOND_ARCHIVE}")
+    joints, vertices, intrinsics = (np.array(packed.arrays[name], np.float64) for name in ("xyz", "verts", "K"))
+    return _freihand(path, HandPoints(joints, vertices), intrinsics, (), packed)
+
+
+def _freihand(
+    path: Path, truth: HandPoints, intrinsics: Array | None, images: tuple[Path, ...], packed: FreiHand | None
+) -> EvaluationSet:
+    count = len(truth.joints)
+    keypoints = None
+    if intrinsics is not None:
+        if len(intrinsics) != count:
+            raise DataError(f"{path}: {count} entries in evaluation_xyz.json, {len(intrinsics)} in evaluation_K.json.")
+        projected = truth.joints @ np.swapaxes(intrinsics, 1, 2)
+        keypoints = projected[..., :2] / projected[..., 2:]
+    return EvaluationSet(
+        path=path,
+        kind="FreiHAND",
+        truth=truth,
+        handedness=(Handedness.RIGHT,) * count,
+        intrinsics=intrinsics,
+        images=images,
+        keypoints=keypoints,
+        visible=None,
+        boxes=(None,) * count,
+        facts=({},) * count,
+        packed=packed,
+    )
+
+
+def _open_jsonl(path: Path) -> EvaluationSet:
+    data = JsonlData(path, for_scoring=True)
+    records = [data.record(index) for index in range(len(data))]
+    labels = [parse_labels(record, data.where(index)) for index, record in enumerate(records)]
+    for index, known in enumerate(labels):
+        if known.joints is None:
+            raise DataError(f"{data.where(index)}: no 'joints': every image of a test set needs them.")
+    seen = [known.keypoints_or_projection() for known in labels]
+    keypoints = _stacked([None if found is None or not np.isfinite(found[0]).all() else found[0] for found in seen])
+    handedness = tuple(known.handedness for known in labels)
+    vertices = _stacked([known.vertices for known in labels])
+    translations = _stacked([_translation(record, data.where(index)) for index, record in enumerate(records)])
+    if vertices is None and translations is not None:
+        vertices = _posed_vertices(labels, handedness, translations)
+    joints = _stacked([known.joints for known in labels])
+    assert joints is not None
+    return EvaluationSet(
+        path=path,
+        kind="JSONL",
+        truth=HandPoints(joints, vertices),
+        handedness=handedness,
+        intrinsics=_stacked([None if known.intrinsics is None else known.intrinsics.matrix for known in labels]),
+        images=tuple(path / record["image"] for record in records),
+        keypoints=keypoints,
+        visible=_stacked([known.visible for known in labels]),
+        boxes=tuple(known.box for known in labels),
+        facts=tuple(record.get("facts") or {} for record in records),
+    )
+
+
+def _stacked(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    """None when one of them is not known."""
+    known = [array for array in arrays if array is not None]
+    return np.stack(known) if len(known) == len(arrays) else None
+
+
+def _translation(record: Mapping[str, Any], where: str) -> Array | None:
+    if record.get("translation") is None:
+        return None
+    try:
+        found = np.array(record["translation"], np.float64)
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if found.shape != (3,) or not np.isfinite(found).all():
+        raise DataError(f"{where}: 'translation' is {record['translation']!r}, wanted three numbers, metres.")
+    return found
+
+
+def _posed_vertices(
+    labels: Sequence[HandLabels], handedness: Sequence[Handedness], translations: Array
+) -> Array | None:
+    """From the built-in hand; None when some image has no pose or shape, or its joints say that it is another hand."""
+    pose, betas = _stacked([known.pose for known in labels]), _stacked([known.betas for known in labels])
+    if pose is None or betas is None:
+        return None
+    vertices = np.empty((len(labels), VERTEX_COUNT, 3))
+    for side in set(handedness):
+        chosen = np.flatnonzero([other == side for other in handedness])
+        vertices[chosen] = _posed(builtin_hand(side), pose[chosen], betas[chosen]) + translations[chosen, None]
+    wrists = builtin_hand().J_regressor[0] @ vertices
+    given = np.stack([known.joints[0] for known in labels if known.joints is not None])
+    if np.abs(wrists - given).max() > _SAME_HAND:
+        logger.warning("poses are not those of the built-in hand (joints differ): meshes are not scored")
+        return None
+    return vertices
+
+
+def _posed(hand: HandArrays, pose: Array, betas: Array) -> Array:
+    import torch
+
+    from handmesh.mano import HandModel
+
+    model = HandModel(hand)
+    with torch.no_grad():
+        parts = [
+            model(
+                torch.from_numpy(pose[start : start + 256]).float(),
+                torch.from_numpy(betas[start : start + 256]).float(),
+            )
+            for start in range(0, len(pose), 256)
+        ]
+    return np.concatenate([vertices.double().numpy() for vertices, _ in parts])

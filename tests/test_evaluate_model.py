@@ -1,0 +1,276 @@
+"""A model over a test set: an engine that knows the truth must come out with the truth, under every protocol."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from handmesh import metrics
+from handmesh.data.freihand import prepare
+from handmesh.data.labels import PROTOCOLS
+from handmesh.engine import TorchEngine
+from handmesh.errors import ConfigError, DataError
+from handmesh.evaluate import evaluate
+from handmesh.evaluate_model import METRO_VIEWS, SINGLE, SMALL_VIEWS, Views, parse_views, predict_set
+from handmesh.evaluation_sets import EvaluationSet, hand_lengths, match_hand, open_evaluation_set, palm_angles
+from handmesh.hand import Handedness, HandOutput, builtin_hand
+from handmesh.synth import write_dataset
+
+COUNT = 5
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("set") / "hands"
+    write_dataset(path, COUNT, 3, size=96, background_count=2)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(directory) -> EvaluationSet:
+    return open_evaluation_set(directory)
+
+
+class KnowingEngine:
+    """Answers each crop of `predict_set` with the truth, in the axes of that crop."""
+
+    name, resolution, record = "oracle", 64, {}
+    hand = builtin_hand()
+
+    def __init__(self, data: EvaluationSet, protocol: str, views: Views = SINGLE) -> None:
+        crops = [PROTOCOLS[protocol].crop(data.sample(index)) for index in range(len(data))]
+        looks = [(1.0, 0.0)]  # the plain one comes first, then the other views
+        if views is not SINGLE:
+            looks += [look for look in views.looks() if look != (1.0, 0.0)]
+        self.answers = []
+        for scale, rotation in looks:
+            turned = [
+                type(crop)(crop.center, scale * crop.size, crop.rotation + rotation, crop.mirror) for crop in crops
+            ]
+            self.answers.append(self.answer(data, turned))
+
+    def answer(self, data: EvaluationSet, crops) -> HandOutput:
+        camera, joints, vertices = [], [], []
+        for index, crop in enumerate(crops):
+            intrinsics = data.camera(index)
+            facing = intrinsics.facing_from_cam(crop.center)
+            origin = data.truth.joints[index][0]
+            points = [crop.vectors_to_crop((array[index] - origin) @ facing.T) for array in data.truth]
+            # The weak-perspective camera that fits the true projection best: linear in scale and scale * translation.
+            ndc = crop.to_ndc(intrinsics.project(data.truth.vertices[index]))
+            xy = points[1][:, :2]
+            zero, one = np.zeros(len(xy)), np.ones(len(xy))
+            rows = np.concatenate([np.stack([xy[:, 0], one, zero], 1), np.stack([xy[:, 1], zero, one], 1)])
+            scale, x, y = np.linalg.lstsq(rows, ndc.T.ravel(), rcond=None)[0]
+            camera.append((scale, x / scale, y / scale))
+            joints.append(points[0])
+            vertices.append(points[1])
+        unused = np.zeros((len(crops), 1))
+        return HandOutput(np.array(camera), unused, unused, np.stack(vertices), np.stack(joints))
+
+    def __call__(self, crops: np.ndarray) -> HandOutput:
+        assert crops.shape == (COUNT, 64, 64, 3)
+        return self.answers.pop(0)
+
+
+def left_handed(data: EvaluationSet) -> EvaluationSet:
+    return EvaluationSet(**{**vars(data), "handedness": (Handedness.LEFT,) * COUNT})
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_truth_comes_out_where_it_is(data, protocol, side):
+    asked = left_handed(data) if side == "left" else data
+    answers = predict_set(asked, KnowingEngine(asked, protocol), protocol)
+    evaluation = evaluate(asked.truth, answers.points)
+    assert evaluation.paper["pa_mpvpe_mm"] < 1e-3
+    assert evaluation.rigid["pa_mpvpe_mm"] < 1e-3  # not as mirror images
+    assert evaluation.root_relative_mpjpe_mm < 1e-6  # orientation and size are right, too
+    assert evaluation.camera_coordinates
+    # What is left is the weak-perspective camera: a few percent of the distance, a few pixels.
+    distance = np.linalg.norm(asked.truth.joints.mean(axis=1), axis=1)
+    middle = (answers.points.joints - asked.truth.joints).mean(axis=1)
+    assert (np.linalg.norm(middle, axis=1) < 0.05 * distance).all()
+    assert metrics.keypoint_box_error(asked.keypoints, answers.keypoints).max() < 0.08
+    assert (answers.remark is not None) == (protocol == "box-from-test-labels")
+
+
+def test_views_agree_when_each_is_right(data):
+    views = Views("some", (0.8, 1.0, 1.2), (-0.5, 0.0, 1.0))
+    answers = predict_set(data, KnowingEngine(data, "frame", views), "frame", views=views)
+    assert answers.passes == 9
+    assert evaluate(data.truth, answers.points).paper["pa_mpvpe_mm"] < 1e-3
+    assert metrics.keypoint_box_error(data.keypoints, answers.keypoints).max() < 0.08
+
+
+def test_views_average_independent_errors_away(data):
+    """Random errors of single views shrink; the plain view counts twice, as in METRO's code."""
+
+    class NoisyEngine(KnowingEngine):
+        def __call__(self, crops: np.ndarray) -> HandOutput:
+            output = super().__call__(crops)
+            noise = np.random.default_rng(len(self.answers)).normal(0, 0.005, output.joints.shape)
+            return output._replace(joints=output.joints + noise)
+
+    views = Views("some", (0.9, 1.0, 1.1), (-0.2, 0.0, 0.2))
+    single = predict_set(data, NoisyEngine(data, "frame"), "frame").points
+    averaged = predict_set(data, NoisyEngine(data, "frame", views), "frame", views=views).points
+    ratio = metrics.pa_mean_error(data.truth.joints, averaged.joints).mean()
+    ratio /= metrics.pa_mean_error(data.truth.joints, single.joints).mean()
+    # Ten answers, one of them twice among them: variance (4 + 8) / 100.
+    assert ratio == pytest.approx(math.sqrt(0.12), rel=0.2)
+
+
+def test_views_by_name():
+    assert parse_views("none") is SINGLE
+    assert parse_views("small") is SMALL_VIEWS
+    assert METRO_VIEWS.passes == 95
+    views = parse_views("0.9,1:-90,45")
+    assert views.scales == (0.9, 1.0)
+    assert views.rotations == pytest.approx((-math.pi / 2, math.pi / 4))
+    assert views.passes == 5  # four, and the plain one to align them to
+    for text in ("", "1", "1:", ":0", "a:b", "0:0", "1,2"):
+        with pytest.raises(ConfigError, match="--tta"):
+            parse_views(text)
+
+
+def test_a_real_network_runs_under_every_protocol(data, model_file):
+    engine = TorchEngine(model_file)
+    joints = {}
+    for protocol in (*PROTOCOLS, "predict"):
+        answers = predict_set(data, engine, protocol, margin=1.5 if "box" in protocol else None)
+        joints[protocol] = answers.points.joints
+        assert np.isfinite(answers.points.vertices).all()
+        assert answers.seconds_per_image > 0
+    assert len({array.tobytes() for array in joints.values()}) == 4  # the two boxes are the same here
+    with pytest.raises(DataError, match=r"'nonsense': wanted one of frame, metro, .*, predict"):
+        predict_set(data, engine, "nonsense")
+    with pytest.raises(ConfigError, match="its own crops"):
+        predict_set(data, engine, "predict", views=SMALL_VIEWS)
+
+
+# Sets
+
+
+def test_a_jsonl_set_poses_its_meshes(data, directory):
+    """Vertices follow from pose, shape and place; the joints regressed from them are the given ones."""
+    assert len(data) == COUNT
+    regressed = builtin_hand().J_regressor[0] @ data.truth.vertices
+    np.testing.assert_allclose(regressed, data.truth.joints[:, 0], atol=2e-6)
+    assert data.kind == "JSONL"
+    assert data.has_images()
+    first = data.first(2)
+    assert len(first) == len(first.images) == len(first.truth.vertices) == 2
+
+
+def rewritten(directory, tmp_path, change):
+    lines = [json.loads(line) for line in (directory / "labels.jsonl").read_text().splitlines()]
+    for line in lines:
+        change(line)
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+def test_labels_may_be_missing(directory, tmp_path):
+    def without(record):
+        for key in ("pose", "keypoints", "intrinsics", "box", "facts", "handedness"):
+            del record[key]
+
+    poor = open_evaluation_set(rewritten(directory, tmp_path, without))
+    assert (poor.truth.vertices, poor.keypoints, poor.intrinsics, poor.visible) == (None,) * 4
+
+
+def test_keypoints_are_projected_where_they_are_not_given(data, directory, tmp_path):
+    opened = open_evaluation_set(rewritten(directory, tmp_path, lambda record: record.pop("keypoints")))
+    np.testing.assert_allclose(opened.keypoints, data.keypoints, atol=1e-3)
+
+
+def test_poses_of_another_hand_are_not_taken_for_ours(directory, tmp_path, caplog):
+    opened = open_evaluation_set(rewritten(directory, tmp_path, lambda record: record.update(betas=[2.0] * 10)))
+    assert opened.truth.vertices is None
+    assert "not those of the built-in hand" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.pop("joints"), "jsonl:1: no 'joints'"),
+        (lambda record: record.update(joints=[[0, 0, 0]] * 20), "jsonl:1: 'joints' is"),
+        (lambda record: record.update(handedness="both"), "jsonl:1: 'handedness' is 'both'"),
+        (lambda record: record.update(translation=[1, 2]), "jsonl:1: 'translation' is"),
+        (lambda record: record.update(image=3), "jsonl:1: 'image' is 3"),
+    ],
+)
+def test_broken_labels_are_named(directory, tmp_path, change, message):
+    with pytest.raises(DataError, match=message):
+        open_evaluation_set(rewritten(directory, tmp_path, change))
+
+
+@pytest.fixture(scope="module")
+def freihand(data, directory, tmp_path_factory):
+    """The same images and hands in FreiHAND's form."""
+    path = tmp_path_factory.mktemp("freihand")
+    (path / "evaluation" / "rgb").mkdir(parents=True)
+    for index, image in enumerate(data.images):
+        shutil.copy(image, path / "evaluation" / "rgb" / f"{index:08d}.jpg")
+    for name, array in (("K", data.intrinsics), ("xyz", data.truth.joints), ("verts", data.truth.vertices)):
+        (path / f"evaluation_{name}.json").write_text(json.dumps(array.tolist()))
+    return path
+
+
+def test_freihands_form_scores_as_jsonl_does(data, freihand, model_file, tmp_path):
+    """Unpacked, and as `handmesh data prepare` packs it, with and without the images in one file."""
+    engine = TorchEngine(model_file)
+    expected = predict_set(data, engine, "metro")
+    prepare(freihand, tmp_path / "plain")
+    prepare(freihand, tmp_path / "packed", pack=True)
+    for path in (freihand, tmp_path / "plain", tmp_path / "packed"):
+        opened = open_evaluation_set(path)
+        np.testing.assert_allclose(opened.truth.vertices, data.truth.vertices, atol=1e-7)
+        np.testing.assert_allclose(opened.keypoints, data.keypoints, atol=1e-3)
+        answers = predict_set(opened, engine, "metro")
+        np.testing.assert_allclose(answers.points.joints, expected.points.joints, atol=1e-6)
+        with pytest.raises(DataError, match="box-from-test-labels"):
+            predict_set(opened, engine, "box")
+        assert len(opened.first(2).sample(1).image) == 96
+
+
+def test_folders_that_are_no_set_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no test set"):
+        open_evaluation_set(tmp_path)
+    (tmp_path / "evaluation_K.json").write_text("[]")
+    with pytest.raises(DataError, match=r"FreiHAND_pub_v2_eval\.zip"):
+        open_evaluation_set(tmp_path)
+    (tmp_path / "labels.jsonl").write_text('{"image": "1.jpg"}\n{"im')
+    with pytest.raises(DataError, match="jsonl:2 is no JSON"):
+        open_evaluation_set(tmp_path)
+
+
+def test_the_view_is_from_the_palm_or_the_back():
+    """The built-in hand at rest: its palm looks towards -y."""
+    hand = builtin_hand()
+    for camera, expected in (((0, -1, 0), 0), ((0, 1, 0), 180), ((-1, 0, 0), 90)):
+        z = -np.array(camera, float)
+        x = np.array([0.0, 0, 1]) if abs(z[2]) < 0.5 else np.array([1.0, 0, 0])
+        axes = np.stack([x, np.cross(z, x), z])
+        joints = np.zeros((1, 21, 3))
+        from handmesh.hand import FINGERTIP_VERTICES, JOINTS_FROM_MANO
+
+        rest = np.concatenate([hand.J_regressor @ hand.v_template, hand.v_template[list(FINGERTIP_VERTICES)]])
+        joints[0] = rest[list(JOINTS_FROM_MANO)] @ axes.T + (0, 0, 5)
+        assert palm_angles(joints, [Handedness.RIGHT])[0] == pytest.approx(expected, abs=25)
+        mirrored = joints * (-1, 1, 1)
+        assert palm_angles(mirrored, [Handedness.LEFT])[0] == pytest.approx(palm_angles(joints, [Handedness.RIGHT])[0])
+        assert 0.14 < hand_lengths(joints)[0] < 0.24
+
+
+def test_faces_are_known_for_our_own_topology_only(data):
+    assert match_hand(data.truth.vertices) is not None
+    shuffled = data.truth.vertices[:, np.random.default_rng(0).permutation(778)]
+    assert match_hand(shuffled) is None
+    assert match_hand(data.truth.vertices[:, :700]) is None
+    assert match_hand(None) is None
