@@ -98,6 +98,7 @@ class TrainConfig(Settings):
     # Optional easy start: this share of the steps runs at a lower resolution (fewer pixels, more samples per second).
     low_resolution: int | None = Field(default=None, ge=64, multiple_of=32)
     low_resolution_share: float = Field(default=0.0, ge=0, lt=1)
+    # bfloat16: autocast on a GPU; on a CPU the backbone's perceptrons alone, because nothing else gains there.
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(default=1, ge=1)  # torch intra-op threads on a CPU
     loader_workers: int = Field(default=1, ge=0)

@@ -33,8 +33,11 @@ Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]
 Source = Literal["given box", "whole image"]
 
-# Crop side over the extent of the hand's keypoints: the middle of what training draws (Augmentation.margin).
-MARGIN = 1.5
+# Crop side over the extent of the hand's keypoints, in the range that training draws (Augmentation.margin). A found
+# hand gets more room than a given box: where the network is unsure it draws the hand too small, and a crop too tight
+# cuts fingers off that the next pass would need (measured: docs/bundled_model.md).
+BOX_MARGIN = 1.5
+FOUND_MARGIN = 1.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +129,11 @@ class HandPrediction:
 class Predictor:
     """Built once, then only called. Safe to call from several threads when its engine is."""
 
-    def __init__(self, engine: Engine, *, passes: int = 3, margin: float = MARGIN) -> None:
-        """`passes` looks at each hand: the first at the box (or the whole photo), the others at what was found."""
+    def __init__(self, engine: Engine, *, passes: int = 3, margin: float = BOX_MARGIN) -> None:
+        """`passes` looks at each hand: the first at the box (or the whole photo), the others at what was found.
+
+        `margin`: side of the first crop over the longer side of a given box.
+        """
         if passes < 1:
             raise ValueError(f"passes is {passes}, wanted at least 1")
         self.engine = engine
@@ -199,7 +205,7 @@ class Predictor:
         if not (0 <= x < width and 0 <= y < height and 8 <= extent <= 2 * max(height, width)):
             return crop
         rotation = upright_rotation(keypoints)
-        return CropTransform.around_points(keypoints, self.margin, rotation, crop.mirror)
+        return CropTransform.around_points(keypoints, FOUND_MARGIN, rotation, crop.mirror)
 
     def _prediction(
         self,
@@ -235,11 +241,9 @@ class Predictor:
         )
 
 
-def load_predictor(
-    model: str | Path | None = None, *, passes: int = 3, margin: float = MARGIN, threads: int | None = None
-) -> Predictor:
+def load_predictor(model: str | Path | None = None, *, passes: int = 3, threads: int | None = None) -> Predictor:
     """A predictor with the bundled model, or with a model file of your own. Raises CheckpointError."""
-    return Predictor(open_engine(model, threads), passes=passes, margin=margin)
+    return Predictor(open_engine(model, threads), passes=passes)
 
 
 def overlay_hands(

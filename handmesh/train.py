@@ -16,7 +16,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,11 @@ def train(
 
     pack = training_pack(config.data, config.data.workers, on_render)
     held_out = held_out_pack(config.data, config.evaluation_count, config.data.workers, on_render)
-    autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
+    autocast: AbstractContextManager[Any] = nullcontext()
+    if config.precision == "bfloat16" and device.type == "cpu":
+        model.backbone.train_perceptrons_in_bfloat16()
+    elif config.precision == "bfloat16":
+        autocast = torch.autocast(device.type, torch.bfloat16)
     sums: dict[str, float] = {}
     started, waited, since = time.perf_counter(), 0.0, first_step
     model.train()

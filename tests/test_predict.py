@@ -319,7 +319,7 @@ def test_boxes_in_one_batch_are_boxes_one_at_a_time(predictor, photo):
 
 def test_a_box_says_where_to_look(engine, photo):
     """With one pass the crop is the box's square with the margin; nothing outside it matters."""
-    predictor = Predictor(engine, passes=1, margin=1.5)
+    predictor = Predictor(engine, passes=1)
     found = one(predictor, photo, boxes=[(40, 60, 80, 90)])
     assert found.crop == CropTransform((60.0, 75.0), 60.0)
     assert found.score == 1.0
@@ -352,10 +352,10 @@ def test_the_score_tells_a_steady_answer_from_a_wandering_one(predictor, photo):
 
 def test_looking_closer_is_looking_where_the_hand_is(photo):
     """The last crop of the dots is around the hand, not the whole photo."""
-    crop = one(Predictor(DotEngine(), passes=2, margin=1.5), DOTTED).crop
+    crop = one(Predictor(DotEngine(), passes=2), DOTTED).crop
     found = one(Predictor(DotEngine(), passes=1), DOTTED)
     extent = np.ptp(found.keypoints_image(), axis=0).max()
-    assert crop.size < 2.2 * extent
+    assert crop.size < 1.8 * math.sqrt(2) * extent  # the extent along turned axes is at most the diagonal
     np.testing.assert_allclose(crop.center, found.keypoints_image().mean(axis=0), atol=0.3 * extent)
 
 

@@ -49,7 +49,8 @@ def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
     return {path: tensor for key, value in items for path, tensor in tensors_of(value, f"{name}.{key}").items()}
 
 
-def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch, precision):
     """If it cannot learn four pictures by heart it learns nothing: loss and 2D error fall clearly."""
     four = [tiny_pack[index] for index in range(4)]
     monkeypatch.setattr("handmesh.train.training_pack", lambda *_: four)
@@ -58,6 +59,7 @@ def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch):
         steps=30,
         batch_size=4,
         log_every=5,
+        precision=precision,
         augmentation={"upright": 1.0, "upright_noise": 0.0, "margin": [1.4, 1.4], "center_jitter": 0.0, "effects": 0.0},
         optimizer={"warmup_steps": 5, "learning_rate": 2e-3},
     )
