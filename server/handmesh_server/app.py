@@ -1,0 +1,372 @@
+"""The HTTP interface: routes, who may use them, and what they say about themselves in OpenAPI."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from handmesh import __version__
+from handmesh.errors import HandMeshError
+from handmesh.predict import Predictor
+from handmesh_server import answers
+from handmesh_server.batching import Ticket
+from handmesh_server.middleware import REQUEST_ID, RequestMiddleware
+from handmesh_server.page import docs_page
+from handmesh_server.problems import PROBLEM_TYPE, problem_response, verdict_on
+from handmesh_server.refusals import ClientGone, Refused, Unauthorized
+from handmesh_server.schemas import HandsAnswer, HandsQuery, Health, ModelCard, Problem, Topology
+from handmesh_server.service import HandService, Work
+from handmesh_server.settings import Settings
+from handmesh_server.upload import IMAGE_FIELD, read_body
+
+MODEL_NAME = "handmesh"  # in the Open Inference Protocol's paths
+
+_PROBLEM_CONTENT = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+_SEND_CHUNK = 256 * 1024  # bytes handed to the network at a time
+
+DESCRIPTION = """
+Post a photo of a hand, get its 3D mesh, joints, cameras, or a picture with the mesh drawn on it.
+
+    curl --data-binary @photo.jpg http://127.0.0.1:8000/v1/hands                          # JSON
+    curl -F image=@photo.jpg http://127.0.0.1:8000/v1/hands -H 'Accept: image/png' -o overlay.png
+    curl -F image=@photo.jpg http://127.0.0.1:8000/v1/hands -H 'Accept: model/gltf-binary' -o hand.glb
+
+Lengths are metres, angles radians, places in the photo pixels with the centre of the top left one at (0, 0), after the
+photo was turned upright by its EXIF orientation. Errors are problem documents (RFC 9457).
+"""
+
+
+def create_app(settings: Settings | None = None, predictor: Predictor | None = None) -> FastAPI:
+    """The ASGI application. The model that the settings name is loaded when it starts, unless `predictor` is given.
+
+    `settings` None: from HANDMESH_... variables, so that this is a factory for any ASGI server.
+    """
+    settings = Settings.from_environment() if settings is None else settings.with_token_read()
+    service = HandService(settings, predictor)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="handmesh",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from a CDN
+        redoc_url=None,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        responses={"default": {"description": "A problem document.", "content": _PROBLEM_CONTENT}},
+    )
+    app.state.service = service
+    app.include_router(_hands_routes(service), dependencies=_authorisation(settings))
+    app.include_router(_health_routes(service))
+    app.include_router(_page_routes(app))
+    _name_problems(app)
+    app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _on_invalid_query)  # type: ignore[arg-type]
+    for kind in (Refused, HandMeshError):
+        app.add_exception_handler(kind, _on_refusal)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type", REQUEST_ID),
+            expose_headers=(REQUEST_ID, "Server-Timing", "Retry-After"),
+        )
+    app.add_middleware(RequestMiddleware, metrics=service.metrics)
+    return app
+
+
+def _name_problems(app: FastAPI) -> None:
+    """FastAPI would describe them as application/json; as what they are, their schema must be added by hand."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _authorisation(settings: Settings) -> list[Any]:
+    """Dependencies of the routes that a token protects; none without a token, and then OpenAPI shows none."""
+    if settings.token is None:
+        return []
+    wanted = settings.token.get_secret_value().encode()
+    scheme = HTTPBearer(auto_error=False, description="The token that the server was started with.")
+
+    def authorise(credentials: HTTPAuthorizationCredentials | None = Depends(scheme)) -> None:
+        given = b"" if credentials is None else credentials.credentials.encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, wanted):
+            raise Unauthorized("Send the server's token: 'Authorization: Bearer TOKEN'.")
+
+    return [Depends(authorise)]
+
+
+class _HandsResponse(Response):
+    """Sent in parts, each when the client has taken the one before; then the memory is given back."""
+
+    def __init__(self, answer: answers.Answer, work: Work) -> None:
+        timing = ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in work.ticket.seconds.items())
+        super().__init__(
+            answer.content, media_type=answer.media_type, headers={"Server-Timing": timing, "Vary": "Accept"}
+        )
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            body = memoryview(self.body)
+            for start in range(0, max(len(body), 1), _SEND_CHUNK):
+                part = bytes(body[start : start + _SEND_CHUNK])
+                more = start + _SEND_CHUNK < len(body)
+                await send({"type": "http.response.body", "body": part, "more_body": more})
+        finally:
+            self._work.release()
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    meaning = {
+        401: "No token, or a wrong one.",
+        406: "Accept names nothing that there is.",
+        408: "The upload took too long.",
+        413: "Too many bytes or pixels.",
+        415: "Not a JPEG, PNG or WebP image.",
+        422: "An image that cannot be decoded, or a query that cannot be right.",
+        429: "The queue is full: try again after Retry-After seconds.",
+        503: "The model is being loaded, or the server is shutting down.",
+        504: "The deadline passed.",
+    }
+    return {status: {"description": meaning[status], "content": _PROBLEM_CONTENT} for status in statuses}
+
+
+def _binary(media_types: list[str]) -> dict[str, Any]:
+    return {name: {"schema": {"type": "string", "format": "binary"}} for name in media_types}
+
+
+def _hands_routes(service: HandService) -> APIRouter:
+    router = APIRouter()
+    settings = service.settings
+    unauthorised = (401,) if settings.token else ()
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    form = {
+        "schema": {
+            "type": "object",
+            "properties": {IMAGE_FIELD: {"type": "string", "format": "binary"}},
+            "required": [IMAGE_FIELD],
+        }
+    }
+    body = {
+        "required": True,
+        "description": f"A JPEG, PNG or WebP photo of at most {settings.max_body_bytes:,} bytes and "
+        f"{settings.max_pixels:,} pixels: as it is, whatever Content-Type it is sent with, or as the field "
+        f"`{IMAGE_FIELD}` of a form.",
+        "content": {
+            "image/jpeg": binary,
+            "image/png": binary,
+            "image/webp": binary,
+            "application/octet-stream": binary,
+            "multipart/form-data": form,
+        },
+    }
+
+    @router.post(
+        "/v1/hands",
+        tags=["hands"],
+        operation_id="find_hands",
+        summary="A photo in, its hands out",
+        response_model=None,
+        responses={
+            200: {
+                "description": "What Accept asked for; JSON when it asked for nothing. Server-Timing says where the "
+                "time went. A photo without hands is answered with an empty list, an empty scene, or itself.",
+                "model": HandsAnswer,
+                "content": _binary([name for name in answers.MEDIA_TYPES if name != answers.JSON]),
+            },
+            **_problems(*unauthorised, 406, 408, 413, 415, 422, 429, 503, 504),
+        },
+        openapi_extra={"requestBody": body},
+    )
+    async def hands(request: Request, query: Annotated[HandsQuery, Query()]) -> Response:
+        query.check()
+        media_type = answers.negotiate(request.headers.get("accept"))
+        service.check_open(query.slots)
+        ticket = Ticket()
+        metrics = service.metrics
+        upload_memory = service.uploads.reservation()
+        try:
+            with metrics.stage("read", ticket):
+                content = await read_body(
+                    request.stream(), request.headers, settings.max_body_bytes, settings.body_seconds, upload_memory
+                )
+            upload_memory.shrink_to(len(content))
+        except BaseException as error:
+            upload_memory.shrink_to(0)
+            if isinstance(error, ClientDisconnect):
+                raise ClientGone("The client went away during the upload.") from None
+            raise
+        ticket.deadline = time.monotonic() + settings.deadline_seconds
+        work = Work(
+            body=content,
+            content_type=request.headers.get("content-type", ""),
+            query=query,
+            media_type=media_type,
+            request_id=request.state.request_id,
+            ticket=ticket,
+            upload_memory=upload_memory,
+            photo_memory=service.photos.reservation(),
+        )
+        del content  # `work` lets go of it when the photo is decoded
+
+        async def disconnected() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        answer = await service.answer(work, disconnected)
+        metrics.finish(ticket)
+        return _HandsResponse(answer, work)
+
+    @cache
+    def topology() -> tuple[bytes, str]:
+        content = answers.topology(service.topology_hand())
+        return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+
+    @router.get(
+        "/v1/topology",
+        tags=["hands"],
+        operation_id="get_topology",
+        summary="Faces, joint names and bones: the same for all hands",
+        response_model=None,
+        responses={
+            200: {"model": Topology, "description": "Keep it: ETag says when it changes."},
+            304: {"description": "It is what If-None-Match names."},
+            **_problems(*unauthorised, 503),
+        },
+    )
+    async def get_topology(request: Request) -> Response:
+        content, tag = topology()
+        headers = {"ETag": tag, "Cache-Control": "private, max-age=86400"}
+        known = [part.strip().removeprefix("W/") for part in request.headers.get("if-none-match", "").split(",")]
+        if tag in known or "*" in known:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=answers.JSON, headers=headers)
+
+    @router.get(
+        "/v1/model",
+        tags=["hands"],
+        operation_id="get_model",
+        summary="Which model answers, with which hand, on what, under which licences",
+        response_model=ModelCard,
+        responses={200: {"description": "The model's card."}, **_problems(*unauthorised, 503)},
+    )
+    async def get_model() -> Any:
+        return service.card()
+
+    @router.get(
+        "/metrics",
+        tags=["operation"],
+        operation_id="get_metrics",
+        response_class=PlainTextResponse,
+        summary="Counters, in Prometheus's text format",
+        response_model=None,
+        responses={
+            200: {"description": "Counters.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+            **_problems(*unauthorised),
+        },
+    )
+    async def get_metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router
+
+
+def _health_routes(service: HandService) -> APIRouter:
+    """For Kubernetes and load balancers, without a token; and the Open Inference Protocol's names for the same."""
+    router = APIRouter(tags=["operation"])
+    not_ready: dict[int | str, dict[str, Any]] = {
+        200: {"model": Health, "description": "Yes."},
+        503: {"model": Health, "description": "Not now."},
+    }
+
+    @router.get("/livez", operation_id="livez", summary="Is the process alive?", responses=not_ready)
+    @router.get("/v2/health/live", operation_id="v2_live", summary="The same as /livez", responses=not_ready)
+    async def livez() -> Health:
+        return JSONResponse({"status": "failed"}, 503) if service.failure else Health(status="live")  # type: ignore[return-value]
+
+    @router.get("/readyz", operation_id="readyz", summary="Are photos accepted?", responses=not_ready)
+    @router.get("/v2/health/ready", operation_id="v2_ready", summary="The same as /readyz", responses=not_ready)
+    @router.get(
+        f"/v2/models/{MODEL_NAME}/ready",
+        operation_id="v2_model_ready",
+        summary="The same as /readyz",
+        responses=not_ready,
+    )
+    async def readyz() -> Response:
+        return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
+
+    @router.get(
+        "/v2", operation_id="v2_server", summary="Open Inference Protocol: the server's name", response_model=None
+    )
+    async def v2_server() -> dict[str, Any]:
+        return {"name": "handmesh", "version": __version__, "extensions": []}
+
+    return router
+
+
+def _page_routes(app: FastAPI) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def root() -> Response:
+        return RedirectResponse("docs")
+
+    @router.get("/docs")
+    async def docs() -> Response:
+        policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        return HTMLResponse(docs_page(app.openapi()), headers={"Content-Security-Policy": policy})
+
+    return router
+
+
+async def _on_refusal(request: Request, error: Exception) -> Response:
+    request_id = request.state.request_id
+    verdict = verdict_on(error)
+    if verdict is None:
+        raise error  # ours, not the client's: logged and answered by the middleware
+    request.app.state.service.metrics.refused.labels(verdict.reason).inc()
+    return problem_response(verdict.status, verdict.reason, str(error), request_id, verdict.headers)
+
+
+async def _on_http_exception(request: Request, error: HTTPException) -> Response:
+    detail = {404: "There is no such page; /docs says what there is.", 405: "Not with this method."}.get(
+        error.status_code, str(error.detail)
+    )
+    return problem_response(error.status_code, "http", detail, request.state.request_id, error.headers)
+
+
+async def _on_invalid_query(request: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]  # without the input: it may be long, and it is the client's
+    name = ".".join(str(part) for part in first["loc"][1:])
+    what = first["msg"].removeprefix("Value error, ").rstrip(".")
+    request.app.state.service.metrics.refused.labels("invalid_query").inc()
+    return problem_response(422, "invalid_query", f"Query parameter {name[:100]}: {what}.", request.state.request_id)

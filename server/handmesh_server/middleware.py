@@ -1,0 +1,101 @@
+"""Around every request: an id, a line in the log, a count, headers for safety, and a problem instead of a traceback."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from handmesh_server.metrics import Metrics
+from handmesh_server.problems import problem_response
+
+logger = logging.getLogger("handmesh_server.access")
+
+REQUEST_ID: Final = "X-Request-ID"
+
+# What no client is told apart from another by: paths that are none of ours are counted as one.
+_UNKNOWN_ROUTE: Final = "unknown"
+_QUIET_ROUTES: Final = frozenset(("/livez", "/readyz", "/metrics"))
+_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+
+# Set unless the answer has its own: nothing is guessed, framed, cached or allowed to load anything.
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+CLIENT_GONE: Final = 499  # nginx's, for the log: nobody receives it
+
+
+class RequestMiddleware:
+    """Outermost. Pure ASGI, so that answers are streamed and disconnections seen."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.monotonic()
+        request_id = _request_id(Headers(scope=scope))
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_named)
+        except Exception:
+            logger.exception("failed", extra={"request_id": request_id})
+            if status:
+                raise  # half an answer is out: the connection must break
+            response = problem_response(500, "error", "The server failed; its log has this request id.", request_id)
+            await response(scope, receive, send_named)
+        finally:
+            seconds = time.monotonic() - started
+            route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self.metrics.requests.labels(method, route, str(status or CLIENT_GONE)).inc()
+            self.metrics.latency.labels(route).observe(seconds)
+            # Probes and scrapes come every few seconds and say nothing while they are answered.
+            quiet = method == "GET" and status < 400 and (route in _QUIET_ROUTES or route.startswith("/v2"))
+            logger.log(
+                logging.DEBUG if quiet else logging.INFO,
+                "%s %s %d",
+                method,
+                route,
+                status,
+                extra={
+                    "request_id": request_id,
+                    "method": method,
+                    "path": scope["path"][:200],
+                    "status": status or CLIENT_GONE,
+                    "seconds": round(seconds, 4),
+                    "client": (scope.get("client") or ("",))[0],
+                },
+            )
+
+
+def _request_id(headers: Headers) -> str:
+    """The caller's X-Request-ID, or the trace id of a W3C traceparent, or a new one."""
+    given = headers.get(REQUEST_ID, "")
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given):
+        return given
+    trace = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", headers.get("traceparent", ""))
+    return trace.group(1) if trace else secrets.token_hex(16)

@@ -1,0 +1,65 @@
+"""Why a request is not answered. app.py has the table from these to status codes."""
+
+from __future__ import annotations
+
+import math
+
+
+class Refused(Exception):
+    """Root. The message is for the client; `reason` is a word for metrics and programs."""
+
+    reason = "refused"
+    retry_after: int | None = None  # seconds
+
+
+class NotReady(Refused):
+    reason = "not_ready"
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason  # "loading", "draining" or "failed"
+        self.retry_after = 5
+
+
+class QueueFull(Refused):
+    reason = "queue_full"
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after = min(max(1, math.ceil(seconds)), 60)
+
+
+class DeadlineExpired(Refused):
+    reason = "deadline"
+
+
+class ClientGone(Refused):
+    """Nobody hears this."""
+
+    reason = "disconnected"
+
+
+class UploadTooLarge(Refused):
+    reason = "too_large"
+
+
+class UploadTooSlow(Refused):
+    reason = "upload_timeout"
+
+
+class UploadInvalid(Refused):
+    """A multipart body that is none, or has no image."""
+
+    reason = "invalid_upload"
+
+
+class QueryInvalid(Refused):
+    reason = "invalid_query"
+
+
+class NotAcceptable(Refused):
+    reason = "not_acceptable"
+
+
+class Unauthorized(Refused):
+    reason = "unauthorized"

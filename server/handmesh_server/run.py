@@ -1,0 +1,201 @@
+"""Running the application with uvicorn: limits per connection, logs, and an end that loses no request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from types import FrameType
+from typing import Any, Final, cast
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from handmesh.errors import ConfigError, HandMeshError
+from handmesh_server import logs
+from handmesh_server.app import create_app
+from handmesh_server.service import HandService
+from handmesh_server.settings import PREFIX, Settings
+
+logger = logging.getLogger(__name__)
+
+_MAX_HEADER_BYTES: Final = 16 * 1024
+_KEEP_ALIVE_SECONDS: Final = 5
+
+_TOO_MANY: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+)
+
+
+class GuardedProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, for clients that are many, slow or silent.
+
+    uvicorn limits neither how many connections there are nor how long one takes to send its headers, to finish an
+    upload that was already answered, or to read an answer. Such connections are closed.
+    """
+
+    def __init__(self, *args: Any, settings: Settings, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._settings = settings
+        self._refused = False
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if len(self.connections) >= self._settings.max_connections:
+            self._refused = True
+            transport.write(_TOO_MANY)
+            transport.close()
+            return
+        super().connection_made(transport)
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timers()
+        if not self._refused:
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._refused:
+            super().data_received(data)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete and self._request_timer is not None:
+            self._request_timer.cancel()  # from here on the application knows how long it waits
+            self._request_timer = None
+
+    def on_response_complete(self) -> None:
+        self._expect_request()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self._settings.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _expect_request(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+        self._request_timer = self.loop.call_later(self._settings.header_seconds, self.transport.abort)
+
+    def _stop_timers(self) -> None:
+        for timer in (self._request_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a drain: the first signal refuses new requests, and only later closes the door.
+
+    Between the two, whoever still comes (a balancer that has not looked at /readyz again) is answered 503 instead of
+    being cut off. A second signal skips the wait.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: HandService, announce: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._announce = announce
+        self._drain_until: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        self._announce(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._drain_until is None:
+            self._service.drain()
+            self._drain_until = time.monotonic() + self._service.settings.drain_seconds
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        drained = self._drain_until is not None and time.monotonic() >= self._drain_until
+        return await super().on_tick(counter) or drained
+
+
+def make_server(settings: Settings, app: Any, announce: Callable[[str], None] = lambda _: None) -> Server:
+    """A uvicorn server for `create_app`'s application; `run()` it. `announce` gets its address when it listens."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        # uvicorn calls it with keywords only, so a partial serves as well as a class.
+        http=cast("Any", partial(GuardedProtocol, settings=settings)),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
+        backlog=2048,  # refusing is our business, not the kernel's, which would let clients wait
+    )
+    return Server(config, app.state.service, announce)
+
+
+def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises ConfigError for an unsafe exposure, and what loading the model raises.
+
+    `announce` gets the address when the server listens, for people; the log has it too.
+    """
+    settings = settings.with_token_read()
+    settings.check_exposure()
+    logs.configure(settings.log_level)
+    _warn_about_misspelt_variables()
+    _allow_many_files()
+    _share_processors()
+    app = create_app(settings)
+    service: HandService = app.state.service
+    server = make_server(settings, app, announce or (lambda _: None))
+    service.on_failure = lambda: setattr(server, "should_exit", True)
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's way to say so; the log has the system's words
+        raise ConfigError(
+            f"Cannot listen on {settings.host}, port {settings.port}: is another program using it? Choose another "
+            f"with --port ({PREFIX}PORT)."
+        ) from None
+    if service.failure is not None:
+        if isinstance(service.failure, HandMeshError):
+            raise service.failure
+        raise HandMeshError(f"The model cannot be loaded: {service.failure}") from service.failure
+
+
+def _warn_about_misspelt_variables() -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known]
+    if unknown:
+        logger.warning("these variables are no settings of the server: %s", ", ".join(sorted(unknown)))
+
+
+def _share_processors() -> None:
+    """Requests already run beside each other: threads within one would only get in their way."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    # The model's thread needs Python's lock between any two operations of the network, and would else wait for it for
+    # up to 5 ms whenever a request's thread computes in Python.
+    sys.setswitchinterval(0.0005)
+
+
+def _allow_many_files() -> None:
+    """As many connections as the system's hard limit allows: shells often start with a soft limit of 1024 files."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard) if soft != hard else (soft, hard))

@@ -1,0 +1,216 @@
+"""The questions and answers of the API as types: what the OpenAPI document says, and what queries are checked against.
+
+Answers are written by answers.py from arrays, not through these models (that is ten times faster); tests check that
+they agree. Names are those of handmesh's own .json files: docs/outputs.md.
+"""
+
+# Types of arrays come from a function, `_array`, which pydantic evaluates and mypy cannot.
+# mypy: disable-error-code="valid-type"
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from handmesh.crop import CropTransform
+from handmesh.errors import ConfigError
+from handmesh.hand import JOINT_NAMES, VERTEX_COUNT
+from handmesh_server.refusals import QueryInvalid
+
+MAX_HANDS: Final = 16  # boxes in one request
+
+_NUMBER = r"-?[0-9]{1,7}(\.[0-9]{1,6})?"
+
+
+def _checked_box(text: str) -> str:
+    try:
+        CropTransform.around_box([float(part) for part in text.split(",")])
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+BoxText = Annotated[
+    str, Field(pattern=f"^{_NUMBER}(,{_NUMBER}){{3}}$", examples=["40,30,210,200"]), AfterValidator(_checked_box)
+]
+
+
+class HandsQuery(BaseModel):
+    """The query of POST /v1/hands. An unknown name is an error: a misspelt `box` would silently be the whole photo."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    box: Annotated[
+        list[BoxText],
+        Field(
+            max_length=MAX_HANDS,
+            description="Where a hand is: x0,y0,x1,y1 in pixels of the upright photo. Repeat it for several hands. "
+            "Without it the whole photo is searched for one hand.",
+        ),
+    ] = []
+    hand: Annotated[
+        list[Literal["auto", "right", "left"]],
+        Field(
+            min_length=1,
+            max_length=MAX_HANDS,
+            description="Which hand it is: once for all, or once for each box. auto: this model cannot tell, so a "
+            "right hand is assumed, and `handedness_source` says so.",
+        ),
+    ] = ["auto"]
+    focal: Annotated[
+        float | None, Field(ge=1, le=1e6, description="Focal length in pixels, for positions in space.")
+    ] = None
+    fov: Annotated[
+        float | None,
+        Field(ge=1, le=179, description="Angle that the photo's longer side spans, in degrees, instead of focal."),
+    ] = None
+    encoding: Annotated[
+        Literal["numbers", "base64"],
+        Field(description="How the JSON answer holds arrays: nested lists, or base64 of little-endian float32."),
+    ] = "numbers"
+
+    @property
+    def boxes(self) -> list[tuple[float, float, float, float]] | None:
+        """x0, y0, x1, y1 in pixels; None: the whole photo."""
+        boxes = []
+        for text in self.box:
+            x0, y0, x1, y1 = map(float, text.split(","))
+            boxes.append((x0, y0, x1, y1))
+        return boxes or None
+
+    @property
+    def fov_radians(self) -> float | None:
+        return None if self.fov is None else math.radians(self.fov)
+
+    @property
+    def sides(self) -> list[Literal["auto", "right", "left"]]:
+        """One for each hand."""
+        return self.hand if len(self.hand) == self.slots else self.hand * self.slots
+
+    @property
+    def slots(self) -> int:
+        """Places in the queue: how many hands are looked for."""
+        return max(1, len(self.box))
+
+    def check(self) -> None:
+        """What one parameter alone does not show. Raises QueryInvalid."""
+        if self.focal is not None and self.fov is not None:
+            raise QueryInvalid("focal and fov say the same thing in two ways: give one of them.")
+        if len(self.hand) not in (1, self.slots):
+            raise QueryInvalid(
+                f"hand is given {len(self.hand)} times for {self.slots} hands: once for all, or once for each box."
+            )
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Base64Array(_Answer):
+    """`numpy.frombuffer(base64.b64decode(base64), "<f4").reshape(shape)`"""
+
+    dtype: Literal["float32"]
+    shape: list[int]
+    base64: str
+
+
+def _array(*shape: int, text: str) -> Any:
+    """A field of nested lists of this shape, or Base64Array."""
+    numbers: Any = float
+    for count in reversed(shape):
+        numbers = Annotated[list[numbers], Field(min_length=count, max_length=count)]
+    return Annotated[numbers | Base64Array, Field(description=text)]
+
+
+class Image(_Answer):
+    width: int = Field(description="Pixels of the upright photo, after its EXIF orientation.")
+    height: int
+    format: Literal["JPEG", "PNG", "WEBP"]
+    orientation: int = Field(ge=1, le=8, description="The EXIF orientation that was undone.")
+
+
+class Hand(_Answer):
+    name: str
+    handedness: Literal["right", "left"]
+    handedness_source: Literal["given", "assumed"] = Field(description="Whether the query said which hand it is.")
+    score: float = Field(ge=0, le=1, description="How well the last two passes agree. Not a probability.")
+    source: str = Field(description='How the box was found: "given box", "whole image", ...')
+    box_px: _array(4, text="x0, y0, x1, y1 around the keypoints.")
+    keypoints_px: _array(len(JOINT_NAMES), 2, text="x, y of the 21 joints.")
+    joints: _array(len(JOINT_NAMES), 3, text="Metres, hand frame: x right, y down, z away.")
+    vertices: _array(VERTEX_COUNT, 3, text="Metres, hand frame. Faces: GET /v1/topology.")
+    pose: _array(16, 3, 3, text="Parent-relative rotations; the first is the orientation.")
+    betas: _array(10, text="Shape coefficients.")
+    camera_scale_ndc_per_m: float = Field(
+        description="The weak-perspective camera, which draws the overlay exactly: a point p of the hand frame is at "
+        "crop_center_px + crop_size_px / 2 * camera_scale_ndc_per_m * (p.xy + camera_translation_m)."
+    )
+    camera_translation_m: _array(2, text="Of the weak-perspective camera.")
+    crop_center_px: _array(2, text="The square the weak-perspective camera belongs to.")
+    crop_size_px: float
+    translation: _array(3, text="Metres: the hand in the full camera's frame is cam_from_hand_axes @ p + translation.")
+    cam_from_hand_axes: _array(3, 3, text="Rotation from the hand frame to the full camera's.")
+    intrinsics_px: _array(3, 3, text="K of the full camera.")
+    intrinsics_source: Literal["given", "field of view", "exif", "default"]
+
+
+class HandsAnswer(_Answer):
+    """Everything about the hands of one photo; an empty list when there is none."""
+
+    format: Literal["handmesh.hands"]
+    version: Literal[1]
+    request_id: str
+    image: Image
+    hands: list[Hand]
+
+
+class Faces(_Answer):
+    right: list[Annotated[list[int], Field(min_length=3, max_length=3)]]
+    left: list[Annotated[list[int], Field(min_length=3, max_length=3)]]
+
+
+class Topology(_Answer):
+    """What does not change from hand to hand."""
+
+    faces: Faces = Field(description="Vertex numbers, counter-clockwise seen from outside.")
+    joint_names: list[str]
+    joint_parents: list[int] = Field(description="The parent of each joint; -1 for the wrist.")
+    bones: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(description="Pairs of joints.")
+    fingertip_vertices: list[int]
+    pose_joint_names: list[str] = Field(description="The joints of `pose`.")
+    pose_parents: list[int]
+
+
+class HandModelCard(_Answer):
+    name: str
+    sha256: str
+    licence: str
+
+
+class ModelCard(_Answer):
+    name: str
+    engine: str
+    backbone: str | None
+    resolution: int
+    passes: int
+    max_batch: int
+    hand: HandModelCard
+    licences: dict[str, str]
+    version: str
+
+
+class Health(_Answer):
+    status: Literal["ready", "loading", "draining", "failed", "live"]
+
+
+class Problem(_Answer):
+    """RFC 9457."""
+
+    type: Literal["about:blank"]
+    title: str
+    status: int
+    detail: str
+    reason: str = Field(description="A word for programs.")
+    request_id: str

@@ -1,0 +1,348 @@
+"""What happens to a photograph between upload and answer, and how much of it happens at once.
+
+`HandService` owns the threads. The event loop admits a request (`admit`) when there is a place in the queue; from then
+on the request has a thread of its own that decodes, predicts and encodes, and checks before each step whether anybody
+still waits. Decoding and encoding run on as many threads at a time as there are processors; the model in one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from handmesh import __version__
+from handmesh.camera import Intrinsics
+from handmesh.engine import BUNDLED_MODEL
+from handmesh.errors import HandMeshError
+from handmesh.hand import Handedness, builtin_hand
+from handmesh.image import Photo, encode_image, read_header, read_photo
+from handmesh.predict import HandPrediction, Predictor, load_predictor
+from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer
+from handmesh_server.batching import BatchingEngine, Ticket, on_behalf_of
+from handmesh_server.metrics import Metrics
+from handmesh_server.refusals import ClientGone, DeadlineExpired, NotReady, QueryInvalid, QueueFull, UploadTooLarge
+from handmesh_server.schemas import HandsQuery
+from handmesh_server.settings import Settings
+from handmesh_server.upload import MemoryBudget, Reservation, image_bytes
+
+logger = logging.getLogger(__name__)
+
+# Bytes per pixel while a photograph is decoded: an RGBA image turned by EXIF, the worst case, takes this at its peak.
+DECODE_BYTES: Final = 30
+# Afterwards: the photograph; and with a picture to answer, its copy with the hands drawn, and the encoded picture.
+PHOTO_BYTES, OVERLAY_BYTES = 3, 10
+
+# A box may reach beyond the photo by this many times the photo's longer side: a hand that is cut off by the edge.
+_BOX_REACH: Final = 1.0
+_SMALLEST_BOX: Final = 4.0  # px
+
+_CUDA_BATCH: Final = 16
+
+
+@dataclass(eq=False)
+class Work:
+    """One request, ready for its thread."""
+
+    body: bytes
+    content_type: str
+    query: HandsQuery
+    media_type: str
+    request_id: str
+    ticket: Ticket
+    upload_memory: Reservation  # of `body`
+    photo_memory: Reservation  # of the photo, and of the answer until it is sent
+
+    def release(self) -> None:
+        """Nothing of it is held any more. Called by `answer` when it raises, else by its caller."""
+        self.body = b""
+        self.upload_memory.shrink_to(0)
+        self.photo_memory.shrink_to(0)
+
+
+class HandService:
+    """Start it, let requests through, drain it, close it."""
+
+    def __init__(self, settings: Settings, predictor: Predictor | None = None) -> None:
+        """With `predictor` None, `start` loads the model that the settings name, in the background."""
+        self.settings = settings
+        self.metrics = Metrics()
+        self.failure: BaseException | None = None
+        self.on_failure: Callable[[], None] = lambda: None  # told, in a thread, when the model cannot be loaded
+        # An upload takes part of the memory before its photo does: were there one budget, uploads alone could fill it
+        # and no photo be decoded.
+        self.uploads = MemoryBudget(settings.memory_bytes // 4)
+        self.photos = MemoryBudget(settings.memory_bytes - settings.memory_bytes // 4)
+        self._given = predictor
+        self._predictor: Predictor | None = None
+        self._engine: BatchingEngine | None = None
+        self._draining = False
+        self._in_flight = 0
+        self._seconds_per_hand = 0.1  # a running mean, for Retry-After
+        self._lock = threading.Lock()
+        self._processors = threading.Semaphore(_usable_processors())
+        self._threads = ThreadPoolExecutor(settings.queue_size, thread_name_prefix="handmesh-request")
+        metrics = self.metrics
+        metrics.watch(metrics.ready, lambda: float(self.state == "ready"))
+        metrics.watch(metrics.in_flight, lambda: self._in_flight)
+        metrics.watch(metrics.queue_depth, lambda: self._engine.depth if self._engine else 0)
+        metrics.watch(metrics.memory, lambda: self.uploads.used + self.photos.used)
+
+    # Life
+
+    def start(self) -> None:
+        """Load and warm up the model in a thread of its own."""
+        threading.Thread(target=self._load, name="handmesh-load", daemon=True).start()
+
+    def _load(self) -> None:
+        started = time.monotonic()
+        try:
+            settings = self.settings
+            predictor = self._given or load_predictor(settings.model, passes=settings.passes, threads=settings.threads)
+            # A CPU computes two crops no faster than one and one; a GPU sixteen in little more than one's time.
+            batch = settings.max_batch or (_CUDA_BATCH if "cuda" in predictor.engine.name else 1)
+            engine = BatchingEngine(predictor.engine, batch, on_batch=self.metrics.on_batch)
+            batched = copy.copy(predictor)  # whatever else it was built with
+            batched.engine = engine
+            _warm_up(batched)
+        except Exception as error:  # any of them means: this process will never answer
+            self.failure = error
+            logger.error("the model cannot be loaded: %s", error, exc_info=not isinstance(error, HandMeshError))
+            self.on_failure()
+            return
+        self._engine, self._predictor = engine, batched
+        card = self.card()
+        self.metrics.model.info(
+            {"name": card["name"], "engine": card["engine"], "hand": card["hand"]["name"], "version": __version__}
+        )
+        logger.info("ready in %.1f s: %s on %s", time.monotonic() - started, card["name"], card["engine"])
+
+    @property
+    def state(self) -> str:
+        """loading, ready, draining or failed."""
+        if self._draining:
+            return "draining"
+        if self.failure is not None:
+            return "failed"
+        return "loading" if self._predictor is None else "ready"
+
+    def drain(self) -> None:
+        """Refuse what comes from now on; what was admitted is finished."""
+        self._draining = True
+
+    async def close(self) -> None:
+        """After the last answer."""
+        self.drain()
+        await asyncio.to_thread(self._threads.shutdown)
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.close)
+
+    def card(self) -> dict[str, Any]:
+        """schemas.ModelCard. Raises NotReady."""
+        predictor = self._ready_predictor()
+        engine, hand = predictor.engine, predictor.engine.hand
+        ours = hand.sha256 == builtin_hand().sha256
+        record = engine.record
+        config = record.get("model")
+        own = "Apache-2.0" if ours else "that of the hand model"
+        name = Path(self.settings.model or BUNDLED_MODEL).stem if self._given is None else "given"
+        return {
+            "name": name,
+            "engine": engine.name,
+            "backbone": config.get("backbone") if isinstance(config, dict) else None,
+            "resolution": engine.resolution,
+            "passes": predictor.passes,
+            "max_batch": engine.max_batch if isinstance(engine, BatchingEngine) else 1,
+            "hand": {
+                "name": "handmesh built-in" if ours else "other",
+                "sha256": hand.sha256,
+                "licence": "Apache-2.0" if ours else "its own (MANO: non-commercial research, mano.is.tue.mpg.de)",
+            },
+            "licences": {"code": "Apache-2.0", "meshes": own},
+            "version": __version__,
+        }
+
+    def topology_hand(self) -> Any:
+        """The HandArrays of the answers. Raises NotReady."""
+        return self._ready_predictor().engine.hand
+
+    # Requests
+
+    def check_open(self, slots: int) -> None:
+        """Raises NotReady or QueueFull: asked before an upload is read, so that refusing is cheap."""
+        self._ready_predictor()
+        if not self._has_room(slots):
+            raise self._queue_full()
+
+    def _admit(self, slots: int) -> None:
+        with self._lock:
+            if not self._has_room(slots):
+                raise self._queue_full()
+            self._in_flight += slots
+
+    def _leave(self, slots: int, seconds: float) -> None:
+        with self._lock:
+            # Those in flight take turns: a hand costs the time it was in flight over how many were.
+            self._seconds_per_hand += 0.1 * (seconds / self._in_flight - self._seconds_per_hand)
+            self._in_flight -= slots
+
+    def _has_room(self, slots: int) -> bool:
+        # A request with more hands than the whole queue is let into an empty one.
+        return self._in_flight == 0 or self._in_flight + slots <= self.settings.queue_size
+
+    def _queue_full(self) -> QueueFull:
+        seconds = self._in_flight * self._seconds_per_hand / 2  # until half of them are answered
+        return QueueFull(f"{self._in_flight} hands are waiting or in work, the limit. Try again soon.", seconds)
+
+    async def answer(self, work: Work, disconnected: Callable[[], Coroutine[Any, Any, None]]) -> Answer:
+        """Admit, and run in a thread. `disconnected()` returns when the client went away.
+
+        Raises NotReady, QueueFull, DeadlineExpired, ClientGone, and what the thread raises. When the deadline passes
+        the answer comes at once; the thread notices at its next step, and keeps its place in the queue until then.
+        """
+        slots = work.query.slots
+        try:
+            self.check_open(slots)
+            self._admit(slots)
+        except (NotReady, QueueFull):
+            work.release()
+            raise
+        admitted = time.monotonic()
+
+        def run() -> Answer:
+            try:
+                return self._run(work)
+            finally:
+                self._leave(slots, time.monotonic() - admitted)
+
+        running = asyncio.get_running_loop().run_in_executor(self._threads, run)
+        watching: asyncio.Task[None] = asyncio.ensure_future(disconnected())
+        either: set[asyncio.Future[Any]] = {running, watching}
+        try:
+            await asyncio.wait(either, timeout=work.ticket.remaining(), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+            if watching.done():
+                raise ClientGone("The client went away.")
+            seconds = self.settings.deadline_seconds
+            raise DeadlineExpired(f"No answer within {seconds:g} s, the deadline. Try again when there is less to do.")
+        except BaseException:  # also when this task is cancelled
+            work.ticket.gone = True
+            running.add_done_callback(partial(_abandon, work))
+            raise
+        finally:
+            watching.cancel()
+
+    def _run(self, work: Work) -> Answer:
+        """In the request's own thread."""
+        ticket, query = work.ticket, work.query
+        predictor = self._ready_predictor(even_draining=True)
+        with self._processor(ticket), self.metrics.stage("decode", ticket):
+            photo = self._decode(work)
+            work.body = b""
+            work.upload_memory.shrink_to(0)
+        _check_boxes(query, photo)
+        waited = ticket.seconds.get("queue", 0.0) + ticket.seconds.get("model", 0.0)
+        with self.metrics.stage("predict", ticket), on_behalf_of(ticket):
+            hands = _predict(predictor, photo, query)
+        ticket.add("predict", -(ticket.seconds.get("queue", 0.0) + ticket.seconds.get("model", 0.0) - waited))
+        with self._processor(ticket), self.metrics.stage("encode", ticket):
+            answer = encode_answer(hands, photo, work.media_type, query, work.request_id)
+        self.metrics.hands.inc(len(hands))
+        return answer
+
+    def _decode(self, work: Work) -> Photo:
+        max_bytes, max_pixels = self.settings.max_body_bytes, self.settings.max_pixels
+        encoded = image_bytes(work.body, work.content_type)
+        header = read_header(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
+        pixels = header.width * header.height
+        if pixels * DECODE_BYTES > self.photos.total:
+            raise UploadTooLarge(
+                f"The image is {header.width} x {header.height} pixels, more than this server has memory for."
+            )
+        work.photo_memory.grow(pixels * DECODE_BYTES, wait=work.ticket)
+        photo = read_photo(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
+        work.photo_memory.shrink_to(pixels * (OVERLAY_BYTES if work.media_type.startswith("image/") else PHOTO_BYTES))
+        return photo
+
+    @contextmanager
+    def _processor(self, ticket: Ticket) -> Iterator[None]:
+        """One of the processors, for as long as something computes that is not the model."""
+        ticket.check()
+        while not self._processors.acquire(timeout=min(ticket.remaining(), 0.25)):
+            ticket.check()
+        try:
+            ticket.check()
+            yield
+        finally:
+            self._processors.release()
+
+    def _ready_predictor(self, even_draining: bool = False) -> Predictor:
+        if self._predictor is None or (self._draining and not even_draining):
+            state = self.state
+            why = {
+                "loading": "The model is being loaded.",
+                "draining": "The server is shutting down.",
+                "failed": "The model could not be loaded; the server's log says why.",
+            }[state]
+            raise NotReady(why, state)
+        return self._predictor
+
+
+def _predict(predictor: Predictor, photo: Photo, query: HandsQuery) -> list[HandPrediction]:
+    height, width = photo.image.shape[:2]
+    intrinsics = None
+    if query.focal is not None:
+        intrinsics = Intrinsics(query.focal, query.focal, (width - 1) / 2, (height - 1) / 2)
+    elif query.fov_radians is not None:
+        intrinsics = Intrinsics.from_fov(query.fov_radians, width, height)
+    sides = [Handedness.RIGHT if side == "auto" else Handedness(side) for side in query.sides]
+    return predictor(photo, boxes=query.boxes, handedness=sides, intrinsics=intrinsics)
+
+
+def _check_boxes(query: HandsQuery, photo: Photo) -> None:
+    """Raises QueryInvalid for boxes that no hand of this photo is in."""
+    height, width = photo.image.shape[:2]
+    reach = _BOX_REACH * max(width, height)
+    for text, (x0, y0, x1, y1) in zip(query.box, query.boxes or [], strict=True):
+        problem = None
+        if max(x1 - x0, y1 - y0) < _SMALLEST_BOX:
+            problem = f"is smaller than {_SMALLEST_BOX:g} pixels"
+        elif x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            problem = "is outside"
+        elif min(x0, y0) < -reach or max(x1 - width, y1 - height) > reach:
+            problem = "is much larger than"
+        if problem:
+            raise QueryInvalid(f"box={text} {problem} of the photo, which is {width} x {height} pixels when upright.")
+
+
+def _warm_up(predictor: Predictor) -> None:
+    """Everything that a first request would otherwise wait for: imports, compiled kernels, the engine's first run."""
+    grey = np.full((64, 48, 3), 128, np.uint8)
+    photo = read_photo(encode_image(grey, "jpeg"))
+    for query in (HandsQuery(), HandsQuery(hand=["left"])):
+        hands = _predict(predictor, photo, query)
+        for media_type in MEDIA_TYPES:
+            encode_answer(hands, photo, media_type, query, "")
+
+
+def _usable_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _abandon(work: Work, running: asyncio.Future[Answer]) -> None:
+    work.release()
+    if not running.cancelled():
+        running.exception()  # asyncio would report one that nobody asked for

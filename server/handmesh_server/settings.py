@@ -1,0 +1,114 @@
+"""Every setting of the service, its default and why. Each is also a variable: `queue_size` is HANDMESH_QUEUE_SIZE."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from handmesh.errors import ConfigError
+
+PREFIX: Final = "HANDMESH_"
+
+# A token shorter than this can be guessed in a day at the rate that one process answers.
+MIN_TOKEN_LENGTH: Final = 16
+
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class Settings(BaseModel):
+    """Frozen; an unknown name or a wrong type is a ConfigError from `from_environment`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Where and to whom
+    host: str = "127.0.0.1"  # anything else is public and wants a token, or `insecure`
+    port: int = Field(8000, ge=0, le=65535)  # 0: any free port, told in the log
+    token: SecretStr | None = None  # clients send it as `Authorization: Bearer ...`
+    token_file: Path | None = None  # the token as a mounted secret
+    insecure: bool = False  # public without a token: behind a proxy that authenticates
+    cors_origins: tuple[str, ...] = ()  # web pages of these origins may call; "*" for all of them
+
+    # What computes
+    model: str | None = None  # a model file; None: the bundled model
+    passes: int = Field(3, ge=1, le=10)  # looks at each hand; see handmesh.predict.Predictor
+    threads: int | None = Field(None, ge=1)  # of the network; None: torch's own choice
+    max_batch: int | None = Field(None, ge=1, le=1024)  # crops; None: 16 on CUDA, and 1 on a CPU, which gains nothing
+
+    # How much at once
+    queue_size: int = Field(64, ge=1, le=4096)  # hands waiting or in work; more are answered 429
+    deadline_seconds: Seconds = 10.0  # from the end of the upload to the answer; then 504
+    max_body_bytes: int = Field(24 * 2**20, ge=1024)  # a 48-megapixel phone photograph has about 20 MB
+    max_pixels: int = Field(50_000_000, ge=1024)  # the same photograph: 8064 x 6048
+    memory_bytes: int = Field(2 * 2**30, ge=2**20)  # of uploads and pixels of all requests together
+    max_connections: int = Field(1000, ge=1)
+
+    # How long we wait for others
+    header_seconds: Seconds = 10.0  # for a client to say what it wants
+    body_seconds: Seconds = 30.0  # for an upload
+    write_seconds: Seconds = 30.0  # for a client to read on
+    drain_seconds: float = Field(1.0, ge=0, le=600)  # after SIGTERM: answer 503, so that balancers look elsewhere
+    grace_seconds: Seconds = 20.0  # then: for requests in work to finish
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Settings from HANDMESH_... variables; an override that is not None wins. Raises ConfigError."""
+        variables = os.environ if environment is None else environment
+        values: dict[str, Any] = {}
+        for name in cls.model_fields:
+            text = variables.get(PREFIX + name.upper(), "")
+            if text.strip():
+                values[name] = text.split(",") if name == "cors_origins" else text.strip()
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0]) if first["loc"] else ""
+            found = "" if name == "token" else f" is {values.get(name)!r}"
+            hint = ""
+            if name == "port" and str(values.get(name)).startswith("tcp:"):
+                hint = " Kubernetes sets this for a Service called handmesh: use enableServiceLinks: false."
+            raise ConfigError(f"Setting {name} ({PREFIX}{name.upper()}){found}: {first['msg']}.{hint}") from None
+        return settings.with_token_read()
+
+    def with_token_read(self) -> Settings:
+        """With the content of `token_file` in `token`, which is then checked. Raises ConfigError."""
+        if self.token is not None and self.token_file is not None:
+            raise ConfigError("token and token_file say the same thing in two ways: give one of them.")
+        token = None if self.token is None else self.token.get_secret_value().strip()
+        if self.token_file is not None:
+            try:
+                token = self.token_file.read_text(encoding="ascii").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"The token file {self.token_file} cannot be read as text: {error}.") from None
+        if token is None:
+            return self
+        if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
+            raise ConfigError(
+                f"The token has {len(token)} characters: wanted at least {MIN_TOKEN_LENGTH} of ASCII without spaces. "
+                "Make one with: openssl rand -hex 24"
+            )
+        return self.model_copy(update={"token": SecretStr(token), "token_file": None})
+
+    def check_exposure(self) -> None:
+        """Raises ConfigError when strangers could use the service."""
+        if self.token is None and not self.insecure and not _is_loopback(self.host):
+            raise ConfigError(
+                f"Host {self.host} can be reached from other machines, and there is no token. Set {PREFIX}TOKEN (make "
+                f"one with: openssl rand -hex 24), or bind 127.0.0.1, or say --insecure ({PREFIX}INSECURE=1) when a "
+                "proxy in front asks who calls."
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

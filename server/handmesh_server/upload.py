@@ -1,0 +1,136 @@
+"""The bytes of a photograph out of a request: limits first, then multipart or not.
+
+What the bytes are is decided by the bytes (handmesh.image); declared types and file names are not believed or used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
+
+from handmesh_server.batching import Ticket
+from handmesh_server.refusals import QueueFull, UploadInvalid, UploadTooLarge, UploadTooSlow
+
+IMAGE_FIELD: Final = "image"
+
+# A form has one field for us. Browsers and clients add a few; more is nobody's form.
+_MAX_PARTS: Final = 16
+_MAX_PART_HEADER: Final = 4096
+
+
+class MemoryBudget:
+    """Bytes that all requests together may hold at a time. Safe from every thread."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    def reservation(self) -> Reservation:
+        return Reservation(self)
+
+    def _take(self, count: int, wait: Ticket | None) -> bool:
+        with self._changed:
+            while self._used + count > self.total:
+                if wait is None:
+                    return False
+                wait.check()
+                self._changed.wait(min(wait.remaining(), 0.25))  # to notice that the client went away
+            self._used += count
+            return True
+
+    def _give(self, count: int) -> None:
+        with self._changed:
+            self._used -= count
+            self._changed.notify_all()
+
+
+class Reservation:
+    """One request's part of a budget; a context manager that gives all of it back."""
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
+        self._held = 0
+
+    def grow(self, count: int, *, wait: Ticket | None = None) -> bool:
+        """Take `count` bytes more; False when they are not there. With `wait`, as long as somebody waits for it."""
+        taken = self._budget._take(count, wait)
+        self._held += count if taken else 0
+        return taken
+
+    def shrink_to(self, count: int) -> None:
+        """Give back what is over `count`."""
+        surplus, self._held = max(0, self._held - count), min(self._held, count)
+        self._budget._give(surplus)
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shrink_to(0)
+
+
+async def read_body(
+    stream: AsyncIterator[bytes], headers: Mapping[str, str], limit: int, seconds: float, memory: Reservation
+) -> bytes:
+    """The whole body. Raises UploadTooLarge, UploadTooSlow, and QueueFull when `memory` does not suffice."""
+    too_large = f"The upload is larger than {limit:,} bytes, the limit. Send a smaller photo."
+    declared = headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise UploadTooLarge(too_large)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in stream:
+                if len(body) + len(chunk) > limit:
+                    raise UploadTooLarge(too_large)
+                # Twice: a bytearray that grows has up to that, and so has the copy at the end.
+                if not memory.grow(2 * len(chunk)):
+                    raise QueueFull("Too many uploads at a time. Try again soon.", 1)
+                body += chunk
+    except TimeoutError:
+        raise UploadTooSlow(
+            f"The upload took longer than {seconds:g} s, the limit ({len(body):,} bytes came)."
+        ) from None
+    return bytes(body)
+
+
+def image_bytes(body: bytes, content_type: str) -> bytes:
+    """The photograph: the body itself, or the field `image` of a multipart form. Raises UploadInvalid."""
+    if not content_type.lower().startswith("multipart/"):
+        return body
+    if not content_type.lower().startswith("multipart/form-data"):
+        raise UploadInvalid("Of multipart bodies only multipart/form-data is read.")
+    # RFC 2046, section 5.1.1: up to 70 characters, quoted when they are not a token.
+    found = re.search(r'boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', content_type, re.IGNORECASE)
+    if found is None:
+        raise UploadInvalid("The multipart Content-Type names no boundary.")
+    delimiter = b"\r\n--" + (found.group(1) or found.group(2)).encode("latin-1")
+    # The first delimiter may be at the very start, without the line break that belongs to it.
+    parts = (b"\r\n" + body).split(delimiter, _MAX_PARTS + 2)
+    if len(parts) > _MAX_PARTS + 2:
+        raise UploadInvalid(f"The form has more than {_MAX_PARTS} fields.")
+    if len(parts) < 3 or not parts[-1].startswith(b"--"):
+        raise UploadInvalid("The multipart body is damaged or truncated: its end is missing.")
+    for part in parts[1:-1]:
+        blank = part.find(b"\r\n\r\n", 0, _MAX_PART_HEADER)
+        if blank >= 0 and _field_name(part[:blank]) == IMAGE_FIELD:
+            return part[blank + 4 :]
+    raise UploadInvalid(f"The form has no field {IMAGE_FIELD!r}; for example: curl -F {IMAGE_FIELD}=@photo.jpg URL")
+
+
+def _field_name(part_header: bytes) -> str | None:
+    """`name` of a part's Content-Disposition (RFC 7578, section 4.2); its file name does not interest us."""
+    for line in part_header.split(b"\r\n"):
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == b"content-disposition":
+            found = re.search(rb';\s*name=(?:"([^"]*)"|([^\s;"]+))', value, re.IGNORECASE)
+            return (found.group(1) or found.group(2) or b"").decode("latin-1") if found else None
+    return None

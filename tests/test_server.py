@@ -1,0 +1,540 @@
+"""The HTTP interface, spoken to through a socket: every kind of question and answer, and every refusal."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import json
+import re
+import shlex
+import socket
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from handmesh_server.answers import MEDIA_TYPES, negotiate
+from handmesh_server.refusals import NotAcceptable
+from handmesh_server.schemas import Hand, HandsAnswer, ModelCard, Problem, Topology
+from handmesh_server.settings import Settings
+from PIL import Image
+from pygltflib import GLTF2
+from server_harness import DOT, SIZE, DotEngine, dot_image, photo, running, settings
+
+from handmesh.hand import JOINT_NAMES, builtin_hand
+from handmesh.predict import Predictor
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKEN = "correct-horse-battery-staple"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def closed():
+    """A server that wants a token."""
+    with running(settings(token=TOKEN, cors_origins=("https://page.example",))) as one:
+        yield one
+
+
+def post(server, content=None, query="", **headers):
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return server.client.post(f"/v1/hands{query}", content=photo() if content is None else content, headers=names)
+
+
+def wrist(response) -> np.ndarray:
+    assert response.status_code == 200, response.text
+    return np.asarray(response.json()["hands"][0]["keypoints_px"][0])
+
+
+# Questions
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_the_wrist_is_on_the_dot_that_was_drawn(server, format, orientation):
+    """Whatever the file's format and however the camera was held: pixels are those of the upright photo."""
+    response = post(server, photo(format, orientation))
+    np.testing.assert_allclose(wrist(response), DOT, atol=0.7)
+    image = response.json()["image"]
+    assert image == {"width": SIZE[0], "height": SIZE[1], "format": format, "orientation": orientation}
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["image/jpeg", "application/octet-stream", "application/x-www-form-urlencoded", "text/html", None],
+)
+def test_what_the_bytes_are_is_decided_by_the_bytes(server, content_type):
+    """curl --data-binary calls everything a form."""
+    headers = {"content_type": content_type} if content_type else {}
+    np.testing.assert_allclose(wrist(post(server, **headers)), DOT, atol=0.7)
+
+
+def test_a_form_with_a_file(server):
+    """Other fields are ignored, and so is the file's name, wherever it would lead."""
+    files = [
+        ("note", (None, "hello")),
+        ("image", ("../../../etc/passwd\0.jpg", photo(), "text/x-shellscript")),
+    ]
+    np.testing.assert_allclose(wrist(server.client.post("/v1/hands", files=files)), DOT, atol=0.7)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_boxes_and_sides(server, side):
+    """One hand per box, each looked for around its own, on its own side of the mirror."""
+    response = server.client.post(
+        "/v1/hands", params={"box": ["100,40,200,140", "120.5,60,180,120"], "hand": side}, content=photo()
+    )
+    hands = response.json()["hands"]
+    assert [hand["handedness"] for hand in hands] == [side, side]
+    assert [hand["source"] for hand in hands] == ["given box", "given box"]
+    for hand in hands:
+        np.testing.assert_allclose(hand["keypoints_px"][0], DOT, atol=0.7)
+
+
+def test_each_box_may_have_its_own_side(server):
+    query = {"box": ["100,40,200,140", "120,60,180,120"], "hand": ["left", "auto"]}
+    hands = server.client.post("/v1/hands", params=query, content=photo()).json()["hands"]
+    assert [(hand["handedness"], hand["handedness_source"]) for hand in hands] == [
+        ("left", "given"),
+        ("right", "assumed"),
+    ]
+
+
+def test_boxes_are_in_the_upright_photo(server):
+    """A box beside the dot in the stored image of a turned photo, and around it in the upright one."""
+    np.testing.assert_allclose(wrist(post(server, photo("PNG", 6), "?box=120,60,180,120")), DOT, atol=0.7)
+
+
+@pytest.mark.parametrize(("query", "source"), [("?focal=500", "given"), ("?fov=60", "field of view"), ("", "default")])
+def test_the_camera_both_ways(server, query, source):
+    """The weak-perspective camera draws the keypoints exactly; the pinhole nearly, as it sees depth."""
+    hand = post(server, photo("PNG"), query).json()["hands"][0]
+    joints = np.asarray(hand["joints"])
+    ndc = hand["camera_scale_ndc_per_m"] * (joints[:, :2] + hand["camera_translation_m"])
+    drawn = hand["crop_center_px"] + hand["crop_size_px"] / 2 * ndc
+    np.testing.assert_allclose(drawn, hand["keypoints_px"], atol=0.02)
+    assert hand["intrinsics_source"] == source
+    K = np.asarray(hand["intrinsics_px"])
+    if source == "given":
+        assert K[0, 0] == K[1, 1] == 500
+    points = joints @ np.asarray(hand["cam_from_hand_axes"]).T + hand["translation"]
+    seen = points @ K.T
+    extent = np.ptp(np.asarray(hand["keypoints_px"]), axis=0).max()
+    assert np.abs(seen[:, :2] / seen[:, 2:] - hand["keypoints_px"]).max() < 0.25 * extent
+
+
+# Answers
+
+
+def test_json_is_what_the_schema_says(server):
+    answer = HandsAnswer.model_validate_json(post(server).content, strict=False)
+    assert answer.request_id
+    assert len(answer.hands) == 1
+
+
+def test_base64_is_the_same_in_less(server):
+    plain, packed = post(server, photo("PNG")), post(server, photo("PNG"), "?encoding=base64")
+    assert len(packed.content) < 0.7 * len(plain.content)
+    HandsAnswer.model_validate_json(packed.content)
+    one, other = plain.json()["hands"][0], packed.json()["hands"][0]
+    for name in ("vertices", "joints", "pose", "betas", "keypoints_px"):
+        packed_array = other[name]
+        array = np.frombuffer(base64.b64decode(packed_array["base64"]), "<f4").reshape(packed_array["shape"])
+        np.testing.assert_allclose(array, one[name], atol=0.005 if name == "keypoints_px" else 1e-6)
+    assert {name for name in one if one[name] != other[name]} <= set(Hand.model_fields)
+
+
+def test_glb_holds_the_mesh(server):
+    response = post(server, accept="model/gltf-binary")
+    assert response.headers["content-type"] == "model/gltf-binary"
+    scene = GLTF2.load_from_bytes(response.content)
+    (mesh,) = scene.meshes
+    assert scene.accessors[mesh.primitives[0].attributes.POSITION].count == 778
+
+
+def test_npz_holds_the_arrays(server):
+    response = post(server, photo("PNG"), accept="application/x-npz")
+    arrays = np.load(io.BytesIO(response.content), allow_pickle=False)
+    assert arrays["vertices"].shape == (1, 778, 3)
+    np.testing.assert_allclose(arrays["keypoints_px"][0, 0], DOT, atol=0.7)
+
+
+@pytest.mark.parametrize(("accept", "format"), [("image/png", "PNG"), ("image/jpeg", "JPEG")])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_overlay_is_the_upright_photo_with_a_hand_on_it(server, accept, format, orientation):
+    response = post(server, photo("PNG", orientation), accept=accept)
+    assert response.headers["content-type"] == accept
+    picture = Image.open(io.BytesIO(response.content))
+    assert (picture.format, picture.size) == (format, SIZE)
+    changed = np.abs(np.asarray(picture.convert("RGB")).astype(int) - dot_image()).max(axis=-1) > 40
+    assert 0.02 < changed.mean() < 0.8
+    assert not changed[:4].any(), "the corner of the photo, where no hand is, was changed"
+
+
+def test_no_hand_is_an_answer():
+    """A detector may find none; then lists, scenes and arrays are empty and the picture is the photo."""
+
+    class Nobody(Predictor):
+        def __call__(self, image, **_):
+            return []
+
+    with running(predictor=Nobody(DotEngine())) as server:
+        assert post(server).json()["hands"] == []
+        assert np.load(io.BytesIO(post(server, accept="application/x-npz").content))["vertices"].shape == (0, 778, 3)
+        assert GLTF2.load_from_bytes(post(server, accept="model/gltf-binary").content).meshes == []
+        picture = Image.open(io.BytesIO(post(server, photo("PNG"), accept="image/png").content))
+        np.testing.assert_array_equal(np.asarray(picture), dot_image())
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        (None, "application/json"),
+        ("*/*", "application/json"),
+        ("text/html, */*;q=0.1", "application/json"),
+        ("image/*", "image/png"),
+        ("image/jpeg;q=0.9, image/png;q=0.5", "image/jpeg"),
+        ("application/json;q=0.2, model/gltf-binary", "model/gltf-binary"),
+        ("*/*, application/json;q=0", "model/gltf-binary"),
+        ("IMAGE/PNG", "image/png"),
+        ("text/html", None),
+        ("image/png;q=0", None),
+        ("image/png;q=nonsense", None),
+        (",;=/", None),
+    ],
+)
+def test_negotiation(accept, wanted):
+    if wanted is None:
+        with pytest.raises(NotAcceptable, match="image/png"):
+            negotiate(accept)
+    else:
+        assert negotiate(accept) == wanted
+
+
+def test_topology_belongs_to_the_vertices(server):
+    response = server.client.get("/v1/topology")
+    topology = Topology.model_validate_json(response.content)
+    assert topology.faces.right == builtin_hand().faces.tolist()
+    assert topology.faces.left == builtin_hand().mirrored().faces.tolist()
+    assert topology.joint_names == list(JOINT_NAMES)
+    again = server.client.get("/v1/topology", headers={"If-None-Match": f'"other", {response.headers["etag"]}'})
+    assert (again.status_code, again.content) == (304, b"")
+    assert server.client.get("/v1/topology", headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+def test_the_model_card(server):
+    card = ModelCard.model_validate_json(server.client.get("/v1/model").content)
+    assert card.engine == "dot"
+    assert card.hand.sha256 == builtin_hand().sha256
+    assert card.hand.licence == "Apache-2.0"
+
+
+# Refusals
+
+
+def problem(response) -> Problem:
+    assert response.headers["content-type"] == "application/problem+json"
+    said = Problem.model_validate_json(response.content)
+    assert said.status == response.status_code
+    assert said.request_id == response.headers["x-request-id"]
+    assert said.detail
+    return said
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "word"),
+    [
+        (b"", 422, "empty"),
+        (b"hello", 415, "not an image"),
+        (b"GIF89a" + bytes(40), 415, "GIF"),
+        (b"%PDF-1.7\n" + b"\xff\xd8\xff", 415, "PDF"),
+        (bytes(4) + b"ftypheic" + bytes(40), 415, "HEIC"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "SVG"),
+        (b"\xff\xd8\xff" + bytes(40), 422, "damaged"),
+        (b"\x89PNG\r\n\x1a\n", 422, "damaged"),
+        (photo("JPEG")[:1500], 422, "truncated"),
+        (photo("PNG")[:500], 422, "truncated"),
+        (photo("WEBP")[:200], 422, "truncated"),
+    ],
+)
+def test_images_that_are_none(server, content, status, word):
+    server.engine.batches.clear()
+    response = post(server, content)
+    assert response.status_code == status
+    assert word in problem(response).detail
+    assert server.engine.batches == [], "the model saw something that is no image"
+
+
+def test_a_photo_with_something_behind_it_is_a_photo(server):
+    """A polyglot: nothing of it is ever sent back but pixels."""
+    response = post(server, photo() + b"<script>alert(1)</script>", accept="image/jpeg")
+    assert response.status_code == 200
+    assert b"script" not in response.content
+
+
+@pytest.mark.parametrize(
+    ("query", "word"),
+    [
+        ("box=1,2,3", "box"),
+        ("box=5,5,2,9", "empty"),
+        ("box=nan,0,1,1", "box"),
+        ("box=0,0,1e9,1e9", "box"),
+        ("box=0,0,2,2", "smaller"),
+        ("box=500,0,600,90", "outside"),
+        ("box=-2000,-2000,2000,2000", "larger"),
+        ("&".join(["box=0,0,9,9"] * 17), "16"),
+        ("hand=both", "hand"),
+        ("hand=left&hand=right", "once"),
+        ("focal=500&fov=60", "two ways"),
+        ("focal=-1", "focal"),
+        ("focal=inf", "focal"),
+        ("fov=180", "fov"),
+        ("encoding=hex", "encoding"),
+        ("boxes=1,2,3,4", "boxes"),
+    ],
+)
+def test_queries_that_cannot_be_right(server, query, word):
+    response = post(server, query=f"?{query}")
+    assert response.status_code == 422
+    assert word in problem(response).detail
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "word"),
+    [
+        ("multipart/form-data", b"--x\r\n\r\n--x--", "boundary"),
+        ("multipart/form-data; boundary=x", b"", "end is missing"),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data; name=image\r\n\r\nabc", "end"),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--',
+            "field",
+        ),
+        ("multipart/form-data; boundary=x", b"--x\r\nno header--x--", "end is missing"),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\n\r\n" * 40 + b"--x--", "16"),
+        ("multipart/mixed; boundary=x", b"--x--", "form-data"),
+    ],
+)
+def test_forms_that_are_damaged(server, content_type, body, word):
+    response = post(server, body, content_type=content_type)
+    assert response.status_code == 422
+    assert word in problem(response).detail
+
+
+def test_what_is_not_there(server):
+    assert problem(server.client.get("/v1/hands")).status == 405
+    assert problem(server.client.get("/v1/nothing")).status == 404
+    assert problem(post(server, accept="text/html")).status == 406
+
+
+def test_an_engine_that_fails_is_our_fault(server, monkeypatch, caplog):
+    """The client learns the request's id and nothing else; the log has the rest, under that id."""
+
+    def broken(_):
+        raise RuntimeError("secret path /srv/model")
+
+    monkeypatch.setattr(server.service._engine, "_engine", broken)
+    response = post(server)
+    assert problem(response).status == 500
+    assert "secret" not in response.text
+    assert any(getattr(record, "request_id", None) == problem(response).request_id for record in caplog.records)
+
+
+def test_an_engine_that_answers_nonsense_is_our_fault(server, monkeypatch):
+    engine = DotEngine()
+    engine.vertices = np.full_like(engine.vertices, np.nan)
+    monkeypatch.setattr(server.service._engine, "_engine", engine)
+    for accept in ("application/json", "model/gltf-binary"):
+        assert problem(post(server, accept=accept)).status == 500
+
+
+# Who may
+
+
+def test_a_token_opens_what_it_protects(closed):
+    for path in ("/v1/model", "/v1/topology", "/metrics"):
+        for header in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "Basic abc"},
+            {"Authorization": "Bearer"},
+        ):
+            refused = closed.client.get(path, headers=header)
+            assert problem(refused).status == 401
+            assert refused.headers["www-authenticate"] == "Bearer"
+        assert closed.client.get(path, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert post(closed).status_code == 401
+    assert post(closed, authorization=f"Bearer {TOKEN}").status_code == 200
+
+
+def test_a_wrong_token_is_refused_before_the_upload(closed):
+    """A client that waits for permission to send (Expect: 100-continue) never gets it."""
+    with socket.create_connection(closed.address, timeout=10) as connection:
+        connection.sendall(
+            b"POST /v1/hands HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
+def test_health_needs_no_token(closed):
+    for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/handmesh/ready", "/v2"):
+        assert closed.client.get(path).status_code == 200
+
+
+def test_only_pages_that_were_named_may_call(server, closed):
+    asked = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in server.client.options("/v1/hands", headers=asked).headers
+    allowed = closed.client.options("/v1/hands", headers=asked)
+    assert allowed.headers["access-control-allow-origin"] == "https://page.example"
+    other = closed.client.options("/v1/hands", headers=asked | {"Origin": "https://other.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+# What it says about itself
+
+
+def test_openapi_names_the_token_only_when_there_is_one(server, closed):
+    assert "securitySchemes" not in server.client.get("/openapi.json").json().get("components", {})
+    document = closed.client.get("/openapi.json").json()
+    assert "HTTPBearer" in document["components"]["securitySchemes"]
+    assert document["paths"]["/v1/hands"]["post"]["security"]
+    assert "security" not in document["paths"]["/livez"]["get"]
+
+
+def test_openapi_names_every_answer(server):
+    operation = server.client.get("/openapi.json").json()["paths"]["/v1/hands"]["post"]
+    assert set(operation["responses"]["200"]["content"]) == set(MEDIA_TYPES)
+    assert {"413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
+    assert {one["name"] for one in operation["parameters"]} == {"box", "hand", "focal", "fov", "encoding"}
+
+
+def test_the_manual_page_fetches_nothing(server):
+    page = server.client.get("/", follow_redirects=True)
+    assert page.status_code == 200
+
+    class Links(html.parser.HTMLParser):
+        found: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag, attrs):
+            self.found += [value for name, value in attrs if name in ("src", "href")]
+            assert tag != "script"
+
+    links = Links()
+    links.feed(page.text)
+    assert links.found == ["openapi.json"]
+    assert "/v1/hands" in page.text
+
+
+def test_metrics_count_what_happened():
+    with running() as server:
+        for content in (photo(), photo(), b"nonsense"):
+            post(server, content)
+        text = server.client.get("/metrics").text
+    assert 'handmesh_requests_total{method="POST",route="/v1/hands",status="200"} 2.0' in text
+    assert 'handmesh_requests_total{method="POST",route="/v1/hands",status="415"} 1.0' in text
+    assert 'handmesh_rejected_total{reason="unsupported_image"} 1.0' in text
+    for stage in ("read", "decode", "queue", "model", "predict", "encode"):
+        assert f'handmesh_stage_seconds_count{{stage="{stage}"}} 2.0' in text
+    assert "handmesh_in_flight 0.0" in text
+    assert "handmesh_reserved_bytes 0.0" in text
+    assert "handmesh_hands_total 2.0" in text
+
+
+def test_request_ids_come_back(server, caplog):
+    """The client's own, or the trace's; but nothing that would forge a line in the log."""
+    caplog.set_level("INFO", "handmesh_server.access")
+    assert post(server, x_request_id="order-66").headers["x-request-id"] == "order-66"
+    assert "order-66" in [getattr(record, "request_id", None) for record in caplog.records]
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    assert post(server, traceparent=f"00-{trace}-b7ad6b7169203331-01").headers["x-request-id"] == trace
+    forged = post(server, x_request_id='x" forged').headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", forged)
+
+
+def test_where_the_time_went(server):
+    timing = dict(part.split(";dur=") for part in post(server).headers["server-timing"].split(", "))
+    assert set(timing) == {"read", "decode", "queue", "model", "predict", "encode"}
+    assert all(float(value) >= 0 for value in timing.values())
+
+
+def test_answers_are_neither_guessed_nor_kept(server):
+    headers = post(server).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-store"
+    assert "server" not in headers
+
+
+# The README
+
+
+def readme_blocks(language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return [block for block in blocks if "127.0.0.1:8000" in block]
+
+
+@pytest.fixture
+def beside_a_photo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    Path("photo.jpg").write_bytes(photo())
+
+
+def test_the_readme_in_python(server, beside_a_photo):
+    (block,) = readme_blocks("python")
+    namespace: dict[str, object] = {}
+    exec(block.replace("http://127.0.0.1:8000", server.url), namespace)
+    assert np.shape(namespace["vertices"]) == (778, 3)
+
+
+def test_the_readme_with_curl(server, beside_a_photo):
+    commands = [
+        line for block in readme_blocks("bash") for line in block.splitlines() if line.strip().startswith("curl")
+    ]
+    assert commands
+    for command in commands:
+        words = shlex.split(command.replace("http://127.0.0.1:8000", server.url), comments=True)
+        done = subprocess.run([*words, "--fail", "--silent", "--show-error"], capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    with Image.open("overlay.png") as picture:
+        assert picture.size == SIZE
+
+
+def test_the_examples_of_the_description(server, beside_a_photo):
+    description = server.client.get("/openapi.json").json()["info"]["description"]
+    commands = [line.strip() for line in description.splitlines() if line.strip().startswith("curl")]
+    assert len(commands) == 3
+    for command in commands:
+        words = shlex.split(command.replace("http://127.0.0.1:8000", server.url), comments=True)
+        done = subprocess.run([*words, "--fail", "--silent", "--show-error"], capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        if "-o" not in words:
+            assert json.loads(done.stdout)["hands"]
+
+
+# The files beside the package
+
+
+def test_the_dockerfile_copies_what_there_is():
+    lines = (ROOT / "server" / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    copied = [
+        word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
+    ]
+    assert "server/handmesh_server" in copied
+    assert [path for path in copied if not (ROOT / path).exists()] == []
+
+
+def test_kserve_sets_settings_that_there_are(server):
+    service = yaml.safe_load((ROOT / "server" / "kserve.yaml").read_text(encoding="utf-8"))
+    (container,) = service["spec"]["predictor"]["containers"]
+    names = {one["name"].removeprefix("HANDMESH_").lower() for one in container["env"]}
+    assert names <= set(Settings.model_fields)
+    for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
+        assert server.client.get(container[probe]["httpGet"]["path"]).status_code == 200

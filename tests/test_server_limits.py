@@ -1,0 +1,525 @@
+"""What the service does when there is too much: of requests, of bytes, of pixels, of patience; and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from handmesh_server.refusals import UploadInvalid
+from handmesh_server.settings import Settings
+from handmesh_server.upload import MemoryBudget, image_bytes
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+from python_multipart.multipart import parse_form
+from server_harness import DotEngine, photo, running, settings, talk_to
+
+from handmesh.errors import ConfigError
+from handmesh.image import encode_image
+
+
+def flood(server, count: int, threads: int, content: bytes | None = None, **options) -> Counter:
+    """Status codes of `count` requests, `threads` at a time."""
+    content = content or photo()
+
+    def one(_: int) -> int:
+        response = clients[threading.get_ident() % len(clients)].post("/v1/hands", content=content, **options)
+        if response.status_code == 429:
+            assert 1 <= int(response.headers["retry-after"]) <= 60
+        return response.status_code
+
+    clients = [talk_to(server.url) for _ in range(threads)]
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return Counter(pool.map(one, range(count)))
+    finally:
+        for client in clients:
+            client.close()
+
+
+def wait_until(condition) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+# Too many requests
+
+
+def test_overload_is_200_or_429_and_nothing_else():
+    """More clients than places: some are told to come back, none fails, and never are more in work than allowed."""
+    most = 0
+    with running(settings(queue_size=4, passes=1, max_batch=2), DotEngine(delay=0.004)) as server:
+        done = threading.Event()
+
+        def watch() -> None:
+            nonlocal most
+            while not done.is_set():
+                most = max(most, server.service._in_flight)
+                time.sleep(0.0005)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        statuses = flood(server, 100, 10)
+        done.set()
+        watcher.join()
+        assert set(statuses) == {200, 429}
+        assert statuses[200] >= 20
+        assert 1 < most <= 4
+        assert server.client.post("/v1/hands", content=photo()).status_code == 200, "and afterwards there is room"
+        assert server.service._in_flight == 0
+        wait_until(lambda: server.service.photos.used == server.service.uploads.used == 0)
+
+
+def test_waiting_requests_share_batches():
+    with running(settings(passes=1, max_batch=8), DotEngine(delay=0.03)) as server:
+        assert flood(server, 24, 8) == {200: 24}
+        assert sum(server.engine.batches) == 24
+        assert max(server.engine.batches) > 2
+
+
+def test_more_hands_than_the_queue_has_places_wait_for_an_empty_one():
+    with running(settings(queue_size=2)) as server:
+        query = {"box": ["100,40,200,140"] * 5}
+        assert len(server.client.post("/v1/hands", params=query, content=photo()).json()["hands"]) == 5
+
+
+def test_the_deadline_is_kept_and_the_model_spared():
+    """504 comes on time, and a request that expired in the queue never reaches the model."""
+    with running(settings(deadline_seconds=0.8, passes=1, max_batch=1), DotEngine()) as server:
+        server.engine.delay = 0.5
+        started = time.monotonic()
+        statuses = flood(server, 6, 6)
+        assert time.monotonic() - started < 4
+        assert set(statuses) == {200, 504}
+        server.service._engine.close()  # returns when nothing waits
+        assert len(server.engine.batches) <= statuses[200] + 2, "work was done for requests that had expired"
+
+
+def test_a_client_that_goes_away_leaves_the_queue():
+    engine = DotEngine()
+    with running(settings(passes=1, max_batch=1), engine) as server:
+        engine.delay = 0.4
+        head = f"POST /v1/hands HTTP/1.1\r\nHost: h\r\nContent-Length: {len(photo())}\r\n\r\n".encode()
+        for _ in range(8):
+            with socket.create_connection(server.address) as connection:
+                connection.sendall(head + photo())
+                time.sleep(0.02)
+        started = time.monotonic()
+        wait_until(lambda: not server.service._in_flight)
+        assert time.monotonic() - started < 8 * 0.4 - 0.8
+        assert len(engine.batches) <= 3
+        wait_until(lambda: not server.service.photos.used)
+
+
+# Too many bytes and pixels
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG of nothing, of any size, in few bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(min(height * (1 + (width + 7) // 8), 10_000_000)), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG that repaints itself `count` times."""
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((600, 600, 3), np.uint8)).save(file, "JPEG", progressive=True)
+    encoded = file.getvalue()
+    start = encoded.rindex(b"\xff\xda")
+    return encoded[:start] + encoded[start:-2] * count + b"\xff\xd9"
+
+
+BOMBS = {
+    "20,000 x 10,000 PNG": (lambda: png(20_000, 10_000), 413),
+    "2**31 - 1 squared PNG": (lambda: png(2**31 - 1, 2**31 - 1), 413),
+    "wide and flat PNG": (lambda: png(2**31 - 1, 1), 413),
+    "65,535 squared JPEG header": (
+        lambda: b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01" + bytes(100),
+        413,
+    ),
+    "JPEG of 3,000 scans": (lambda: scans(3000), 422),
+    "16,777,216 squared WebP": (
+        lambda: b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2 + bytes(8),
+        413,
+    ),
+    "PNG that says 4 pixels and holds 10 MB: the rest is never unpacked": (
+        lambda: (
+            png(2, 2)[:33]
+            + struct.pack(">I", len(zlib.compress(bytes(10_000_000))))
+            + b"IDAT"
+            + zlib.compress(bytes(10_000_000))
+        ),
+        200,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running() as one:
+        flood(one, 4, 2)
+        yield one
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads memory the way Linux reports it")
+
+
+@needs_linux
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_in_milliseconds(server, name):
+    content, wanted = BOMBS[name][0](), BOMBS[name][1]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.monotonic()
+    response = server.client.post("/v1/hands", content=content)
+    seconds = time.monotonic() - started
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    assert response.status_code == wanted, response.text
+    assert seconds < 0.5
+    assert grown < 64 * 1024, f"{grown} KB more"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_too_many_bytes(chunked):
+    with running(settings(max_body_bytes=50_000)) as server:
+        body = bytes(200_000)
+        content = iter([body[:40_000], body[40_000:]]) if chunked else body
+        response = server.client.post("/v1/hands", content=content)
+        assert response.status_code == 413
+        assert "50,000" in response.json()["detail"]
+        assert server.service.uploads.used == 0
+
+
+def test_uploads_share_a_limit_too():
+    """Slow uploads that together would fill the memory: the next is told to come back."""
+    with running(settings(memory_bytes=6 * 2**20, max_body_bytes=2**20)) as server:
+        head = b"POST /v1/hands HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n"
+        with socket.create_connection(server.address) as slow:
+            slow.sendall(head + bytes(600_000))
+            wait_until(lambda: server.service.uploads.used >= 1_200_000)
+            assert server.client.post("/v1/hands", content=bytes(300_000)).status_code == 429
+        wait_until(lambda: not server.service.uploads.used)
+        assert server.client.post("/v1/hands", content=photo()).status_code == 200
+
+
+def test_photos_wait_for_memory_and_are_not_lost():
+    """Memory for the pixels of three photos being decoded, and twelve come: all are answered."""
+    width, height = 240, 200
+    with running(settings(memory_bytes=2**20 * 4, passes=1)) as server:
+        server.service.photos.total = 3 * 30 * width * height
+        assert flood(server, 12, 12) == {200: 12}
+        wait_until(lambda: not server.service.photos.used)
+        server.service.photos.total = 29 * width * height
+        assert server.client.post("/v1/hands", content=photo()).status_code == 413
+
+
+def test_memory_is_taken_and_given_back():
+    budget = MemoryBudget(100)
+    with budget.reservation() as one, budget.reservation() as other:
+        assert one.grow(60)
+        assert not other.grow(50)
+        assert other.grow(40)
+        one.shrink_to(10)
+        assert budget.used == 50
+        one.shrink_to(90)
+        assert budget.used == 50, "shrinking never grows"
+    assert budget.used == 0
+
+
+@needs_linux
+def test_memory_stays_flat():
+    """Of requests of every kind, nothing is left behind."""
+    with running(settings(passes=1)) as server:
+        big = encode_image(np.zeros((600, 800, 3), np.uint8), "png")
+        after = []
+        for _ in range(3):
+            flood(server, 20, 2, headers={"Accept": "image/png"})
+            flood(server, 20, 2, content=big[:-100])
+            after.append(memory_kb())
+        assert after[-1] - after[0] < 16 * 1024
+
+
+def memory_kb() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
+
+
+# Too little patience, or too much
+
+
+def test_slow_and_silent_clients_are_hung_up_on():
+    """One never speaks, one dribbles its headers, one its photo: the timers do not start again with every byte."""
+    with running(settings(header_seconds=0.4, body_seconds=0.4)) as server:
+        openings = {
+            "silent": b"",
+            "headers": b"GET / HTTP/1.1\r\nX: ",
+            "body": b"POST /v1/hands HTTP/1.1\r\nHost: h\r\nContent-Length: 9999\r\n\r\n",
+        }
+        sockets = {name: socket.create_connection(server.address, timeout=10) for name in openings}
+        for name, connection in sockets.items():
+            connection.sendall(openings[name])
+        ended: dict[str, float] = {}
+        answers: dict[str, bytes] = {}
+        started = time.monotonic()
+        while len(ended) < 3 and time.monotonic() - started < 5:
+            for name, connection in sockets.items():
+                if name in ended:
+                    continue
+                try:
+                    if name != "silent":
+                        connection.sendall(b"a")
+                    connection.settimeout(0.02)
+                    answer = connection.recv(4096)
+                    answers[name] = answers.get(name, b"") + answer
+                    if not answer or b"408" in answer:
+                        ended[name] = time.monotonic() - started
+                except TimeoutError:
+                    pass
+                except OSError:
+                    ended[name] = time.monotonic() - started
+            time.sleep(0.02)
+        for connection in sockets.values():
+            connection.close()
+        assert set(ended) == set(openings)
+        assert max(ended.values()) < 2
+        assert answers["body"].startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_does_not_read_is_hung_up_on():
+    """Its answer would stay in memory for as long as it likes."""
+    large = encode_image(np.random.default_rng(0).integers(0, 255, (1600, 1600, 3), np.uint8), "png")
+    with running(settings(write_seconds=0.4, passes=1)) as server, socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect(server.address)
+        lazy.sendall(
+            b"POST /v1/hands HTTP/1.1\r\nHost: h\r\nAccept: image/png\r\n"
+            + f"Content-Length: {len(large)}\r\n\r\n".encode()
+            + large
+        )
+        wait_until(lambda: server.service.photos.used)
+        wait_until(lambda: not server.service.photos.used)
+
+
+def test_giant_headers_are_refused(server):
+    with socket.create_connection(server.address, timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
+def test_connections_have_a_limit_and_those_within_it_are_served():
+    with running(settings(max_connections=20)) as server, contextlib.ExitStack() as crowd:
+        assert server.client.get("/livez").status_code == 200
+        many = [crowd.enter_context(socket.create_connection(server.address, timeout=10)) for _ in range(120)]
+        assert all(one.recv(100).startswith(b"HTTP/1.1 503 ") for one in many[20:])
+        assert server.client.get("/livez").status_code == 200, "who was there before is served on"
+
+
+# What the uploads of strangers may look like
+
+
+@given(st.binary(max_size=300), st.sampled_from(["", "image/jpeg", "multipart/form-data; boundary=x", "multipart/"]))
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_bytes_make_it_fail(server, content, content_type):
+    prefixes = (b"", b"\xff\xd8\xff", b"--x\r\nContent-Disposition: form-data; name=image\r\n\r\n")
+    for prefix in prefixes:
+        headers = {"Content-Type": content_type} if content_type else {}
+        assert server.client.post("/v1/hands", content=prefix + content, headers=headers).status_code in (415, 422)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["image", "note", "b c"]), st.binary(max_size=60)), max_size=5),
+    st.text(alphabet="abcXYZ0189'-_.", min_size=1, max_size=70),
+)
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_forms_are_read_as_others_read_them(fields, boundary):
+    """The oracle is python-multipart. Contents that hold the delimiter are no valid form, and left out."""
+    if any(b"--" + boundary.encode() in content for _, content in fields):
+        return
+    body = b"".join(
+        b'--%b\r\nContent-Disposition: form-data; name="%b"; filename="a"\r\nContent-Type: a/b\r\n\r\n%b\r\n'
+        % (boundary.encode(), name.encode(), content)
+        for name, content in fields
+    )
+    body += b"--%b--\r\n" % boundary.encode()
+    content_type = f'multipart/form-data; boundary="{boundary}"'
+    found = []
+
+    def on_file(file) -> None:
+        file.file_object.seek(0)
+        found.append((file.field_name.decode(), file.file_object.read()))
+
+    headers = {"Content-Type": content_type.encode(), "Content-Length": str(len(body)).encode()}
+    parse_form(headers, io.BytesIO(body), None, on_file)
+    images = [content for name, content in found if name == "image"]
+    if images:
+        assert image_bytes(body, content_type) == images[0]
+    else:
+        with pytest.raises(UploadInvalid):
+            image_bytes(body, content_type)
+
+
+def test_a_hostile_form_is_read_in_linear_time():
+    """24 MB of what looks like the beginning of a delimiter; a parser in Python would hold the lock for seconds."""
+    started = time.monotonic()
+    with pytest.raises(UploadInvalid):
+        image_bytes(b"\r\n--" * 6_000_000, "multipart/form-data; boundary=" + "-" * 70)
+    assert time.monotonic() - started < 1
+
+
+# Settings
+
+
+def test_settings_come_from_the_environment():
+    found = Settings.from_environment(
+        {"HANDMESH_QUEUE_SIZE": "7", "HANDMESH_INSECURE": "1", "HANDMESH_CORS_ORIGINS": "https://a,https://b"}, port=9
+    )
+    assert (found.queue_size, found.insecure, found.cors_origins, found.port) == (
+        7,
+        True,
+        ("https://a", "https://b"),
+        9,
+    )
+
+
+def test_the_manual_names_every_setting():
+    manual = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert [name for name in Settings.model_fields if f"`{name}`" not in manual] == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"HANDMESH_QUEUE_SIZE": "many"}, ["HANDMESH_QUEUE_SIZE", "many"]),
+        ({"HANDMESH_QUEUE_SIZE": "0"}, ["HANDMESH_QUEUE_SIZE"]),
+        ({"HANDMESH_PORT": "tcp://10.0.0.1:8000"}, ["Kubernetes", "enableServiceLinks"]),
+        ({"HANDMESH_TOKEN": "short"}, ["5 characters", "openssl"]),
+        ({"HANDMESH_TOKEN": "x" * 16, "HANDMESH_TOKEN_FILE": "f"}, ["two ways"]),
+        ({"HANDMESH_TOKEN_FILE": "/does/not/exist"}, ["/does/not/exist"]),
+    ],
+)
+def test_wrong_settings_say_what_and_where(variables, words):
+    with pytest.raises(ConfigError) as refusal:
+        Settings.from_environment(variables)
+    assert all(word in str(refusal.value) for word in words)
+
+
+def test_a_token_never_shows(tmp_path):
+    (tmp_path / "token").write_text("correct-horse-battery\n")
+    found = Settings.from_environment({"HANDMESH_TOKEN_FILE": str(tmp_path / "token")})
+    assert found.token.get_secret_value() == "correct-horse-battery"
+    assert "horse" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("host", "safe"),
+    [
+        *[(host, True) for host in ("127.0.0.1", "localhost", "::1", "127.8.9.1")],
+        *[(host, False) for host in ("0.0.0.0", "::", "192.168.1.5", "example.org")],
+    ],
+)
+def test_strangers_need_a_token(host, safe):
+    for extra, fine in (({}, safe), ({"token": "correct-horse-battery"}, True), ({"insecure": True}, True)):
+        if fine:
+            Settings(host=host, **extra).check_exposure()
+        else:
+            with pytest.raises(ConfigError, match="token"):
+                Settings(host=host, **extra).check_exposure()
+
+
+# The end
+
+
+def test_sigterm_under_load_loses_no_request(model_file):
+    """A process, as a container runs it: clients hammer it, it is told to end, and every request is answered whole."""
+    environment = os.environ | {
+        "HANDMESH_MODEL": str(model_file),
+        "HANDMESH_PORT": "0",
+        "HANDMESH_THREADS": "1",
+        "HANDMESH_DRAIN_SECONDS": "2",
+        "HANDMESH_HOST": "127.0.0.1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "handmesh_server"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    log: list[str] = []
+    listening = threading.Event()
+
+    def read() -> None:
+        for line in process.stderr:
+            log.append(line)
+            if "ready in" in line:
+                listening.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert listening.wait(60), log
+        (url,) = [line.split("running on ")[1].split(" ")[0] for line in log if "running on " in line]
+        outcomes: Counter = Counter()
+        lock = threading.Lock()
+
+        def hammer() -> None:
+            with talk_to(url) as client:
+                while True:
+                    try:
+                        response = client.post("/v1/hands", content=photo())
+                        complete = response.status_code != 200 or len(response.json()["hands"]) == 1
+                        outcome = str(response.status_code) if complete else "cut off"
+                    except httpx.HTTPError as error:
+                        outcome = type(error).__name__
+                    with lock:
+                        outcomes[outcome] += 1
+                    if outcome != "200":  # 503: a balancer would now send its requests elsewhere
+                        return
+
+        clients = [threading.Thread(target=hammer) for _ in range(6)]
+        for client in clients:
+            client.start()
+        wait_until(lambda: outcomes["200"] >= 6)
+        with talk_to(url) as balancer:
+            assert balancer.get("/readyz").status_code == 200
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: balancer.get("/readyz").status_code == 503)
+            assert balancer.get("/livez").status_code == 200
+        for client in clients:
+            client.join(30)
+        assert process.wait(30) in (0, -signal.SIGTERM)
+        assert set(outcomes) == {"200", "503"}
+        assert outcomes["503"] == 6
+    finally:
+        process.kill()
+        reader.join(10)
+        process.stderr.close()
+        process.wait()
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path):
+    environment = os.environ | {"HANDMESH_MODEL": str(tmp_path / "none.safetensors"), "HANDMESH_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "handmesh_server"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "error: No model at" in done.stderr
+    assert "Traceback" not in done.stderr
