@@ -11,6 +11,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -22,6 +23,7 @@ from handmesh.errors import CheckpointError
 
 APPLE_URL = "https://docs-assets.developer.apple.com/ml-research/models/fastvit"
 TIMM_URL = "https://huggingface.co/timm"
+LICENCE_URL = "https://github.com/apple/ml-fastvit/blob/main/LICENSE"
 CLASSIFIER = ("head.weight", "head.bias")
 LISTED_KEYS = 12  # of each kind in an error; the rest are counted
 
@@ -38,12 +40,8 @@ def load_backbone_weights(backbone: FastViT, source: Path | str | Mapping[str, T
         origin, weights = "The state dict", dict(source)
     else:
         origin, weights = str(source), read_weights(Path(source), backbone.name)
-    for key, value in weights.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{origin}: {key!r} is a {type(value).__name__}; every weight must be a tensor.")
-        if value.is_floating_point() and not value.isfinite().all():
-            raise CheckpointError(f"{origin}: {key!r} has values that are not finite; the file is damaged.")
-    if any(key.startswith(("stem.", "stages.")) for key in weights):
+    _check_values(origin, weights)
+    if has_timm_names(weights):
         weights = apple_from_timm(weights)
     if backbone.num_classes == 0:
         weights = {key: value for key, value in weights.items() if key not in CLASSIFIER}
@@ -67,7 +65,39 @@ def load_backbone_weights(backbone: FastViT, source: Path | str | Mapping[str, T
     backbone.load_state_dict(weights, strict=True)
 
 
-def read_weights(path: Path, name: str) -> dict[str, Tensor]:
+class RecognisedWeights(NamedTuple):
+    """Published weights under Apple's names, unchanged otherwise, and what they turned out to be."""
+
+    weights: dict[str, Tensor]
+    variant: str  # one of `VARIANTS`
+    folded: bool  # Apple's folded form, for inference only
+    num_classes: int  # of their classifier; 0 without one
+    naming: Literal["Apple", "timm"]  # whose names the file has
+
+
+def recognise_weights(path: Path) -> RecognisedWeights:
+    """Read a published checkpoint of whichever variant, and find out which it is. Strict: every weight must belong.
+
+    Raises CheckpointError for what `load_backbone_weights` refuses, and for weights that fit no variant.
+    """
+    weights = read_weights(path)
+    _check_values(str(path), weights)
+    timm = has_timm_names(weights)
+    if timm:
+        weights = apple_from_timm(weights)
+    head = weights.get(CLASSIFIER[0])
+    num_classes = len(head) if head is not None and head.dim() == 2 else 0
+    variant = _variant_of(weights)
+    candidate = variant or _nearest_variant(weights)
+    with torch.device("meta"), torch.no_grad():
+        template = build_backbone(candidate, num_classes=num_classes)
+        if is_folded(weights):
+            fold_branches(template)
+    _check_fit(template, str(path), weights, template.state_dict())
+    return RecognisedWeights(weights, candidate, is_folded(weights), num_classes, "timm" if timm else "Apple")
+
+
+def read_weights(path: Path, name: str = "fastvit_ma36") -> dict[str, Tensor]:
     """The state dict in a checkpoint file. name: the variant that a message about a missing file should speak of."""
     if not path.is_file():
         raise CheckpointError(where_to_get_weights(path, name))
@@ -96,19 +126,38 @@ def read_weights(path: Path, name: str) -> dict[str, Tensor]:
 
 def where_to_get_weights(path: Path, name: str) -> str:
     """What to do when there is no file at path: which files exist, who publishes them, what to type."""
-    return f"""There are no weights at {path}. FastViT weights trained on ImageNet are published by their owners:
+    return f"""There are no weights at {path}. {published_weights_page(name)} Then, for example, type
+  curl -L -o {path} {APPLE_URL}/image_classification_models/{name}.pth.tar
+and run the same command again."""
+
+
+def published_weights_page(name: str) -> str:
+    """Which files of a variant exist, who publishes them, and under which licence."""
+    return f"""FastViT weights trained on ImageNet are published by their owners:
   Apple, train-time form, for training:   {APPLE_URL}/image_classification_models/{name}.pth.tar
   Apple, folded form, for inference only: {APPLE_URL}/image_classification_models/{name}_reparam.pth.tar
   Apple, distilled: the same two names under {APPLE_URL}/image_classification_distilled_models/
   timm, train-time form: model.safetensors of {TIMM_URL}/{name}.apple_in1k or {TIMM_URL}/{name}.apple_dist_in1k
-Read their licence first (https://github.com/apple/ml-fastvit, LICENSE). Then, for example, type
-  curl -L -o {path} {APPLE_URL}/image_classification_models/{name}.pth.tar
-and run the same command again."""
+Read their licence first ({LICENCE_URL})."""
 
 
 def is_folded(weights: Mapping[str, Tensor]) -> bool:
     """Whether a state dict with Apple's names, or our own, is of a folded network."""
     return any("reparam" in key for key in weights)
+
+
+def has_timm_names(weights: Mapping[str, Tensor]) -> bool:
+    """Whether the names of a state dict are timm's."""
+    return any(key.startswith(("stem.", "stages.")) for key in weights)
+
+
+def _check_values(origin: str, weights: Mapping[str, object]) -> None:
+    """Raise CheckpointError unless every weight is a tensor of finite numbers."""
+    for key, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{origin}: {key!r} is a {type(value).__name__}; every weight must be a tensor.")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(f"{origin}: {key!r} has values that are not finite; the file is damaged.")
 
 
 # --- timm's names -----------------------------------------------------------------------------------------------------
@@ -190,11 +239,18 @@ def _list(names: list[str]) -> str:
 def _variant_of(weights: Mapping[str, Tensor]) -> str | None:
     """The variant whose names and shapes these weights have, classifier aside."""
     shapes = {key: value.shape for key, value in weights.items() if key not in CLASSIFIER}
-    for name in VARIANTS:
-        with torch.device("meta"), torch.no_grad():
-            candidate = build_backbone(name)
-            if is_folded(weights):
-                fold_branches(candidate)
-        if {key: value.shape for key, value in candidate.state_dict().items()} == shapes:
-            return name
-    return None
+    return next((name for name in VARIANTS if _shapes_of(name, is_folded(weights)) == shapes), None)
+
+
+def _nearest_variant(weights: Mapping[str, Tensor]) -> str:
+    """The variant that these weights have most in common with, for a message about the rest."""
+    shapes = {(key, value.shape) for key, value in weights.items()}
+    return max(VARIANTS, key=lambda name: len(shapes & _shapes_of(name, is_folded(weights)).items()))
+
+
+def _shapes_of(name: str, folded: bool) -> dict[str, torch.Size]:
+    with torch.device("meta"), torch.no_grad():
+        backbone = build_backbone(name)
+        if folded:
+            fold_branches(backbone)
+    return {key: value.shape for key, value in backbone.state_dict().items()}

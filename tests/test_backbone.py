@@ -1,3 +1,10 @@
+"""FastViT is the published network, in every variant and form.
+
+The default run checks the smallest variants, and engines with a tiny network that has every kind of part.
+`pytest -m slow tests/test_backbone.py` checks the others, and `-o junit_family=xunit1 --junitxml FILE` notes the
+differences that it measures as properties.
+"""
+
 import copy
 import functools
 import subprocess
@@ -8,12 +15,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from handmesh.backbone import VARIANTS, DropPath, FastViT, build_backbone, fold_branches
+from handmesh.backbone import VARIANTS, DropPath, FastViT, Variant, build_backbone, fold_branches
+from handmesh.bench import count_multiply_adds, count_parameters, onnx_session, relative_difference
 from handmesh.errors import ConfigError
 
-ALL = sorted(VARIANTS)
+TINY = Variant((1, 1, 1, 1), (8, 16, 32, 64), 3, True, 1e-5, 0.0)
+
+
+def variants(*default: str):
+    """These, and the rest of the seven with `-m slow`."""
+    names = dict.fromkeys((*default, *VARIANTS))
+    return [pytest.param(name, marks=() if name in default else pytest.mark.slow) for name in names]
+
+
+def variants_in(forms: str, *default: tuple[str, str]):
+    """All seven in each form: "train" and "unfolded" are the train-time form in training and in evaluation mode."""
+    cases = dict.fromkeys((*default, *((name, form) for name in VARIANTS for form in forms.split())))
+    return [pytest.param(*case, marks=() if case in default else pytest.mark.slow) for case in cases]
+
 
 # Millions of parameters with the 1000-way classifier in the released code, train-time and folded form; and billions of
 # multiply-adds at 256 px as printed in the paper's Table 2. Table 2 counts MA36 in train-time form.
@@ -39,7 +59,8 @@ def _lifelike(name: str, num_classes: int) -> FastViT:
     Fresh layer scales of 1e-5 would hide any mistake, and random running statistics would blow up.
     """
     torch.manual_seed(0)
-    backbone = build_backbone(name, num_classes=num_classes, drop_path=0.0)
+    variant = TINY if name == "tiny" else VARIANTS[name]
+    backbone = FastViT(name, variant, num_classes=num_classes, drop_path=0.0)
     for key, parameter in backbone.named_parameters():
         if "layer_scale" in key:
             nn.init.uniform_(parameter, 0.1, 1.0)
@@ -58,14 +79,15 @@ def _lifelike(name: str, num_classes: int) -> FastViT:
     return backbone.eval()
 
 
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
+def in_form(form: str, name: str) -> FastViT:
+    backbone = lifelike(name, dtype=torch.float32)
+    return backbone.reparameterize() if form == "folded" else backbone.train(form == "train")
 
 
 # --- The published architecture ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", variants("fastvit_sa12"))
 def test_sizes_are_the_published_ones(name):
     train_params, folded_params, macs = RELEASED[name]
     with torch.device("meta"):
@@ -73,12 +95,9 @@ def test_sizes_are_the_published_ones(name):
         folded = copy.deepcopy(backbone)
         with torch.no_grad():
             fold_branches(folded)  # as far as the released code folds
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            folded.classify(torch.empty(1, 3, 256, 256))
-    assert sum(p.numel() for p in backbone.parameters()) == pytest.approx(train_params * 1e6, abs=500)
-    assert sum(p.numel() for p in folded.parameters()) == pytest.approx(folded_params * 1e6, abs=500)
-    assert round(counter.get_total_flops() / 2e9, 1) == macs
+    assert count_parameters(backbone) == pytest.approx(train_params * 1e6, abs=500)
+    assert count_parameters(folded) == pytest.approx(folded_params * 1e6, abs=500)
+    assert round(count_multiply_adds(backbone.reparameterize(), 256) / 1e9, 1) == macs
 
 
 def test_state_dict_has_the_released_names():
@@ -191,31 +210,43 @@ class Reference:
         return F.gelu(x * gate)
 
 
-@pytest.mark.parametrize("name", ["fastvit_t8", "fastvit_s12", "fastvit_sa12"])
-def test_outputs_are_those_of_the_published_formulas(name):
+@pytest.mark.parametrize("name", variants("fastvit_t8", "fastvit_sa12"))
+def test_outputs_are_those_of_the_published_formulas(name, record_property):
     backbone = lifelike(name)
-    images = torch.randn(2, 3, 96, 64, dtype=torch.float64)
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
         expected = Reference(backbone.state_dict(), training=False)(images)
-        assert relative_difference(backbone(images), expected) < 1e-10
+        difference = relative_difference(backbone(images), expected)
+        record_property("from the formulas, float64", difference)
+        assert difference < 1e-10
+        difference = relative_difference(backbone.float()(images.float()), expected)
+        record_property("from the formulas, float32", difference)
+        assert difference < 1e-3  # rounding; random weights of 36 blocks amplify it
 
 
-@pytest.mark.parametrize("name", ["fastvit_t8", "fastvit_sa12"])
-def test_gradients_reach_every_branch_as_in_the_published_formulas(name):
+@pytest.mark.parametrize("name", variants("tiny"))
+def test_gradients_reach_every_branch_as_in_the_published_formulas(name, record_property):
     """In training mode, through batch statistics, and through the arithmetic that is faster on a CPU."""
     backbone = lifelike(name).train()
-    images = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    images = torch.randn(3, 3, 32, 64, dtype=torch.float64)
     weights = {key: value.detach().clone() for key, value in backbone.state_dict().items()}
     parameters = dict(backbone.named_parameters())
     for key in parameters:
         weights[key].requires_grad_()
     expected = Reference(weights, training=True)(images)
     output = backbone(images)
-    assert relative_difference(output.detach(), expected.detach()) < 1e-10
+    difference = relative_difference(output.detach(), expected.detach())
+    record_property("from the formulas in training, float64", difference)
+    assert difference < 1e-9
     direction = torch.randn_like(expected)
     gradients = torch.autograd.grad(output, list(parameters.values()), direction)
     expected_gradients = torch.autograd.grad(expected, [weights[key] for key in parameters], direction)
     largest = max(gradient.abs().max().item() for gradient in expected_gradients)
+    difference = max(
+        (gradient - expected_gradient).abs().max().item() / largest
+        for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True)
+    )
+    record_property("gradients from the formulas, float64", difference)
     for key, gradient, expected_gradient in zip(parameters, gradients, expected_gradients, strict=True):
         # A bias before a batch norm has none: compare with the scale of all gradients.
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-11 * largest, msg=key)
@@ -232,10 +263,10 @@ def test_initial_values_are_the_released_ones():
 # --- Shapes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fastvit_t8", "fastvit_sa12"])
+@pytest.mark.parametrize("name", variants("tiny"))
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (33, 70)])
 def test_maps_of_one_pass(name, size):
-    backbone = build_backbone(name, num_classes=7).eval()
+    backbone = lifelike(name, num_classes=7, dtype=torch.float32)
     images = torch.randn(2, 3, *size)
     with torch.no_grad():
         final, pyramid = backbone.forward_all(images)
@@ -250,11 +281,11 @@ def test_maps_of_one_pass(name, size):
 
 def test_pyramid_includes_the_attention_stage():
     """The released detection code stops before it: its index 6 is the positional encoding."""
-    backbone = lifelike("fastvit_sa12")
+    backbone = lifelike("tiny")
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         before = backbone.forward_pyramid(images)[-1]
-        backbone.get_parameter("network.7.1.layer_scale_2").mul_(2.0)
+        backbone.get_parameter("network.7.0.layer_scale_2").mul_(2.0)
         assert relative_difference(backbone.forward_pyramid(images)[-1], before) > 1e-3
 
 
@@ -345,8 +376,8 @@ def test_channels_last_training_neither_crashes_nor_corrupts_gradients():
 # --- Folding ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_folding_changes_nothing(name):
+@pytest.mark.parametrize("name", variants("fastvit_t8", "fastvit_sa12"))
+def test_folding_changes_nothing(name, record_property):
     backbone = lifelike(name)
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     folded = backbone.reparameterize()
@@ -355,19 +386,24 @@ def test_folding_changes_nothing(name):
     with torch.no_grad():
         final, pyramid = backbone.forward_all(images)
         folded_final, folded_pyramid = folded.forward_all(images)
-        assert relative_difference(folded_final, final) < 1e-9
-        for folded_map, stage_map in zip(folded_pyramid, pyramid, strict=True):
-            assert relative_difference(folded_map, stage_map) < 1e-9
-        assert relative_difference(folded.float()(images.float()), final.float()) < 1e-4
+        maps = zip((folded_final, *folded_pyramid), (final, *pyramid), strict=True)
+        difference = max(relative_difference(folded_map, unfolded_map) for folded_map, unfolded_map in maps)
+        record_property("folded, float64", difference)
+        assert difference < 1e-9
+        difference = relative_difference(folded.float()(images.float()), final.float())
+        record_property("folded, float32", difference)
+        assert difference < 1e-4
         folded.to(memory_format=torch.channels_last)
         images = images.float().to(memory_format=torch.channels_last)
-        assert relative_difference(folded(images), final.float()) < 1e-4
+        difference = relative_difference(folded(images), final.float())
+        record_property("folded, float32 channels-last", difference)
+        assert difference < 1e-4
 
 
-@pytest.mark.parametrize("name", ["fastvit_t8", "fastvit_sa12"])
-def test_folding_after_training_steps(name):
+@pytest.mark.parametrize("name", variants("tiny"))
+def test_folding_after_training_steps(name, record_property):
     backbone = lifelike(name, dtype=torch.float32).to(memory_format=torch.channels_last).train()
-    images = torch.randn(4, 3, 64, 64).to(memory_format=torch.channels_last)
+    images = torch.randn(4, 3, 32, 64).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-2)
     for _ in range(3):
         optimizer.zero_grad()
@@ -375,13 +411,17 @@ def test_folding_after_training_steps(name):
         optimizer.step()
     backbone.eval()
     with torch.no_grad():
-        assert relative_difference(backbone.reparameterize()(images), backbone(images)) < 1e-4
+        difference = relative_difference(backbone.reparameterize()(images), backbone(images))
+        record_property("folded after training, float32", difference)
+        assert difference < 1e-4
         double = images.double()
-        assert relative_difference(backbone.double().reparameterize()(double), backbone(double)) < 1e-9
+        difference = relative_difference(backbone.double().reparameterize()(double), backbone(double))
+        record_property("folded after training, float64", difference)
+        assert difference < 1e-9
 
 
 def test_folding_leaves_the_original_untouched():
-    backbone = lifelike("fastvit_sa12", num_classes=10).train()
+    backbone = lifelike("tiny", num_classes=10).train()
     before = copy.deepcopy(backbone.state_dict())
     folded = backbone.reparameterize()
     assert backbone.training
@@ -392,71 +432,78 @@ def test_folding_leaves_the_original_untouched():
 
 
 def test_folding_twice_is_folding_once():
-    once = lifelike("fastvit_sa12").reparameterize()
+    once = lifelike("tiny").reparameterize()
     twice = once.reparameterize()
     assert twice is not once
     torch.testing.assert_close(dict(twice.state_dict()), dict(once.state_dict()), rtol=0.0, atol=0.0)
 
 
-# --- Other engines ----------------------------------------------------------------------------------------------------
+# --- Other engines and precisions -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "form"), [("fastvit_t8", "train"), ("fastvit_sa12", "folded")])
-def test_compiles_without_graph_breaks(name, form):
-    backbone = lifelike(name, dtype=torch.float32)
-    if form == "folded":
-        backbone = backbone.reparameterize()
-    backbone.train(form == "train")
+@pytest.mark.parametrize(("name", "form"), variants_in("train unfolded folded", ("tiny", "train")))
+def test_compiles_without_graph_breaks(name, form, record_property):
+    backbone = in_form(form, name)
     eager = copy.deepcopy(backbone)
     images = torch.randn(2, 3, 64, 64)
     torch.compiler.reset()
     compiled = torch.compile(backbone, fullgraph=True, backend="eager")
-    assert relative_difference(compiled(images).detach(), eager(images).detach()) < 1e-4
+    difference = relative_difference(compiled(images).detach(), eager(images).detach())
+    record_property(f"compiled, {form}", difference)
+    assert difference < 1e-4
 
 
-@pytest.mark.parametrize(("name", "fold"), [("fastvit_sa12", False), ("fastvit_t8", True)])
-def test_exports_with_any_batch_size(name, fold):
-    backbone = lifelike(name, dtype=torch.float32)
-    module: nn.Module = backbone.reparameterize() if fold else backbone
+@pytest.mark.parametrize(("name", "form"), variants_in("unfolded folded", ("tiny", "unfolded")))
+def test_exports_with_any_batch_size(name, form, record_property):
+    backbone = in_form(form, name)
     exported = torch.export.export(
-        module, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        backbone, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim("batch")},)
     ).module()
-    images = torch.randn(5, 3, 64, 64)
-    with torch.no_grad():
-        assert relative_difference(exported(images), module(images)) < 1e-5
+    for batch in (5, 1):
+        images = torch.randn(batch, 3, 64, 64)
+        with torch.no_grad():
+            difference = relative_difference(exported(images), backbone(images))
+        record_property(f"torch.export, {form}", difference)
+        assert difference < 1e-4
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # exporter's
-def test_onnx_agrees(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    folded = lifelike("fastvit_sa12", dtype=torch.float32).reparameterize()
-    torch.onnx.export(
-        folded,
-        (torch.randn(2, 3, 64, 64),),
-        tmp_path / "backbone.onnx",
-        input_names=["images"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        opset_version=18,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(tmp_path / "backbone.onnx", options, providers=["CPUExecutionProvider"])
-    images = torch.randn(3, 3, 64, 64)
-    (output,) = session.run(None, {"images": images.numpy()})
-    with torch.no_grad():
-        assert relative_difference(torch.from_numpy(output), folded(images)) < 1e-4
+@pytest.mark.parametrize(("name", "form"), variants_in("unfolded folded", ("tiny", "folded")))
+def test_onnx_agrees(name, form, record_property):
+    pytest.importorskip("onnxruntime")
+    backbone = in_form(form, name)
+    session = onnx_session(backbone, 64, threads=1)
+    for batch in (3, 1):
+        images = torch.randn(batch, 3, 64, 64)
+        (output,) = session.run(None, {"images": images.numpy()})
+        with torch.no_grad():
+            difference = relative_difference(torch.from_numpy(output), backbone(images))
+        record_property(f"onnxruntime, {form}", difference)
+        assert difference < 1e-4
 
 
-@pytest.mark.parametrize("name", ["fastvit_t8", "fastvit_sa12"])
-def test_bfloat16_autocast_trains_and_predicts(name):
-    backbone = lifelike(name, dtype=torch.float32)
+# Rounding to 8 bits (bfloat16) or 11 (float16) before every multiplication. Weights as random as these amplify it with
+# depth, by 30 in the deepest variants; a wrong result differs by the size of the result itself.
+AUTOCAST = {torch.bfloat16: 0.2, torch.float16: 0.2 / 8}
+
+
+@pytest.mark.parametrize("dtype", AUTOCAST, ids=str)
+@pytest.mark.parametrize(("name", "form"), variants_in("unfolded folded", ("tiny", "unfolded"), ("tiny", "folded")))
+def test_autocast_predicts(name, form, dtype, record_property):
+    backbone = in_form(form, name)
     images = torch.randn(2, 3, 64, 64)
-    expected = backbone(images)
+    with torch.no_grad():
+        expected = backbone(images)
+        with torch.autocast("cpu", dtype):
+            output = backbone(images)
+    difference = ((output.float() - expected).norm() / expected.norm()).item()
+    record_property(f"{dtype} autocast, {form}, of the norm", difference)
+    assert difference < AUTOCAST[dtype]
+
+
+@pytest.mark.parametrize("name", variants("tiny"))
+def test_bfloat16_autocast_trains(name):
+    backbone = in_form("train", name)
     with torch.autocast("cpu", torch.bfloat16):
-        output = backbone(images)
-        backbone.train()(images).float().square().mean().backward()
-    assert (output.float() - expected).norm() / expected.norm() < 0.1
+        output = backbone(torch.randn(2, 3, 64, 64))
+    output.float().square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in backbone.parameters())

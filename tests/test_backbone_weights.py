@@ -14,8 +14,6 @@ from handmesh.backbone import FastViT, build_backbone, fold_branches
 from handmesh.backbone_weights import load_backbone_weights
 from handmesh.errors import CheckpointError
 
-NAMES = ["fastvit_t8", "fastvit_sa12"]
-
 
 @functools.cache
 def published(name: str) -> FastViT:
@@ -26,8 +24,8 @@ def published(name: str) -> FastViT:
         if parameter.dim() < 4:
             nn.init.uniform_(parameter, 0.1, 0.9)
     with torch.no_grad():
-        for _ in range(5):
-            backbone.train()(torch.randn(2, 3, 64, 64))
+        for _ in range(3):
+            backbone.train()(torch.randn(2, 3, 32, 64))
     return backbone.eval()
 
 
@@ -54,8 +52,15 @@ def timm_name(key: str, last_stage: str) -> str:
     return re.sub(r"(layer_scale(_[12])?)$", r"\1.gamma", key)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("form", ["apple", "apple in parallel", "timm safetensors", "timm pth"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("fastvit_t8", "apple"),
+        ("fastvit_t8", "apple in parallel"),
+        ("fastvit_t8", "timm safetensors"),
+        ("fastvit_sa12", "timm pth"),
+    ],
+)
 def test_published_weights_give_the_published_network(name, form, tmp_path):
     original = published(name)
     weights = original.state_dict()
@@ -83,14 +88,13 @@ def test_published_weights_give_the_published_network(name, form, tmp_path):
         torch.testing.assert_close(classifier.classify(images), original.classify(images), rtol=0.0, atol=0.0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_folded_weights_load_into_a_folded_backbone(name, tmp_path):
-    original = published(name)
-    path = tmp_path / f"{name}_reparam.pth.tar"
+def test_folded_weights_load_into_a_folded_backbone(tmp_path):
+    original = published("fastvit_sa12")
+    path = tmp_path / "fastvit_sa12_reparam.pth.tar"
     torch.save({"state_dict": apple_folded(original)}, path)
-    folded = build_backbone(name).reparameterize()
+    folded = build_backbone("fastvit_sa12").reparameterize()
     load_backbone_weights(folded, path)
-    again = build_backbone(name).reparameterize()
+    again = build_backbone("fastvit_sa12").reparameterize()
     load_backbone_weights(again, folded.state_dict())
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

@@ -1,0 +1,111 @@
+"""Benchmarks: the clock counts what it says, the rows are complete, and no time is given for a wrong answer."""
+
+import json
+import time
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from handmesh import bench
+from handmesh.backbone import build_backbone
+from handmesh.bench import bench_backbones, count_multiply_adds, count_parameters, time_in_turns, torch_threads
+from handmesh.cli import app
+from handmesh.errors import ConfigError, ExportError
+
+
+def test_tasks_take_turns_and_are_timed_apart(monkeypatch):
+    """On a clock that only tasks move."""
+    now, calls = [0.0], []
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    seconds = {"even": iter([9.0, 0.002] + [0.002] * 5), "uneven": iter([9.0, 9.0, 0.001, 0.005, 0.002, 0.004, 0.003])}
+
+    def task(name):
+        calls.append(name)
+        now[0] += next(seconds[name])
+
+    timings = time_in_turns({"even": lambda: task("even"), "uneven": lambda: task("uneven")}, runs=5, warm_up=2)
+    assert calls == ["even"] * 2 + ["uneven"] * 2 + ["even", "uneven"] * 5
+    even, uneven = timings["even"], timings["uneven"]
+    assert (even.median_ms, even.least_ms, even.p95_ms) == pytest.approx((2, 2, 2))
+    assert (uneven.median_ms, uneven.least_ms) == pytest.approx((3, 1))
+    assert 4 < uneven.p95_ms <= 5
+    assert even.runs == uneven.runs == 5
+
+
+def test_processor_time_does_not_pass_while_others_work():
+    waiting = {"waiting": lambda: time.sleep(0.02)}
+    wall, processor = (time_in_turns(waiting, runs=3, clock=clock)["waiting"] for clock in ("wall", "processor"))
+    assert wall.least_ms >= 20
+    assert processor.median_ms < 10
+
+
+def test_multiply_adds_of_the_first_convolution_are_counted():
+    """Dropping the classifier saves exactly its own: one for each of its weights."""
+    with_head, headless = build_backbone("fastvit_t8", num_classes=50), build_backbone("fastvit_t8")
+    saved = count_multiply_adds(with_head, 64) - count_multiply_adds(headless, 64)
+    assert saved == 50 * with_head.channels
+    assert count_parameters(with_head) - count_parameters(headless) == 50 * (with_head.channels + 1)
+    # Every convolution's work grows with the area; squeeze-and-excitation's, after pooling, does not.
+    pooled = 2 * headless.channels * (headless.channels // 16)
+    assert count_multiply_adds(headless, 128) - pooled == 4 * (count_multiply_adds(headless, 64) - pooled)
+
+
+def test_rows_on_the_command_line(tmp_path):
+    threads = torch.get_num_threads()
+    arguments = "bench --backbones --names fastvit_t8 --engines torch --size 64 --batch 2 --threads 1 --runs 2 --json"
+    run = CliRunner().invoke(app, [*arguments.split(), str(tmp_path / "bench.json")])
+    assert run.exit_code == 0, run.output
+    assert "fastvit_t8" in run.stdout
+    assert torch.get_num_threads() == threads
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["machine"]["torch"] == torch.__version__
+    unfolded, folded = report["rows"]
+    assert (unfolded["form"], folded["form"]) == ("unfolded", "folded")
+    for row in report["rows"]:
+        assert (row["model"], row["engine"], row["precision"], row["batch"], row["threads"], row["size"]) == (
+            "fastvit_t8", "torch", "float32", 2, 1, 64,
+        )  # fmt: skip
+        assert 0 < row["least_ms"] <= row["network_ms"] <= row["p95_ms"]
+        assert row["difference"] < 1e-4
+    assert folded["parameters"] < unfolded["parameters"] == count_parameters(build_backbone("fastvit_t8"))
+    assert folded["multiply_adds"] < unfolded["multiply_adds"]
+
+
+@pytest.mark.slow
+def test_onnxruntime_rows():
+    (rows,) = bench_backbones(["fastvit_t8"], size=64, threads=1, runs=2)
+    assert [(row.engine, row.form) for row in rows] == [
+        (engine, form) for engine in ("torch", "onnxruntime") for form in ("unfolded", "folded")
+    ]
+    assert all(row.difference < 1e-4 for row in rows)
+
+
+def test_wrong_answers_get_no_time(monkeypatch):
+    monkeypatch.setattr(bench, "_on_torch", lambda backbone, images: lambda: 1.01 * backbone(images))
+    with pytest.raises(ExportError, match=r"fastvit_t8 unfolded on torch differs from PyTorch by 1\.0e-02"):
+        list(bench_backbones(["fastvit_t8"], size=32, engines=["torch"], runs=1, threads=1))
+
+
+def test_what_cannot_be_measured_is_refused_at_once():
+    with pytest.raises(ConfigError, match=r"no backbone 'fastvit_t9'.*fastvit_ma36"):
+        bench_backbones(["fastvit_t8", "fastvit_t9"])
+    with pytest.raises(ConfigError, match=r"no engine 'tensorrt'.*torch, onnxruntime"):
+        bench_backbones(engines=["tensorrt"])
+    with pytest.raises(ConfigError, match="16 px are too small"):
+        bench_backbones(size=16)
+    with pytest.raises(ConfigError, match="of 2 threads adds up"):
+        bench_backbones(threads=2, clock="processor")
+    assert isinstance(CliRunner().invoke(app, ["bench"]).exception, ConfigError)
+
+
+def test_threads_are_given_back_after_an_error():
+    before = torch.get_num_threads()
+
+    def fail() -> None:
+        with torch_threads(before + 1):
+            raise RuntimeError(f"on {torch.get_num_threads()} threads")
+
+    with pytest.raises(RuntimeError, match=f"on {before + 1} threads"):
+        fail()
+    assert torch.get_num_threads() == before
