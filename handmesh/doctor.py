@@ -1,0 +1,117 @@
+"""What `handmesh doctor` looks at. Each finding says what is there, and what to do where something is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from handmesh import __version__
+from handmesh.engine import bundled_model_path, open_engine
+from handmesh.errors import HandMeshError
+from handmesh.hand import Handedness, builtin_hand
+from handmesh.mano_file import load_hand, mano_file
+
+PACKAGES = ("torch", "numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
+OPTIONAL_PACKAGES = {
+    "smplx": 'pip install "handmesh[mano]"',
+    "pytorch3d": "see its INSTALL.md; it has no wheels",
+    "tensorboard": 'pip install "handmesh[train]"',
+    "mediapipe": 'pip install "handmesh[detect]"',
+    "openvino": 'pip install "handmesh[openvino]"',
+}
+
+
+class Finding(NamedTuple):
+    subject: str
+    fact: str
+    good: bool | None  # None: optional and absent
+
+
+def examine() -> Iterator[Finding]:
+    """One finding after the other; nothing raises."""
+    yield Finding("handmesh", __version__, True)
+    yield Finding(
+        "Python",
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        sys.version_info >= (3, 11),
+    )
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("processor", f"{usable} of {os.cpu_count()} cores usable", True)
+    for name in PACKAGES:
+        yield _package(name, None)
+    for name, advice in OPTIONAL_PACKAGES.items():
+        yield _package(name, advice)
+    yield _guarded("device", _device)
+    yield _guarded("built-in hand", _built_in_hand)
+    for side in Handedness:
+        yield _mano(side)
+    yield _guarded("bundled model", _bundled_model)
+    yield _guarded("inference", _inference)
+
+
+def _package(name: str, advice: str | None) -> Finding:
+    try:
+        return Finding(name, metadata.version(name), True)
+    except metadata.PackageNotFoundError:
+        return Finding(
+            name,
+            f"not installed ({advice})" if advice else "missing: install handmesh again",
+            False if advice is None else None,
+        )
+
+
+def _guarded(subject: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, look(), True)
+    except (HandMeshError, ImportError, OSError, RuntimeError) as error:
+        return Finding(subject, f"{type(error).__name__}: {error}", False)
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"CUDA {torch.version.cuda}: {torch.cuda.get_device_name()}"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _built_in_hand() -> str:
+    hand = builtin_hand()
+    return f"{len(hand.v_template)} vertices, {len(hand.f)} faces, sha256 {hand.sha256[:12]}"
+
+
+def _mano(side: Handedness) -> Finding:
+    """Absent is fine; there and damaged is not."""
+    subject = f"MANO, {side} hand"
+    if not any(path.is_file() for path in (mano_file(side), mano_file(side).with_suffix(".pkl"))):
+        return Finding(subject, "not added (optional): handmesh mano add, see mano_assets/README.md", None)
+    return _guarded(subject, lambda: f"sha256 {load_hand('mano', side).sha256[:12]}, {mano_file(side).parent}")
+
+
+def _bundled_model() -> str:
+    path: Path = bundled_model_path()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"{path.name}, {path.stat().st_size / 1e6:.1f} MB, sha256 {digest[:12]}"
+
+
+def _inference() -> str:
+    engine = open_engine(threads=1)
+    crops = np.full((1, engine.resolution, engine.resolution, 3), 128, np.uint8)
+    engine(crops)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        output = engine(crops)
+        times.append(time.perf_counter() - started)
+    if not all(np.isfinite(part).all() for part in output):
+        raise RuntimeError("the model answered with numbers that are not finite")
+    return f"{engine.name}: {1000 * sorted(times)[2]:.1f} ms per {engine.resolution} px crop"

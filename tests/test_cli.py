@@ -1,0 +1,393 @@
+"""The command: what it writes, what it says of mistakes, and its exit code. Run through its own entry point."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from handmesh import __version__
+from handmesh.cli import FORMATS, run
+from handmesh.engine import bundled_model_path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def handmesh(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
+    """handmesh("predict", ...) in an empty folder, as from a shell."""
+    monkeypatch.chdir(tmp_path)
+    level = logging.getLogger("handmesh").level
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["handmesh", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            run()
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    yield call
+    logging.getLogger("handmesh").setLevel(level)
+
+
+@pytest.fixture
+def predict(handmesh, model_file) -> Callable[..., Outcome]:
+    return lambda *arguments: handmesh("predict", "--model", model_file, "--passes", 1, *arguments)
+
+
+@pytest.fixture
+def photos(scene, tmp_path) -> Path:
+    """photos/a.jpg, photos/b.png, photos/trip/a.jpg and a note that is no photo."""
+    folder = tmp_path / "photos"
+    (folder / "trip").mkdir(parents=True)
+    for index, name in enumerate(("a.jpg", "b.png", "trip/a.jpg")):
+        Image.fromarray(np.roll(scene.image, 20 * index, axis=1)).save(folder / name)
+    (folder / "notes.txt").write_text("not a photo")
+    return folder
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def assert_one_line(outcome: Outcome, *says: str) -> None:
+    """A user's mistake: exit code 1, one line on standard error, no traceback, nothing on standard output."""
+    assert outcome.code == 1
+    assert len(outcome.err.strip().splitlines()) == 1, outcome.err
+    assert outcome.err.lstrip().startswith("error: ")  # a progress bar that was cut short leaves an empty line
+    assert all(text in outcome.err for text in says), outcome.err
+    assert outcome.out == ""
+
+
+def test_help_and_version(handmesh):
+    outcome = handmesh("--help")
+    assert outcome.code == 0
+    for command in ("predict", "demo", "train", "synth", "doctor"):
+        assert command in outcome.out
+        shown = handmesh(command, "--help")
+        assert shown.code == 0
+        assert "Example" in shown.out
+    assert handmesh("--version").out == f"handmesh {__version__}\n"
+    assert handmesh("nonsense").code == 2
+    assert handmesh("predict", "photo.jpg", "--colour", "red").code == 2
+
+
+def test_help_does_not_wait_for_torch(tmp_path):
+    """Importing torch takes seconds; `--help` must not."""
+    program = (
+        "import sys\nsys.argv = ['handmesh', '--help']\nfrom handmesh.__main__ import main\n"
+        "try:\n    main()\nfinally:\n    print([name for name in ('torch', 'numba', 'cv2') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    assert answer.stdout.rstrip().endswith("[]")
+
+
+def test_it_is_a_module_too(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(
+        [sys.executable, "-m", "handmesh", "predict", "absent.jpg", "--format", "stl"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert_one_line(Outcome(answer.returncode, answer.stdout, answer.stderr), "stl", "glb")
+
+
+# ------------------------------------------------------------------------------------------------- predict
+
+
+def test_a_photo_becomes_an_overlay_a_mesh_and_numbers(predict, photos, tmp_path):
+    outcome = predict(photos / "a.jpg")
+    assert outcome.code == 0
+    assert "1 of 1 images done: png, glb, json in handmesh_out/" in outcome.out
+    assert written(tmp_path / "handmesh_out") == ["a.glb", "a.json", "a.png"]
+    with Image.open(tmp_path / "handmesh_out" / "a.png") as overlay:
+        assert overlay.size == (160, 160)
+    (hand,) = json.loads((tmp_path / "handmesh_out" / "a.json").read_text())["hands"]
+    assert hand["handedness"] == "right"
+
+
+def test_every_format_can_be_asked_for(predict, photos, tmp_path):
+    assert predict(photos / "b.png", "--out", "out", "--format", ",".join(FORMATS)).code == 0
+    assert written(tmp_path / "out") == sorted(f"b.{name}" for name in FORMATS)
+
+
+def test_a_folder_keeps_its_shape_and_a_glob_does_not_need_one(predict, photos, tmp_path):
+    assert predict(photos, "--format", "json", "--out", "deep").code == 0
+    assert written(tmp_path / "deep") == ["a.json", "b.json", "trip/a.json"]
+    assert predict("photos/*.jpg", "photos/b.png", "--format", "json", "--out", "flat").code == 0
+    assert written(tmp_path / "flat") == ["a.json", "b.json"]
+    assert predict("photos/**/a.jpg", "--format", "json", "--out", "both").code == 0
+    assert len(written(tmp_path / "both")) == 2
+
+
+def test_results_never_collide_whatever_the_photos_are_called(predict, photos, tmp_path, scene):
+    """a.jpg and a.png became a_1 and a_2; a photo that was called a_1 all along was written over."""
+    for name in ("a.png", "a_1.png", "a_2.png"):
+        Image.fromarray(scene.image).save(photos / name)
+    outcome = predict(photos / "trip" / "a.jpg", photos, "--format", "json", "--out", "out")
+    assert outcome.code == 0
+    assert "7 of 7 images done" in outcome.out
+    assert len(written(tmp_path / "out")) == 7
+
+
+def test_photos_are_never_written_over(predict, photos):
+    """--out in the photos' own folder with a picture format: b.png would become its own overlay."""
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    assert_one_line(predict(photos, "--out", photos), "b.png", "would replace a photograph", "--out")
+    assert_one_line(predict("photos/b.png", "--out", "photos", "--format", "png"), "would replace")
+    assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+    assert predict("photos/b.png", "--out", "photos", "--format", "json").code == 0, "other formats do no harm"
+
+
+def test_results_are_not_taken_for_photos_the_next_time(predict, photos, tmp_path):
+    """A folder that holds its own results: yesterday's overlays once became today's photos."""
+    for _ in range(2):
+        assert "3 of 3 images" in predict(photos, "--out", photos / "results", "--format", "png").out
+    assert written(photos / "results") == ["a.png", "b.png", "trip/a.png"]
+
+
+def test_a_bad_file_is_reported_and_the_rest_goes_on(predict, photos, tmp_path):
+    (photos / "aa.jpg").write_bytes((photos / "a.jpg").read_bytes()[:500])
+    outcome = predict(photos, "absent.jpg", "--format", "json", "--out", "out")
+    assert outcome.code == 1
+    assert "3 of 5 images done" in outcome.out
+    assert written(tmp_path / "out") == ["a.json", "b.json", "trip/a.json"]
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 2
+    assert "aa.jpg" in errors[0]
+    assert "absent.jpg" in errors[1]
+    assert "Traceback" not in outcome.err
+
+
+def test_names_with_brackets_are_names(predict, photos, tmp_path):
+    """rich takes [/x] for markup: a photo called so once ended the program with a traceback."""
+    (photos / "[b]odd[").mkdir()
+    shutil.copy(photos / "a.jpg", photos / "[b]odd[" / "x.jpg")
+    outcome = predict("photos/[b]odd[/x.jpg", "--format", "json", "--out", "[/out]")
+    assert outcome.code == 0
+    assert "in [/out]/" in outcome.out
+    assert (tmp_path / "[/out]" / "x.json").is_file()
+    assert_one_line(predict("a.jpg", "--format", "[/x]"), "[/x]")
+    (tmp_path / "[bold]broken.jpg").write_bytes(b"\xff\xd8\xff")
+    assert "[bold]broken.jpg" in predict("[bold]broken.jpg").err
+
+
+def test_skip_existing_goes_on_where_a_run_stopped(predict, photos, tmp_path):
+    arguments = (photos, "--format", "json,glb", "--out", "out", "--skip-existing")
+    assert "3 of 3" in predict(*arguments).out
+    assert "Nothing to do" in predict(*arguments).out
+    kept = (tmp_path / "out" / "a.json").stat().st_mtime_ns
+    (tmp_path / "out" / "b.glb").unlink()
+    outcome = predict(*arguments)
+    assert outcome.code == 0
+    assert "1 of 1" in outcome.out
+    assert len(written(tmp_path / "out")) == 6
+    assert (tmp_path / "out" / "a.json").stat().st_mtime_ns == kept
+
+
+def test_shards_share_the_work_without_gap_or_overlap(predict, photos, tmp_path):
+    found = []
+    for part in (1, 2):
+        assert predict(photos, "--format", "json", "--out", f"part{part}", "--shard", f"{part}/2").code == 0
+        found += written(tmp_path / f"part{part}")
+    assert sorted(found) == ["a.json", "b.json", "trip/a.json"]
+
+
+def test_boxes_sides_and_lenses_reach_the_result(predict, photos, tmp_path):
+    options = ("--box", "10,20,80,90", "--box", "60.5,40,150,150", "--hand", "left", "--focal", "300")
+    assert predict(photos / "a.jpg", *options, "--format", "json,png", "--skeleton").code == 0
+    hands = json.loads((tmp_path / "handmesh_out" / "a.json").read_text())["hands"]
+    assert [hand["handedness"] for hand in hands] == ["left", "left"]
+    assert {hand["source"] for hand in hands} == {"given box"}
+    assert hands[0]["intrinsics_px"][0][0] == 300
+    assert hands[0]["crop_center_px"] == [45, 55]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--box", "1,2,3"], ["--box '1,2,3'", "four numbers"]),
+        (["--box", "5,5,1,9"], ["empty"]),
+        (["--box", "0,0,nan,5"], ["empty"]),
+        (["--format", "stl,glb"], ["stl", "glb, obj"]),
+        (["--format", ","], ["nothing"]),
+        (["--hand", "both"], ["'both'", "right or left"]),
+        (["--shard", "3/2"], ["3/2", "i/n"]),
+        (["--shard", "0/2"], ["0/2"]),
+        (["--shard", "²/3"], ["i/n"]),
+        (["--focal", "300", "--fov", "60"], ["--focal", "--fov"]),
+        (["--fov", "200"], ["Field of view"]),
+        (["--focal", "-3"], ["focal"]),
+        (["--model", "absent.safetensors"], ["No model at absent.safetensors"]),
+        (["--model", "photos/notes.txt"], ["notes.txt", "cannot be read as a model"]),
+        (["empty"], ["No images in empty", ".jpg"]),
+        (["nothing/*.jpg"], ["Nothing matches nothing/*.jpg"]),
+    ],
+)
+def test_mistakes_are_one_line(arguments, says, predict, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_one_line(predict(photos / "a.jpg", *arguments), *says)
+    assert not (tmp_path / "handmesh_out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_for_each_photo(predict, photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome = predict(photos / "a.jpg", "--out", "file/below")
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    assert "file/below" in outcome.err
+
+
+# ------------------------------------------------------------------------------------------------- the others
+
+
+@pytest.fixture
+def quick_scenes(monkeypatch) -> None:
+    """Two backgrounds in place of 256."""
+    from handmesh.synth import Backgrounds
+
+    def few(seed: int = 0, count: int = 2, folder: Path | None = None) -> Backgrounds:
+        return Backgrounds(seed, 2, folder)
+
+    monkeypatch.setattr("handmesh.synth.Backgrounds", few)
+    monkeypatch.setattr("handmesh.synth.dataset.Backgrounds", few)
+
+
+def test_a_contact_sheet_is_its_seeds(handmesh, quick_scenes, tmp_path):
+    def sheet(name: str, *arguments: object) -> bytes:
+        assert handmesh("synth", "--sheet", f"new/{name}.png", "--count", 3, "--size", 64, *arguments).code == 0
+        return (tmp_path / "new" / f"{name}.png").read_bytes()
+
+    first = sheet("first", "--seed", 1)
+    assert sheet("again", "--seed", 1) == first
+    assert sheet("other", "--seed", 2) != first
+    labelled = sheet("labelled", "--seed", 1, "--labels")
+    assert labelled != first
+    with Image.open(tmp_path / "new" / "first.png") as picture:
+        assert picture.size == (128, 128)
+
+
+def test_a_data_set_is_written(handmesh, quick_scenes, tmp_path):
+    assert handmesh("synth", "--out", "hands", "--count", 2, "--size", 64, "--seed", 1).code == 0
+    lines = (tmp_path / "hands" / "labels.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image"] for line in lines] == ["images/00000000.jpg", "images/00000001.jpg"]
+    refused = handmesh("synth", "--out", "hands", "--count", 3, "--size", 64, "--seed", 1)
+    assert refused.code == 1
+    assert "made with other arguments" in refused.err
+
+
+def test_synths_mistakes_are_one_line(handmesh, tmp_path):
+    assert_one_line(handmesh("synth"), "--sheet", "--out")
+    assert_one_line(handmesh("synth", "--sheet", "a.png", "--out", "b"), "either")
+    assert_one_line(handmesh("synth", "--sheet", "a.gif"), "a.gif", ".png")
+    assert handmesh("synth", "--sheet", "a.png", "--count", 0).code == 2
+    assert written(tmp_path) == []
+
+
+def test_training_from_the_command_line(handmesh, tiny_config, tmp_path):
+    """Start, refuse to start over, go on; then predict with the model it made."""
+    settings = tiny_config(steps=2, log_every=1).model_dump(mode="json")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    started = handmesh("train", "tiny.yaml", "--set", "seed=3")
+    assert started.code == 0, started.err
+    assert "runs/tiny/model.safetensors" in started.out
+    assert_one_line(handmesh("train", "tiny.yaml", "--set", "seed=3"), "already holds a run", "--resume")
+    assert handmesh("train", "tiny.yaml", "--set", "seed=3", "--resume").code == 0
+    assert_one_line(handmesh("train", "tiny.yaml", "--resume"), "other settings")
+    Image.new("RGB", (80, 60), (120, 90, 80)).save("photo.jpg")
+    assert handmesh("predict", "photo.jpg", "--model", "runs/tiny/model.safetensors", "--format", "glb").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "stepz=3"], ["stepz is not a setting", "'steps'"]),
+        (["--set", "steps"], ["key.path=value"]),
+        (["--set", "steps=[/b]"], ["steps"]),
+        (["--set", "model.backbone=resnet"], ["fastvit_t8"]),
+    ],
+)
+def test_trainings_mistakes_are_one_line(arguments, says, handmesh, tmp_path):
+    (tmp_path / "tiny.yaml").write_text("steps: 1\n")
+    assert_one_line(handmesh("train", "tiny.yaml", *arguments), *says)
+    assert_one_line(handmesh("train", "absent.yaml"), "No configuration at absent.yaml")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_where_nothing_can_be_written_is_one_line(handmesh, tmp_path):
+    (tmp_path / "tiny.yaml").write_text("steps: 1\n")
+    (tmp_path / "file").write_text("")
+    assert_one_line(handmesh("train", "tiny.yaml", "--out", "file/run"), "file/run: Not a directory")
+
+
+def test_doctor_says_what_is_missing(handmesh, monkeypatch, model_file):
+    """Also in brackets: the advice `pip install "handmesh[mano]"` once lost its [mano], which rich took for markup."""
+    from handmesh.engine import open_engine
+
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("handmesh.doctor.OPTIONAL_PACKAGES", {"no-such-package": 'pip install "handmesh[mano]"'})
+    monkeypatch.setattr("handmesh.doctor.bundled_model_path", lambda: model_file)
+    monkeypatch.setattr("handmesh.doctor.open_engine", lambda **_: open_engine(model_file))
+    outcome = handmesh("doctor")
+    assert outcome.code == 0, outcome.out
+    assert 'not installed (pip install "handmesh[mano]")' in outcome.out
+    monkeypatch.setattr("handmesh.doctor.bundled_model_path", lambda: model_file.with_name("absent.safetensors"))
+    outcome = handmesh("doctor")
+    assert outcome.code == 1
+    assert "bad" in outcome.out
+    assert "absent.safetensors" in outcome.out.replace("\n", "")
+
+
+def test_the_demo_needs_nothing(handmesh, model_file, tmp_path):
+    """With a model of ours in place of the bundled one: a picture, and a mesh and numbers for every sample."""
+    samples = sorted((ROOT / "handmesh" / "assets" / "samples").glob("*.jpg"))
+    if not samples:
+        pytest.skip("this source tree has no sample images yet")
+    outcome = handmesh("demo", "--model", model_file)
+    assert outcome.code == 0, outcome.err
+    expected = [f"{sample.stem}{suffix}" for sample in samples for suffix in (".glb", ".json")]
+    assert written(tmp_path / "handmesh_out" / "demo") == sorted(["demo.jpg", *expected])
+    sides = {
+        sample.stem: json.loads((tmp_path / "handmesh_out" / "demo" / f"{sample.stem}.json").read_text())["hands"][0][
+            "handedness"
+        ]
+        for sample in samples
+    }
+    assert all(side == ("left" if "left" in name else "right") for name, side in sides.items())
+
+
+needs_bundled_model = pytest.mark.skipif(
+    not bundled_model_path().is_file(), reason="no bundled model: `handmesh train` makes one"
+)
+
+
+@needs_bundled_model
+def test_the_demo_and_doctor_run_with_what_is_bundled(handmesh, tmp_path):
+    assert handmesh("demo", "--out", "shown").code == 0
+    assert (tmp_path / "shown" / "demo.jpg").stat().st_size > 10_000
+    assert handmesh("doctor").code == 0

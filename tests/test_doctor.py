@@ -1,0 +1,71 @@
+"""The doctor: it always finishes, and what it says is true."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+
+import numpy as np
+import pytest
+import torch
+
+from handmesh import doctor
+from handmesh.doctor import OPTIONAL_PACKAGES, PACKAGES, Finding, examine
+from handmesh.engine import open_engine
+from handmesh.hand import HandOutput, builtin_hand
+
+
+@pytest.fixture
+def installed(monkeypatch, model_file):
+    """An installation whose bundled model is a tiny one."""
+    monkeypatch.setattr(doctor, "bundled_model_path", lambda: model_file)
+    monkeypatch.setattr(doctor, "open_engine", lambda **_: open_engine(model_file))
+    return model_file
+
+
+def findings() -> dict[str, Finding]:
+    return {finding.subject: finding for finding in examine()}
+
+
+def test_a_sound_installation_is_found_sound(installed):
+    found = findings()
+    assert not [finding for finding in found.values() if finding.good is False]
+    assert found["torch"].fact == torch.__version__
+    assert found["Python"].fact.startswith(platform.python_version())
+    assert builtin_hand().sha256[:12] in found["built-in hand"].fact
+    assert hashlib.sha256(installed.read_bytes()).hexdigest()[:12] in found["bundled model"].fact
+    assert "64 px crop" in found["inference"].fact
+    assert set(PACKAGES) | set(OPTIONAL_PACKAGES) <= set(found)
+
+
+def test_what_is_missing_is_a_finding_and_not_an_error(installed, monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(doctor, "OPTIONAL_PACKAGES", {"nor-this-one": "pip install it"})
+    monkeypatch.setattr(doctor, "bundled_model_path", lambda: tmp_path / "absent.safetensors")
+    monkeypatch.setattr(doctor, "open_engine", lambda **_: open_engine(tmp_path / "absent.safetensors"))
+    found = findings()
+    assert found["no-such-package"].good is False
+    assert found["nor-this-one"] == Finding("nor-this-one", "not installed (pip install it)", None)
+    assert found["bundled model"].good is False
+    assert "absent.safetensors" in found["inference"].fact
+
+
+@pytest.mark.parametrize("damage", ["cut", "nonsense"])
+def test_a_model_that_answers_nonsense_is_found(damage, installed, monkeypatch, tmp_path):
+    if damage == "cut":
+        path = tmp_path / "cut.safetensors"
+        path.write_bytes(installed.read_bytes()[:1000])
+        monkeypatch.setattr(doctor, "open_engine", lambda **_: open_engine(path))
+    else:
+        engine = open_engine(installed)
+
+        class Broken:
+            resolution, name = engine.resolution, engine.name
+
+            def __call__(self, crops: np.ndarray) -> HandOutput:
+                return engine(crops)._replace(betas=np.full((1, 10), np.nan))
+
+        monkeypatch.setattr(doctor, "open_engine", lambda **_: Broken())
+    found = findings()["inference"]
+    assert found.good is False
+    assert ("cut.safetensors" if damage == "cut" else "not finite") in found.fact
