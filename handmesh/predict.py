@@ -1,8 +1,8 @@
 """A photograph in, hands out: the one place where pixels, engine, crop and handedness meet.
 
-Without a box the answer refines itself: the network first sees the whole photograph, then the part around the hand
-that it just found, turned so that the hand points up, and so on. What it says in a crop (turned, and mirrored for a
-left hand) is turned back here and nowhere else, so a `HandPrediction` is in the photograph's own axes.
+The answer refines itself. Without a box the network first sees the whole photograph, then the part around the hand that
+it just found, turned so that the hand points up, and so on; with a box only the turn is found. What it says in a crop
+(turned, mirrored for a left hand) is turned back here and nowhere else: a `HandPrediction` is in the photo's own axes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Source = Literal["given box", "whole image"]
 
 # Crop side over the extent of the hand's keypoints, in the range that training draws (Augmentation.margin). A found
 # hand gets more room than a given box: where the network is unsure it draws the hand too small, and a crop too tight
-# cuts fingers off that the next pass would need (measured: docs/bundled_model.md).
+# cuts fingers off that the next pass would need (measured: assets/handmesh_t8.md).
 BOX_MARGIN = 1.5
 FOUND_MARGIN = 1.8
 
@@ -130,7 +130,7 @@ class Predictor:
     """Built once, then only called. Safe to call from several threads when its engine is."""
 
     def __init__(self, engine: Engine, *, passes: int = 3, margin: float = BOX_MARGIN) -> None:
-        """`passes` looks at each hand: the first at the box (or the whole photo), the others at what was found.
+        """`passes` looks at each hand: the first at the box (or the whole photo), the others turned (and closer).
 
         `margin`: side of the first crop over the longer side of a given box.
         """
@@ -185,7 +185,11 @@ class Predictor:
             output = self.engine(np.stack([crop.warp(image, self.engine.resolution) for crop in crops]))
             found = [_keypoints_image(output, index, crop) for index, crop in enumerate(crops)]
             if remaining:
-                crops = [self._closer(crop, points, image.shape) for crop, points in zip(crops, found, strict=True)]
+                pairs = zip(crops, found, strict=True)
+                if source == "given box":  # the box is trusted: only the turn is new
+                    crops = [replace(crop, rotation=upright_rotation(points)) for crop, points in pairs]
+                else:
+                    crops = [self._closer(crop, points, image.shape) for crop, points in pairs]
                 previous = found
         scores = [1.0] * len(crops)
         if previous is not None:
