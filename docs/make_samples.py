@@ -12,7 +12,7 @@ from handmesh.image import encode_image, write_atomically
 from handmesh.synth import SceneRenderer, SceneSettings, sample_generator
 
 SEED = 2026
-SAMPLES = {"palm": 7, "point": 22, "horns": 28, "spread": 35, "claw": 53, "left_gun": 43}  # name -> number in the seed
+SAMPLES = {"palm": 7, "point": 22, "horns": 28, "spread": 35, "rest": 41, "left_gun": 43}  # name -> number in the seed
 
 
 def main() -> None:

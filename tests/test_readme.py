@@ -1,0 +1,55 @@
+"""What the README says works as it stands there."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+
+from handmesh.cli import app
+from handmesh.engine import bundled_model_path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = sorted(set(re.findall(r"^(handmesh [a-z].*?)(?:   .*)?$", README, re.MULTILINE)))
+
+
+def test_it_opens_with_the_two_commands():
+    install, check = re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL)[:2]
+    assert install == "pip install -e . && handmesh demo"
+    assert check == 'pip install -e ".[test]" && pytest'
+
+
+@pytest.mark.skipif(not bundled_model_path().is_file(), reason="needs the bundled model: `handmesh train` makes one")
+def test_the_python_blocks_run(tmp_path, monkeypatch):
+    """In order and in one namespace, as a reader would paste them, beside a photo of a hand."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "handmesh" / "assets" / "samples" / "palm.jpg", "photo.jpg")
+    assert PYTHON_BLOCKS
+    namespace = {}
+    for block in PYTHON_BLOCKS:
+        if "http" not in block:  # those talk to a server: tests/test_server*.py run them
+            exec(block, namespace)
+    assert (tmp_path / "hand.glb").stat().st_size > 10_000
+    assert [hand.handedness for hand in namespace["hands"]] == ["left"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_and_options_exist(command):
+    _, *words = shlex.split(command)
+    node = typer.main.get_command(app)
+    while words and hasattr(node, "commands"):
+        assert words[0] in node.commands, f"`{command}`: there is no such command"
+        node = node.commands[words.pop(0)]
+    known = {option for parameter in node.params for option in parameter.opts}
+    for word in words:
+        if word.startswith("--"):
+            assert word in known, f"`{command}`: there is no option {word}"
+
+
+def test_the_files_it_names_exist():
+    for target in re.findall(r"\]\(((?:docs|handmesh|server|configs|mano_assets)/[^)#]+)\)", README):
+        assert (ROOT / target).exists(), f"README links to {target}, which is not there"
