@@ -10,6 +10,7 @@ import re
 import shlex
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -451,7 +452,11 @@ def test_request_ids_come_back(server, caplog):
     """The client's own, or the trace's; but nothing that would forge a line in the log."""
     caplog.set_level("INFO", "handmesh_server.access")
     assert post(server, x_request_id="order-66").headers["x-request-id"] == "order-66"
-    assert "order-66" in [getattr(record, "request_id", None) for record in caplog.records]
+    deadline = time.monotonic() + 5  # the line is written when the answer is out, in the server's thread
+    while not (logged := [getattr(record, "request_id", None) for record in caplog.records]):
+        assert time.monotonic() < deadline, "nothing was logged"
+        time.sleep(0.005)
+    assert logged == ["order-66"]
     trace = "0af7651916cd43dd8448eb211c80319c"
     assert post(server, traceparent=f"00-{trace}-b7ad6b7169203331-01").headers["x-request-id"] == trace
     forged = post(server, x_request_id='x" forged').headers["x-request-id"]
