@@ -93,6 +93,8 @@ class TrainConfig(Settings):
     loss: LossWeights = LossWeights()
     optimizer: OptimizerConfig = OptimizerConfig()
     seed: int = Field(default=0, ge=0)
+    # Name under which `handmesh weights add` stored ImageNet weights of this backbone; None starts from random ones.
+    pretrained: str | None = None
     steps: int = Field(default=30_000, ge=1)
     batch_size: int = Field(default=16, ge=2)
     # Optional easy start: this share of the steps runs at a lower resolution (fewer pixels, more samples per second).

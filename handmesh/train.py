@@ -28,6 +28,7 @@ import yaml
 from torch import Tensor, nn
 
 from handmesh import metrics
+from handmesh.backbone_weights import load_backbone_weights
 from handmesh.checkpoint import load_latest_state, save_model, save_state, written_atomically
 from handmesh.config import TrainConfig
 from handmesh.data.batches import collate, held_out_pack, held_out_samples, training_batches, training_pack
@@ -39,6 +40,7 @@ from handmesh.mano import HandModel
 from handmesh.model import DenseHead, HandMeshNet, to_device
 from handmesh.synth import Pack
 from handmesh.synth.dataset import Progress
+from handmesh.weights import find_backbone_weights
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,8 @@ def train(
     cv2.setNumThreads(0)
     hand = HandModel(builtin_hand())
     model = to_device(HandMeshNet(config.model, hand), device)
+    if config.pretrained is not None and state is None:
+        load_backbone_weights(model.backbone, find_backbone_weights(config.pretrained))
     dense = to_device(DenseHead(model.backbone.pyramid_channels), device)
     optimizer = make_optimizer(config, model, dense)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}

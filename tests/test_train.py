@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from handmesh.backbone import build_backbone
 from handmesh.checkpoint import load_latest_state, load_model
 from handmesh.config import parse_config
 from handmesh.errors import CheckpointError, ConfigError, DataError
@@ -20,6 +21,7 @@ from handmesh.mano import HandModel
 from handmesh.model import DenseHead
 from handmesh.rotation import matrix_from_vector
 from handmesh.train import evaluate_held_out, make_optimizer, set_learning_rate, train, update_average
+from handmesh.weights import add_backbone_weights
 
 
 class KilledError(Exception):
@@ -248,3 +250,21 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
     assert found["upright_keypoint_box_error"] == pytest.approx((0.06 / sides).mean().item(), rel=1e-4)
     mirrored = scores(HandOutput(camera, pose, betas, vertices * torch.tensor([-1.0, 1, 1]), joints))
     assert mirrored["upright_pa_mpvpe_mm"] > 5, "a mirrored hand is wrong here"
+
+
+def test_training_starts_from_weights_that_were_added(tiny_config, tmp_path, monkeypatch):
+    """`pretrained` names backbone weights; a name that nobody added is answered before anything is rendered."""
+    monkeypatch.setenv("HANDMESH_WEIGHTS_DIR", str(tmp_path / "weights"))
+    torch.manual_seed(7)
+    weights = build_backbone("fastvit_t8").state_dict()
+    torch.save({"state_dict": weights}, tmp_path / "fastvit_t8.pth.tar")
+    add_backbone_weights(tmp_path / "fastvit_t8.pth.tar", "mine")
+    slow = {"learning_rate": 1e-12, "final_learning_rate": 0.0, "warmup_steps": 0}
+    config = tiny_config(steps=1, evaluate_every=1, pretrained="mine", optimizer=slow)
+    model, _ = load_model(train(config, tmp_path / "run"))
+    kernels = {name for name, value in weights.items() if value.ndim == 4}
+    trained = model.backbone.state_dict()
+    for name in kernels:
+        torch.testing.assert_close(trained[name], weights[name], rtol=1e-3, atol=1e-5)
+    with pytest.raises(CheckpointError, match="no weights named 'absent'"):
+        train(tiny_config(pretrained="absent"), tmp_path / "other")
