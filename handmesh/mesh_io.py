@@ -417,19 +417,25 @@ def _html(hands: Sequence[MeshHand]) -> bytes:
     # On first use: it takes longer to import than all the rest.
     import trimesh
     from trimesh.viewer.notebook import scene_to_html
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
 
+    # The viewer's light shines from the camera to the origin: that is where the hands must be, or they stay dark.
+    center = np.mean([hand.vertices.mean(axis=0) + np.asarray(hand.translation) for hand in hands], axis=0)
     scene = trimesh.Scene()
     for hand in hands:
         vertices, faces = _y_up(hand.vertices), np.asarray(hand.faces)
-        mesh = trimesh.Trimesh(
-            vertices,
-            faces,
-            vertex_normals=_gltf_normals(vertices, faces),
-            vertex_colors=np.hstack([_colors(hand), np.full((len(vertices), 1), 255, np.uint8)]),
-            process=False,
+        # glTF's default material is a metal, which is black where there is nothing to reflect: say that skin is none.
+        # Its light is 1.75 strong and its output is not encoded, so colours are sRGB as they are, that much darker.
+        skin = PBRMaterial(
+            metallicFactor=0.0, roughnessFactor=0.7, doubleSided=True, baseColorFactor=[0.57, 0.57, 0.57, 1.0]
         )
+        visual = TextureVisuals(material=skin)
+        visual.vertex_attributes["color"] = np.hstack([_colors(hand), np.full((len(vertices), 1), 255, np.uint8)])
+        normals = _gltf_normals(vertices, faces)
+        mesh = trimesh.Trimesh(vertices, faces, vertex_normals=normals, visual=visual, process=False)
         place = np.eye(4)
-        place[:3, 3] = _y_up(hand.translation)
+        place[:3, 3] = _y_up(np.asarray(hand.translation) - center)
         scene.add_geometry(mesh, node_name=hand.name, geom_name=hand.name, transform=place)
     page: str = scene_to_html(scene)
     return page.encode()

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pygltflib
@@ -193,6 +194,19 @@ def test_html_needs_no_network():
     assert embedded
     scene = trimesh.load(io.BytesIO(base64.b64decode(embedded.group(1))), file_type="glb")
     assert sum(len(mesh.faces) for mesh in scene.geometry.values()) == 2 * 1538
+
+
+def test_html_shows_hands_in_the_light():
+    """The viewer's only light shines from the camera to the origin, and metal reflects nothing: hands were black."""
+    far = [replace(hand, translation=np.add(hand.translation, (0.3, -0.2, 0.8))) for hand in BOTH]
+    embedded = re.search(r'base64_data\s*=\s*"([A-Za-z0-9+/=]+)"', encode_hands(far, ".html").decode())
+    assert embedded
+    glb = base64.b64decode(embedded.group(1))
+    gltf = pygltflib.GLTF2().load_from_bytes(glb)
+    assert all(material.pbrMetallicRoughness.metallicFactor == 0 for material in gltf.materials)
+    assert all("COLOR_0" in json.loads(mesh.primitives[0].attributes.to_json()) for mesh in gltf.meshes)
+    world = trimesh.load(io.BytesIO(glb), file_type="glb").to_geometry().vertices
+    np.testing.assert_allclose(world.mean(axis=0), 0, atol=1e-5)
 
 
 def test_no_hands_is_an_answer_too():
