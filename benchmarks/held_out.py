@@ -18,7 +18,8 @@ from handmesh.hand import builtin_hand
 from handmesh.predict import HandPrediction, load_predictor
 from handmesh.synth import SceneRenderer, SceneSettings, SyntheticSample, sample_generator
 
-SEED = 5_000_011  # far from the seeds of any training set
+# For reporting only. The crop was chosen on photos of seed 5_000_011: those no longer count as unseen.
+SEED = 7_300_019
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Draw the sample images that ship with the package:  python docs/make_samples.py
 
-They are synthetic, so anybody may use them for anything. Chosen by eye among the first sixty of their seed.
+They are synthetic, so anybody may use them for anything. Chosen by eye among the first sixty of their
+seed, and not as a test: a claw-like hand on which the bundled model fails (number 53) was exchanged for number 41.
 """
 
 from __future__ import annotations
