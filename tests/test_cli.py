@@ -18,7 +18,8 @@ import yaml
 from PIL import Image
 
 from handmesh import __version__
-from handmesh.cli import FORMATS, run
+from handmesh.cli import run
+from handmesh.cli.shell import FORMATS
 from handmesh.engine import bundled_model_path
 
 ROOT = Path(__file__).resolve().parent.parent

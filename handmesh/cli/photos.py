@@ -1,0 +1,205 @@
+"""Photographs in, hands out: predict and demo."""
+
+from __future__ import annotations
+
+import glob
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from handmesh.cli.shell import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    ModelOption,
+    console,
+    parse_box,
+    parse_hand,
+    progress_bar,
+    say,
+    say_error,
+)
+from handmesh.errors import ConfigError, HandMeshError, ImageError
+
+
+def predict(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB...", help="JPEG, PNG or WebP photographs.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; made if it is not there.")] = Path("handmesh_out"),
+    format: Annotated[
+        str, typer.Option(metavar=",".join(FORMATS), help="What to write, separated by commas.")
+    ] = "png,glb,json",
+    box: Annotated[
+        list[str] | None, typer.Option(metavar="x0,y0,x1,y1", help="Where a hand is, in pixels; once for each hand.")
+    ] = None,
+    hand: Annotated[str, typer.Option(metavar="right|left", help="Which hand it is.")] = "right",
+    focal: Annotated[float | None, typer.Option(help="Focal length in pixels; for positions in space.")] = None,
+    fov: Annotated[float | None, typer.Option(help="Angle of the longer side in degrees, instead of --focal.")] = None,
+    passes: Annotated[int, typer.Option(min=1, help="Looks at each hand, each closer than the one before.")] = 3,
+    skeleton: Annotated[bool, typer.Option("--skeleton", help="Draw bones instead of the mesh in pictures.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out images whose results are all there: goes on with a run.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(metavar="i/n", help="Only the i-th of n parts of the images, counted from 1.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the network; more rarely help a small one.")] = 1,
+    model: ModelOption = None,
+) -> None:
+    """Find the hand in photographs and write meshes, joints and overlays.
+
+    Without --box the whole photograph is searched by looking ever closer; that suits photos of one hand. A file that
+    cannot be read is reported and the others go on; the exit code is 0 only when all of them worked.
+
+    Examples:
+      handmesh predict photo.jpg
+
+      handmesh predict photos/ --out results --format glb,png --skip-existing
+
+      handmesh predict party.jpg --box 120,80,360,330 --box 500,90,700,300 --hand left
+    """
+    formats = _parse_formats(format)
+    boxes = [parse_box(text) for text in box] if box else None
+    side = parse_hand(hand)
+    _intrinsics(focal, fov, (1, 1))  # refused here, once, and not for every photo
+    jobs = list(_shard(_plan(images, out, formats), shard))
+    if skip_existing:
+        jobs = [job for job in jobs if not all(path.exists() for path in job[1])]
+        if not jobs:
+            console.print("Nothing to do: all results are there.")
+            return
+
+    from handmesh.predict import load_predictor, overlay_hands, save_predictions
+
+    predictor = load_predictor(model, passes=passes, threads=threads)
+    failed = 0
+    with progress_bar() as progress:
+        for path, targets in progress.track(jobs, description="predicting"):
+            try:
+                from handmesh.image import encode_image, read_photo, write_atomically
+
+                photo = read_photo(path)
+                intrinsics = _intrinsics(focal, fov, photo.image.shape)
+                hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics)
+                for target in targets:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if skeleton and target.suffix in (".png", ".jpg"):
+                        drawn = overlay_hands(photo.image, hands, skeleton=True)
+                        write_atomically(target, encode_image(drawn, target.suffix))
+                    else:
+                        save_predictions(target, hands, photo.image)
+            except (HandMeshError, OSError) as error:
+                failed += 1
+                message = str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
+                say_error(progress.console, message)
+    done = len(jobs) - failed
+    say(f"{done} of {len(jobs)} images done: {', '.join(formats)} in {out}/")
+    if failed:
+        raise typer.Exit(1)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("handmesh_out/demo"),
+    model: ModelOption = None,
+) -> None:
+    """Run the bundled sample images through the bundled model: a picture and meshes on your disk.
+
+    Example:
+      handmesh demo
+    """
+    import numpy as np
+
+    from handmesh.image import encode_image, read_photo, write_atomically
+    from handmesh.predict import load_predictor, overlay_hands, save_predictions
+
+    started = time.perf_counter()
+    predictor = load_predictor(model, threads=1)
+    out.mkdir(parents=True, exist_ok=True)
+    columns = []
+    samples = sorted((Path(__file__).parents[1] / "assets" / "samples").glob("*.jpg"))
+    for path in samples:
+        photo = read_photo(path)
+        hands = predictor(photo, handedness="left" if "left" in path.stem else "right")
+        for suffix in (".glb", ".json"):
+            save_predictions(out / f"{path.stem}{suffix}", hands)
+        mesh, bones = overlay_hands(photo.image, hands), overlay_hands(photo.image, hands, skeleton=True)
+        columns.append(np.vstack([photo.image, mesh, bones]))
+    picture = out / "demo.jpg"
+    write_atomically(picture, encode_image(np.hstack(columns), "jpg"))
+    table = Table(title=f"{len(samples)} images in {time.perf_counter() - started:.1f} s")
+    table.add_column("file")
+    table.add_column("what")
+    table.add_row(escape(str(picture)), "photos, meshes drawn over them, skeletons")
+    table.add_row(escape(str(out / "*.glb")), "3D meshes: Blender, three.js, Windows 3D Viewer, macOS Quick Look")
+    table.add_row(escape(str(out / "*.json")), "joints, keypoints, cameras, pose and shape")
+    console.print(table)
+    console.print("Your own photo: [bold]handmesh predict photo.jpg[/]")
+
+
+def _parse_formats(text: str) -> list[str]:
+    formats = [part.strip().lower().removeprefix(".") for part in text.split(",") if part.strip()]
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise ConfigError(f"--format {text!r}: {', '.join(unknown) or 'nothing'} is not one of {', '.join(FORMATS)}.")
+    return list(dict.fromkeys(formats))
+
+
+def _intrinsics(focal: float | None, fov: float | None, shape: Sequence[int]) -> Any:
+    from handmesh.camera import Intrinsics
+
+    height, width = shape[:2]
+    if focal is not None and fov is not None:
+        raise ConfigError("--focal and --fov say the same thing in two ways: give one of them.")
+    if focal is not None:
+        return Intrinsics(focal, focal, (width - 1) / 2, (height - 1) / 2)
+    return None if fov is None else Intrinsics.from_fov(math.radians(fov), width, height)
+
+
+def _plan(arguments: Sequence[str], out: Path, formats: Sequence[str]) -> list[tuple[Path, list[Path]]]:
+    """(image, its result files) for all images; results never collide, whatever the images are called."""
+    images: list[tuple[Path, Path]] = []  # (image, where its results go, without suffix)
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+            if path.resolve() in out.resolve().parents:  # the pictures of an earlier run are results, not photographs
+                found = [file for file in found if out.resolve() not in file.resolve().parents]
+            if not found:
+                raise ImageError(f"No images in {path}: wanted files that end in {', '.join(IMAGE_SUFFIXES)}.")
+            images += [(file, file.relative_to(path).with_suffix("")) for file in found]
+        elif path.is_file() or not glob.has_magic(argument):
+            images.append((path, Path(path.stem)))
+        else:
+            matches = sorted(match for match in map(Path, glob.glob(argument, recursive=True)) if match.is_file())
+            if not matches:
+                raise ImageError(f"Nothing matches {argument}.")
+            images += [(match, Path(match.stem)) for match in matches]
+    images = list(dict.fromkeys(images))
+    taken: set[Path] = set()
+    plan = []
+    for image, stem in images:
+        free, number = stem, 1
+        while free in taken:  # the same name in two places, or with two suffixes
+            number += 1
+            free = stem.with_name(f"{stem.name}_{number}")
+        taken.add(free)
+        plan.append((image, [out / free.with_name(f"{free.name}.{format}") for format in formats]))
+    photos = {image.resolve() for image, _ in images}
+    for _, targets in plan:
+        for target in targets:
+            if target.resolve() in photos:
+                raise ConfigError(f"The result {target} would replace a photograph: give another folder as --out.")
+    return plan
+
+
+def _shard(jobs: list[tuple[Path, list[Path]]], text: str | None) -> list[tuple[Path, list[Path]]]:
+    if text is None:
+        return jobs
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise ConfigError(f"--shard {text!r}: wanted i/n with i from 1 to n, for example 2/4.")
+    return jobs[int(part) - 1 :: int(parts)]

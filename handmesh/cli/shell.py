@@ -1,0 +1,80 @@
+"""What all commands share: the two consoles, progress bars, and how options are read."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from handmesh.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+console = Console()
+error_console = Console(stderr=True)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+FORMATS = ("glb", "obj", "ply", "npz", "json", "png", "jpg", "html")
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="NAME|PATH", help="A model file; without it, the bundled model.")
+]
+
+
+def say(text: str) -> None:
+    """Plain, in one line: no markup, no colours, no line breaks within a path."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_error(to: Console, message: str) -> None:
+    """In one line, but a manual page, which has indented lines, keeps them. Brackets are text here, not markup."""
+    text = message if "\n  " in message else " ".join(message.splitlines())
+    to.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+
+
+def progress_bar() -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=error_console)
+
+
+def byte_progress_bar() -> Progress:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=error_console)
+
+
+def parse_hand_model(text: str) -> Literal["mano", "builtin"]:
+    if text == "mano":
+        return "mano"
+    if text != "builtin":
+        raise ConfigError(f"--hand-model {text!r}: wanted builtin or mano.")
+    return "builtin"
+
+
+def parse_list(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def parse_box(text: str) -> tuple[float, float, float, float]:
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--box {text!r}: wanted four numbers x0,y0,x1,y1 in pixels, for example 120,80,360,330."
+        ) from None
+    if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
+        raise ConfigError(f"--box {text!r}: the box is empty, wanted x0 < x1 and y0 < y1.")
+    return x0, y0, x1, y1
+
+
+def parse_hand(text: str) -> str:
+    if text not in ("right", "left"):
+        raise ConfigError(f"--hand {text!r}: wanted right or left.")
+    return text

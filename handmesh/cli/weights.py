@@ -1,0 +1,107 @@
+"""`handmesh weights`: published FastViT weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handmesh.cli.shell import error_console, progress_bar, say, say_error
+from handmesh.errors import HandMeshError
+
+app = typer.Typer(help="Published FastViT weights: add, list, check.", no_args_is_help=True)
+
+
+@app.command("add")
+def weights_add(
+    file: Annotated[Path, typer.Argument(help="Apple's .pth.tar or timm's .safetensors, .bin or .pth.")],
+    name: Annotated[str | None, typer.Option(help="How configs will call them; default: the variant's name.")] = None,
+    source: Annotated[str | None, typer.Option(help="Where the file came from, for the record.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Its licence, if it is not Apple's.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Put them in the place of others of that name.")] = False,
+) -> None:
+    """Convert a downloaded checkpoint once, and keep it under a name that training configs can use.
+
+    Examples:
+      handmesh weights add fastvit_ma36.pth.tar
+
+      handmesh weights add model.safetensors --name fastvit_t8_distilled --source https://huggingface.co/timm/...
+    """
+    from handmesh.weights import add_backbone_weights
+
+    stored = add_backbone_weights(file, name, source=source, licence=licence, replace=replace)
+    say(f"{stored.name}: {stored.variant}, {_form(stored.folded)}, {_classes(stored.num_classes)}")
+    say(f"file: {stored.path}")
+    say(f"licence: {stored.licence}")
+
+
+@app.command("list")
+def weights_list() -> None:
+    """List the weights that were added, where they came from and under which licence.
+
+    Example:
+      handmesh weights list
+    """
+    from handmesh.weights import list_backbone_weights, weights_folder
+
+    found = list_backbone_weights()
+    if not found:
+        say(f"No weights in {weights_folder()} yet.")
+        return
+    say(f"{weights_folder()}:")
+    damaged = []
+    for entry in found:
+        if isinstance(entry, HandMeshError):
+            damaged.append(entry)
+            continue
+        say(f"{entry.name}: {entry.variant}, {_form(entry.folded)}, {_classes(entry.num_classes)}")
+        say(f"    from {entry.source}, sha256 {entry.source_sha256[:12]}..., added {entry.added[:10]}")
+        say(f"    licence: {entry.licence}")
+    for error in damaged:
+        say_error(error_console, str(error))
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command("check")
+def weights_check(
+    name: Annotated[str, typer.Argument(help="Weights that were added; `handmesh weights list` shows them.")],
+    imagenet: Annotated[Path, typer.Option(metavar="DIR", help="Validation images in one sub-folder per class.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network; default: torch's own.")] = None,
+) -> None:
+    """Measure top-1 accuracy on ImageNet's validation images, with the published preprocessing.
+
+    Example:
+      handmesh weights check fastvit_t8 --imagenet imagenet/val
+    """
+    import torch
+
+    from handmesh.imagenet import RELEASED_TOP1, load_classifier, top1
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    classifier = load_classifier(name).to("cuda" if torch.cuda.is_available() else "cpu")
+    with progress_bar() as progress:
+        task = progress.add_task("classifying", total=None)
+
+        def report(correct: int, done: int, total: int) -> None:
+            text = f"classifying  top-1 {100 * correct / done:.2f} %"
+            progress.update(task, completed=done, total=total, description=text)
+
+        score = top1(classifier, imagenet, batch_size=batch, on_progress=report)
+    plain, distilled = RELEASED_TOP1[classifier.name]
+    say(
+        f"{name}: top-1 {score.percent:.2f} % of {score.total} images (standard error {score.standard_error:.2f}), "
+        f"{score.total / score.seconds:.1f} images/s"
+    )
+    say(f"released for {classifier.name} on ImageNet's 50000 images: {plain} %, distilled {distilled} %")
+
+
+def _form(folded: bool) -> str:
+    return "folded, for inference only" if folded else "train-time form"
+
+
+def _classes(count: int) -> str:
+    return f"{count} classes" if count else "no classifier"
