@@ -33,6 +33,9 @@ class ModelConfig(Settings):
     resolution: int = Field(default=224, ge=64, multiple_of=32)  # pixels, side of the crop; the paper uses 224
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     hand: Literal["builtin"] = "builtin"
+    # Two more single layers on the pooled features; the paper has neither.
+    confidence_head: bool = False  # a hand, and well found?
+    handedness_head: bool = False  # does the crop show a right hand, or (unmirrored) a left one?
     # The camera's first guess: 2 f / (r z) for a median FreiHAND frame, f = 730 px-metres per metre, r = 224 px.
     initial_scale: float = Field(default=6.5, gt=0)
 

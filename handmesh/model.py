@@ -41,6 +41,8 @@ class HandMeshNet(nn.Module):
         self.camera_head = nn.Linear(channels, 3)
         self.pose_head = nn.Linear(channels, _ROTATIONS * 6)
         self.betas_head = nn.Linear(channels, BETA_COUNT)
+        self.confidence_head = nn.Linear(channels, 1) if config.confidence_head else None
+        self.right_head = nn.Linear(channels, 1) if config.handedness_head else None
         self.hand = hand
         self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
@@ -73,7 +75,9 @@ class HandMeshNet(nn.Module):
             pose = matrix_from_6d(self.pose_head(pooled).unflatten(-1, (_ROTATIONS, 6)))
             betas = self.betas_head(pooled)
             vertices, joints = self.hand(pose, betas)
-        return HandOutput(camera=camera, pose=pose, betas=betas, vertices=vertices, joints=joints)
+            confidence = _probability(self.confidence_head, pooled)
+            right = _probability(self.right_head, pooled)
+        return HandOutput(camera, pose, betas, vertices, joints, confidence, right)
 
     def reparameterize(self) -> HandMeshNet:
         """A copy with every train-time branch of the backbone folded away: same outputs, faster, not for training."""
@@ -81,6 +85,14 @@ class HandMeshNet(nn.Module):
         folded.backbone = self.backbone.reparameterize()
         folded.folded = True
         return folded.requires_grad_(False)
+
+
+def _probability(head: nn.Linear | None, pooled: Tensor) -> Tensor:
+    """(B,) from a head of one logit; ones where there is no such head."""
+    if head is None:
+        return torch.ones_like(pooled[:, 0])
+    logits: Tensor = head(pooled)[:, 0]
+    return logits.sigmoid()
 
 
 Network = TypeVar("Network", bound=nn.Module)

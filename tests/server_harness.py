@@ -60,6 +60,8 @@ class DotEngine:
             betas=np.zeros((count, 10), np.float32),
             vertices=np.broadcast_to(self.vertices, (count, 778, 3)),
             joints=np.broadcast_to(self.joints, (count, 21, 3)),
+            confidence=np.ones(count, np.float32),
+            right=np.ones(count, np.float32),
         )
 
 

@@ -70,7 +70,8 @@ class KnowingEngine:
             joints.append(points[0])
             vertices.append(points[1])
         unused = np.zeros((len(crops), 1))
-        return HandOutput(np.array(camera), unused, unused, np.stack(vertices), np.stack(joints))
+        sure = np.ones(len(crops))
+        return HandOutput(np.array(camera), unused, unused, np.stack(vertices), np.stack(joints), sure, sure)
 
     def __call__(self, crops: np.ndarray) -> HandOutput:
         assert crops.shape == (COUNT, 64, 64, 3)

@@ -33,7 +33,8 @@ def random_hands(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]
 
 
 def answer(camera: Tensor, pose: Tensor, betas: Tensor) -> HandOutput:
-    return HandOutput(camera, pose, betas, *HAND(pose, betas))
+    sure = torch.ones(len(camera))
+    return HandOutput(camera, pose, betas, *HAND(pose, betas), confidence=sure, right=sure)
 
 
 def truth_of(output: HandOutput) -> HandTargets:

@@ -76,7 +76,7 @@ class DotEngine:
         vertices, joints = posed(Handedness.RIGHT, pose, np.zeros(10))
         scale = np.linalg.norm(seen) / np.linalg.norm(resting)
         camera = np.array([scale, *(wrist / scale - joints[WRIST, :2])])
-        return camera, pose, np.zeros(10), vertices, joints
+        return camera, pose, np.zeros(10), vertices, joints, np.ones(()), np.ones(())
 
     def _dot(self, crop: np.ndarray, channel: int) -> np.ndarray:
         """(2,) ndc: the middle of what is brighter in this channel than in the others."""

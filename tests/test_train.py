@@ -228,11 +228,13 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
     keypoints = 6.0 * (joints[..., :2] + torch.tensor([0.1, -0.1]))
     targets = HandTargets(keypoints, joints, vertices, pose, betas)
 
+    sure = torch.ones(6)
+
     def scores(output: HandOutput) -> dict[str, float]:
         monkeypatch.setattr("handmesh.train.predict_held_out", lambda *_: iter([(output, targets)]))
         return evaluate_held_out(lively_network, None, 64)
 
-    perfect = scores(HandOutput(camera, pose, betas, vertices, joints))
+    perfect = scores(HandOutput(camera, pose, betas, vertices, joints, sure, sure))
     for name in ("upright", "any_turn"):
         assert perfect[f"{name}_pa_mpjpe_mm"] < 1e-3
         assert perfect[f"{name}_pa_mpvpe_mm"] < 1e-3
@@ -243,12 +245,12 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
     flipped = pose.clone()
     flipped[:2, 0] = pose[:2, 0] @ torch.diag(torch.tensor([1.0, -1.0, -1.0]))
     turned = 2 * vertices @ matrix_from_vector(torch.tensor([0.3, 1.0, 0.2])) + 1
-    found = scores(HandOutput(camera + torch.tensor([0.0, 0.01, 0.0]), flipped, betas, turned, joints))
+    found = scores(HandOutput(camera + torch.tensor([0.0, 0.01, 0.0]), flipped, betas, turned, joints, sure, sure))
     assert found["upright_pa_mpvpe_mm"] < 1e-2
     assert found["upright_palm_flipped_share"] == pytest.approx(2 / 6)
     sides = (keypoints.amax(1) - keypoints.amin(1)).amax(-1)
     assert found["upright_keypoint_box_error"] == pytest.approx((0.06 / sides).mean().item(), rel=1e-4)
-    mirrored = scores(HandOutput(camera, pose, betas, vertices * torch.tensor([-1.0, 1, 1]), joints))
+    mirrored = scores(HandOutput(camera, pose, betas, vertices * torch.tensor([-1.0, 1, 1]), joints, sure, sure))
     assert mirrored["upright_pa_mpvpe_mm"] > 5, "a mirrored hand is wrong here"
 
 
