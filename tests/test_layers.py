@@ -17,7 +17,7 @@ PACKAGES = (ROOT / "handmesh", ROOT / "server" / "handmesh_server")
 # A module imports from its own layer and from those above it in this list. A sub-package counts as one module.
 LAYERS = {
     "values": "errors hand image camera crop render render_pytorch3d mesh_io config anatomy mano_file",
-    "model": "rotation mano mano_check builtin_hand hand_surface hand_rig remesh backbone backbone_training "
+    "model": "rotation mano mano_check builtin_hand hand_surface hand_rig remesh backbone backbone_training unfold "
     "backbone_weights model checkpoint weights",
     "learning and engines": "data synth losses metrics predictions evaluation_sets evaluate report train engine export "
     "imagenet",

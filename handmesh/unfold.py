@@ -1,0 +1,173 @@
+"""From a folded network back to one that can be trained: the same function, with branches and batch norms again.
+
+Folding is not one to one, so what comes out is not what was once trained, but it computes the same: every kernel sits
+whole in its main branch, the other branches begin at zero, and every batch norm expects the statistics that real
+images have, so that training, which normalises by each batch, goes on from there without a jump.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from handmesh.backbone import (
+    Attention,
+    AttentionBlock,
+    ConvFFN,
+    FoldedAttentionBlock,
+    FoldedRepMixerBlock,
+    MobileOneBlock,
+    ReparamLargeKernelConv,
+    RepCPE,
+    RepMixer,
+    RepMixerBlock,
+    identity_kernel,
+    pad_kernel,
+)
+from handmesh.model import HandMeshNet
+
+
+@torch.no_grad()
+def unfold(folded: HandMeshNet, images: Iterable[Tensor]) -> HandMeshNet:
+    """A trainable network, in eval mode, that answers as `folded` does, to rounding. `folded` is left as it is.
+
+    images: a few batches, (B, S, S, 3) uint8 RGB, like those to train on; batch-norm statistics are measured on them.
+    Raises ValueError without any images, or for a network that is not folded.
+    """
+    if not folded.folded:
+        raise ValueError("the network is not folded: train it as it is")
+    device = folded.camera_head.weight.device
+    model = HandMeshNet(folded.config, folded.hand).to(device).eval()
+    own = dict(folded.named_modules())
+    for name, module in model.named_modules():
+        _copy(module, own.get(name))
+    _measure_norms(model, images)
+    return model
+
+
+def _copy(module: nn.Module, folded: nn.Module | None) -> None:
+    """Give a module of the trainable network what its folded counterpart, of the same name, knows."""
+    if isinstance(module, RepMixerBlock):
+        assert isinstance(folded, FoldedRepMixerBlock)
+        module.layer_scale.fill_(1)
+        _copy_convffn(module.convffn, folded.convffn)
+    elif isinstance(module, AttentionBlock):
+        assert isinstance(folded, FoldedAttentionBlock)
+        module.layer_scale_1.fill_(1)
+        module.layer_scale_2.fill_(1)
+        _copy_convffn(module.convffn, folded.convffn)
+        _copy_attention(module, folded.token_mixer)
+    elif isinstance(module, RepMixer):
+        kernel, bias = _kernel_and_bias(folded, "reparam_conv")
+        module.layer_scale.fill_(1)
+        identity = pad_kernel(identity_kernel(len(kernel), len(kernel), like=kernel), kernel.shape[-1])
+        _into_main_branch(module.mixer, kernel - identity, bias)
+        _silence(module.norm.rbr_skip)
+    elif isinstance(module, RepCPE):
+        kernel, bias = _kernel_and_bias(folded, "reparam_conv")
+        module.pe.weight.copy_(kernel - pad_kernel(identity_kernel(len(kernel), len(kernel), like=kernel), 7))
+        assert module.pe.bias is not None
+        module.pe.bias.copy_(bias)
+    elif isinstance(module, ReparamLargeKernelConv):
+        _into_conv_norm(module.lkb_origin, *_kernel_and_bias(folded, "lkb_reparam"))
+        _silence(module.small_conv.get_submodule("bn"))
+    elif isinstance(module, MobileOneBlock) and folded is not None:  # RepMixer's own two were done with it
+        _into_main_branch(module, *_kernel_and_bias(folded, "reparam_conv"))
+        module.se.load_state_dict(folded.get_submodule("se").state_dict())
+    elif isinstance(module, nn.Linear) and module.bias is not None:  # the heads; attention did its own
+        assert isinstance(folded, nn.Linear)
+        module.load_state_dict(folded.state_dict())
+
+
+def _kernel_and_bias(folded: nn.Module | None, name: str) -> tuple[Tensor, Tensor]:
+    assert folded is not None
+    conv = folded.get_submodule(name)
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    return conv.weight, conv.bias
+
+
+def _into_main_branch(block: MobileOneBlock, kernel: Tensor, bias: Tensor) -> None:
+    assert block.rbr_conv is not None
+    _into_conv_norm(block.rbr_conv[0], kernel, bias)
+    if block.rbr_scale is not None:
+        _silence(block.rbr_scale.get_submodule("bn"))
+    _silence(block.rbr_skip)
+
+
+def _into_conv_norm(branch: nn.Module, kernel: Tensor, bias: Tensor) -> None:
+    conv, norm = branch.get_submodule("conv"), branch.get_submodule("bn")
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    conv.weight.copy_(kernel)
+    _pass_through(norm, bias)
+
+
+def _pass_through(norm: nn.BatchNorm2d, shift: Tensor) -> None:
+    """Eval mode: x + shift."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    norm.weight.fill_(1)
+    norm.bias.copy_(shift)
+
+
+def _silence(norm: nn.Module | None) -> None:
+    """Eval mode: 0, but its scale can be learnt."""
+    if norm is not None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.weight.zero_()
+        norm.bias.zero_()
+
+
+def _copy_convffn(convffn: ConvFFN, folded: nn.Module) -> None:
+    assert isinstance(folded, ConvFFN)
+    _into_conv_norm(convffn.conv, *_kernel_and_bias(folded.conv, "conv"))
+    convffn.fc1.load_state_dict(folded.fc1.state_dict())
+    convffn.fc2.load_state_dict(folded.fc2.state_dict())
+
+
+def _copy_attention(block: AttentionBlock, folded: nn.Module) -> None:
+    """The folded qkv has a bias, which came from the batch norm's shift: solve for that."""
+    assert isinstance(folded, Attention)
+    block.token_mixer.qkv.weight.copy_(folded.qkv.weight)
+    block.token_mixer.proj.load_state_dict(folded.proj.state_dict())
+    shift = torch.linalg.lstsq(folded.qkv.weight.double(), folded.qkv.bias.double()[:, None]).solution[:, 0]
+    _pass_through(block.norm, shift.to(folded.qkv.bias))
+
+
+@torch.no_grad()
+def _measure_norms(model: HandMeshNet, images: Iterable[Tensor]) -> None:
+    """Set every batch norm's statistics to those of the images, and its scale and shift so that its map stays."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
+
+    def measure(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].double()
+        count = torch.full((values.shape[1],), values.numel() / values.shape[1], dtype=torch.float64)
+        sums[norm] += torch.stack([count, values.sum(dim=(0, 2, 3)).cpu(), (values**2).sum(dim=(0, 2, 3)).cpu()])
+
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    seen = 0
+    for batch in images:
+        model(batch.to(model.camera_head.weight.device))
+        seen += len(batch)
+    for hook in hooks:
+        hook.remove()
+    if seen == 0:
+        raise ValueError("no images to measure batch-norm statistics on")
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        count, total, squares = sums[norm]
+        mean, variance = total / count, (squares / count - (total / count) ** 2).clamp(min=0)
+        scale = norm.weight.double().cpu() / torch.sqrt(norm.running_var.double().cpu() + norm.eps)
+        shift = norm.bias.double().cpu() - norm.running_mean.double().cpu() * scale
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_(scale * torch.sqrt(variance + norm.eps))
+        norm.bias.copy_(shift + mean * scale)
