@@ -8,6 +8,7 @@ it just found, turned so that the hand points up, and so on; with a box only the
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,12 +33,16 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]
 Source = Literal["given box", "whole image"]
+SideSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
+AUTO = "auto"  # as a handedness: find out
 
 # Crop side over the extent of the hand's keypoints, in the range that training draws (Augmentation.margin). A found
 # hand gets more room than a given box: where the network is unsure it draws the hand too small, and a crop too tight
 # cuts fingers off that the next pass would need (measured: assets/handmesh_t8.md).
 BOX_MARGIN = 1.5
 FOUND_MARGIN = 1.8
+# Where the side is to be found, a hand is looked at as a right and as a left one this often, then the likelier goes on.
+SIDE_LOOKS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +55,11 @@ class HandPrediction:
     """
 
     handedness: Handedness
-    score: float  # 0..1: how well the last two passes agree in the image; 1 with a single pass. Not a probability
+    handedness_source: SideSource
+    handedness_score: float  # 0..1: that this is the side; 1 if given
+    # 0..1: that there is a hand and its joints are drawn within 0.15 of its size. Of a network without that head: how
+    # well the last two passes agree in the image (1 with a single pass), which is no probability.
+    score: float
     box: Box  # x0, y0, x1, y1 in pixels, around the keypoints
     crop: CropTransform  # the square that `camera` belongs to
     camera: WeakPerspectiveCamera
@@ -139,6 +148,9 @@ class Predictor:
         self.engine = engine
         self.passes = passes
         self.margin = margin
+        heads = engine.record.get("model", {})
+        self._tells_sides = bool(heads.get("handedness_head"))
+        self._tells_confidence = bool(heads.get("confidence_head"))
         self._hands = {Handedness.RIGHT: engine.hand, Handedness.LEFT: engine.hand.mirrored()}
 
     def __call__(
@@ -146,57 +158,65 @@ class Predictor:
         image: str | os.PathLike[str] | bytes | NDArray[np.uint8] | Photo,
         *,
         boxes: Sequence[Sequence[float]] | None = None,
-        handedness: Handedness | str | Sequence[Handedness | str] = Handedness.RIGHT,
+        handedness: Handedness | str | Sequence[Handedness | str] = AUTO,
         intrinsics: Intrinsics | None = None,
     ) -> list[HandPrediction]:
         """The hands of one photograph: one per box, or one in the whole image. All boxes run as one batch.
 
         `boxes` are x0, y0, x1, y1 in pixels of the upright photograph. `handedness` is one for all hands or one per
-        box. `intrinsics` of the photograph, if known; otherwise its EXIF focal length or the default lens is used, and
-        only for positions in space. Raises ImageError for an image that cannot be read, ConfigError for a box that is
-        empty, ValueError when the numbers of boxes and sides differ.
+        box; "auto" finds out, if the network has that head, and takes a right one otherwise. `intrinsics` of the
+        photograph, if known; otherwise its EXIF focal length or the default lens is used, and only for positions in
+        space. Raises ImageError for an image that cannot be read, ConfigError for a box that is empty, ValueError when
+        the numbers of boxes and sides differ.
         """
         photo = image if isinstance(image, Photo) else read_photo(image)
         height, width = photo.image.shape[:2]
         count = 1 if boxes is None else len(boxes)
         sides = _sides(handedness, count)
-        source: Source = "whole image" if boxes is None else "given box"
-        crops = []
+        looks = []
         for index, side in enumerate(sides):
-            mirror = side == Handedness.LEFT
             if boxes is None:
-                crops.append(CropTransform.whole_image(width, height, mirror=mirror))
+                crop = CropTransform.whole_image(width, height)
             else:
-                crops.append(CropTransform.around_box(boxes[index], self.margin, mirror=mirror))
-        if not crops:
+                crop = CropTransform.around_box(boxes[index], self.margin)
+            possible = tuple(Handedness) if side == AUTO and self._tells_sides else (side,)
+            for one in possible:
+                source: SideSource = "given" if side != AUTO else "found" if self._tells_sides else "assumed"
+                hand = Handedness.RIGHT if one == AUTO else Handedness(one)
+                looks.append(_Look(index, hand, source, replace(crop, mirror=hand == Handedness.LEFT)))
+        if not looks:
             return []
-        return self._look(photo.image, crops, sides, source, intrinsics or _intrinsics_of(photo))
+        trusted = boxes is not None
+        return self._look(photo.image, looks, trusted, intrinsics or _intrinsics_of(photo))
 
     def _look(
-        self,
-        image: NDArray[np.uint8],
-        crops: list[CropTransform],
-        sides: list[Handedness],
-        source: Source,
-        intrinsics: Intrinsics,
+        self, image: NDArray[np.uint8], looks: list[_Look], box_is_given: bool, intrinsics: Intrinsics
     ) -> list[HandPrediction]:
         previous: list[NDArray[np.floating[Any]]] | None = None
-        for remaining in reversed(range(self.passes)):
-            output = self.engine(np.stack([crop.warp(image, self.engine.resolution) for crop in crops]))
-            found = [_keypoints_image(output, index, crop) for index, crop in enumerate(crops)]
-            if remaining:
-                pairs = zip(crops, found, strict=True)
-                if source == "given box":  # the box is trusted: only the turn is new
-                    crops = [replace(crop, rotation=upright_rotation(points)) for crop, points in pairs]
+        for done in range(1, self.passes + 1):
+            output = self.engine(np.stack([look.crop.warp(image, self.engine.resolution) for look in looks]))
+            if done in (SIDE_LOOKS, self.passes):
+                kept, looks = _likelier_sides(looks, output.right)
+                output = HandOutput(*(values[kept] for values in output))
+                previous = [previous[row] for row in kept] if previous is not None else None
+            found = [_keypoints_image(output, row, look.crop) for row, look in enumerate(looks)]
+            if done < self.passes:
+                pairs = zip(looks, found, strict=True)
+                if box_is_given:  # the box is trusted: only the turn is new
+                    looks = [look.at(replace(look.crop, rotation=upright_rotation(points))) for look, points in pairs]
                 else:
-                    crops = [self._closer(crop, points, image.shape) for crop, points in pairs]
+                    looks = [look.at(self._closer(look.crop, points, image.shape)) for look, points in pairs]
                 previous = found
-        scores = [1.0] * len(crops)
-        if previous is not None:
+        if self._tells_confidence:
+            scores = [float(value) for value in output.confidence]
+        elif previous is not None:
             scores = [_agreement(before, now) for before, now in zip(previous, found, strict=True)]
+        else:
+            scores = [1.0] * len(looks)
+        source: Source = "given box" if box_is_given else "whole image"
         return [
-            self._prediction(output, index, crop, side, source, score, intrinsics)
-            for index, (crop, side, score) in enumerate(zip(crops, sides, scores, strict=True))
+            self._prediction(output, row, look, source, score, intrinsics)
+            for row, (look, score) in enumerate(zip(looks, scores, strict=True))
         ]
 
     def _closer(
@@ -212,37 +232,67 @@ class Predictor:
         return CropTransform.around_points(keypoints, FOUND_MARGIN, rotation, crop.mirror)
 
     def _prediction(
-        self,
-        output: HandOutput,
-        index: int,
-        crop: CropTransform,
-        side: Handedness,
-        source: Source,
-        score: float,
-        intrinsics: Intrinsics,
+        self, output: HandOutput, row: int, look: _Look, source: Source, score: float, intrinsics: Intrinsics
     ) -> HandPrediction:
-        hand = self._hands[side]
-        shift = _root_shift(self.engine.hand, output.betas[index], crop)
-        vertices = crop.vectors_to_image(output.vertices[index]) + shift
-        joints = crop.vectors_to_image(output.joints[index]) + shift
-        camera = WeakPerspectiveCamera.from_vector(output.camera[index])
+        crop = look.crop
+        shift = _root_shift(self.engine.hand, output.betas[row], crop)
+        vertices = crop.vectors_to_image(output.vertices[row]) + shift
+        joints = crop.vectors_to_image(output.joints[row]) + shift
+        camera = WeakPerspectiveCamera.from_vector(output.camera[row])
         camera = replace(camera, translation=crop.vectors_to_image(camera.translation) - shift[:2])
         keypoints = crop.upright.to_image(camera.project(joints))
         (x0, y0), (x1, y1) = keypoints.min(axis=0), keypoints.max(axis=0)
         return HandPrediction(
-            handedness=side,
+            handedness=look.side,
+            handedness_source=look.side_source,
+            handedness_score=look.side_score,
             score=score,
             box=(float(x0), float(y0), float(x1), float(y1)),
             crop=crop.upright,
             camera=WeakPerspectiveCamera(np.float32(camera.scale), camera.translation.astype(np.float32)),
-            pose=crop.pose_to_image(output.pose[index]).astype(np.float32),
-            betas=np.asarray(output.betas[index], np.float32),
+            pose=crop.pose_to_image(output.pose[row]).astype(np.float32),
+            betas=np.asarray(output.betas[row], np.float32),
             vertices=vertices.astype(np.float32),
             joints=joints.astype(np.float32),
-            faces=hand.faces,
+            faces=self._hands[look.side].faces,
             source=source,
             intrinsics=intrinsics,
         )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One hand as it is looked at next. While its side is open, a hand has two of these: as a right and a left one."""
+
+    hand: int
+    side: Handedness
+    side_source: SideSource
+    crop: CropTransform
+    side_score: float = 1.0
+
+    def at(self, crop: CropTransform) -> _Look:
+        return replace(self, crop=crop)
+
+
+def _likelier_sides(looks: list[_Look], right: Floats) -> tuple[list[int], list[_Look]]:
+    """The rows to go on with, one for each hand, and their looks with `side_score` filled in.
+
+    A left hand is looked at in a mirror, so `right` is the probability that the side was assumed rightly. Both answers
+    count: the mean of their log-odds.
+    """
+    kept: list[int] = []
+    chosen: list[_Look] = []
+    odds = np.log(np.clip(right, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(right, 1e-6, 1 - 1e-6))
+    for hand in dict.fromkeys(look.hand for look in looks):
+        rows = [row for row, look in enumerate(looks) if look.hand == hand]
+        best = max(rows, key=lambda row: float(odds[row]))
+        kept.append(best)
+        if len(rows) > 1:
+            margin = sum(float(odds[row]) * (1 if row == best else -1) for row in rows) / 2
+            chosen.append(replace(looks[best], side_score=1 / (1 + math.exp(-margin))))
+        else:
+            chosen.append(looks[best])
+    return kept, chosen
 
 
 def load_predictor(model: str | Path | None = None, *, passes: int = 3, threads: int | None = None) -> Predictor:
@@ -285,6 +335,8 @@ def as_mesh_hand(hand: HandPrediction, index: int, suffix: str) -> MeshHand:
     axes = hand.cam_from_hand_axes()
     data = suffix.lower() in (".npz", ".json")
     fields: Mapping[str, Any] = {
+        "handedness_source": hand.handedness_source,
+        "handedness_score": hand.handedness_score,
         "score": hand.score,
         "source": hand.source,
         "box_px": np.asarray(hand.box),
@@ -311,12 +363,17 @@ def as_mesh_hand(hand: HandPrediction, index: int, suffix: str) -> MeshHand:
     )
 
 
-def _sides(handedness: Handedness | str | Sequence[Handedness | str], count: int) -> list[Handedness]:
+def _sides(handedness: Handedness | str | Sequence[Handedness | str], count: int) -> list[str]:
+    """For each hand "right", "left" or "auto". Raises ValueError for anything else."""
     if isinstance(handedness, str):
-        return [Handedness(handedness)] * count
+        return [_side(handedness)] * count
     if len(handedness) != count:
         raise ValueError(f"{len(handedness)} sides for {count} hands: give one for all, or one for each box.")
-    return [Handedness(side) for side in handedness]
+    return [_side(side) for side in handedness]
+
+
+def _side(handedness: str) -> str:
+    return AUTO if handedness == AUTO else Handedness(handedness)
 
 
 def _intrinsics_of(photo: Photo) -> Intrinsics:

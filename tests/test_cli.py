@@ -237,7 +237,7 @@ def test_boxes_sides_and_lenses_reach_the_result(predict, photos, tmp_path):
         (["--box", "0,0,nan,5"], ["empty"]),
         (["--format", "stl,glb"], ["stl", "glb, obj"]),
         (["--format", ","], ["nothing"]),
-        (["--hand", "both"], ["'both'", "right or left"]),
+        (["--hand", "both"], ["'both'", "right, left or auto"]),
         (["--shard", "3/2"], ["3/2", "i/n"]),
         (["--shard", "0/2"], ["0/2"]),
         (["--shard", "²/3"], ["i/n"]),

@@ -30,7 +30,7 @@ from handmesh.hand import BONES, JOINT_NAMES, Handedness, HandOutput, builtin_ha
 from handmesh.image import encode_image, read_photo
 from handmesh.mano import HandModel
 from handmesh.metrics import pa_rigid_mean_error
-from handmesh.predict import HandPrediction, Predictor, load_predictor, overlay_hands, save_predictions
+from handmesh.predict import HandPrediction, Predictor, _Look, load_predictor, overlay_hands, save_predictions
 
 SIDES = list(Handedness)
 MIRROR = np.diag([-1.0, 1.0, 1.0])
@@ -86,17 +86,37 @@ class DotEngine:
         return np.array([(weight.sum(0) * centers).sum(), (weight.sum(1) * centers).sum()]) / weight.sum()
 
 
-def dotted(wrist: tuple[float, float], knuckle: tuple[float, float], width: int, height: int) -> np.ndarray:
-    """A grey photograph with two soft round dots, drawn from their definition."""
+class SidedEngine(DotEngine):
+    """Also tells sides, by a blue dot on the thumb's side, and its confidence, by how bright that is."""
+
+    record: dict[str, Any] = {"model": {"handedness_head": True, "confidence_head": True}}  # noqa: RUF012
+
+    def _answer(self, crop: np.ndarray) -> tuple[np.ndarray, ...]:
+        wrist, knuckle, thumb = (self._dot(crop, channel) for channel in range(3))
+        (ax, ay), (bx, by) = knuckle - wrist, thumb - wrist
+        right = 0.9 if ax * by - ay * bx > 0 else 0.1
+        confidence = np.clip(crop[..., 2] - crop[..., :2].max(axis=-1), 0, None).max() / 255
+        return *super()._answer(crop)[:5], np.array(confidence), np.array(right)
+
+
+def dotted(
+    wrist: tuple[float, float],
+    knuckle: tuple[float, float],
+    width: int,
+    height: int,
+    thumb: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """A grey photograph with two or three soft round dots, drawn from their definition."""
     image = np.full((height, width, 3), 60.0)
     y, x = np.mgrid[:height, :width]
-    for channel, (cx, cy) in enumerate((wrist, knuckle)):
+    for channel, (cx, cy) in enumerate((wrist, knuckle, thumb) if thumb else (wrist, knuckle)):
         image[..., channel] += 190 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 4.0**2))
     return image.round().astype(np.uint8)
 
 
 DOTS = np.array([[205.0, 150.0], [160.0, 110.0]])  # wrist, knuckle
 DOTTED = dotted((205, 150), (160, 110), 331, 240)
+SIDED = dotted((205, 150), (160, 110), 331, 240, (195, 110))
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +182,41 @@ def test_mirroring_the_photo_mirrors_the_answer(width, passes, boxed, engine, ph
     assert (right.handedness, left.handedness) == (Handedness.RIGHT, Handedness.LEFT)
 
 
+@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_the_side_is_found_where_it_is_not_said(passes, boxed):
+    """A photo and its mirror image: a right and a left hand, each the same as if its side had been given."""
+    predictor = Predictor(SidedEngine(), passes=passes)
+    for image, side in ((SIDED, Handedness.RIGHT), (np.ascontiguousarray(SIDED[:, ::-1]), Handedness.LEFT)):
+        boxes = [(100, 80, 260, 180)] * 2 if boxed else None
+        for found in predictor(image, boxes=boxes, handedness="auto"):
+            assert (found.handedness, found.handedness_source) == (side, "found")
+            assert found.handedness_score == pytest.approx(0.9)
+            given = predictor(image, boxes=boxes, handedness=side)[0]
+            assert (given.handedness_source, given.handedness_score) == ("given", 1)
+            assert_same(found, given)
+
+
+def test_a_given_side_is_not_questioned():
+    hands = Predictor(SidedEngine())(SIDED, boxes=[(100, 80, 260, 180)] * 3, handedness=["left", "auto", "right"])
+    assert [hand.handedness for hand in hands] == ["left", "right", "right"]
+    assert [hand.handedness_source for hand in hands] == ["given", "found", "given"]
+
+
+def test_a_network_that_cannot_tell_takes_a_right_hand(engine, photo):
+    assumed = one(Predictor(engine), photo, handedness="auto")
+    assert assumed.handedness_source == "assumed"
+    assert_same(assumed, one(Predictor(engine), photo, handedness="right"))
+
+
+def test_the_score_is_the_networks_own_confidence_if_it_has_one():
+    confidence = one(Predictor(SidedEngine(), passes=1), SIDED).score
+    assert confidence == pytest.approx(190 / 255, abs=0.1)
+    faint = SIDED.copy()
+    faint[..., 2] = 60 + (faint[..., 2] - 60) // 2
+    assert one(Predictor(SidedEngine(), passes=1), faint).score == pytest.approx(confidence / 2, abs=0.05)
+
+
 def test_faces_look_outward(hand):
     volume = signed_volume(hand.vertices.astype(float), hand.faces)
     assert 5e-5 < volume < 1e-3, "a hand holds a few hundred millilitres"
@@ -216,9 +271,12 @@ def test_a_turned_crop_of_a_turned_photo_gives_exactly_the_turned_answer(engine,
     intrinsics = Intrinsics.default_for(width, height)
     upright = CropTransform((70.0, 90.0), 120.0)
     turned = CropTransform((90.0, width - 1 - 70.0), 120.0, rotation=math.pi / 2)
-    arguments = ([Handedness.RIGHT], "given box", intrinsics)
-    (before,) = predictor._look(photo, [upright], *arguments)
-    (after,) = predictor._look(np.ascontiguousarray(np.rot90(photo)), [turned], *arguments)
+
+    def look(image: np.ndarray, crop: CropTransform) -> HandPrediction:
+        (prediction,) = predictor._look(image, [_Look(0, Handedness.RIGHT, "given", crop)], True, intrinsics)
+        return prediction
+
+    before, after = look(photo, upright), look(np.ascontiguousarray(np.rot90(photo)), turned)
     R = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
     x, y = before.keypoints_image().T
     np.testing.assert_allclose(after.keypoints_image(), np.column_stack([y, width - 1 - x]), atol=1e-2)

@@ -36,7 +36,9 @@ def predict(
     box: Annotated[
         list[str] | None, typer.Option(metavar="x0,y0,x1,y1", help="Where a hand is, in pixels; once for each hand.")
     ] = None,
-    hand: Annotated[str, typer.Option(metavar="right|left", help="Which hand it is.")] = "right",
+    hand: Annotated[
+        str, typer.Option(metavar="right|left|auto", help="Which hand it is; auto: the model finds out.")
+    ] = "auto",
     focal: Annotated[float | None, typer.Option(help="Focal length in pixels; for positions in space.")] = None,
     fov: Annotated[float | None, typer.Option(help="Angle of the longer side in degrees, instead of --focal.")] = None,
     passes: Annotated[int, typer.Option(min=1, help="Looks at each hand, each closer than the one before.")] = 3,

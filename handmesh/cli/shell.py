@@ -75,6 +75,6 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
 
 
 def parse_hand(text: str) -> str:
-    if text not in ("right", "left"):
-        raise ConfigError(f"--hand {text!r}: wanted right or left.")
+    if text not in ("right", "left", "auto"):
+        raise ConfigError(f"--hand {text!r}: wanted right, left or auto.")
     return text

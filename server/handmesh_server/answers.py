@@ -111,20 +111,16 @@ def _json(hands: Sequence[HandPrediction], photo: Photo, query: HandsQuery, requ
                 "format": photo.format,
                 "orientation": photo.orientation,
             },
-            "hands": [
-                _hand(hand, index, side != "auto", query.encoding)
-                for index, (hand, side) in enumerate(zip(hands, query.sides, strict=False))
-            ],
+            "hands": [_hand(hand, index, query.encoding) for index, hand in enumerate(hands)],
         }
     )
 
 
-def _hand(hand: HandPrediction, index: int, side_given: bool, encoding: Encoding) -> dict[str, Any]:
+def _hand(hand: HandPrediction, index: int, encoding: Encoding) -> dict[str, Any]:
     mesh = as_mesh_hand(hand, index, ".json")
     fields: Mapping[str, Any] = {
         "name": mesh.name,
         "handedness": str(mesh.handedness),
-        "handedness_source": "given" if side_given else "assumed",
         "translation": np.asarray(mesh.translation),
         "joints": mesh.joints,
         "vertices": mesh.vertices,

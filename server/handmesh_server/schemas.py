@@ -55,8 +55,8 @@ class HandsQuery(BaseModel):
         Field(
             min_length=1,
             max_length=MAX_HANDS,
-            description="Which hand it is: once for all, or once for each box. auto: this model cannot tell, so a "
-            "right hand is assumed, and `handedness_source` says so.",
+            description="Which hand it is: once for all, or once for each box. auto: the model finds "
+            "out if it can, else a right hand is assumed; `handedness_source` says which.",
         ),
     ] = ["auto"]
     focal: Annotated[
@@ -134,8 +134,16 @@ class Image(_Answer):
 class Hand(_Answer):
     name: str
     handedness: Literal["right", "left"]
-    handedness_source: Literal["given", "assumed"] = Field(description="Whether the query said which hand it is.")
-    score: float = Field(ge=0, le=1, description="How well the last two passes agree. Not a probability.")
+    handedness_source: Literal["given", "found", "assumed"] = Field(
+        description="By the query, by the model, or by nobody: this model cannot tell, so a right hand is assumed."
+    )
+    handedness_score: float = Field(ge=0, le=1, description="How sure it is that this is the side; 1 if given.")
+    score: float = Field(
+        ge=0,
+        le=1,
+        description="How likely it is that there is a hand and that its joints are within 0.15 of its size. Of a model "
+        "without that output: how well the last two passes agree.",
+    )
     source: str = Field(description='How the box was found: "given box", "whole image", ...')
     box_px: _array(4, text="x0, y0, x1, y1 around the keypoints.")
     keypoints_px: _array(len(JOINT_NAMES), 2, text="x, y of the 21 joints.")

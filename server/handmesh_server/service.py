@@ -27,7 +27,7 @@ from handmesh import __version__
 from handmesh.camera import Intrinsics
 from handmesh.engine import BUNDLED_MODEL
 from handmesh.errors import HandMeshError
-from handmesh.hand import Handedness, builtin_hand
+from handmesh.hand import builtin_hand
 from handmesh.image import Photo, encode_image, read_header, read_photo
 from handmesh.predict import HandPrediction, Predictor, load_predictor
 from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer
@@ -308,8 +308,7 @@ def _predict(predictor: Predictor, photo: Photo, query: HandsQuery) -> list[Hand
         intrinsics = Intrinsics(query.focal, query.focal, (width - 1) / 2, (height - 1) / 2)
     elif query.fov_radians is not None:
         intrinsics = Intrinsics.from_fov(query.fov_radians, width, height)
-    sides = [Handedness.RIGHT if side == "auto" else Handedness(side) for side in query.sides]
-    return predictor(photo, boxes=query.boxes, handedness=sides, intrinsics=intrinsics)
+    return predictor(photo, boxes=query.boxes, handedness=query.sides, intrinsics=intrinsics)
 
 
 def _check_boxes(query: HandsQuery, photo: Photo) -> None:
