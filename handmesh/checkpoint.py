@@ -126,10 +126,14 @@ def load_model(path: Path) -> tuple[HandMeshNet, dict[str, Any]]:
     model = HandMeshNet(config, hand)
     if record["folded"]:
         model = model.reparameterize()
-    with safe_open(path, framework="pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
-    load_weights(model, weights, str(path))
+    load_weights(model, read_model_weights(path), str(path))
     return model.eval(), record
+
+
+def read_model_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a model file, as stored. For files that `read_record` has read."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:

@@ -19,7 +19,7 @@ RESOLUTION = 64  # px, the smallest crop a network takes
 
 @pytest.fixture(scope="session")
 def tiny_pack_directory(tmp_path_factory) -> Path:
-    """Where a run with `data: {count: 16, size: 96}` and 8 held-out images finds its renders already there."""
+    """Where a run with `data.synthetic: {count: 16, size: 96}` and 8 held-out images finds its renders."""
     from handmesh.config import SyntheticData
     from handmesh.data.batches import held_out_pack, training_pack
 
@@ -48,10 +48,11 @@ def tiny_config(tiny_pack_directory, few_backgrounds) -> Callable[..., Any]:
     def make(**changes: Any) -> Any:
         settings = {
             "model": {"backbone": "fastvit_t8", "resolution": RESOLUTION},
-            "data": {"directory": str(tiny_pack_directory), "count": 16, "size": 96, "workers": 1},
+            "data": {"synthetic": {"directory": str(tiny_pack_directory), "count": 16, "size": 96, "workers": 1}},
             "batch_size": 2,
             "loader_workers": 0,
             "evaluation_count": 8,
+            "tensorboard": False,
             **changes,
         }
         return parse_config(settings, "test")
