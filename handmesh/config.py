@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -32,12 +32,17 @@ class ModelConfig(Settings):
     backbone: BackboneName = "fastvit_ma36"
     resolution: int = Field(default=224, ge=64, multiple_of=32)  # pixels, side of the crop; the paper uses 224
     drop_path: float = Field(default=0.0, ge=0, lt=1)
-    hand: Literal["builtin"] = "builtin"
+    # Whose hand it answers with: ours, or the MANO files that `handmesh mano add` brought. Part of the network.
+    hand: Literal["builtin", "mano"] = "builtin"
     # Two more single layers on the pooled features; the paper has neither.
     confidence_head: bool = False  # a hand, and well found?
     handedness_head: bool = False  # does the crop show a right hand, or (unmirrored) a left one?
     # The camera's first guess: 2 f / (r z) for a median FreiHAND frame, f = 730 px-metres per metre, r = 224 px.
     initial_scale: float = Field(default=6.5, gt=0)
+
+
+CropName = Literal["frame", "metro", "box"]  # the protocols of handmesh.data.labels.PROTOCOLS
+Version = Literal["gs", "hom", "sample", "auto"]
 
 
 class SyntheticData(Settings):
@@ -49,15 +54,76 @@ class SyntheticData(Settings):
     seed: int = Field(default=0, ge=0)
     size: int = Field(default=160, ge=64, le=512)  # pixels; larger than the crop, so that tight crops stay sharp
     workers: int = Field(default=0, ge=0)  # rendering processes; 0 = one per available core
+    weight: float = Field(default=1.0, gt=0)  # how often it is drawn in comparison with the other sources
+
+
+class FreiHandData(Settings):
+    """FreiHAND's training set, prepared by `handmesh data prepare`."""
+
+    directory: Path = Field(default=Path("FreiHAND"), strict=False)
+    weight: float = Field(default=1.0, gt=0)
+    crop: CropName = "metro"  # METRO's central 180 px, in training and in testing
+    versions: tuple[Version, ...] = Field(default=("gs", "hom", "sample", "auto"), min_length=1)
+    # Share of the photographs (all their versions) that is kept for watching the run. FreiHAND has no validation set,
+    # and its test set is for the end.
+    validation: float = Field(default=0.01, ge=0, lt=1)
+    split_seed: int = Field(default=0, ge=0)  # apart from the run's seed: two runs are watched on the same photographs
+
+
+class PhotoData(Settings):
+    """Photographs of your own: a JSONL file (docs/data.md), or the folder of one."""
+
+    path: Path = Field(strict=False)
+    weight: float = Field(default=1.0, gt=0)
+    crop: CropName = "box"
+    validation: float = Field(default=0.0, ge=0, lt=1)  # share of the lines that is kept for watching the run
+    split_seed: int = Field(default=0, ge=0)
+
+
+class DataConfig(Settings):
+    """What a run learns from. Several sources are mixed by their weights, each walked in epochs of its own."""
+
+    synthetic: SyntheticData | None = None
+    freihand: FreiHandData | None = None
+    photos: tuple[PhotoData, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _synthetic_alone(cls, tree: Any) -> Any:
+        """`data: {count: 100}` means `data: {synthetic: {count: 100}}`: so it was when there was one kind of source."""
+        if not isinstance(tree, dict) or not (flat := tree.keys() & SyntheticData.model_fields.keys()):
+            return tree
+        nested = {**(tree.get("synthetic") or {}), **{key: tree[key] for key in flat}}
+        return {**{key: value for key, value in tree.items() if key not in flat}, "synthetic": nested}
+
+    @model_validator(mode="after")
+    def _something(self) -> DataConfig:
+        if self.synthetic is None and self.freihand is None and not self.photos:
+            raise ValueError("no source of data: wanted at least one of synthetic, freihand and photos")
+        return self
 
 
 class Augmentation(Settings):
+    """How a synthetic hand is seen anew."""
+
     upright: float = Field(default=0.6, ge=0, le=1)  # share of samples turned so that the hand points up ...
     upright_noise: float = Field(default=math.radians(25), ge=0)  # ... give or take; the rest get any turn
     margin: tuple[float, float] = (1.15, 2.2)  # crop side over the keypoints' box
     center_jitter: float = Field(default=0.12, ge=0)  # of the crop's side, standard deviation 0.5 of this
     effects: float = Field(default=1.0, ge=0)  # strength of blur, noise, JPEG and colour changes
     photo_edge: float = Field(default=0.2, ge=0, le=1)  # share of samples that are black beyond the render's frame
+
+
+class PhotoAugmentation(Settings):
+    """How a photograph is seen anew. The defaults are METRO's (`augm_params` in its data code): no flip, no shift."""
+
+    rotation: float = Field(default=math.pi / 2, ge=0)  # radians, standard deviation; cut at half a turn
+    unrotated: float = Field(default=0.6, ge=0, le=1)  # share of samples that are not turned
+    scale: float = Field(default=0.25, ge=0, lt=1)  # of the side's factor: standard deviation, and where it is cut
+    shift: float = Field(default=0.0, ge=0)  # of the crop's side: cut, standard deviation half of it
+    channel_gain: float = Field(default=0.4, ge=0, lt=1)  # each colour times 1 - this to 1 + this
+    effects: float = Field(default=0.0, ge=0)  # strength of blur, noise, JPEG, colour changes: as synthetic hands'
+    occlusion: float = Field(default=0.0, ge=0, le=1)  # share of samples with something in front
 
 
 class LossWeights(Settings):
@@ -80,38 +146,63 @@ class LossWeights(Settings):
     heatmap_depths: float = 0.3  # decimetres, relative to the wrist
 
 
+class LossNorms(Settings):
+    """How the three kinds of positions are compared. METRO: vertices by L1, joints and keypoints by squares."""
+
+    vertices: Literal["l1", "mse"] = "l1"
+    joints: Literal["l1", "mse"] = "l1"
+    keypoints: Literal["l1", "mse"] = "l1"
+
+
 class OptimizerConfig(Settings):
+    name: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0)
+    # cosine: half a cosine from learning_rate to final_learning_rate. step: times decay_factor at each of decay_at.
+    schedule: Literal["cosine", "step"] = "cosine"
     final_learning_rate: float = Field(default=1e-5, ge=0)
-    weight_decay: float = Field(default=0.02, ge=0)
+    decay_at: tuple[float, ...] = (0.5,)  # shares of the run, in increasing order
+    decay_factor: float = Field(default=0.1, gt=0, le=1)
+    weight_decay: float = Field(default=0.02, ge=0)  # on kernels and matrices only
     warmup_steps: int = Field(default=500, ge=0)
-    clip_norm: float = Field(default=5.0, gt=0)
-    ema_decay: float = Field(default=0.998, ge=0, lt=1)
+    clip_norm: float | None = Field(default=5.0, gt=0)  # of all gradients together; None: no limit
+    ema_decay: float = Field(default=0.998, ge=0, lt=1)  # of the averaged weights, which are the result; 0: no average
 
 
 class TrainConfig(Settings):
     model: ModelConfig = ModelConfig()
-    data: SyntheticData = SyntheticData()
-    augmentation: Augmentation = Augmentation()
+    data: DataConfig = DataConfig(synthetic=SyntheticData())
+    augmentation: Augmentation = Augmentation()  # of synthetic hands
+    photo_augmentation: PhotoAugmentation = PhotoAugmentation()  # of FreiHAND's and your own photographs
     loss: LossWeights = LossWeights()
+    loss_norms: LossNorms = LossNorms()
     optimizer: OptimizerConfig = OptimizerConfig()
     seed: int = Field(default=0, ge=0)
     # Name under which `handmesh weights add` stored ImageNet weights of this backbone; None starts from random ones.
     pretrained: str | None = None
+    # A model file as it was trained (not folded), or the name of the bundled model, to start from instead.
+    start_from: str | None = None
     steps: int = Field(default=30_000, ge=1)
+    epochs: float | None = Field(default=None, gt=0)  # takes the place of steps: so many times all sources' samples
+    # Samples per step, in all processes together. Batch norm sees batch_size / accumulation of them at a time.
     batch_size: int = Field(default=16, ge=2)
+    accumulation: int = Field(default=1, ge=1)  # pieces that a batch is computed in, where memory is short
     # Optional easy start: this share of the steps runs at a lower resolution (fewer pixels, more samples per second).
     low_resolution: int | None = Field(default=None, ge=64, multiple_of=32)
     low_resolution_share: float = Field(default=0.0, ge=0, lt=1)
     # bfloat16: autocast on a GPU; on a CPU the backbone's perceptrons alone, because nothing else gains there.
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False  # torch.compile: minutes at the start, fewer of them later; worth it for hours on a GPU
     threads: int = Field(default=1, ge=1)  # torch intra-op threads on a CPU
-    loader_workers: int = Field(default=1, ge=0)
+    loader_workers: int = Field(default=1, ge=0)  # per process
     log_every: int = Field(default=50, ge=1)
+    tensorboard: bool = True  # scalars and overlays too, where it is installed
     checkpoint_every: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=3, ge=1)
     evaluate_every: int = Field(default=2_000, ge=1)
-    evaluation_count: int = Field(default=512, ge=1)  # held-out synthetic images
+    evaluation_count: int = Field(default=512, ge=1)  # images at most of each held-out set
+    # Which evaluation's weights become the model: the last one's, or those with the best joints on the held-out sets.
+    # test_set chooses by FreiHAND's test set: such scores do not compare with published ones, and the report says so.
+    select: Literal["last", "validation", "test_set"] = "last"
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -120,6 +211,15 @@ class TrainConfig(Settings):
         low, high = self.augmentation.margin
         if not 0 < low <= high:
             raise ValueError("augmentation.margin is (low, high), both above zero")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}")
+        decay_at = self.optimizer.decay_at
+        if not all(0 < share < 1 for share in decay_at) or list(decay_at) != sorted(decay_at):
+            raise ValueError("optimizer.decay_at holds shares of the run, between 0 and 1, in increasing order")
+        if self.pretrained is not None and self.start_from is not None:
+            raise ValueError("pretrained and start_from are two beginnings: give one of them")
+        if self.select == "test_set" and self.data.freihand is None:
+            raise ValueError("select: test_set means FreiHAND's, and there is no data.freihand")
         return self
 
 
@@ -189,8 +289,15 @@ def _describe(problem: Any) -> str:
         return f"{name or 'settings'}: {problem['msg']}, found {problem['input']!r}"
     section: Any = TrainConfig
     for part in path[:-1]:
-        section = section.model_fields[part].annotation
+        section = _section(section.model_fields[part].annotation) if part in section.model_fields else section
     known = sorted(section.model_fields)
     nearest = get_close_matches(path[-1], known, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
     return f"{name} is not a setting; {hint}"
+
+
+def _section(annotation: Any) -> Any:
+    """The settings class in an annotation such as `FreiHandData | None` or `tuple[PhotoData, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part)) is not None), None)

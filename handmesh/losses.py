@@ -1,19 +1,24 @@
 """What a prediction costs. Lengths in metres, 2D in NDC, rotations as matrices.
 
-The parts, their weights and why they are balanced as they are: `config.LossWeights`. Each part is a plain mean, so a
-part's value can be read on its own: `vertices` is the mean absolute error per coordinate in metres, and so on.
+The parts, their weights and why they are balanced as they are: `config.LossWeights`. Each part is a plain mean over
+what is known of it in the batch, so its value can be read on its own: `vertices` is the mean absolute error per
+coordinate in metres, and so on. A sample without a label takes no part in that label's mean.
+
+The batch may be spread over several processes or computed in several pieces: then `label_counts` of all of it are
+summed first, and the pieces' losses and gradients add up to those of the whole.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from handmesh.camera import WeakPerspectiveCamera
-from handmesh.config import LossWeights
+from handmesh.config import LossNorms, LossWeights
 from handmesh.hand import HandOutput
 
 HEATMAP_SIGMA = 0.8  # cells; a joint is one or two cells of the stride-8 map wide
@@ -22,45 +27,110 @@ _DECIMETRE = 0.1
 
 @dataclass(frozen=True)
 class HandTargets:
-    """Labels of a batch, in the axes of its crops."""
+    """Labels of a batch, in the axes of its crops, and which of them are known."""
 
     keypoints: Tensor  # (B, 21, 2)      NDC of the crop
     joints: Tensor  # (B, 21, 3)      metres, any origin: losses are relative to the wrist
     vertices: Tensor  # (B, 778, 3)     metres, same origin
     pose: Tensor  # (B, 16, 3, 3)
     betas: Tensor  # (B, 10)
+    keypoint_known: Tensor  # (B, 21) bool, and so are the following
+    joints_known: Tensor  # (B,)
+    vertices_known: Tensor  # (B,)     never without the joints
+    pose_known: Tensor  # (B,)
+    betas_known: Tensor  # (B,)
 
-    def to(self, device: torch.device) -> HandTargets:
-        return HandTargets(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+    @classmethod
+    def complete(cls, keypoints: Tensor, joints: Tensor, vertices: Tensor, pose: Tensor, betas: Tensor) -> HandTargets:
+        """Targets of which everything is known."""
+        yes = torch.ones(len(betas), dtype=torch.bool, device=betas.device)
+        return cls(keypoints, joints, vertices, pose, betas, yes[:, None].expand(-1, 21), yes, yes, yes, yes)
+
+    def split(self, count: int) -> list[HandTargets]:
+        """`count` equal pieces, in order."""
+        size = len(self.betas) // count
+        values = zip(*(value.split(size) for value in vars(self).values()), strict=True)
+        return [HandTargets(*pieces) for pieces in values]
+
+    def masks(self) -> dict[str, Tensor]:
+        """For every part of the loss, what of it can be computed: (B,) samples, or (B, 21) joints."""
+        inside = (self.keypoints.abs() < 1).all(dim=-1)
+        return {
+            "vertices": self.vertices_known,
+            "joints": self.joints_known,
+            "root_vertices": self.vertices_known & self.pose_known,
+            "root_joints": self.joints_known & self.pose_known,
+            "keypoints": self.keypoint_known,
+            "orientation": self.pose_known,
+            "pose": self.pose_known,
+            "betas": self.betas_known,
+            "heatmaps": self.keypoint_known & inside,
+            "heatmap_keypoints": self.keypoint_known,
+            "heatmap_depths": self.joints_known,
+        }
+
+
+def label_counts(targets: HandTargets) -> dict[str, Tensor]:
+    """For every part of the loss, how many samples or joints of the batch it can be computed for; float32."""
+    return {name: mask.sum(dtype=torch.float32) for name, mask in targets.masks().items()}
 
 
 def hand_loss(
-    output: HandOutput, dense: tuple[Tensor, Tensor] | None, targets: HandTargets, weights: LossWeights
+    output: HandOutput,
+    dense: tuple[Tensor, Tensor] | None,
+    targets: HandTargets,
+    weights: LossWeights,
+    norms: LossNorms | None = None,
+    counts: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """-> (total, its parts before weighting). `dense` is what `DenseHead` answered, or None to leave that part out."""
+    """-> (total, its parts before weighting). `dense` is what `DenseHead` answered, or None to leave that part out.
+
+    `counts`: what to divide by, when this is a piece of a larger batch; None for `label_counts(targets)`.
+    """
+    norms = LossNorms() if norms is None else norms
+    divisors = label_counts(targets) if counts is None else counts
+    masks = targets.masks()
+
+    def mean(name: str, errors: Tensor) -> Tensor:
+        return _known_mean(errors, masks[name], divisors[name])
+
     camera = WeakPerspectiveCamera.from_vector(output.camera)
     wrist, target_wrist = output.joints[:, :1], targets.joints[:, :1]
     vertices, joints = output.vertices - wrist, output.joints - wrist
     target_vertices, target_joints = targets.vertices - target_wrist, targets.joints - target_wrist
-    parts = {
-        "vertices": functional.l1_loss(vertices, target_vertices),
-        "joints": functional.l1_loss(joints, target_joints),
-        # Row vectors times a rotation turn by its transpose: the orientation is taken out.
-        "root_vertices": functional.l1_loss(vertices @ output.pose[:, 0], target_vertices @ targets.pose[:, 0]),
-        "root_joints": functional.l1_loss(joints @ output.pose[:, 0], target_joints @ targets.pose[:, 0]),
-        "keypoints": functional.l1_loss(camera.project(output.joints), targets.keypoints),
-        "orientation": functional.l1_loss(output.pose[:, 0], targets.pose[:, 0]),
-        "pose": functional.l1_loss(output.pose[:, 1:], targets.pose[:, 1:]),
-        "betas": functional.l1_loss(output.betas, targets.betas),
+    # Row vectors times a rotation turn by its transpose: the orientation is taken out.
+    turn, target_turn = output.pose[:, 0], targets.pose[:, 0]
+    errors = {
+        "vertices": _errors(vertices, target_vertices, norms.vertices),
+        "joints": _errors(joints, target_joints, norms.joints),
+        "root_vertices": _errors(vertices @ turn, target_vertices @ target_turn, norms.vertices),
+        "root_joints": _errors(joints @ turn, target_joints @ target_turn, norms.joints),
+        "keypoints": _errors(camera.project(output.joints), targets.keypoints, norms.keypoints),
+        "orientation": _errors(turn, target_turn),
+        "pose": _errors(output.pose[:, 1:], targets.pose[:, 1:]),
+        "betas": _errors(output.betas, targets.betas),
     }
     if dense is not None:
         logits, depths = dense
-        parts["heatmaps"] = heatmap_cross_entropy(logits, targets.keypoints)
         keypoints, joint_depths = read_heatmaps(logits, depths)
-        parts["heatmap_keypoints"] = functional.l1_loss(keypoints, targets.keypoints.clamp(-1, 1))
-        parts["heatmap_depths"] = functional.l1_loss(joint_depths, target_joints[..., 2] / _DECIMETRE)
+        errors["heatmaps"] = heatmap_cross_entropies(logits, targets.keypoints)
+        errors["heatmap_keypoints"] = _errors(keypoints, targets.keypoints.clamp(-1, 1))
+        errors["heatmap_depths"] = _errors(joint_depths, target_joints[..., 2] / _DECIMETRE)
+    parts = {name: mean(name, values) for name, values in errors.items()}
     total = sum((getattr(weights, name) * part for name, part in parts.items()), start=torch.zeros_like(wrist[0, 0, 0]))
     return total, parts
+
+
+def _errors(predicted: Tensor, target: Tensor, norm: Literal["l1", "mse"] = "l1") -> Tensor:
+    difference = predicted - target
+    return difference.abs() if norm == "l1" else difference.square()
+
+
+def _known_mean(errors: Tensor, known: Tensor, count: Tensor) -> Tensor:
+    """Mean of (B, ...) errors over what (B,) or (B, 21) `known` lets through; 0 when that is nothing."""
+    mask = known.to(errors.dtype).view(*known.shape, *[1] * (errors.ndim - known.ndim))
+    numbers = errors[(0,) * known.ndim].numel()  # per sample or joint
+    return (errors * mask).sum() / (torch.where(count > 0, count, 1.0) * numbers)
 
 
 def _cell_centers(count: int, like: Tensor) -> Tensor:
@@ -68,16 +138,14 @@ def _cell_centers(count: int, like: Tensor) -> Tensor:
     return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) * (2 / count) - 1
 
 
-def heatmap_cross_entropy(logits: Tensor, keypoints: Tensor) -> Tensor:
-    """Spatial softmax of (B, 21, h, w) against a Gaussian around each keypoint; joints outside it are left out."""
+def heatmap_cross_entropies(logits: Tensor, keypoints: Tensor) -> Tensor:
+    """(B, 21): spatial softmax of (B, 21, h, w) against a Gaussian around each keypoint. For keypoints in the crop."""
     height, width = logits.shape[-2:]
     across = ((_cell_centers(width, logits) - keypoints[..., :1]) * width / 2) ** 2
     down = ((_cell_centers(height, logits) - keypoints[..., 1:]) * height / 2) ** 2
     gaussian = -(down[..., :, None] + across[..., None, :]) / (2 * HEATMAP_SIGMA**2)
     target = gaussian.flatten(2).softmax(dim=-1)
-    cross_entropy = -(target * logits.flatten(2).log_softmax(dim=-1)).sum(dim=-1)
-    inside = (keypoints.abs() < 1).all(dim=-1).to(logits.dtype)
-    return (cross_entropy * inside).sum() / inside.sum().clamp(min=1)
+    return -(target * logits.flatten(2).log_softmax(dim=-1)).sum(dim=-1)
 
 
 def read_heatmaps(logits: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,11 @@ class HandModel(nn.Module):
         rest_vertices = rest_vertices.unflatten(-1, (1, 3, VERTEX_COUNT))
         posed = (blended[..., :3, :] * rest_vertices).sum(dim=-2) + blended[..., 3, :]
         vertices = posed.mT
-        return vertices, self.joint_regressor @ vertices
+        return vertices, self.joints_of(vertices)
+
+    def joints_of(self, vertices: Tensor) -> Tensor:
+        """(*B, 778, 3) posed vertices -> (*B, 21, 3) joints."""
+        return self.joint_regressor @ vertices
 
 
 def _skinning_transforms(rotations: Tensor, rest_joints: Tensor) -> Tensor:

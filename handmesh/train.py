@@ -1,19 +1,18 @@
 """Training: one loop, visible from top to bottom.
 
-A run lives in one directory: `config.yaml` (every setting, resolved), `environment.json`, `metrics.jsonl`, the newest
-training states, and the averaged weights of the last evaluation, twice: `model.safetensors` as trained, and
-`deploy.safetensors`, folded and in float16, which is what the package ships of its own run. Starting again with
-`resume` goes on where the newest readable state stopped, with the same examples and the same numbers.
+A run lives in one directory: its record (`handmesh.run_record`), the newest training states, and the averaged weights
+of the chosen evaluation, twice: `model.safetensors` as trained, and `deploy.safetensors`, folded and in float16, which
+is what the package ships of its own run. Starting again with `resume` goes on where the newest readable state stopped,
+with the same examples and the same numbers.
+
+Several processes, started by torchrun, make one run: see `handmesh.distributed`.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,25 +23,36 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
-from handmesh import metrics
 from handmesh.backbone_weights import load_backbone_weights
-from handmesh.checkpoint import load_latest_state, save_model, save_state, written_atomically
-from handmesh.config import TrainConfig
-from handmesh.data.batches import collate, held_out_pack, held_out_samples, training_batches, training_pack
-from handmesh.data.sample import HandBatch, HandSample
+from handmesh.checkpoint import (
+    load_latest_state,
+    load_weights,
+    read_model_weights,
+    read_record,
+    save_model,
+    save_state,
+)
+from handmesh.config import TrainConfig, parse_config
+from handmesh.data.batches import HandBatch, RunData, open_data, training_batches
+from handmesh.distributed import Ranks, gradients_stay, joined_ranks, parallel, sync_batch_norms
+from handmesh.engine import BUNDLED_MODEL, bundled_model_path
 from handmesh.errors import CheckpointError, ConfigError, DataError
-from handmesh.hand import HandOutput, builtin_hand
-from handmesh.losses import HandTargets, hand_loss
-from handmesh.mano import HandModel
+from handmesh.hand import HandArrays, HandOutput
+from handmesh.held_out import TEST_SET, draw_samples, evaluate_held_out, make_targets, selection_score
+from handmesh.losses import hand_loss, label_counts
+from handmesh.mano import HandModel, load_hand
 from handmesh.model import DenseHead, HandMeshNet, to_device
-from handmesh.synth import Pack
+from handmesh.optimization import learning_rate_at, make_optimizer, set_learning_rate, update_average
+from handmesh.run_record import RunLog, write_json, write_run_record
 from handmesh.synth.dataset import Progress
 from handmesh.weights import find_backbone_weights
 
 logger = logging.getLogger(__name__)
+
+# What drop path draws in a step depends on (seed, this, step, process): nothing to remember when a run goes on.
+_DROP_PATH_STREAM = 6
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,24 @@ class Progressed:
     """What the loop tells whoever is watching, every `log_every` steps."""
 
     step: int
+    steps: int  # of the whole run
     losses: dict[str, float]  # means since the last report; "total" is the weighted sum
     images_per_second: float
     waiting_share: float  # of the time since the last report that was spent waiting for data
+
+
+class Learner(nn.Module):
+    """The network, and the head that helps it learn if a loss asks for that: what is run and differentiated."""
+
+    def __init__(self, model: HandMeshNet, dense: DenseHead | None) -> None:
+        super().__init__()
+        self.model, self.dense = model, dense
+
+    def forward(self, images: Tensor) -> tuple[HandOutput, tuple[Tensor, Tensor] | None]:
+        if self.dense is None:
+            return self.model(images), None
+        output, pyramid = self.model.forward_with_pyramid(images)
+        return output, self.dense(pyramid)
 
 
 def train(
@@ -63,241 +88,248 @@ def train(
     on_progress: Callable[[Progressed], None] = lambda _: None,
     on_render: Progress | None = None,
 ) -> Path:
-    """Train and return the path of the averaged model. Raises ConfigError, DataError or CheckpointError.
+    """Train and return the path of the averaged model.
 
-    Without `resume` the directory must not hold a run already: nothing is overwritten by accident.
+    Raises ConfigError, DataError, CheckpointError, or AssetError where MANO is asked for and was not added. Without
+    `resume` the directory must not hold a run already: nothing is overwritten by accident. Started by torchrun, every
+    process calls this; the first one writes and reports, and `directory` must be the same place for all.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    state = load_latest_state(directory) if resume else None
-    if state is None and any(directory.glob("state-*.pt")):
-        if resume:
-            raise CheckpointError(f"No state in {directory} can be read: start again with another --out.")
-        raise ConfigError(f"{directory} already holds a run: add --resume to go on with it, or choose another --out.")
-    if state is not None and state["config"] != config.model_dump(mode="json"):
-        raise ConfigError(f"{directory} was started with other settings (see its config.yaml): resume with those.")
-    write_run_record(config, directory)
-    _rewind(directory / "metrics.jsonl", state["step"] if state is not None else 0)
+    with joined_ranks() as ranks:
+        settings, device = config.model_dump(mode="json"), ranks.device
+        state = _open_run(config, directory, resume, ranks)
+        _set_up(config, ranks)
+        hand = load_hand(config.model.hand)
+        data = _open_data(config, hand, ranks, on_render)
+        config = config.model_copy(update={"steps": count_steps(config, data)})
+        if ranks.first:
+            write_run_record(config, directory, ranks.count)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(config.seed)
-    if device.type == "cpu":
-        torch.set_num_threads(config.threads)
-    cv2.setNumThreads(0)
-    hand = HandModel(builtin_hand())
-    model = to_device(HandMeshNet(config.model, hand), device)
-    if config.pretrained is not None and state is None:
-        load_backbone_weights(model.backbone, find_backbone_weights(config.pretrained))
-    dense = to_device(DenseHead(model.backbone.pyramid_channels), device)
-    optimizer = make_optimizer(config, model, dense)
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    first_step = 0
-    if state is not None:
-        first_step = state["step"]
-        model.load_state_dict(state["model"])
-        dense.load_state_dict(state["dense"])
-        optimizer.load_state_dict(state["optimizer"])
-        average = {name: value.to(device) for name, value in state["average"].items()}
-        torch.set_rng_state(state["torch_rng"])  # drop path draws from it
-        logger.info("resuming at step %d of %d", first_step, config.steps)
+        torch.manual_seed(config.seed)
+        model = to_device(HandMeshNet(config.model, HandModel(hand)), device)
+        if state is None:
+            start_weights(model, config)
+        dense = to_device(DenseHead(model.backbone.pyramid_channels), device) if _wants_dense(config) else None
+        learner = Learner(model, dense)
+        averaged = copy.deepcopy(model).eval().requires_grad_(False)
+        average = averaged.state_dict()  # the very tensors of `averaged`
+        optimizer = make_optimizer(config, learner)
+        first_step, best = 0, math.inf
+        if state is not None:
+            first_step, best = state["step"], state.get("best", math.inf)
+            model.load_state_dict(state["model"])
+            averaged.load_state_dict(state["average"])
+            if dense is not None:
+                dense.load_state_dict(state["dense"])
+            optimizer.load_state_dict(state["optimizer"])
+            logger.info("resuming at step %d of %d", first_step, config.steps)
+        log = RunLog(directory, first_step, tensorboard=config.tensorboard) if ranks.first else None
 
-    pack = training_pack(config.data, config.data.workers, on_render)
-    held_out = held_out_pack(config.data, config.evaluation_count, config.data.workers, on_render)
-    autocast: AbstractContextManager[Any] = nullcontext()
-    if config.precision == "bfloat16" and device.type == "cpu":
-        model.backbone.train_perceptrons_in_bfloat16()
-    elif config.precision == "bfloat16":
-        autocast = torch.autocast(device.type, torch.bfloat16)
-    sums: dict[str, float] = {}
-    started, waited, since = time.perf_counter(), 0.0, first_step
-    model.train()
-    dense.train()
-    for step, batch, wait in _timed(training_batches(pack, config, first_step), first_step):
-        images, targets = batch.image.to(device, non_blocking=True), make_targets(batch, hand, device)
-        set_learning_rate(optimizer, config, step)
-        with autocast:
-            output, pyramid = model.forward_with_pyramid(images)
-            heatmaps = dense(pyramid)
-        loss, parts = hand_loss(output, heatmaps, targets, config.loss)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_([*model.parameters(), *dense.parameters()], config.optimizer.clip_norm)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):  # before it gets into the weights, and into a state
-            raise DataError(
-                f"The loss is {loss.item()} and its gradient's norm {norm.item()} at step {step}. The states in "
-                f"{directory} are from before: lower optimizer.learning_rate, or look at the data with "
-                "`handmesh synth --sheet`."
+        autocast: AbstractContextManager[Any] = nullcontext()
+        if config.precision == "bfloat16" and device.type == "cpu":
+            model.backbone.train_perceptrons_in_bfloat16()
+        elif config.precision == "bfloat16":
+            autocast = torch.autocast(device.type, torch.bfloat16)
+        sync_batch_norms(learner, ranks)
+        if config.compile:
+            learner.compile()
+        network = parallel(learner, ranks)
+        clip_norm = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
+
+        sums: dict[str, Tensor] = {}
+        started, waited, since = time.perf_counter(), 0.0, first_step
+        learner.train()
+        batches = training_batches(data.sources, config, first_step, ranks.index, ranks.count)
+        for step, batch, wait in _timed(batches, first_step):
+            done = step + 1
+            logs, evaluates, saves = (
+                done % every == 0 or done == config.steps
+                for every in (config.log_every, config.evaluate_every, config.checkpoint_every)
             )
-        optimizer.step()
-        update_average(average, model, step, config.optimizer.ema_decay)
+            set_learning_rate(optimizer, config, step)
+            torch.manual_seed(_drop_path_seed(config, step, ranks))
+            batch = batch.to(device)
+            targets = make_targets(batch, model.hand)
+            counts = ranks.mean(label_counts(targets))
+            optimizer.zero_grad(set_to_none=True)
+            pieces = zip(batch.split(config.accumulation), targets.split(config.accumulation), strict=True)
+            for number, (piece, wanted) in enumerate(pieces, start=1):
+                with gradients_stay(network) if number < config.accumulation else nullcontext():
+                    with autocast:
+                        output, heatmaps = network(piece.image)
+                    loss, parts = hand_loss(output, heatmaps, wanted, config.loss, config.loss_norms, counts)
+                    loss.backward()
+                _add(sums, {**parts, "total": loss})
+            norm = nn.utils.clip_grad_norm_(learner.parameters(), clip_norm)
+            _add(sums, {"gradient_norm": norm})
+            # Before it gets into a state. On a GPU looking means waiting for it, so only where something is written.
+            if device.type == "cpu" or logs or evaluates or saves:
+                _check_finite(sums, loss, norm, step, directory)
+            optimizer.step()
+            update_average(average, model, step, config.optimizer.ema_decay)
+            waited += wait
 
-        waited += wait
-        for name, value in {**parts, "total": loss}.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-        done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
-            elapsed, count = time.perf_counter() - started, done - since
-            losses = {name: value / count for name, value in sums.items()}
-            progressed = Progressed(done, losses, count * config.batch_size / elapsed, waited / elapsed)
-            on_progress(progressed)
-            _append(directory / "metrics.jsonl", {"step": done, **losses, "img_s": progressed.images_per_second})
-            sums, started, waited, since = {}, time.perf_counter(), 0.0, done
-        if done % config.evaluate_every == 0 or done == config.steps:
-            averaged = copy.deepcopy(model).eval()  # a new network would draw random numbers that drop path is due
-            averaged.load_state_dict(average)
-            scores = evaluate_held_out(averaged, held_out, config.model.resolution)
-            _append(directory / "metrics.jsonl", {"step": done, "held_out": scores})
-            logger.info("step %d  held out: %s", done, "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-            training = {"steps": done, "samples": done * config.batch_size, "held_out": scores}
-            save_model(directory / "model.safetensors", averaged, training=training)
-            save_model(directory / "deploy.safetensors", averaged.reparameterize(), training=training, half=True)
-            started, since = time.perf_counter(), done
-            sums, waited = {}, 0.0
-        # Last: who resumes from a state finds all that its step should have written.
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            state = {
-                "step": done,
-                "config": config.model_dump(mode="json"),
-                "model": model.state_dict(),
-                "dense": dense.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average,
-                "torch_rng": torch.get_rng_state(),
-            }
-            save_state(directory, done, state, config.keep_checkpoints)
+            if logs:
+                count = done - since
+                losses = {name: value.item() / count for name, value in ranks.mean(sums).items()}
+                elapsed = time.perf_counter() - started
+                images_per_second, waiting_share = count * config.batch_size / elapsed, waited / elapsed
+                if log is not None:
+                    speed = {"img_s": images_per_second, "waiting_share": waiting_share}
+                    log.add(done, {**losses, **speed, "learning_rate": learning_rate_at(config, step)}, "training")
+                    on_progress(Progressed(done, config.steps, losses, images_per_second, waiting_share))
+                sums, started, waited, since = {}, time.perf_counter(), 0.0, done
+            if evaluates:
+                scores = evaluate_held_out(averaged, data.held_out, ranks)
+                score = selection_score(scores, config.select)
+                if log is not None:
+                    _report(log, done, scores, averaged, data)
+                    if config.select == "last" or not score > best:
+                        write_model(directory, averaged, config, done, scores)
+                best = min(best, score)
+                sums, started, waited, since = {}, time.perf_counter(), 0.0, done
+            # Last: who resumes from a state finds all that its step should have written.
+            if saves and ranks.first:
+                state = {
+                    "step": done,
+                    "config": settings,
+                    "model": model.state_dict(),
+                    "dense": {} if dense is None else dense.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average,
+                    "best": best,
+                }
+                save_state(directory, done, state, config.keep_checkpoints)
+        if log is not None:
+            log.close()
+        ranks.wait()
     return directory / "model.safetensors"
 
 
-def make_optimizer(config: TrainConfig, model: nn.Module, dense: nn.Module) -> torch.optim.Optimizer:
-    """AdamW; weight decay on kernels and matrices only, not on biases, norms and layer scales."""
-    parameters = [*model.named_parameters(), *dense.named_parameters()]
-    decayed = [value for name, value in parameters if value.ndim > 1 and "layer_scale" not in name]
-    others = [value for name, value in parameters if value.ndim <= 1 or "layer_scale" in name]
-    groups = [{"params": decayed, "weight_decay": config.optimizer.weight_decay}, {"params": others, "weight_decay": 0}]
-    return torch.optim.AdamW(groups, lr=config.optimizer.learning_rate, fused=True)
+def count_steps(config: TrainConfig, data: RunData) -> int:
+    """`steps`, or as many as `epochs` times all samples of all sources are."""
+    if config.epochs is None:
+        return config.steps
+    return math.ceil(config.epochs * sum(map(len, data.sources)) / config.batch_size)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
-    """Linear warm-up, then half a cosine down to the final rate."""
-    settings = config.optimizer
-    if step < settings.warmup_steps:
-        rate = settings.learning_rate * (step + 1) / settings.warmup_steps
-    else:
-        done = (step - settings.warmup_steps) / max(config.steps - settings.warmup_steps, 1)
-        span = settings.learning_rate - settings.final_learning_rate
-        rate = settings.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-@torch.no_grad()
-def update_average(average: dict[str, Tensor], model: nn.Module, step: int, decay: float) -> None:
-    """Exponential moving average of weights and batch-norm statistics; shorter at first, to forget the start."""
-    decay = min(decay, (1 + step) / (10 + step))
-    current = model.state_dict()
-    floating = [name for name, value in average.items() if value.is_floating_point()]
-    torch._foreach_lerp_([average[name] for name in floating], [current[name] for name in floating], 1 - decay)
-    for name in average.keys() - floating:
-        average[name].copy_(current[name])
-
-
-@torch.no_grad()
-def make_targets(batch: HandBatch, hand: HandModel, device: torch.device) -> HandTargets:
-    """Labels of a batch; the mesh comes from pose and shape, exactly as the labels' own renders did."""
-    keypoints, pose, betas = (
-        label.to(device, non_blocking=True) for label in (batch.keypoints, batch.pose, batch.betas)
-    )
-    vertices, joints = hand(pose, betas)
-    return HandTargets(keypoints=keypoints, joints=joints, vertices=vertices, pose=pose, betas=betas)
-
-
-@torch.no_grad()
-def predict_held_out(
-    model: HandMeshNet, pack: Pack, resolution: int, upright: bool
-) -> Iterator[tuple[HandOutput, HandTargets]]:
-    """(prediction, truth) in batches over a pack with fixed crops."""
-    device = model.camera_head.weight.device
-    batch: list[HandSample] = []
-    for index, sample in enumerate(held_out_samples(pack, resolution, upright)):
-        batch.append(sample)
-        if len(batch) == 32 or index == len(pack) - 1:
-            stacked = collate(batch)
-            yield model(stacked.image.to(device)), make_targets(stacked, model.hand, device)
-            batch = []
-
-
-def evaluate_held_out(model: HandMeshNet, pack: Pack, resolution: int) -> dict[str, float]:
-    """Scores of one pass over fixed crops, turned anyhow and upright: PA-MPJPE and PA-MPVPE (rotation only), 2D error.
-
-    A constant hand is scored beside them: the mean of the true joints in the hands' own frames.
-    """
-    scores: dict[str, float] = {}
-    for upright in (False, True):
-        joints_mm, vertices_mm, keypoints_box, flipped = [], [], [], []
-        truths = []
-        for output, targets in predict_held_out(model, pack, resolution, upright):
-            joints_mm.append(1000 * metrics.pa_rigid_mean_error(targets.joints.cpu(), output.joints.cpu()))
-            vertices_mm.append(1000 * metrics.pa_rigid_mean_error(targets.vertices.cpu(), output.vertices.cpu()))
-            scale, translation = output.camera[:, :1, None], output.camera[:, None, 1:]
-            keypoints = scale * (output.joints[..., :2] + translation)
-            keypoints_box.append(metrics.keypoint_box_error(targets.keypoints.cpu(), keypoints.cpu()))
-            # The palm's normal is the hand's own -y axis: does it face the right way?
-            normals = (output.pose[:, 0, :, 1] * targets.pose[:, 0, :, 1]).sum(dim=-1)
-            flipped.append((normals < 0).cpu().numpy())
-            truths.append(((targets.joints - targets.joints[:, :1]) @ targets.pose[:, 0]).cpu().numpy())
-        name = "upright" if upright else "any_turn"
-        scores[f"{name}_pa_mpjpe_mm"] = float(np.concatenate(joints_mm).mean())
-        scores[f"{name}_pa_mpvpe_mm"] = float(np.concatenate(vertices_mm).mean())
-        scores[f"{name}_keypoint_box_error"] = float(np.concatenate(keypoints_box).mean())
-        scores[f"{name}_palm_flipped_share"] = float(np.concatenate(flipped).mean())
-        truth = np.concatenate(truths)
-        scores["constant_hand_pa_mpjpe_mm"] = float(
-            1000 * metrics.pa_rigid_mean_error(truth, truth.mean(axis=0)).mean()
-        )
-    return scores
-
-
-def write_run_record(config: TrainConfig, directory: Path) -> None:
-    """`config.yaml` with every setting, and `environment.json`: what ran this."""
-    (directory / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    environment: dict[str, Any] = {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "commit": _git_commit(),
-    }
-    (directory / "environment.json").write_text(json.dumps(environment, indent=2))
-
-
-def _git_commit() -> str | None:
-    here = Path(__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None  # installed from a wheel, or no git on this machine
-    return answer.stdout.strip()
-
-
-def _append(path: Path, record: dict[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def _rewind(path: Path, step: int) -> None:
-    """Drop the records after `step`, and half a line at the end: a run that goes on from there writes them again."""
-    if not path.exists():
+def start_weights(model: HandMeshNet, config: TrainConfig) -> None:
+    """What a run begins with, if not with random numbers. Raises CheckpointError."""
+    if config.pretrained is not None:
+        load_backbone_weights(model.backbone, find_backbone_weights(config.pretrained))
+    if config.start_from is None:
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            logger.warning("%s: a damaged line is dropped", path)
-    with written_atomically(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+    path = bundled_model_path() if config.start_from == BUNDLED_MODEL else Path(config.start_from)
+    record = read_record(path)
+    if record["folded"]:
+        raise CheckpointError(
+            f"start_from: {path} is folded, for inference only: its branches and batch norms are gone. Start from the "
+            "model.safetensors of its run."
+        )
+    if record["hand_sha256"] != model.hand.sha256:
+        logger.warning(
+            "%s was trained with another hand (sha256 %s...): its poses carry over, its shapes do not",
+            path,
+            record["hand_sha256"][:12],
+        )
+    load_weights(model, read_model_weights(path), f"start_from: {path}")
+
+
+def write_model(
+    directory: Path, averaged: HandMeshNet, config: TrainConfig, steps: int, scores: dict[str, float]
+) -> None:
+    """The averaged weights as trained and ready to ship, and `scores.json`, which says how they were chosen."""
+    training = {
+        "steps": steps,
+        "samples": steps * config.batch_size,
+        "held_out": scores,
+        "selected_by": {"last": "last evaluation", "validation": "validation", TEST_SET: "test set"}[config.select],
+    }
+    save_model(directory / "model.safetensors", averaged, training=training)
+    save_model(directory / "deploy.safetensors", averaged.reparameterize(), training=training, half=True)
+    remark = (
+        "The weights were chosen by the test set's scores: these and later scores on it do not compare with published "
+        "ones."
+        if config.select == TEST_SET
+        else None
+    )
+    hand = {"name": config.model.hand, "sha256": averaged.hand.sha256}
+    content = {"model": "model.safetensors", **training, "of_steps": config.steps, "hand": hand, "remark": remark}
+    write_json(directory / "scores.json", content)
+
+
+def _open_run(config: TrainConfig, directory: Path, resume: bool, ranks: Ranks) -> dict[str, Any] | None:
+    """The state to go on from, or None; the directory is there afterwards. The same in all processes."""
+    if ranks.first:
+        directory.mkdir(parents=True, exist_ok=True)
+        held = any(directory.glob("state-*.pt"))
+        if held and not resume:
+            raise ConfigError(
+                f"{directory} already holds a run: add --resume to go on with it, or choose another --out."
+            )
+    ranks.wait()
+    state = load_latest_state(directory) if resume else None
+    steps = ranks.gather(None if state is None else state["step"])
+    if len(set(steps)) > 1:
+        raise CheckpointError(f"The processes find different states in {directory} (steps {steps}): it must be shared.")
+    if state is None:
+        if resume and any(directory.glob("state-*.pt")):
+            raise CheckpointError(f"No state in {directory} can be read: start again with another --out.")
+        return None
+    if parse_config(state["config"], f"the state in {directory}") != config:
+        raise ConfigError(f"{directory} was started with other settings (see its config.yaml): resume with those.")
+    return state
+
+
+def _set_up(config: TrainConfig, ranks: Ranks) -> None:
+    if config.batch_size % (ranks.count * config.accumulation):
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared by {ranks.count} processes with accumulation "
+            f"{config.accumulation}: choose a multiple of {ranks.count * config.accumulation}."
+        )
+    if ranks.device.type == "cpu":
+        torch.set_num_threads(config.threads)
+    else:
+        torch.backends.cudnn.benchmark = True  # all batches have one shape
+    cv2.setNumThreads(0)
+
+
+def _open_data(config: TrainConfig, hand: HandArrays, ranks: Ranks, on_render: Progress | None) -> RunData:
+    """The first process renders what has to be rendered; the others then find it."""
+    data = open_data(config, hand, on_render) if ranks.first else None
+    ranks.wait()
+    return open_data(config, hand) if data is None else data
+
+
+def _wants_dense(config: TrainConfig) -> bool:
+    return any(getattr(config.loss, name) for name in ("heatmaps", "heatmap_keypoints", "heatmap_depths"))
+
+
+def _drop_path_seed(config: TrainConfig, step: int, ranks: Ranks) -> int:
+    sequence = np.random.SeedSequence((config.seed, _DROP_PATH_STREAM, step, ranks.index))
+    return int(sequence.generate_state(1)[0])
+
+
+def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        number = value.detach().double()
+        sums[name] = sums[name] + number if name in sums else number
+
+
+def _check_finite(sums: dict[str, Tensor], loss: Tensor, norm: Tensor, step: int, directory: Path) -> None:
+    if not (torch.isfinite(sums["total"]) and torch.isfinite(sums["gradient_norm"])):
+        raise DataError(
+            f"The loss is {loss.item()} and its gradient's norm {norm.item()} at step {step}. The states in "
+            f"{directory} are from before: lower optimizer.learning_rate, or look at the data with "
+            "`handmesh data show` or `handmesh synth --sheet`."
+        )
+
+
+def _report(log: RunLog, step: int, scores: dict[str, float], averaged: HandMeshNet, data: RunData) -> None:
+    log.add(step, {"held_out": scores}, "held_out")
+    logger.info("step %d  held out: %s", step, "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+    if log.draws():
+        for held_out in data.held_out:
+            log.add_picture(step, held_out.name, draw_samples(averaged, held_out))
 
 
 def _timed(batches: Iterator[HandBatch], first_step: int) -> Iterator[tuple[int, HandBatch, float]]:

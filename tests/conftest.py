@@ -19,7 +19,7 @@ RESOLUTION = 64  # px, the smallest crop a network takes
 
 @pytest.fixture(scope="session")
 def tiny_pack_directory(tmp_path_factory) -> Path:
-    """Where a run with `data: {count: 16, size: 96}` and 8 held-out images finds its renders already there."""
+    """Where a run with `data.synthetic: {count: 16, size: 96}` and 8 held-out images finds its renders."""
     from handmesh.config import SyntheticData
     from handmesh.data.batches import held_out_pack, training_pack
 
@@ -48,10 +48,11 @@ def tiny_config(tiny_pack_directory, few_backgrounds) -> Callable[..., Any]:
     def make(**changes: Any) -> Any:
         settings = {
             "model": {"backbone": "fastvit_t8", "resolution": RESOLUTION},
-            "data": {"directory": str(tiny_pack_directory), "count": 16, "size": 96, "workers": 1},
+            "data": {"synthetic": {"directory": str(tiny_pack_directory), "count": 16, "size": 96, "workers": 1}},
             "batch_size": 2,
             "loader_workers": 0,
             "evaluation_count": 8,
+            "tensorboard": False,
             **changes,
         }
         return parse_config(settings, "test")
@@ -105,6 +106,22 @@ def model_file(lively_network, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     save_model(path, lively_network, training={"steps": 0})
     return path
+
+
+@pytest.fixture
+def stand_in_mano(tmp_path, monkeypatch) -> Any:
+    """A hand in MANO's format, added as MANO: ours, a little larger and with a mean pose. -> its arrays."""
+    from dataclasses import replace
+
+    from handmesh.hand import builtin_hand
+    from handmesh.mano_file import add_mano, load_hand
+
+    ours = builtin_hand()
+    monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "mano"))
+    larger = {name: getattr(ours, name) * 1.06 for name in ("v_template", "J", "shapedirs", "posedirs")}
+    replace(ours, **larger, hands_mean=ours.hands_mean + 0.1).save(tmp_path / "MANO_RIGHT.npz")
+    add_mano(tmp_path / "MANO_RIGHT.npz")
+    return load_hand("mano")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from handmesh.config import Augmentation, ModelConfig, OptimizerConfig, TrainConfig, load_config, parse_config
+from handmesh.config import (
+    Augmentation,
+    FreiHandData,
+    ModelConfig,
+    OptimizerConfig,
+    PhotoData,
+    SyntheticData,
+    TrainConfig,
+    load_config,
+    parse_config,
+)
 from handmesh.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -67,7 +77,16 @@ def test_numbers_may_be_written_as_people_write_them(text, value, tmp_path):
         ("steps=true", r"steps: .*integer"),
         ("steps=-5", r"steps: .*greater"),
         ("seed=-1", r"seed: .*greater"),
-        ("data.seed=-1", r"data\.seed: .*greater"),
+        ("data.seed=-1", r"data\.synthetic\.seed: .*greater"),
+        ("data.synthetic.cont=1", r"data\.synthetic\.cont is not a setting; did you mean 'count'"),
+        ("data.freihand.crop=tight", r"data\.freihand\.crop: .*'frame', 'metro' or 'box'.*found 'tight'"),
+        ("data.freihand.dir=x", r"data\.freihand\.dir is not a setting; known: crop, directory"),
+        ("data.freihand.versions=[gs, green]", r"data\.freihand\.versions\.1: .*found 'green'"),
+        ("data.photos=[{path: mine, wight: 2}]", r"data\.photos\.0\.wight is not a setting; did you mean 'weight'"),
+        ("data={}", "no source of data"),
+        ("accumulation=3", "batch_size 16 is no multiple of accumulation 3"),
+        ("optimizer.decay_at=[0.5, 0.2]", "decay_at holds shares of the run"),
+        ("select=test_set", r"no data\.freihand"),
         ("batch_size=1", r"batch_size: .*2"),
         ("precision=float16", r"precision: .*bfloat16"),
         ("model=3", r"model: .*found 3"),
@@ -120,6 +139,24 @@ def test_settings_cannot_be_changed_afterwards():
     for settings in (TrainConfig(), Augmentation(), OptimizerConfig()):
         with pytest.raises(ValueError, match="frozen"):
             settings.seed = 1
+
+
+def test_data_without_a_kind_are_synthetic_as_they_always_were():
+    """Runs and files from before there were several kinds of sources."""
+    flat = load_config(None, ["data.count=70", "data.directory=here"])
+    assert flat == load_config(None, ["data.synthetic.count=70", "data.synthetic.directory=here"])
+    assert flat.data.synthetic is not None
+    assert (flat.data.synthetic.count, flat.data.freihand, flat.data.photos) == (70, None, ())
+    mixed = load_config(None, ["data.count=70", "data.freihand.weight=3", "data.photos=[{path: mine}]"])
+    assert mixed.data.synthetic == SyntheticData(count=70)
+    assert mixed.data.freihand == FreiHandData(weight=3.0)
+    assert mixed.data.photos == (PhotoData(path=Path("mine")),)
+    assert load_config(None, ["data.freihand.weight=3"]).data.synthetic is None
+
+
+def test_two_beginnings_are_one_too_many():
+    with pytest.raises(ConfigError, match="pretrained and start_from"):
+        load_config(None, ["pretrained=fastvit_t8", "start_from=model.safetensors"])
 
 
 def test_angles_are_radians():

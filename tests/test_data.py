@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,14 +12,16 @@ import pytest
 import torch
 
 from handmesh.camera import Intrinsics
-from handmesh.config import Augmentation
+from handmesh.config import Augmentation, TrainConfig
 from handmesh.crop import CropTransform, upright_rotation
 from handmesh.data.augment import augment, labelled, sample_crop, scaled_effects
 from handmesh.data.batches import (
-    AugmentedPack,
+    HandBatch,
+    HeldOutPack,
+    PackSource,
+    TrainingStream,
     collate,
     held_out_pack,
-    held_out_samples,
     resolution_at,
     training_batches,
     training_pack,
@@ -26,9 +29,9 @@ from handmesh.data.batches import (
 from handmesh.data.sample import HandSample
 from handmesh.errors import DataError
 from handmesh.hand import JOINT_NAMES, builtin_hand
+from handmesh.held_out import make_targets
 from handmesh.mano import HandModel
-from handmesh.synth import Backgrounds, CameraEffects
-from handmesh.train import make_targets
+from handmesh.synth import Backgrounds, CameraEffects, Pack
 
 HAND = HandModel(builtin_hand()).double()
 WRIST, MIDDLE = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
@@ -52,6 +55,18 @@ def weak_perspective_residual(points: np.ndarray, keypoints: np.ndarray) -> floa
     columns[:, 0], columns[:count, 1], columns[count:, 2] = points[:, :2].T.ravel(), 1, 1
     solution = np.linalg.lstsq(columns, keypoints.astype(float).T.ravel(), rcond=None)[0]
     return float(np.linalg.norm((columns @ solution).reshape(2, count).T - keypoints, axis=-1).mean())
+
+
+def source(pack: Pack, config: TrainConfig) -> list[PackSource]:
+    return [PackSource(pack, config.augmentation, config.seed)]
+
+
+def stream_of(pack: Pack, config: TrainConfig) -> TrainingStream:
+    return TrainingStream(source(pack, config), config)
+
+
+def batches_of(pack: Pack, config: TrainConfig, first_step: int, *rank: int) -> Iterator[HandBatch]:
+    return training_batches(source(pack, config), config, first_step, *rank)
 
 
 def same(first: HandSample, second: HandSample) -> bool:
@@ -124,7 +139,7 @@ def test_labels_do_not_write_into_the_pack(tiny_pack):
 
 def test_the_targets_of_a_batch_are_its_posed_hands(crops):
     samples = [sample for *_, sample in crops[:3]]
-    targets = make_targets(collate(samples), HandModel(builtin_hand()), torch.device("cpu"))
+    targets = make_targets(collate(samples), HandModel(builtin_hand()))
     for index, sample in enumerate(samples):
         np.testing.assert_allclose(targets.joints[index], posed(sample.pose, sample.betas), atol=1e-6)
 
@@ -182,19 +197,19 @@ def test_crops_keep_to_their_margins(tiny_pack):
 
 
 def test_an_example_depends_on_its_seed_and_place_only(tiny_pack, tiny_config):
-    stream = AugmentedPack(tiny_pack, tiny_config(steps=20))
-    again = AugmentedPack(tiny_pack, tiny_config(steps=20))
+    stream = stream_of(tiny_pack, tiny_config(steps=20))
+    again = stream_of(tiny_pack, tiny_config(steps=20))
     examples = {g: again[g] for g in (37, 5, 0)}  # in another order
     assert all(same(stream[g], example) for g, example in examples.items())
-    other_run = AugmentedPack(tiny_pack, tiny_config(steps=20, seed=1))
+    other_run = stream_of(tiny_pack, tiny_config(steps=20, seed=1))
     assert not any(same(stream[g], other_run[g]) for g in range(3))
     assert not same(stream[0], stream[16]), "the same render, seen anew"
 
 
 def test_a_run_sees_the_same_bytes_from_any_number_of_workers_and_from_any_start(tiny_pack, tiny_config):
-    alone = list(training_batches(tiny_pack, tiny_config(steps=5), 0))
-    helped = list(training_batches(tiny_pack, tiny_config(steps=5, loader_workers=2), 0))
-    later = list(training_batches(tiny_pack, tiny_config(steps=5), 3))
+    alone = list(batches_of(tiny_pack, tiny_config(steps=5), 0))
+    helped = list(batches_of(tiny_pack, tiny_config(steps=5, loader_workers=2), 0))
+    later = list(batches_of(tiny_pack, tiny_config(steps=5), 3))
     assert (len(alone), len(helped), len(later)) == (5, 5, 2)
     for first, second in [*zip(alone, helped, strict=True), *zip(alone[3:], later, strict=True)]:
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -203,7 +218,7 @@ def test_a_run_sees_the_same_bytes_from_any_number_of_workers_and_from_any_start
 def test_making_batches_leaves_torchs_random_numbers_alone(tiny_pack, tiny_config):
     """A loader draws a seed for its workers when it starts: with drop path, a resumed run once differed by that."""
     before = torch.get_rng_state()
-    next(training_batches(tiny_pack, tiny_config(steps=5), 0))
+    next(batches_of(tiny_pack, tiny_config(steps=5), 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -221,7 +236,7 @@ def test_every_epoch_visits_every_render_once_in_its_own_order(count, tiny_pack,
             return tiny_pack[index]
 
     recorder = Recorder()
-    stream = AugmentedPack(recorder, tiny_config(steps=50))
+    stream = stream_of(recorder, tiny_config(steps=50))
     for g in range(4 * count):
         stream[g]
     epochs = [recorder.visited[start : start + count] for start in range(0, 4 * count, count)]
@@ -234,15 +249,15 @@ def test_an_easy_start_lowers_the_resolution_of_the_first_steps(tiny_pack, tiny_
     model = {"backbone": "fastvit_t8", "resolution": 96}
     config = tiny_config(model=model, steps=10, low_resolution=64, low_resolution_share=0.4)
     assert [resolution_at(config, step) for step in range(10)] == [64] * 4 + [96] * 6
-    sides = [batch.image.shape[1] for batch in training_batches(tiny_pack, config, 2)]
+    sides = [batch.image.shape[1] for batch in batches_of(tiny_pack, config, 2)]
     assert sides == [64, 64, 96, 96, 96, 96, 96, 96]
     assert resolution_at(tiny_config(steps=10), 0) == 64
 
 
 def test_held_out_samples_are_fixed_and_of_other_scenes(tiny_pack, tiny_config):
     config = tiny_config()
-    held_out = held_out_pack(config.data, 8, 1)
-    first, second = (list(held_out_samples(held_out, 64, upright=True)) for _ in range(2))
+    held_out = HeldOutPack(held_out_pack(config.data.synthetic, 8, 1), upright=True)
+    first, second = ([held_out.still(position, 64) for position in range(len(held_out))] for _ in range(2))
     assert len(first) == 8
     assert all(same(a, b) for a, b in zip(first, second, strict=True))
     training_betas = {tuple(tiny_pack[index].betas) for index in range(len(tiny_pack))}
@@ -252,7 +267,7 @@ def test_held_out_samples_are_fixed_and_of_other_scenes(tiny_pack, tiny_config):
 
 
 def test_packs_of_other_settings_do_not_take_each_others_place(tiny_config, tiny_pack):
-    data = tiny_config().data
+    data = tiny_config().data.synthetic
     assert len(training_pack(data, 1)) == 16, "found, not rendered again"
     impostor = data.directory / "train-17-96px-seed0"
     impostor.symlink_to(tiny_pack.path)

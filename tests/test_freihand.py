@@ -189,7 +189,7 @@ def test_synthetic_labels_agree_as_freihands_do(source):
             annotations(source, split, name) for name in ("K", "scale", "xyz", "verts", "mano")
         )
         assert (K[:, :2, 2] == 112).all()
-        np.testing.assert_array_equal(scale, np.linalg.norm(xyz[:, 9] - xyz[:, 10], axis=-1))
+        np.testing.assert_allclose(scale, np.linalg.norm(xyz[:, 9] - xyz[:, 10], axis=-1), rtol=1e-14)
         np.testing.assert_allclose(xyz[:, 0], HAND.J_regressor[0] @ verts, atol=1e-12)
         np.testing.assert_allclose(xyz[:, [4, 8, 12, 16, 20]], verts[:, list(FINGERTIP_VERTICES)], atol=1e-12)
         # freihand/utils/model.py: axis-angle, the mean added; root from uv and scale at joint 9.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from handmesh.config import PhotoAugmentation, parse_config
+from handmesh.data.batches import TrainingStream
 from handmesh.data.check import check
 from handmesh.data.jsonl import MAX_LINE_BYTES, JsonlData
-from handmesh.data.labels import BOX, FRAME, CropJitter, crop_sample
-from handmesh.data.mix import BLOCK, CropSource, CropStream, Mixture, fixed_crops
+from handmesh.data.labels import BOX, FRAME, crop_sample
+from handmesh.data.mix import BLOCK, Mixture
+from handmesh.data.photos import PhotoSource, changed_photo, occluded
 from handmesh.data.show import show
 from handmesh.errors import ConfigError, DataError
 from handmesh.hand import Handedness, builtin_hand
@@ -284,14 +288,19 @@ def test_mixtures_that_make_no_sense_are_refused(counts, weights):
 
 
 @pytest.fixture
-def sources(synthetic, folder) -> list[CropSource]:
+def sources(synthetic, folder) -> list[PhotoSource]:
     """All labels, and next to none, some of left hands."""
     bare = written(folder, {"keypoints": KEYPOINTS}, {"handedness": "left", "box": [10, 10, 70, 60]})
-    return [CropSource(JsonlData(synthetic), BOX, 3.0, indices=np.array([0, 2, 4])), CropSource(bare, FRAME, 1.0)]
+    complete = PhotoSource("complete", JsonlData(synthetic), BOX, 3.0, indices=np.array([0, 2, 4]))
+    return [complete, PhotoSource("bare", bare, FRAME)]
+
+
+def stream_of(sources: list[PhotoSource], seed: int = 1) -> TrainingStream:
+    return TrainingStream(sources, parse_config({"model": {"resolution": 64}, "seed": seed}, "test"))
 
 
 def test_samples_of_all_sources_stack_into_one_batch(sources):
-    stream = CropStream(sources, 48, seed=1, channel_gain=0.4)
+    stream = stream_of(sources)
     samples = [stream[g] for g in range(24)]
     for name, values in zip(samples[0]._fields, zip(*samples, strict=True), strict=True):
         assert np.stack(values).dtype == values[0].dtype, name
@@ -300,28 +309,38 @@ def test_samples_of_all_sources_stack_into_one_batch(sources):
 
 
 def test_a_stream_gives_the_same_bytes_in_any_order_and_any_process(sources):
-    stream = CropStream(sources, 48, seed=1, channel_gain=0.4)
+    stream = stream_of(sources)
     expected = {g: stream[g] for g in range(6)}
     sent = pickle.loads(pickle.dumps(stream))
     for g in (5, 0, 3):
         assert all(np.array_equal(a, b) for a, b in zip(sent[g], expected[g], strict=True))
-    other = CropStream(sources, 48, seed=2, channel_gain=0.4)
+    other = stream_of(sources, seed=2)
     assert not np.array_equal(other[0].image, expected[0].image)
 
 
 def test_a_source_gives_only_its_own_part(sources):
     wanted = {tuple(sources[0].data[index].labels.betas.astype(np.float32)) for index in (0, 2, 4)}
-    stream = CropStream(sources[:1], 48)
+    stream = stream_of(sources[:1])
     assert {tuple(stream[g].betas) for g in range(9)} == wanted
-    assert [tuple(sample.betas) in wanted for sample in fixed_crops(sources[0], 48)] == [True] * 3
+    still = [sources[0].still(position, 64) for position in range(len(sources[0]))]
+    assert [tuple(sample.betas) in wanted for sample in still] == [True] * 3
+
+
+def test_meshes_of_another_hand_are_left_out(sources):
+    """Their joints and keypoints are as good as any."""
+    theirs = replace(sources[0], same_hand=False)
+    for sample in (theirs.still(0, 64), theirs.example(0, np.random.default_rng(0), 64)):
+        assert sample.joints_known
+        assert sample.keypoint_known.all()
+        assert not any((sample.vertices_known, sample.pose_known, sample.betas_known))
 
 
 def test_gains_change_colours_and_no_label(sources):
-    still = CropSource(sources[0].data, BOX, jitter=CropJitter(rotation=0.0, scale=0.0))
-    plain, colored = CropStream([still], 48), CropStream([still], 48, channel_gain=0.4)
+    colorful = PhotoAugmentation(rotation=0.0, scale=0.0, channel_gain=0.4)
+    source = PhotoSource("still", sources[0].data, BOX, augmentation=colorful)
     ratios = []
-    for g in range(12):
-        before, after = plain[g], colored[g]
+    for seed in range(12):
+        before, after = source.still(seed % COUNT, 64), source.example(seed % COUNT, np.random.default_rng(seed), 64)
         for name in ("keypoints", "pose", "joints"):
             np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
         middling = (before.image > 40) & (before.image < 160)
@@ -333,3 +352,30 @@ def test_gains_change_colours_and_no_label(sources):
                 ratios.append(gains.mean())
     assert 0.59 < min(ratios) < 0.8
     assert 1.2 < max(ratios) < 1.41
+
+
+def test_what_lies_in_front_leaves_most_of_the_image_alone():
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    before = image.copy()
+    shares = []
+    for seed in range(60):
+        covered = occluded(np.random.default_rng(seed), image)
+        shares.append((covered != image).any(axis=-1).mean())
+    np.testing.assert_array_equal(image, before)
+    assert 0.02 < np.mean(shares) < 0.25
+    assert max(shares) < 0.5
+    assert np.std(shares) > 0.01
+
+
+def test_photos_change_as_often_as_asked_and_not_at_all_when_nothing_is_asked():
+    image = np.full((64, 64, 3), 100, np.uint8)
+    image[20:40, 20:40] = 200
+    rng = np.random.default_rng(0)
+    nothing = PhotoAugmentation(channel_gain=0.0)
+    np.testing.assert_array_equal(changed_photo(rng, image, nothing), image)
+    sometimes = PhotoAugmentation(channel_gain=0.0, occlusion=0.3)
+    changed = [(changed_photo(rng, image, sometimes) != image).any() for _ in range(300)]
+    assert np.mean(changed) == pytest.approx(0.3, abs=0.08)
+    worse = [changed_photo(rng, image, PhotoAugmentation(channel_gain=0.0, effects=1.0)) for _ in range(40)]
+    assert all(picture.shape == image.shape and picture.dtype == np.uint8 for picture in worse)
+    assert np.mean([(picture != image).any() for picture in worse]) > 0.9

@@ -20,7 +20,7 @@ LAYERS = {
     "model": "rotation mano mano_check builtin_hand hand_surface hand_rig remesh backbone backbone_training unfold "
     "backbone_weights model checkpoint weights",
     "learning and engines": "data synth losses metrics predictions evaluation_sets evaluate report train engine export "
-    "imagenet",
+    "imagenet distributed held_out optimization run_record",
     "predict": "detect predict evaluate_model video bench",
     "programs": "handmesh handmesh_server cli __main__ demo doctor evaluate_run",
 }

@@ -10,9 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from handmesh.config import LossWeights
+from handmesh.config import LossNorms, LossWeights
 from handmesh.hand import HandOutput, builtin_hand
-from handmesh.losses import HEATMAP_SIGMA, HandTargets, hand_loss, heatmap_cross_entropy, read_heatmaps
+from handmesh.losses import (
+    HEATMAP_SIGMA,
+    HandTargets,
+    hand_loss,
+    heatmap_cross_entropies,
+    label_counts,
+    read_heatmaps,
+)
 from handmesh.mano import HandModel
 from handmesh.rotation import matrix_from_vector
 
@@ -40,7 +47,7 @@ def answer(camera: Tensor, pose: Tensor, betas: Tensor) -> HandOutput:
 def truth_of(output: HandOutput) -> HandTargets:
     scale, translation = output.camera[:, 0], output.camera[:, 1:]
     keypoints = scale[:, None, None] * (output.joints[..., :2] + translation[:, None])
-    return HandTargets(keypoints, output.joints, output.vertices, output.pose, output.betas)
+    return HandTargets.complete(keypoints, output.joints, output.vertices, output.pose, output.betas)
 
 
 def parts_of(output: HandOutput, targets: HandTargets) -> dict[str, float]:
@@ -145,6 +152,96 @@ def test_the_total_is_the_weighted_sum(output):
     assert hand_loss(output, None, targets, weights)[0] < total
 
 
+def dense_answer(seed: int, count: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 21, 8, 8, generator=generator), torch.randn(count, 21, 8, 8, generator=generator)
+
+
+LABEL_PARTS = {
+    "joints_known": {"joints", "root_joints", "heatmap_depths"},
+    "vertices_known": {"vertices", "root_vertices"},
+    "pose_known": {"orientation", "pose", "root_vertices", "root_joints"},
+    "betas_known": {"betas"},
+    "keypoint_known": {"keypoints", "heatmaps", "heatmap_keypoints"},
+}
+
+
+@pytest.mark.parametrize("label", LABEL_PARTS)
+def test_a_missing_label_switches_its_losses_off_for_that_sample_alone(label, output):
+    """The parts it feeds become the mean over the other samples; no other part changes; nothing pulls at the sample."""
+    targets, dense = truth_of(answer(*random_hands(seed=5))), dense_answer(0)
+    missing = getattr(targets, label).clone()
+    missing[1] = False
+    name = label.removesuffix("_known").replace("keypoint", "keypoints")
+    garbage = getattr(targets, name).clone()
+    garbage[1] = 1e3
+    without = replace(targets, **{label: missing, name: garbage})
+    if label == "joints_known":  # never vertices without joints: they are measured from the wrist
+        without = replace(without, vertices_known=missing)
+    output = HandOutput(*(value.clone().requires_grad_() for value in output))
+    _, parts = hand_loss(output, dense, without, LossWeights())
+    _, whole = hand_loss(output, dense, targets, LossWeights())
+    others = [0, 2]
+    kept = HandTargets(*(value[others] for value in vars(targets).values()))
+    _, of_others = hand_loss(
+        HandOutput(*(value[others] for value in output)), tuple(value[others] for value in dense), kept, LossWeights()
+    )
+    changed = LABEL_PARTS[label] | (LABEL_PARTS["vertices_known"] if label == "joints_known" else set())
+    for part, value in parts.items():
+        expected = of_others[part] if part in changed else whole[part]
+        assert value.item() == pytest.approx(expected.item(), rel=1e-5), part
+    gradients = torch.autograd.grad(sum(parts[part] for part in changed - {"heatmaps"}), output, allow_unused=True)
+    touched = [gradient for gradient in gradients if gradient is not None]
+    assert all((gradient[1] == 0).all() for gradient in touched)
+    assert label == "keypoint_known" or any(gradient.abs().sum() > 0 for gradient in touched)
+
+
+def test_without_any_label_there_is_no_loss(output):
+    targets = truth_of(answer(*random_hands(seed=5)))
+    nothing = {name: torch.zeros_like(value) for name, value in vars(targets).items() if name.endswith("known")}
+    total, parts = hand_loss(output, dense_answer(0), replace(targets, **nothing), LossWeights())
+    assert total == 0
+    assert all(part == 0 for part in parts.values())
+
+
+def test_pieces_of_a_batch_add_up_to_the_whole():
+    """With uneven labels, too: what accumulation and several processes rely on."""
+    camera, pose, betas = random_hands(6)
+    targets = truth_of(answer(*random_hands(6, seed=5)))
+    known = torch.tensor([True, False, True, True, True, False])
+    targets = replace(targets, pose_known=known, keypoint_known=targets.keypoint_known & (torch.arange(21) % 4 > 0))
+    dense = dense_answer(1, 6)
+    output = answer(camera, pose, betas)
+    whole, parts = hand_loss(output, dense, targets, LossWeights())
+    pieces = [
+        hand_loss(
+            HandOutput(*(value[start : start + 2] for value in output)),
+            tuple(value[start : start + 2] for value in dense),
+            piece,
+            LossWeights(),
+            counts=label_counts(targets),
+        )
+        for start, piece in zip((0, 2, 4), targets.split(3), strict=True)
+    ]
+    assert sum(total for total, _ in pieces).item() == pytest.approx(whole.item(), rel=1e-5)
+    for name, part in parts.items():
+        assert sum(one[name] for _, one in pieces).item() == pytest.approx(part.item(), rel=1e-5), name
+
+
+def test_norms_are_metros_when_asked_for(output):
+    """Joints and keypoints by squares (METRO), against numpy; vertices stay absolute."""
+    targets = truth_of(answer(*random_hands(seed=4)))
+    norms = LossNorms(joints="mse", keypoints="mse")
+    _, parts = hand_loss(output, None, targets, LossWeights(), norms)
+    ours, theirs = ((hand.joints - hand.joints[:, :1]).numpy() for hand in (output, targets))
+    assert parts["joints"].item() == pytest.approx(np.square(ours - theirs).mean(), rel=1e-5)
+    keypoints = output.camera[:, :1, None] * (output.joints[..., :2] + output.camera[:, None, 1:])
+    expected = (keypoints - targets.keypoints).square().mean()
+    assert parts["keypoints"].item() == pytest.approx(expected.item(), rel=1e-5)
+    plain = hand_loss(output, None, targets, LossWeights())[1]
+    assert parts["vertices"] == plain["vertices"]
+
+
 def test_gradients_are_finite_even_at_the_truth():
     camera, pose, betas = (value.requires_grad_() for value in random_hands())
     logits, depths = (torch.zeros(3, 21, 8, 8, requires_grad=True) for _ in range(2))
@@ -162,24 +259,28 @@ def test_gradients_are_finite_even_at_the_truth():
 def test_the_heatmap_cross_entropy_is_least_at_its_own_gaussian():
     keypoints = torch.rand(2, 21, 2, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.8
     logits = gaussian_logits(keypoints).requires_grad_()
-    loss = heatmap_cross_entropy(logits, keypoints)
+    loss = heatmap_cross_entropies(logits, keypoints).mean()
     loss.backward()
     assert logits.grad is not None
     assert logits.grad.abs().max() < 1e-7, "no direction leads further down"
     for seed in range(3):
         noise = 0.3 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed))
-        assert heatmap_cross_entropy(logits + noise, keypoints) > loss
+        assert heatmap_cross_entropies(logits + noise, keypoints).mean() > loss
 
 
 def test_joints_outside_the_crop_train_no_heatmap():
     keypoints = torch.zeros(1, 21, 2)
     keypoints[0, 4], keypoints[0, 5] = torch.tensor([1.2, 0.0]), torch.tensor([0.0, -1.01])
     logits = torch.zeros(1, 21, 8, 8, requires_grad=True)
-    heatmap_cross_entropy(logits, keypoints).backward()
+    output = answer(*random_hands(1))
+    targets = replace(truth_of(output), keypoints=keypoints)
+    dense = logits, torch.zeros(1, 21, 8, 8)
+    hand_loss(output, dense, targets, LossWeights())[1]["heatmaps"].backward()
     assert logits.grad is not None
     silent = logits.grad.abs().amax(dim=(0, 2, 3)) == 0
     assert silent.nonzero().flatten().tolist() == [4, 5]
-    assert heatmap_cross_entropy(torch.zeros(1, 21, 8, 8), keypoints + 9) == 0, "none inside: nothing, not 0 / 0"
+    _, parts = hand_loss(output, dense, replace(targets, keypoints=keypoints + 9), LossWeights())
+    assert parts["heatmaps"] == 0, "none inside: nothing, not 0 / 0"
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (12, 20)])

@@ -16,11 +16,13 @@ from handmesh.checkpoint import load_latest_state, load_model
 from handmesh.config import parse_config
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand import HandOutput, builtin_hand
+from handmesh.held_out import evaluate_held_out
 from handmesh.losses import HandTargets
 from handmesh.mano import HandModel
 from handmesh.model import DenseHead
+from handmesh.optimization import make_optimizer, set_learning_rate, update_average
 from handmesh.rotation import matrix_from_vector
-from handmesh.train import evaluate_held_out, make_optimizer, set_learning_rate, train, update_average
+from handmesh.train import train
 from handmesh.weights import add_backbone_weights
 
 
@@ -40,7 +42,7 @@ def killed_after(step: int) -> Any:
 
 def records(directory) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "img_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("img_s", "waiting_share")} for line in lines]
 
 
 def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
@@ -55,8 +57,8 @@ def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
 def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch, precision):
     """If it cannot learn four pictures by heart it learns nothing: loss and 2D error fall clearly."""
     four = [tiny_pack[index] for index in range(4)]
-    monkeypatch.setattr("handmesh.train.training_pack", lambda *_: four)
-    monkeypatch.setattr("handmesh.train.held_out_pack", lambda *_: four)
+    monkeypatch.setattr("handmesh.data.batches.training_pack", lambda *_: four)
+    monkeypatch.setattr("handmesh.data.batches.held_out_pack", lambda *_: four)
     config = tiny_config(
         steps=30,
         batch_size=4,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from handmesh.camera import Intrinsics
 from handmesh.config import Augmentation
 from handmesh.crop import CropTransform, upright_rotation
-from handmesh.data.sample import HandSample
+from handmesh.data.sample import HandSample, hand_sample
 from handmesh.synth import Backgrounds, CameraEffects, PackedSample, camera_effects, place_on_background
 
 
@@ -50,17 +50,13 @@ def sample_crop(keypoints: NDArray[np.float32], rng: np.random.Generator, settin
 
 
 def labelled(image: NDArray[np.uint8], packed: PackedSample, crop: CropTransform) -> HandSample:
-    """The labels of `packed` in the axes of `crop`."""
+    """The labels of `packed` in the axes of `crop`; joints and vertices follow from pose and betas."""
     camera = Intrinsics.from_matrix(packed.intrinsics)
     R = crop.crop_from_image_axes @ camera.facing_from_cam(crop.center)
     pose = packed.pose.astype(np.float64)
     pose[0] = R @ pose[0]
-    return HandSample(
-        image=image,
-        keypoints=crop.to_ndc(packed.keypoints.astype(np.float64)).astype(np.float32),
-        pose=pose.astype(np.float32),
-        betas=np.array(packed.betas),
-    )
+    keypoints = crop.to_ndc(packed.keypoints.astype(np.float64))
+    return hand_sample(image, keypoints=keypoints, pose=pose, betas=np.array(packed.betas))
 
 
 def scaled_effects(strength: float) -> CameraEffects:

@@ -1,56 +1,250 @@
-"""A run's stream of batches. Example g of a run depends on (seed, g) only: resuming is starting at another g."""
+"""A run's stream of batches. Example g of a run depends on (seed, g) only: resuming is starting at another g.
+
+Step s is made of the examples s * batch_size to (s + 1) * batch_size - 1, whichever process computes them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from handmesh.config import Augmentation, SyntheticData, TrainConfig
+from handmesh.config import Augmentation, FreiHandData, PhotoData, SyntheticData, TrainConfig
 from handmesh.data.augment import augment
-from handmesh.data.sample import HandBatch, HandSample
+from handmesh.data.freihand import FreiHand, Split, split_by_annotation
+from handmesh.data.jsonl import JsonlData
+from handmesh.data.labels import PROTOCOLS
+from handmesh.data.mix import Mixture
+from handmesh.data.photos import PhotoSource
+from handmesh.data.sample import HandSample
+from handmesh.hand import HandArrays, builtin_hand
 from handmesh.synth import Backgrounds, Pack, SceneSettings, render_pack
 from handmesh.synth.dataset import Progress
+
+logger = logging.getLogger(__name__)
 
 # Renders leave room around the hand, so that training can crop tightly or widely and turn without leaving the picture.
 TRAINING_SCENES = SceneSettings(crop_share=(0.38, 0.72), off_center=0.04)
 HELD_OUT_SEED = 1_000_003  # added to a set's seed for the images that training never sees
 
 
-def training_pack(settings: SyntheticData, workers: int, progress: Progress | None = None) -> Pack:
-    """The run's rendered set; rendered now if it is not there yet. DataError if another is in its place."""
-    path = settings.directory / f"train-{settings.count}-{settings.size}px-seed{settings.seed}"
-    return render_pack(path, settings.count, settings.seed, settings.size, TRAINING_SCENES, workers, progress)
+# ---------------------------------------------------------------------------------------------------- sources
 
 
-def held_out_pack(settings: SyntheticData, count: int, workers: int, progress: Progress | None = None) -> Pack:
-    """Scenes that training never sees."""
-    path = settings.directory / f"heldout-{count}-{settings.size}px-seed{settings.seed}"
-    seed = settings.seed + HELD_OUT_SEED
-    return render_pack(path, count, seed, settings.size, TRAINING_SCENES, workers, progress)
+class Source(Protocol):
+    """Samples that are drawn again and again: a `PackSource` or a `PhotoSource`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    def __len__(self) -> int: ...
+
+    def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample: ...
 
 
-class AugmentedPack(Dataset[HandSample]):
-    """Example g of an endless, reshuffled stream over a pack. Safe to send to worker processes."""
+class HeldOut(Protocol):
+    """A set that scores are computed on while training: always the same samples."""
 
-    def __init__(self, pack: Pack, config: TrainConfig) -> None:
-        self.pack = pack
-        self.config = config
+    @property
+    def name(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def still(self, position: int, resolution: int) -> HandSample: ...
+
+
+class PackSource:
+    """Synthetic hands on ever new backgrounds."""
+
+    name = "synthetic"
+
+    def __init__(self, pack: Pack, augmentation: Augmentation, seed: int, weight: float = 1.0) -> None:
+        self.pack, self.augmentation, self.seed, self.weight = pack, augmentation, seed, weight
 
     @cached_property
     def backgrounds(self) -> Backgrounds:
-        return Backgrounds(self.config.seed)
+        return Backgrounds(self.seed)
+
+    def __len__(self) -> int:
+        return len(self.pack)
+
+    def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample:
+        return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
+
+
+class HeldOutPack:
+    """Every render once, with fixed crops: turned anyhow, or the hand roughly upright."""
+
+    def __init__(self, pack: Pack, *, upright: bool) -> None:
+        self.pack, self.name = pack, "upright" if upright else "any_turn"
+        self.augmentation = Augmentation(upright=1.0 if upright else 0.0)
+
+    @cached_property
+    def backgrounds(self) -> Backgrounds:
+        return Backgrounds(HELD_OUT_SEED, count=64)
+
+    def __len__(self) -> int:
+        return len(self.pack)
+
+    def still(self, position: int, resolution: int) -> HandSample:
+        rng = np.random.default_rng((HELD_OUT_SEED, position))
+        return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
+
+
+class RunData(NamedTuple):
+    """What a run learns from, and what it is watched on."""
+
+    sources: list[Source]
+    held_out: list[HeldOut]
+
+
+def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None = None) -> RunData:
+    """All sources of a run, rendered now where they are synthetic and not there yet.
+
+    Raises DataError for what is missing or does not belong to `hand`.
+    """
+    sources: list[Source] = []
+    held_out: list[HeldOut] = []
+    data, count = config.data, config.evaluation_count
+    if data.synthetic is not None:
+        pack = training_pack(data.synthetic, data.synthetic.workers, progress, hand)
+        sources.append(PackSource(pack, config.augmentation, config.seed, data.synthetic.weight))
+        unseen = held_out_pack(data.synthetic, count, data.synthetic.workers, progress, hand)
+        held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
+    photos = [] if data.freihand is None else [freihand_source(data.freihand, config, hand)]
+    photos += [jsonl_source(settings, number, config) for number, settings in enumerate(data.photos)]
+    for training, watched in photos:
+        sources.append(training)
+        if watched is not None:
+            held_out.append(watched)
+    if config.select == "test_set" and data.freihand is not None:
+        held_out.append(freihand_test_set(data.freihand, config, hand))
+    for source in sources:
+        logger.info("%s: %d samples, weight %g", source.name, len(source), source.weight)
+    return RunData(sources, held_out)
+
+
+def training_pack(
+    settings: SyntheticData, workers: int, progress: Progress | None = None, hand: HandArrays | None = None
+) -> Pack:
+    """The run's rendered set; rendered now if it is not there yet. DataError if another is in its place."""
+    return _pack("train", settings, settings.count, settings.seed, workers, progress, hand)
+
+
+def held_out_pack(
+    settings: SyntheticData,
+    count: int,
+    workers: int,
+    progress: Progress | None = None,
+    hand: HandArrays | None = None,
+) -> Pack:
+    """Scenes that training never sees."""
+    return _pack("heldout", settings, count, settings.seed + HELD_OUT_SEED, workers, progress, hand)
+
+
+def _pack(
+    kind: str,
+    settings: SyntheticData,
+    count: int,
+    seed: int,
+    workers: int,
+    progress: Progress | None,
+    hand: HandArrays | None,
+) -> Pack:
+    other = "" if hand is None or hand.sha256 == builtin_hand().sha256 else f"-hand{hand.sha256[:8]}"
+    path = settings.directory / f"{kind}-{count}-{settings.size}px-seed{settings.seed}{other}"
+    cores = workers or available_cores()
+    return render_pack(path, count, seed, settings.size, TRAINING_SCENES, cores, progress, hand=hand)
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def freihand_source(
+    settings: FreiHandData, config: TrainConfig, hand: HandArrays
+) -> tuple[PhotoSource, PhotoSource | None]:
+    """FreiHAND's training set, and what of it is held out: no photograph of one is in the other, in any version."""
+    data, same_hand = _freihand(settings, "training", hand)
+    training, validation = split_by_annotation(data, settings.validation, settings.split_seed, settings.versions)
+    protocol = PROTOCOLS[settings.crop]
+    source = PhotoSource(
+        "freihand", data, protocol, settings.weight, training, config.photo_augmentation, same_hand=same_hand
+    )
+    watched = PhotoSource(
+        "freihand", data, protocol, indices=_spread(validation, config.evaluation_count), same_hand=same_hand
+    )
+    return source, watched if len(validation) else None
+
+
+def freihand_test_set(settings: FreiHandData, config: TrainConfig, hand: HandArrays) -> PhotoSource:
+    """The evaluation set. Only for runs that ask for it by name; crops never come from its labels."""
+    data, same_hand = _freihand(settings, "evaluation", hand)
+    chosen = _spread(np.arange(len(data)), config.evaluation_count)
+    return PhotoSource("test_set", data, PROTOCOLS[settings.crop], indices=chosen, same_hand=same_hand)
+
+
+def _freihand(settings: FreiHandData, split: Split, hand: HandArrays) -> tuple[FreiHand, bool]:
+    data = FreiHand(settings.directory, split)
+    name, sha256 = data.meta["hand"]["name"], data.meta["hand"]["sha256"]
+    if not data.belongs_to(hand):
+        logger.warning(
+            "The meshes of %s are those of the hand %r, and this run trains another: its joints and keypoints are "
+            "used, its vertices, poses and shapes are not (for them: --hand-model mano).",
+            data.path,
+            name if sha256 is None else f"{name} ({sha256[:12]})",
+        )
+        return data, False
+    return FreiHand(settings.directory, split, hand), True
+
+
+def jsonl_source(settings: PhotoData, number: int, config: TrainConfig) -> tuple[PhotoSource, PhotoSource | None]:
+    """Photographs of a JSONL file, and what of them is held out."""
+    data = JsonlData(settings.path)
+    order = np.random.default_rng((settings.split_seed, 0x50484F54)).permutation(len(data))
+    kept = round(settings.validation * len(data))
+    name, protocol = f"photos{number}", PROTOCOLS[settings.crop]
+    source = PhotoSource(name, data, protocol, settings.weight, np.sort(order[kept:]), config.photo_augmentation)
+    watched = PhotoSource(name, data, protocol, indices=_spread(np.sort(order[:kept]), config.evaluation_count))
+    return source, watched if kept else None
+
+
+def _spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most `count` of them, evenly spread: of FreiHAND, photographs from all its sessions in all versions."""
+    if len(indices) <= count:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, count).round().astype(int)]
+
+
+# ---------------------------------------------------------------------------------------------------- the stream
+
+
+class TrainingStream(Dataset[HandSample]):
+    """Example g of an endless, reshuffled stream over a run's sources. Safe to send to worker processes."""
+
+    def __init__(self, sources: Sequence[Source], config: TrainConfig) -> None:
+        """Raises ConfigError for weights and counts that make no mixture."""
+        self.sources, self.config = list(sources), config
+        counts, weights = [len(source) for source in sources], [source.weight for source in sources]
+        self.mixture = Mixture(counts, weights, config.seed)
 
     def __getitem__(self, g: int) -> HandSample:
-        epoch, position = divmod(g, len(self.pack))
+        number, position = self.mixture[g]
         rng = np.random.default_rng((self.config.seed, 1, g))
         resolution = resolution_at(self.config, g // self.config.batch_size)
-        index = _shuffled(position, len(self.pack), self.config.seed, epoch)
-        return augment(self.pack[index], rng, self.config.augmentation, self.backgrounds, resolution)
+        return self.sources[number].example(position, rng, resolution)
 
 
 def resolution_at(config: TrainConfig, step: int) -> int:
@@ -59,22 +253,44 @@ def resolution_at(config: TrainConfig, step: int) -> int:
     return config.low_resolution if easy and config.low_resolution else config.model.resolution
 
 
-def _shuffled(position: int, count: int, seed: int, epoch: int) -> int:
-    """Place `position` in an epoch's order: an affine walk, so that no worker holds a permutation of the whole set."""
-    rng = np.random.default_rng((seed, 2, epoch))
-    offset = int(rng.integers(count))
-    while np.gcd(stride := int(rng.integers(1, count + 1)), count) != 1:
-        pass
-    return (offset + position * stride) % count
+class HandBatch(NamedTuple):
+    """Samples stacked along a first dimension: the fields of `HandSample`."""
+
+    image: Tensor  # (B, R, R, 3) uint8
+    keypoints: Tensor
+    keypoint_known: Tensor
+    joints: Tensor
+    vertices: Tensor
+    pose: Tensor
+    betas: Tensor
+    joints_known: Tensor
+    vertices_known: Tensor
+    pose_known: Tensor
+    betas_known: Tensor
+
+    def split(self, count: int) -> list[HandBatch]:
+        """`count` equal pieces, in order."""
+        size = len(self.image) // count
+        return [HandBatch(*pieces) for pieces in zip(*(value.split(size) for value in self), strict=True)]
+
+    def to(self, device: torch.device) -> HandBatch:
+        """From pinned memory the copies overlap with computing."""
+        return HandBatch(*(value.to(device, non_blocking=True) for value in self))
 
 
-def training_batches(pack: Pack, config: TrainConfig, first_step: int) -> Iterator[HandBatch]:
-    """The batches of steps `first_step` to `config.steps`."""
-    size = config.batch_size
+def collate(samples: Sequence[HandSample]) -> HandBatch:
+    """Stacked tensors; images stay uint8 (they are normalised inside the network, on its device)."""
+    return HandBatch(*(torch.from_numpy(np.stack(values)) for values in zip(*samples, strict=True)))
+
+
+def training_batches(
+    sources: Sequence[Source], config: TrainConfig, first_step: int, rank: int = 0, ranks: int = 1
+) -> Iterator[HandBatch]:
+    """Of the batches of steps `first_step` to `config.steps`, the part of process `rank` of `ranks`."""
     loader = DataLoader(
-        AugmentedPack(pack, config),
-        batch_size=size,
-        sampler=range(first_step * size, config.steps * size),
+        TrainingStream(sources, config),
+        batch_size=config.batch_size // ranks,
+        sampler=_Share(config.batch_size, range(first_step, config.steps), rank, ranks),
         num_workers=config.loader_workers,
         prefetch_factor=6 if config.loader_workers else None,
         collate_fn=collate,
@@ -85,23 +301,20 @@ def training_batches(pack: Pack, config: TrainConfig, first_step: int) -> Iterat
     yield from loader
 
 
-def held_out_samples(pack: Pack, resolution: int, upright: bool) -> Iterator[HandSample]:
-    """Every render of a pack once, with fixed crops: turned anyhow, or the hand roughly upright."""
-    settings = Augmentation(upright=1.0 if upright else 0.0)
-    backgrounds = Backgrounds(HELD_OUT_SEED, count=64)
-    for index in range(len(pack)):
-        rng = np.random.default_rng((HELD_OUT_SEED, index))
-        yield augment(pack[index], rng, settings, backgrounds, resolution)
+class _Share:
+    """The numbers of the examples that one process computes, step after step."""
 
+    def __init__(self, batch_size: int, steps: range, rank: int, ranks: int) -> None:
+        self.batch_size, self.steps, self.rank, self.ranks = batch_size, steps, rank, ranks
 
-def collate(samples: list[HandSample]) -> HandBatch:
-    """Stacked tensors; images stay uint8 (they are normalised inside the network)."""
-    return HandBatch(
-        image=torch.from_numpy(np.stack([sample.image for sample in samples])),
-        keypoints=torch.from_numpy(np.stack([sample.keypoints for sample in samples])),
-        pose=torch.from_numpy(np.stack([sample.pose for sample in samples])),
-        betas=torch.from_numpy(np.stack([sample.betas for sample in samples])),
-    )
+    def __iter__(self) -> Iterator[int]:
+        size = self.batch_size // self.ranks
+        for step in self.steps:
+            first = step * self.batch_size + self.rank * size
+            yield from range(first, first + size)
+
+    def __len__(self) -> int:
+        return len(self.steps) * (self.batch_size // self.ranks)
 
 
 def _one_thread(_: int) -> None:

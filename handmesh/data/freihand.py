@@ -38,7 +38,7 @@ from handmesh.camera import Intrinsics
 from handmesh.data.json_arrays import iterate_json_array, read_json_array
 from handmesh.data.labels import HandLabels, RawSample
 from handmesh.errors import DataError
-from handmesh.hand import FINGERTIP_VERTICES, HandArrays
+from handmesh.hand import FINGERTIP_VERTICES, HandArrays, builtin_hand
 
 __all__ = [
     "FreiHand",
@@ -544,6 +544,12 @@ class FreiHand:
             )
         self.split: Split = split
         self.hands_mean = None if hand is None else hand.hands_mean
+
+    def belongs_to(self, hand: HandArrays) -> bool:
+        """Whether its vertices, poses and shapes are those of this hand. The published data are MANO's."""
+        return hand.sha256 == self.meta["hand"]["sha256"] or (
+            self.meta["hand"]["sha256"] is None and hand.sha256 != builtin_hand().sha256
+        )
 
     @property
     def annotation_count(self) -> int:

@@ -1,8 +1,4 @@
-"""A photograph and whatever is known about the hand in it, and the same in a square crop.
-
-Every label may be missing: data sets differ in what they measured. In a crop a missing label becomes zeros of the usual
-shape with a flag that is False, so that samples of all kinds stack into one batch and each switches off the losses
-that it cannot pay for.
+"""A photograph and whatever is known about the hand in it, and how both get into a square crop.
 
 Left hands are mirrored on the way into the crop (`CropTransform.mirror`): what comes out is always a right hand.
 """
@@ -11,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -19,11 +15,11 @@ from numpy.typing import NDArray
 
 from handmesh.camera import Intrinsics
 from handmesh.crop import CropTransform
+from handmesh.data.sample import HandSample, hand_sample
 from handmesh.errors import DataError
-from handmesh.hand import BETA_COUNT, JOINT_NAMES, VERTEX_COUNT, Handedness
+from handmesh.hand import JOINT_NAMES, Handedness
 
 Floats = NDArray[np.float64]
-Float32Array = NDArray[np.float32]
 
 JOINT_COUNT = len(JOINT_NAMES)
 
@@ -89,25 +85,6 @@ class RawData(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> RawSample: ...
-
-
-class CropSample(NamedTuple):
-    """A right hand in a square crop of side R px, with flags for what is known. Stacks into batches field by field.
-
-    3D labels are in the axes of a camera that faces the crop's centre and is turned (and mirrored) with the crop.
-    """
-
-    image: NDArray[np.uint8]  # (R, R, 3) RGB
-    keypoints: Float32Array  # (21, 2) NDC of the crop
-    keypoint_known: NDArray[np.bool_]  # (21,)
-    joints: Float32Array  # (21, 3) m, origin at the camera
-    vertices: Float32Array  # (778, 3) m, origin at the camera
-    pose: Float32Array  # (16, 3, 3); [0] in the crop's axes; identities where unknown
-    betas: Float32Array  # (10,)
-    joints_known: NDArray[np.bool_]  # ()
-    vertices_known: NDArray[np.bool_]  # ()
-    pose_known: NDArray[np.bool_]  # ()
-    betas_known: NDArray[np.bool_]  # ()
 
 
 @dataclass(frozen=True)
@@ -184,7 +161,7 @@ class CropJitter:
         return CropTransform(center, size, crop.rotation + rotation, crop.mirror)
 
 
-def crop_sample(sample: RawSample, crop: CropTransform, resolution: int) -> CropSample:
+def crop_sample(sample: RawSample, crop: CropTransform, resolution: int) -> HandSample:
     """The pixels and labels of `sample` in `crop`; black beyond the photograph.
 
     With known intrinsics, 3D labels are turned to a camera that faces the crop's centre: what a hand looks like in an
@@ -195,32 +172,23 @@ def crop_sample(sample: RawSample, crop: CropTransform, resolution: int) -> Crop
     assert crop.mirror == (labels.handedness == Handedness.LEFT), "a left hand has to be mirrored, a right one not"
     image = crop.warp(np.ascontiguousarray(sample.image), resolution, cv2.BORDER_CONSTANT)
     facing = np.eye(3) if labels.intrinsics is None else labels.intrinsics.facing_from_cam(crop.center)
-    keypoints, known = np.zeros((JOINT_COUNT, 2)), np.zeros(JOINT_COUNT, bool)
+    keypoints, known = None, None
     if (seen := labels.keypoints_or_projection()) is not None:
-        known = seen[1]
-        keypoints[known] = crop.to_ndc(seen[0][known])
-    pose: NDArray[np.floating[Any]] = np.broadcast_to(np.eye(3), (16, 3, 3))
+        points, known = seen
+        keypoints = np.where(known[:, None], crop.to_ndc(np.where(known[:, None], points, 0)), 0)
+    pose = None
     if labels.pose is not None:
         pose = crop.pose_to_crop(np.concatenate([facing @ labels.pose[:1], labels.pose[1:]]))
 
-    def turned(points: Floats | None, count: int) -> Float32Array:
-        if points is None:
-            return np.zeros((count, 3), np.float32)
-        return crop.vectors_to_crop(points @ facing.T).astype(np.float32)
+    def turned(points: Floats | None) -> NDArray[np.floating[Any]] | None:
+        return None if points is None else crop.vectors_to_crop(points @ facing.T)
 
-    def known_flag(label: Any) -> NDArray[np.bool_]:
-        return np.array(label is not None)
-
-    return CropSample(
-        image=image,
-        keypoints=keypoints.astype(np.float32),
+    return hand_sample(
+        image,
+        keypoints=keypoints,
         keypoint_known=known,
-        joints=turned(labels.joints, JOINT_COUNT),
-        vertices=turned(labels.vertices, VERTEX_COUNT),
-        pose=pose.astype(np.float32),
-        betas=np.zeros(BETA_COUNT, np.float32) if labels.betas is None else labels.betas.astype(np.float32),
-        joints_known=known_flag(labels.joints),
-        vertices_known=known_flag(labels.vertices),
-        pose_known=known_flag(labels.pose),
-        betas_known=known_flag(labels.betas),
+        joints=turned(labels.joints),
+        vertices=turned(labels.vertices),
+        pose=pose,
+        betas=labels.betas,
     )

@@ -1,0 +1,139 @@
+"""Scores while training: one pass over samples that the run never learns from, shared among all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from handmesh import metrics
+from handmesh.camera import WeakPerspectiveCamera
+from handmesh.data.batches import HandBatch, HeldOut, collate
+from handmesh.distributed import Ranks
+from handmesh.hand import HandOutput
+from handmesh.losses import HandTargets
+from handmesh.mano import HandModel
+from handmesh.mesh_io import vertex_normals
+from handmesh.model import HandMeshNet
+from handmesh.render import overlay
+
+Floats = NDArray[np.float64]
+
+_BATCH = 32
+TEST_SET = "test_set"  # the name of the one held-out set that no choice may be made on, unless asked for by name
+
+
+@torch.no_grad()
+def make_targets(batch: HandBatch, hand: HandModel) -> HandTargets:
+    """Labels of a batch. Vertices and joints that were not given follow from pose and betas, joints from vertices.
+
+    For synthetic hands that is exactly how the labels' own renders were made.
+    """
+    posed = batch.pose_known & batch.betas_known
+    vertices, joints = hand(batch.pose, batch.betas)
+    # The posed hand lies about its own origin: where joints are given, it is moved to their wrist.
+    shift = torch.where((batch.joints_known & posed)[:, None, None], batch.joints[:, :1] - joints[:, :1], 0.0)
+    given = batch.vertices_known[:, None, None]
+    vertices = torch.where(given, batch.vertices, vertices + shift)
+    joints = torch.where(given, hand.joints_of(batch.vertices), joints)
+    return HandTargets(
+        keypoints=batch.keypoints,
+        joints=torch.where(batch.joints_known[:, None, None], batch.joints, joints),
+        vertices=vertices,
+        pose=batch.pose,
+        betas=batch.betas,
+        keypoint_known=batch.keypoint_known,
+        joints_known=batch.joints_known | batch.vertices_known | posed,
+        vertices_known=batch.vertices_known | posed,
+        pose_known=batch.pose_known,
+        betas_known=batch.betas_known,
+    )
+
+
+def evaluate_held_out(model: HandMeshNet, sets: Sequence[HeldOut], ranks: Ranks) -> dict[str, float]:
+    """Scores by name, the set's name first: PA-MPJPE and PA-MPVPE (rotations only), 2D error, flipped palms.
+
+    A constant hand is scored beside them: what all true hands of the set have in common. What a set has no labels for
+    is left out. Every process computes its share and returns the scores of all.
+    """
+    scores: dict[str, float] = {}
+    for held_out in sets:
+        mine = range(ranks.index, len(held_out), ranks.count)
+        # Samples come back in their own order, so that the means are the same for any number of processes.
+        rows = sorted(pair for part in ranks.gather(_score_samples(model, held_out, mine)) for pair in part)
+        for name in ("pa_mpjpe_mm", "pa_mpvpe_mm", "keypoint_box_error", "palm_flipped_share"):
+            if values := [row[name] for _, row in rows if name in row]:
+                scores[f"{held_out.name}_{name}"] = float(np.mean(values))
+        if truths := [row["joints"] for _, row in rows if "joints" in row]:
+            errors = metrics.pa_rigid_mean_error(np.stack(truths), metrics.mean_shape(np.stack(truths)))
+            scores[f"{held_out.name}_constant_hand_pa_mpjpe_mm"] = 1000 * float(errors.mean())
+    return scores
+
+
+def selection_score(scores: dict[str, float], by: str) -> float:
+    """What a run that keeps its best weights compares, in mm, lower is better: joints on the sets it may look at."""
+    ending = "_pa_mpjpe_mm"
+    sets = [name.removesuffix(ending) for name in scores if name.endswith(ending) and "_constant_hand" not in name]
+    chosen = [name for name in sets if (name == TEST_SET) == (by == TEST_SET)]
+    return float(np.mean([scores[name + ending] for name in chosen])) if chosen else float("nan")
+
+
+def _score_samples(model: HandMeshNet, held_out: HeldOut, positions: Sequence[int]) -> list[tuple[int, dict]]:
+    found = []
+    for start in range(0, len(positions), _BATCH):
+        chosen = positions[start : start + _BATCH]
+        output, targets = predict_samples(model, held_out, chosen)
+        found += list(zip(chosen, score_batch(output, targets), strict=True))
+    return found
+
+
+@torch.no_grad()
+def predict_samples(model: HandMeshNet, held_out: HeldOut, positions: Sequence[int]) -> tuple[HandOutput, HandTargets]:
+    """(predictions, truths) of some samples of a set."""
+    device = model.camera_head.weight.device
+    batch = collate([held_out.still(position, model.config.resolution) for position in positions]).to(device)
+    return model(batch.image), make_targets(batch, model.hand)
+
+
+def score_batch(output: HandOutput, targets: HandTargets) -> list[dict]:
+    """One row per sample: its errors by name, as far as they are known, and "joints", the true ones (21, 3) m."""
+    prediction = HandOutput(*(value.cpu().numpy() for value in output))
+    truth = HandTargets(**{name: value.cpu().numpy() for name, value in vars(targets).items()})
+    keypoints = WeakPerspectiveCamera.from_vector(prediction.camera).project(prediction.joints)
+    rows = []
+    for i in range(len(prediction.betas)):
+        row: dict = {}
+        if truth.joints_known[i]:
+            row["joints"] = truth.joints[i]
+            row["pa_mpjpe_mm"] = 1000 * float(metrics.pa_rigid_mean_error(truth.joints[i], prediction.joints[i]))
+        if truth.vertices_known[i]:
+            row["pa_mpvpe_mm"] = 1000 * float(metrics.pa_rigid_mean_error(truth.vertices[i], prediction.vertices[i]))
+        known = truth.keypoint_known[i]
+        if known.sum() > 1:
+            row["keypoint_box_error"] = float(
+                metrics.keypoint_box_error(truth.keypoints[i][known], keypoints[i][known])
+            )
+        if truth.pose_known[i]:
+            # The palm's normal is the hand's own -y axis: does it face the right way?
+            row["palm_flipped_share"] = float(prediction.pose[i, 0, :, 1] @ truth.pose[i, 0, :, 1] < 0)
+        rows.append(row)
+    return rows
+
+
+def draw_samples(model: HandMeshNet, held_out: HeldOut, count: int = 4) -> NDArray[np.uint8]:
+    """(S, count * S, 3): evenly spread samples of a set with the predicted meshes over them."""
+    positions = sorted({int(position) for position in np.linspace(0, len(held_out) - 1, count)})
+    output, _ = predict_samples(model, held_out, positions)
+    side = model.config.resolution
+    tiles = []
+    for i, position in enumerate(positions):
+        vertices = output.vertices[i].cpu().numpy().astype(np.float64)
+        camera = WeakPerspectiveCamera.from_vector(output.camera[i].cpu().numpy())
+        pixels = (camera.project(vertices) + 1) * side / 2 - 0.5
+        depths = vertices[:, 2:] * float(camera.scale) * side / 2
+        normals = vertex_normals(vertices, model.hand.faces)
+        image = held_out.still(position, side).image
+        tiles.append(overlay(image, np.hstack([pixels, depths]), model.hand.faces, normals=normals))
+    return np.hstack(tiles)

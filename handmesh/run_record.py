@@ -1,0 +1,132 @@
+"""What a training run leaves to be read: its settings and surroundings, its figures, its pictures, its final scores.
+
+config.yaml, environment.json     every setting, resolved; versions, hardware, git commit, command line
+metrics.jsonl                     losses and speed every `log_every` steps, scores at every evaluation
+tensorboard/                      the same as curves, and overlays; where `pip install "handmesh[train]"` was done
+scores.json                       the scores of the model that the run has written
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from handmesh.checkpoint import written_atomically
+from handmesh.config import TrainConfig
+from handmesh.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+
+
+def write_run_record(config: TrainConfig, directory: Path, processes: int) -> None:
+    """`config.yaml` with every setting, and `environment.json`: what ran this."""
+    with written_atomically(directory / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    environment: dict[str, Any] = {
+        "command": shlex.join(sys.argv),
+        "commit": git_commit(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "processes": processes,
+    }
+    write_json(directory / "environment.json", environment)
+
+
+def git_commit() -> str | None:
+    """The commit this package runs from, "-dirty" after it where files were changed; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "diff", "--quiet", "HEAD", "--"], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed from a wheel, or no git on this machine
+    return commit.stdout.strip() + ("-dirty" if changes.returncode else "")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Atomic. Raises CheckpointError when it cannot be written."""
+    with written_atomically(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+class RunLog:
+    """Figures and pictures of a run, step by step. `step`: where it starts or goes on; later records are dropped."""
+
+    def __init__(self, directory: Path, step: int, *, tensorboard: bool) -> None:
+        self._file = directory / METRICS
+        _rewind(self._file, step)
+        self._writer = _tensorboard_writer(directory / "tensorboard", step) if tensorboard else None
+
+    def add(self, step: int, record: Mapping[str, Any], group: str) -> None:
+        """One line of metrics.jsonl, and a point on each curve of `group`. Raises CheckpointError on a full disk."""
+        try:
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **record}) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{self._file} cannot be written: {error.strerror or error}.") from error
+        if self._writer is not None:
+            values = record.get(group, record)
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def draws(self) -> bool:
+        """Whether somebody will see pictures."""
+        return self._writer is not None
+
+    def add_picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """(H, W, 3) RGB."""
+        if self._writer is not None:
+            self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _tensorboard_writer(directory: Path, step: int) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own imports are not ours to mend
+            from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.info('no TensorBoard here: curves are in %s alone (pip install "handmesh[train]")', METRICS)
+        return None
+    return SummaryWriter(str(directory), purge_step=step)
+
+
+def _rewind(path: Path, step: int) -> None:
+    """Drop the records after `step`, and half a line at the end: a run that goes on from there writes them again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            logger.warning("%s: a damaged line is dropped", path)
+    with written_atomically(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
