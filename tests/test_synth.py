@@ -39,7 +39,7 @@ def renderer(backgrounds: Backgrounds) -> SceneRenderer:
 @pytest.fixture(scope="module")
 def bare(backgrounds: Backgrounds) -> SceneRenderer:
     """Nothing but an arm."""
-    settings = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, occluder=0)
+    settings = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, second_hand=0, ring=0, occluder=0)
     return SceneRenderer(builtin_hand(), settings, SIZE, backgrounds=backgrounds)
 
 
@@ -121,7 +121,7 @@ def test_the_drawn_hand_is_where_the_vertices_project(bare_samples):
         y, x = np.mgrid[0:SIZE, 0:SIZE]
         for coordinate in (x, y):
             difference = (found * coordinate).sum() / found.sum() - (expected * coordinate).sum() / expected.sum()
-            assert abs(difference) < 0.1
+            assert abs(difference) < 0.15  # 2 x 2 samples per pixel, and a rounder outline than the coarse mesh
         compared += 1
     assert compared >= 4
 
@@ -142,8 +142,8 @@ def test_a_joint_outside_the_image_is_not_visible(samples):
 
 def test_occluders_hide_joints_and_the_mask(backgrounds):
     """Where something is put in front, the mask no longer says hand, and the joints there are no longer visible."""
-    plain = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, occluder=0)
-    covered = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, occluder=1)
+    plain = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, second_hand=0, ring=0, occluder=0)
+    covered = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, second_hand=0, ring=0, occluder=1)
     first = SceneRenderer(builtin_hand(), plain, SIZE, backgrounds=backgrounds)
     second = SceneRenderer(builtin_hand(), covered, SIZE, backgrounds=backgrounds)
     lost = 0

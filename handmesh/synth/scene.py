@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from handmesh.anatomy import bone_ends, palm_frame, surface_anatomy
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, HandArrays
-from handmesh.synth import parts
+from handmesh.synth import objects, parts
 from handmesh.synth import shade as kernels
 from handmesh.synth.backgrounds import Backgrounds, skin_color
 from handmesh.synth.camera_effects import CameraEffects, camera_effects, place_on_background
@@ -37,6 +37,7 @@ SELF_OCCLUSION = np.array([_OWN_FLESH[name.split("_")[-1]] for name in JOINT_NAM
 _DIRECTIONS = 24  # of environment light; each costs a 56 x 56 shadow map
 _ENVIRONMENT_RESOLUTION = 56
 _SHADOW_RESOLUTION = 144
+_NEAREST = 0.06  # metres from the camera to whatever is nearest
 _ATTEMPTS = 6  # scenes tried until enough of the hand shows
 
 
@@ -60,7 +61,12 @@ class SceneSettings:
     object: float = 0.75  # for poses that hold something (a third of all): real hand photos are often of hands in use
     stray_object: float = 0.08  # near the hand, whatever the pose
     occluder: float = 0.16  # something flat in front of the camera's view of the hand
+    second_hand: float = 0.16  # another hand, most often the person's left one: holding, crossing or beside
     nail_polish: float = 0.12
+    ring: float = 0.14
+    hair: float = 0.30  # on the back of hand and forearm
+    tattoo: float = 0.04
+    glove: float = 0.05
     white_balance: float = 0.6  # share of the light's colour that the camera removes; 1 all, 0 none (not a probability)
     shadow: float = 0.5  # drop shadow on the background
     # Fewer joints than this share inside the image and clear of other things (forearm, object, sleeve), and the scene
@@ -182,6 +188,7 @@ class SceneRenderer:
         hand = self._pose_hand(rng)
         view = _sample_view(rng, settings)
         skin = parts.sample_skin(rng, settings.nail_polish)
+        worn = parts.sample_worn(rng, self._arm.wrist, settings.hair, settings.tattoo, settings.glove)
         arm = self._arm.build(rng, hand.vertices, skin)
         extras: list[parts.Part] = []
         facts: dict[str, float | str] = {"pose": hand.pose_name, "view": view.name, "ita_degrees": skin.ita_degrees}
@@ -191,14 +198,19 @@ class SceneRenderer:
         elif rng.random() < settings.bracelet:
             extras.append(arm.bracelet(rng))
             facts["bracelet"] = 1.0
+        if worn.glove:
+            facts["glove"] = 1.0
+        elif rng.random() < settings.ring:
+            extras += [self._arm.ring(rng, hand.vertices) for _ in range(1 + (rng.random() < 0.25))]
+            facts["ring"] = 1.0
         held = hand.holds if hand.holds and rng.random() < settings.object else ""
         if held:
-            held_object = parts.held_object(rng, held, hand.segments, self.prior.radii, self._axes)
+            held_object = objects.held_object(rng, held, hand.segments, self.prior.radii, self._axes)
             if held_object is not None:
                 extras.append(held_object)
                 facts["object"] = held
         elif rng.random() < settings.stray_object:
-            extras.append(parts.stray_object(rng, hand.segments, self._axes))
+            extras.append(objects.stray_object(rng, hand.segments, self._axes))
             facts["object"] = "stray"
 
         # Into the camera: turn about the rest wrist, then move.
@@ -215,7 +227,12 @@ class SceneRenderer:
         lights = parts.sample_lights(rng, self._directions)
         scene = _assemble([arm.part, *extras])
         scene.vertices = _turn_and_move(scene.vertices, hand.rest_wrist, orientation, shift)
-        look = self._light_and_rasterize(rng, scene, lights, skin, intrinsics)
+        if scene.vertices[:, 2].min() < _NEAREST and least_clear > 0:
+            return None  # the forearm would pass the camera, and its open end be seen
+        if rng.random() < settings.second_hand:
+            scene = self._with_second_hand(rng, scene, view.rotation, skin)
+            facts["second_hand"] = 1.0
+        look = self._light_and_rasterize(rng, scene, lights, skin, worn, intrinsics)
         joints = np.concatenate([self._regressor @ vertices, vertices[list(FINGERTIP_VERTICES)]])[
             list(JOINTS_FROM_MANO)
         ]
@@ -264,8 +281,57 @@ class SceneRenderer:
         segments = bone_segments(turns.astype(float), places.astype(float), rest.astype(float), ends)
         return _Hand(sampled.rotations, betas, vertices, segments, rest[0].astype(float), sampled.name, sampled.holds)
 
+    def _with_second_hand(
+        self, rng: np.random.Generator, scene: parts.Scene, rotation: Floats, skin: parts.Skin
+    ) -> parts.Scene:
+        """The scene (in the camera's frame) with another hand that touches or nearly touches it, not passing through.
+
+        It is the left hand of the same person, or anyone's either hand. `rotation`: cam from (lateral, distal, dorsal)
+        of the first hand.
+        """
+        other = self._pose_hand(rng)
+        same = rng.random() < 0.7
+        arm = self._arm.build(rng, other.vertices, skin if same else parts.sample_skin(rng, 0))
+        vertices, faces = arm.part.vertices - other.rest_wrist, arm.part.faces
+        points = vertices @ self._axes.T  # (lateral, distal, dorsal)
+        if rng.random() < (0.9 if same else 0.5):
+            points[:, 0] *= -1
+            faces = faces[:, ::-1]
+        if rng.random() < 0.45:  # as hands meet: about the same direction, or facing each other
+            turn, _ = np.linalg.qr(np.eye(3) + rng.normal(0, 0.35, (3, 3)))
+            turn = turn * np.sign(np.diag(turn))  # near the identity
+            facing = np.diag([-1.0, 1.0, -1.0]) if rng.random() < 0.5 else np.eye(3)
+            turn = rotation @ facing @ turn * np.sign(np.linalg.det(turn))
+        else:
+            turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+            turn = turn * np.sign(np.linalg.det(turn))
+        placed = points @ turn.T
+        first = scene.vertices[: len(self._template)].astype(float)
+        center, hand_points = first.mean(axis=0), placed[: len(self._template)]
+        placed = placed + center - hand_points.mean(axis=0)
+        angle, away = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.16)
+        placed[:, :2] += away * np.array([np.cos(angle), np.sin(angle)])
+        behind = rng.random() < 0.7
+        placed[:, 2] += _depth_to_touch(scene.vertices[::3].astype(float), placed[::3], behind)
+        placed[:, 2] += (1.0 if behind else -1.0) * abs(rng.normal(0, 0.01))
+        materials = np.full(len(faces), Material.OTHER_HAND, np.int32)
+        return parts.Scene(
+            np.concatenate([scene.vertices, placed.astype(np.float32)]),
+            np.concatenate([scene.faces, faces + np.int32(len(scene.vertices))]),
+            np.concatenate([scene.attributes, arm.part.attributes]),
+            np.concatenate([scene.materials, materials]),
+            scene.arm_vertices,
+            scene.arm_faces,
+        )
+
     def _light_and_rasterize(
-        self, rng: np.random.Generator, scene: parts.Scene, lights: parts.Lights, skin: parts.Skin, intrinsics: Floats
+        self,
+        rng: np.random.Generator,
+        scene: parts.Scene,
+        lights: parts.Lights,
+        skin: parts.Skin,
+        worn: parts.Worn,
+        intrinsics: Floats,
     ) -> Look:
         """Fill the scene's light attributes, tessellate it in place and fill the z-buffer."""
         vertices, faces = scene.vertices, scene.faces
@@ -301,7 +367,7 @@ class SceneRenderer:
         scene.inverse_depth = inverse_depth
         self._z.fill(0)
         kernels.rasterize(x, y, inverse_depth, scene.faces, self._z, self._face_id, self._weight_0, self._weight_1)
-        return parts.sample_look(rng, skin, lights.key * gains, exposure)
+        return parts.sample_look(rng, skin, worn, lights.key * gains, exposure)
 
     def _shade(
         self, scene: parts.Scene, lights: parts.Lights, look: Look
@@ -389,6 +455,18 @@ def _assemble(everything: list[parts.Part]) -> parts.Scene:
     materials = np.concatenate([part.materials for part in everything])
     arm = everything[0]
     return parts.Scene(vertices, faces.astype(np.int32), attributes, materials, len(arm.vertices), len(arm.faces))
+
+
+def _depth_to_touch(first: Floats, second: Floats, behind: bool) -> float:
+    """How far to move points `second` (n, 3) along z so that they touch `first` (m, 3) from behind or from in front:
+
+    points whose x and y are within 9 mm of each other end up at least 4 mm apart in z.
+    """
+    apart = np.abs(first[:, None, :2] - second[None, :, :2]).max(axis=2) < 0.009
+    if not apart.any():
+        return 0.0
+    gaps = (first[:, None, 2] - second[None, :, 2])[apart]
+    return float(gaps.max()) + 0.004 if behind else float(gaps.min()) - 0.004
 
 
 def _turn_and_move(points: Floats | Float32Array, pivot: Floats, rotation: Floats, target: Floats) -> Float32Array:
