@@ -203,7 +203,7 @@ def test_view_rotation_looks_from_where_it_says(toward, angle):
 
 def test_selfies_show_the_palm_or_the_back_as_asked(backgrounds):
     """A camera on the palm's side sees palmar vertices nearer than dorsal ones."""
-    settings = SceneSettings(uniform_views=0, egocentric_views=0, table_views=0, room_views=0)
+    settings = SceneSettings(uniform_views=0, tripod_views=0, egocentric_views=0, table_views=0, room_views=0)
     renderer = SceneRenderer(builtin_hand(), settings, SIZE, backgrounds=backgrounds)
     up = 0
     for i in range(8):

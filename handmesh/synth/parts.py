@@ -446,7 +446,7 @@ def sample_skin(rng: np.random.Generator, polish_share: float) -> Skin:
     a = np.clip(rng.normal(10.0 + 2 * np.sin(np.pi * light), 1.5), 6.5, 15)
     palm_lightness = max(lightness, rng.normal(0.45 * lightness + 0.55 * 64, 2.5)) + rng.uniform(0, 3)
     dorsal = _linear_from_lab(lightness, a, b)
-    palmar = _linear_from_lab(min(palm_lightness, 78), a + rng.uniform(1, 4.0), b * rng.uniform(0.85, 1.05))
+    palmar = _linear_from_lab(min(palm_lightness, 78), a + rng.uniform(1.5, 5.5), b * rng.uniform(0.80, 1.0))
     darkness = float(np.clip(1 - light, 0, 1))
     polish = rng.random() < polish_share
     if polish:
@@ -480,23 +480,50 @@ def _light_color(rng: np.random.Generator) -> Floats:
     return np.array([1, 0.86, 0.70]) * (1 - cold) + np.array([0.82, 0.93, 1.1]) * cold
 
 
-def sample_lights(rng: np.random.Generator, directions: Float32Array) -> Lights:
-    """An environment that is brighter above, up to three soft lamps or windows, and a key light (85 %) with shadows."""
+@dataclass(frozen=True)
+class LightSettings:
+    """Shares of light that is unlike an evenly lit room, out of all scenes."""
+
+    back: float = 0.10  # the key light behind the hand: a bright rim, the side we see in shade
+    flash: float = 0.08  # a hard light at the camera
+    overcast: float = 0.15  # no key light at all
+    colored: float = 0.06  # neon, sunset, stage: key light or surroundings of a strong colour
+    spots: tuple[int, int] = (0, 4)  # soft lamps and windows: at least, less than
+
+
+def sample_lights(rng: np.random.Generator, directions: Float32Array, settings: LightSettings) -> Lights:
+    """An environment that is brighter above, soft lamps or windows, and most often a key light with shadows."""
     up = rng.normal(size=3) * 0.35 + [0, -1, 0]
     up /= np.linalg.norm(up)
     above = (directions @ up) * 0.5 + 0.5
     radiance = (
         rng.uniform(0.15, 0.9) * _light_color(rng) * (rng.uniform(0.1, 0.8) + above[:, None] * rng.uniform(0.3, 1.2))
     )
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(*settings.spots)):
         lamp = rng.normal(size=3) + np.array([0, -0.8, -0.4])
         lamp /= np.linalg.norm(lamp)
         radiance = radiance + np.exp((directions @ lamp - 1) * rng.uniform(2, 12))[:, None] * _light_color(
             rng
         ) * rng.gamma(2, 0.9)
     direction = rng.normal(size=3) * [0.9, 0.6, 0.6] + [0, -0.9, -0.7]
+    key = _light_color(rng) * rng.gamma(2.0, 0.42)
+    kind = rng.random()
+    if kind < settings.back:
+        direction = rng.normal(size=3) * [0.7, 0.5, 0.2] + [0, -0.5, 0.9]
+        key = key * rng.uniform(1, 3)
+    elif kind < settings.back + settings.flash:
+        direction = rng.normal(size=3) * [0.15, 0.15, 0] + [0, 0, -1]
+        key = np.array([1, 0.98, 0.95]) * rng.uniform(0.8, 2.5)
+    elif kind < settings.back + settings.flash + settings.overcast:
+        key = key * 0
+    if rng.random() < settings.colored:
+        hsv = np.array([[[rng.uniform(0, 360), rng.uniform(0.2, 0.7), 1.0]]], np.float32)
+        tint = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(float)
+        if rng.random() < 0.5:
+            key = key * tint
+        else:
+            radiance = radiance * tint
     direction /= np.linalg.norm(direction)
-    key = _light_color(rng) * rng.gamma(2.0, 0.42) * (rng.random() < 0.85)
     return Lights(radiance.astype(np.float32), direction.astype(np.float32), key)
 
 
@@ -507,7 +534,7 @@ def sample_look(rng: np.random.Generator, skin: Skin, worn: Worn, key: Floats, e
         seed=rng.integers(1, 60000),
         bump=rng.uniform(0.05, 0.30),
         knuckle_wrinkles=min(0.15 + rng.gamma(2, 0.33), 1.6),
-        creases=rng.uniform(0.25, 0.9),
+        creases=rng.uniform(0.3, 1.3),
         roughness=rng.uniform(0.42, 0.66),
         specular=specular,
         fresnel=rng.uniform(0.3, 1),

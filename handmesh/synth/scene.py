@@ -47,11 +47,12 @@ class SceneSettings:
 
     pose: PoseSettings = field(default_factory=PoseSettings)
     # Views: shares of the mix. Uniform covers every orientation, the others are where cameras are.
-    uniform_views: float = 0.45
-    selfie_views: float = 0.15  # palm or back to the camera, fingers up, 0.3 to 0.7 m
+    uniform_views: float = 0.30  # 0.25 to 1.5 m
+    tripod_views: float = 0.20  # cameras around a person, as FreiHAND's: any side, 0.4 to 1 m, the arm near horizontal
+    selfie_views: float = 0.14  # palm or back to the camera, fingers up, 0.3 to 0.7 m
     egocentric_views: float = 0.12  # own hand seen from the head: from the wrist side, back up
     table_views: float = 0.16  # from above, any direction in the image plane
-    room_views: float = 0.12  # across a room, 0.8 to 1.5 m
+    room_views: float = 0.10  # across a room, 0.8 to 3 m
     # The longer side of the hand's box as a share of the image; below 0.45 crops waste pixels, above 0.95 they cut.
     crop_share: tuple[float, float] = (0.45, 0.95)
     off_center: float = 0.06  # standard deviation of the box centre, share of the image
@@ -67,6 +68,7 @@ class SceneSettings:
     hair: float = 0.30  # on the back of hand and forearm
     tattoo: float = 0.04
     glove: float = 0.05
+    lights: parts.LightSettings = field(default_factory=parts.LightSettings)
     white_balance: float = 0.6  # share of the light's colour that the camera removes; 1 all, 0 none (not a probability)
     shadow: float = 0.5  # drop shadow on the background
     # Fewer joints than this share inside the image and clear of other things (forearm, object, sleeve), and the scene
@@ -224,7 +226,7 @@ class SceneRenderer:
         rotations = hand.rotations.copy()
         rotations[0] = orientation
 
-        lights = parts.sample_lights(rng, self._directions)
+        lights = parts.sample_lights(rng, self._directions, settings.lights)
         scene = _assemble([arm.part, *extras])
         scene.vertices = _turn_and_move(scene.vertices, hand.rest_wrist, orientation, shift)
         if scene.vertices[:, 2].min() < _NEAREST and least_clear > 0:
@@ -352,7 +354,7 @@ class SceneRenderer:
         # The camera's automatic white balance takes most of the light's colour away.
         gains = (luminance / np.maximum(arriving, 1e-3)) ** self.settings.white_balance
         irradiance *= gains.astype(np.float32)
-        exposure = float(np.exp(rng.normal(np.log(0.85), 0.28)) / max(luminance, 0.05))
+        exposure = float(np.exp(rng.normal(np.log(0.95), 0.36)) / max(luminance, 0.05))
         # Light that has already met skin once: fills the gaps between the fingers with a warm glow.
         bounce = irradiance[hand].mean(axis=0) * scene.attributes[hand, Channel.ALBEDO :][:, :3].mean(axis=0) * 0.9
         irradiance += (1 - openness)[:, None] * bounce
@@ -494,26 +496,32 @@ def _sample_view(rng: np.random.Generator, settings: SceneSettings) -> _View:
     """Where the camera is: direction from the hand to the camera in (lateral, distal, dorsal) axes, and which way the
     fingers point in the image.
     """
-    names = ("uniform", "selfie", "egocentric", "table", "room")
+    names = ("uniform", "tripod", "selfie", "egocentric", "table", "room")
     shares = np.array([getattr(settings, f"{name}_views") for name in names])
-    name = names[rng.choice(5, p=shares / shares.sum())]
+    name = names[rng.choice(len(names), p=shares / shares.sum())]
     anywhere = rng.uniform(-np.pi, np.pi)
     if name == "uniform":
         toward, angle, near, far = rng.normal(size=3), anywhere, 0.25, 1.5
+    elif name == "tripod":
+        # Around the forearm's axis anywhere; seldom along it. The arm comes from a side, above or below it.
+        around = rng.uniform(-np.pi, np.pi)
+        toward = np.array([np.cos(around), rng.normal(0, 0.45), np.sin(around)])
+        angle = (1.0 if rng.random() < 0.5 else -1.0) * np.pi / 2 + rng.normal(0, 0.8)
+        near, far = 0.4, 1.0
     elif name == "selfie":
-        side = -1.0 if rng.random() < 0.6 else 1.0  # palm more often than back
+        side = -1.0 if rng.random() < 0.5 else 1.0  # palm as often as back
         toward = np.array([rng.normal(0, 0.4), rng.normal(0, 0.35), side])
         angle, near, far = rng.normal(0, 0.45), 0.3, 0.7
     elif name == "egocentric":
         toward = np.array([rng.normal(0.1, 0.45), rng.normal(-0.8, 0.4), rng.normal(0.75, 0.45)])
         angle, near, far = rng.normal(0.4, 0.5), 0.25, 0.6
     elif name == "table":
-        side = 1.0 if rng.random() < 0.65 else -1.0
+        side = 1.0 if rng.random() < 0.6 else -1.0
         toward = np.array([rng.normal(0, 0.35), rng.normal(0, 0.35), side])
         angle, near, far = anywhere, 0.35, 1.0
     else:
         toward = np.array([rng.normal(0, 0.8), rng.normal(0, 0.3), rng.normal(0, 0.8)])
-        angle, near, far = rng.normal(0, 0.6), 0.8, 1.5
+        angle, near, far = rng.normal(0, 0.6), 0.8, 3.0
     rotation = view_rotation(toward, angle)
     distance = float(np.exp(rng.uniform(np.log(near), np.log(far))))
     off_axis = np.clip(rng.normal(0, settings.off_axis, 2), -0.45, 0.45)
