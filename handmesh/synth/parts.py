@@ -527,18 +527,32 @@ def sample_lights(rng: np.random.Generator, directions: Float32Array, settings: 
     return Lights(radiance.astype(np.float32), direction.astype(np.float32), key)
 
 
-def sample_look(rng: np.random.Generator, skin: Skin, worn: Worn, key: Floats, exposure: float) -> Look:
+@dataclass(frozen=True)
+class SkinSettings:
+    """How strong the skin's detail is; ranges are of uniform draws."""
+
+    relief: tuple[float, float] = (0.05, 0.30)  # fine bumps
+    mottle: tuple[float, float] = (0.05, 0.24)  # blotches of blood and pigment
+    roughness: tuple[float, float] = (0.42, 0.66)
+    specular: tuple[float, float] = (0.020, 0.040)  # reflectance at normal incidence; skin's is 0.028
+    scatter: tuple[float, float] = (0.6, 1.3)  # how far light wraps around
+    palm_lines: tuple[float, float] = (0.3, 1.3)
+
+
+def sample_look(
+    rng: np.random.Generator, skin: Skin, worn: Worn, key: Floats, exposure: float, settings: SkinSettings
+) -> Look:
     """Surface detail of one person under one light."""
-    wrap, specular = rng.uniform(0.6, 1.3), rng.uniform(0.020, 0.040)
+    wrap, specular = rng.uniform(*settings.scatter), rng.uniform(*settings.specular)
     values = Look(
         seed=rng.integers(1, 60000),
-        bump=rng.uniform(0.05, 0.30),
+        bump=rng.uniform(*settings.relief),
         knuckle_wrinkles=min(0.15 + rng.gamma(2, 0.33), 1.6),
-        creases=rng.uniform(0.3, 1.3),
-        roughness=rng.uniform(0.42, 0.66),
+        creases=rng.uniform(*settings.palm_lines),
+        roughness=rng.uniform(*settings.roughness),
         specular=specular,
         fresnel=rng.uniform(0.3, 1),
-        mottle=rng.uniform(0.05, 0.24),
+        mottle=rng.uniform(*settings.mottle),
         veins=max(rng.normal(0.25, 0.35), 0),
         redness=rng.uniform(0.05, 0.38) * (1 - 0.4 * skin.darkness),
         wrap_red=0.21 * wrap,

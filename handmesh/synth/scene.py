@@ -69,6 +69,7 @@ class SceneSettings:
     tattoo: float = 0.04
     glove: float = 0.05
     lights: parts.LightSettings = field(default_factory=parts.LightSettings)
+    skin: parts.SkinSettings = field(default_factory=parts.SkinSettings)
     white_balance: float = 0.6  # share of the light's colour that the camera removes; 1 all, 0 none (not a probability)
     shadow: float = 0.5  # drop shadow on the background
     # Fewer joints than this share inside the image and clear of other things (forearm, object, sleeve), and the scene
@@ -78,6 +79,30 @@ class SceneSettings:
     least_visible: float = 0.3
     beta_scale: float = 1.0  # standard deviation of the shape coefficients, cut at 2.5
     effects: CameraEffects = field(default_factory=CameraEffects)
+
+    @classmethod
+    def held_out_look(cls) -> SceneSettings:
+        """The same hands, poses and views under a look that training never sees; with `Backgrounds(held_out=True)`.
+
+        Hard light of one strong lamp and little else, shinier and smoother or much rougher skin without scattering, a
+        camera that keeps the light's colour and is noisier: what a network learnt of our renderer alone fails here.
+        """
+        return cls(
+            lights=parts.LightSettings(back=0.2, flash=0.25, overcast=0, colored=0.25, spots=(0, 1)),
+            skin=parts.SkinSettings(
+                relief=(0.35, 0.7),
+                mottle=(0.28, 0.5),
+                roughness=(0.25, 0.40),
+                specular=(0.05, 0.08),
+                scatter=(0.0, 0.3),
+                palm_lines=(0.1, 0.6),
+            ),
+            white_balance=0.2,
+            shadow=0.2,
+            effects=CameraEffects(
+                contrast=0.2, gamma=0.25, saturation=0.3, defocus=0.45, noise=0.9, jpeg=0.9, color_cast=0.25
+            ),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,7 +394,7 @@ class SceneRenderer:
         scene.inverse_depth = inverse_depth
         self._z.fill(0)
         kernels.rasterize(x, y, inverse_depth, scene.faces, self._z, self._face_id, self._weight_0, self._weight_1)
-        return parts.sample_look(rng, skin, worn, lights.key * gains, exposure)
+        return parts.sample_look(rng, skin, worn, lights.key * gains, exposure, self.settings.skin)
 
     def _shade(
         self, scene: parts.Scene, lights: parts.Lights, look: Look
