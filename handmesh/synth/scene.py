@@ -77,7 +77,7 @@ class SceneSettings:
     # the second number bounds them, too.
     least_clear: float = 0.65
     least_visible: float = 0.3
-    beta_scale: float = 1.0  # standard deviation of the shape coefficients, cut at 2.5
+    beta_scale: float = 1.2  # standard deviation of the shape coefficients, cut at 3: children to large adults
     effects: CameraEffects = field(default_factory=CameraEffects)
 
     @classmethod
@@ -225,9 +225,10 @@ class SceneRenderer:
         elif rng.random() < settings.bracelet:
             extras.append(arm.bracelet(rng))
             facts["bracelet"] = 1.0
+        wears_ring = rng.random() < settings.ring
         if worn.glove:
             facts["glove"] = 1.0
-        elif rng.random() < settings.ring:
+        elif wears_ring:
             extras += [self._arm.ring(rng, hand.vertices) for _ in range(1 + (rng.random() < 0.25))]
             facts["ring"] = 1.0
         held = hand.holds if hand.holds and rng.random() < settings.object else ""
@@ -291,7 +292,7 @@ class SceneRenderer:
 
     def _pose_hand(self, rng: np.random.Generator) -> _Hand:
         """Random shape and pose, skinned with the wrist at its rest place and the palm unturned."""
-        betas = np.clip(rng.normal(0, self.settings.beta_scale, 10), -2.5, 2.5)
+        betas = np.clip(rng.normal(0, self.settings.beta_scale, 10), -3, 3)
         sampled = self.prior.sample(rng)
         shaped = self._template + (self._shape_basis @ betas.astype(np.float32)).reshape(-1, 3)
         rest = self._regressor @ shaped
