@@ -175,6 +175,7 @@ _THUMB_STEP[2, 0] = -0.05
 class PoseSettings:
     """How far poses stray from the library. Angles in radians."""
 
+    grasps: float = 2.0  # weight of base poses that hold something, relative to the others: half of all base poses
     blend: float = 0.45  # probability that a pose lies between two base poses
     swap_fingers: float = 0.20  # probability that some fingers come from another base pose
     free: float = 0.12  # probability of independent random curls: what the library forgot
@@ -197,7 +198,8 @@ class PosePrior:
     def __init__(self, hand: HandArrays, settings: PoseSettings | None = None) -> None:
         self.settings = PoseSettings() if settings is None else settings
         self.names = tuple(BASE_POSES)
-        weights = np.array([BASE_POSES[name].weight for name in self.names])
+        poses = BASE_POSES.values()
+        weights = np.array([pose.weight * (self.settings.grasps if pose.holds else 1) for pose in poses])
         self._weights = weights / weights.sum()
         self._axes = flexion_axes(hand)
         self._rest = hand.J.copy()
@@ -254,7 +256,7 @@ class PosePrior:
                 if rng.random() < 0.4:
                     angles[root : root + 3] = other[root : root + 3]
             holds = ""
-        if rng.random() < settings.single_fingers:
+        if rng.random() < settings.single_fingers * (0.4 if holds else 1):  # it lets go of what is held
             _detach(rng, angles)
             holds = ""
         _vary(rng, angles, settings)

@@ -59,7 +59,7 @@ class SceneSettings:
     off_axis: float = 0.14  # radians, standard deviation of the hand's direction from the optical axis, per axis
     sleeve: float = 0.50
     bracelet: float = 0.12
-    object: float = 0.75  # for poses that hold something (a third of all): real hand photos are often of hands in use
+    object: float = 0.85  # for poses that hold something (a third of all): real hand photos are often of hands in use
     stray_object: float = 0.08  # near the hand, whatever the pose
     occluder: float = 0.16  # something flat in front of the camera's view of the hand
     second_hand: float = 0.16  # another hand, most often the person's left one: holding, crossing or beside
