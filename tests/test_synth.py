@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from handmesh.anatomy import palm_frame
 from handmesh.errors import DataError
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, MANO_PARENTS, builtin_hand
 from handmesh.synth import (
@@ -17,9 +18,19 @@ from handmesh.synth import (
     camera_effects,
     composite,
     contact_sheet,
+    jitter_spectrum,
+    mix_amplitude,
     place_on_background,
     sample_generator,
 )
+from handmesh.synth.backgrounds import (
+    _FAMILIES,
+    _HELD_OUT_FAMILIES,
+    _draw_limb,
+    draw_distractors,
+    procedural_background,
+)
+from handmesh.synth.parts import LightSettings, sample_lights, sphere_directions
 from handmesh.synth.scene import view_rotation
 
 SIZE = 96
@@ -39,7 +50,7 @@ def renderer(backgrounds: Backgrounds) -> SceneRenderer:
 @pytest.fixture(scope="module")
 def bare(backgrounds: Backgrounds) -> SceneRenderer:
     """Nothing but an arm."""
-    settings = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, occluder=0)
+    settings = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, second_hand=0, ring=0, occluder=0)
     return SceneRenderer(builtin_hand(), settings, SIZE, backgrounds=backgrounds)
 
 
@@ -116,12 +127,12 @@ def test_the_drawn_hand_is_where_the_vertices_project(bare_samples):
             cv2.fillConvexPoly(filled, np.round(points[face]).astype(np.int32), 255, shift=4)
         expected = cv2.resize(filled, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(float)
         found = sample.mask.astype(float)
-        if found.sum() < 0.99 * expected.sum():
+        if found.sum() < 0.997 * expected.sum():
             continue  # the forearm is in front of a part of it
         y, x = np.mgrid[0:SIZE, 0:SIZE]
         for coordinate in (x, y):
             difference = (found * coordinate).sum() / found.sum() - (expected * coordinate).sum() / expected.sum()
-            assert abs(difference) < 0.1
+            assert abs(difference) < 0.15  # 2 x 2 samples per pixel, and a rounder outline than the coarse mesh
         compared += 1
     assert compared >= 4
 
@@ -142,8 +153,8 @@ def test_a_joint_outside_the_image_is_not_visible(samples):
 
 def test_occluders_hide_joints_and_the_mask(backgrounds):
     """Where something is put in front, the mask no longer says hand, and the joints there are no longer visible."""
-    plain = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, occluder=0)
-    covered = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, occluder=1)
+    plain = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, second_hand=0, ring=0, occluder=0)
+    covered = SceneSettings(sleeve=0, bracelet=0, object=0, stray_object=0, second_hand=0, ring=0, occluder=1)
     first = SceneRenderer(builtin_hand(), plain, SIZE, backgrounds=backgrounds)
     second = SceneRenderer(builtin_hand(), covered, SIZE, backgrounds=backgrounds)
     lost = 0
@@ -203,7 +214,7 @@ def test_view_rotation_looks_from_where_it_says(toward, angle):
 
 def test_selfies_show_the_palm_or_the_back_as_asked(backgrounds):
     """A camera on the palm's side sees palmar vertices nearer than dorsal ones."""
-    settings = SceneSettings(uniform_views=0, egocentric_views=0, table_views=0, room_views=0)
+    settings = SceneSettings(uniform_views=0, tripod_views=0, egocentric_views=0, table_views=0, room_views=0)
     renderer = SceneRenderer(builtin_hand(), settings, SIZE, backgrounds=backgrounds)
     up = 0
     for i in range(8):
@@ -212,6 +223,45 @@ def test_selfies_show_the_palm_or_the_back_as_asked(backgrounds):
         wrist, knuckle = (sample.joints[JOINT_NAMES.index(name)] for name in ("wrist", "middle_mcp"))
         up += bool(knuckle[1] < wrist[1])
     assert up >= 7  # the in-plane angle's standard deviation is 26 degrees
+
+
+def test_tripod_cameras_see_the_hand_from_all_around(backgrounds):
+    """Palm, back and edge are equally common, and the arm is seldom seen end on."""
+    settings = SceneSettings(
+        uniform_views=0, selfie_views=0, egocentric_views=0, table_views=0, room_views=0, least_clear=1e-9,
+        least_visible=0,
+    )  # fmt: skip
+    renderer = SceneRenderer(builtin_hand(), settings, 32, backgrounds=backgrounds)
+    palm = palm_frame(builtin_hand())
+    facing, along = [], []
+    for i in range(60):
+        sample = renderer.render_foreground(sample_generator(8, i))
+        assert sample.facts["view"] == "tripod"
+        turned = sample.pose[0].astype(float) @ np.stack([palm.dorsal, palm.distal], axis=1)
+        facing.append(-turned[2, 0])  # 1: the back faces the camera
+        along.append(abs(turned[2, 1]))
+        assert 0.35 < sample.joints[9, 2] < 1.1
+    counts, _ = np.histogram(facing, bins=[-1, -0.6, 0.6, 1])  # around a circle: 30 %, 41 %, 30 %
+    assert counts.min() >= 8
+    assert np.mean(np.array(along) > 0.85) < 0.2
+
+
+def test_light_comes_from_where_the_settings_say():
+    directions = sphere_directions(24)
+
+    def draw(**shares: float) -> list:
+        settings = LightSettings(**{"back": 0, "flash": 0, "overcast": 0, "colored": 0, **shares})
+        return [sample_lights(np.random.default_rng(i), directions, settings) for i in range(20)]
+
+    assert all(lights.direction[2] > 0 for lights in draw(back=1))  # away from the camera
+    assert all(lights.direction[2] < -0.8 for lights in draw(flash=1))
+    assert all((lights.key == 0).all() for lights in draw(overcast=1))
+
+    def purity(lights) -> float:
+        both = np.stack([lights.key, lights.radiance.mean(axis=0)])
+        return float((np.ptp(both, axis=1) / both.max(axis=1)).max())
+
+    assert np.mean([purity(l) for l in draw(colored=1)]) > np.mean([purity(l) for l in draw()]) + 0.1
 
 
 @pytest.mark.parametrize(("arguments", "words"), [({"size": 8}, "size is 8"), ({"supersample": 9}, "supersample is 9")])
@@ -286,14 +336,101 @@ def test_effects_refuse_whole_photographs():
         camera_effects(np.random.default_rng(0), np.zeros((600, 800, 3), np.uint8))
 
 
+def test_spectral_jitter_keeps_colour_and_shapes():
+    """The mean colour stays exactly (but for clipping), a large shape stays where it was."""
+    image = np.full((64, 64, 3), (90, 120, 150), np.uint8)
+    image[16:48, 8:40] = (150, 100, 90)
+    for seed in range(8):
+        jittered = jitter_spectrum(np.random.default_rng(seed), image)
+        np.testing.assert_allclose(jittered.mean(axis=(0, 1)), image.mean(axis=(0, 1)), atol=1.0)
+        assert np.corrcoef(jittered.ravel(), image.ravel())[0, 1] > 0.8
+        assert (jittered != image).mean() > 0.5
+
+
+def test_mixing_amplitudes_takes_colour_from_the_other_image_and_shape_from_the_first():
+    rng = np.random.default_rng(0)
+    image = np.full((64, 64, 3), 60, np.uint8)
+    image[20:44, 12:36] = 200
+    other = np.full((48, 48, 3), (220, 120, 40), np.uint8)
+    np.testing.assert_allclose(mix_amplitude(rng, image, image).astype(int), image, atol=1)
+    np.testing.assert_allclose(mix_amplitude(rng, image, other, share=0).astype(int), image, atol=1)
+    for seed in range(6):
+        mixed = mix_amplitude(np.random.default_rng(seed), image, other).astype(float)
+        before, wanted = image.mean(axis=(0, 1)), other.mean(axis=(0, 1))
+        change = mixed.mean(axis=(0, 1)) - before
+        assert (np.sign(np.round(change, 1)) == np.sign(wanted - before)).all()  # each channel towards the other's
+        assert mixed[24:40, 16:32].mean() > mixed[:, 44:].mean() + 20  # the square is still the bright part
+
+
+def test_a_bad_matte_lets_the_background_through(bare_samples):
+    sample = bare_samples[0]
+    backgrounds = [np.full_like(sample.image, value) for value in (0, 255)]
+    through = []
+    for seed in range(6):
+        black, white = (
+            place_on_background(np.random.default_rng(seed), sample.image, sample.alpha, b, shadow=0, soft_matte=1)
+            for b in backgrounds
+        )
+        through.append((white.astype(int) - black)[sample.alpha == 255].mean())
+    assert max(through) > 15  # up to a quarter of 255 in half of the cases
+    assert min(through) < 0.5 * max(through)  # the other half has soft edges only
+
+
 def test_placing_a_hand_leaves_the_background_bright_where_nothing_is(bare_samples):
     sample = bare_samples[0]
     white = np.full_like(sample.image, 255)
-    placed = place_on_background(np.random.default_rng(0), sample.image, sample.alpha, white, shadow=0)
+    placed = place_on_background(np.random.default_rng(0), sample.image, sample.alpha, white, shadow=0, soft_matte=0)
     assert (placed[sample.alpha == 0] == 255).all()
 
 
 # -------------------------------------------------------------------------------------------------- backgrounds, sheet
+
+
+def test_negatives_are_repeatable_and_show_more_than_their_background(backgrounds):
+    def plain(rng: np.random.Generator) -> np.ndarray:
+        return draw_distractors(rng, np.full((SIZE, SIZE, 3), 128, np.uint8))
+
+    drawn = [plain(np.random.default_rng(i)) for i in range(24)]
+    covered = [(np.abs(image.astype(int) - 128) > 25).any(axis=2).mean() for image in drawn]
+    assert sum(share > 0.02 for share in covered) >= 10  # a quarter is background alone, some things are small
+    for i in range(4):
+        first, second = (backgrounds.sample_distractor(np.random.default_rng(i), SIZE) for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+        assert first.shape == (SIZE, SIZE, 3)
+        assert first.dtype == np.uint8
+
+
+def test_a_distracting_arm_leaves_the_picture():
+    """It ends in no hand: from its rounded start it goes out over an edge."""
+    for seed in range(20):
+        image = np.zeros((SIZE, SIZE, 3), np.float32)
+        _draw_limb(np.random.default_rng(seed), image, np.full(3, 200.0), np.array([48.0, 48]), 8.0)
+        edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        assert edge.max() > 100
+        assert image[48, 48].max() > 100
+
+
+def test_the_held_out_look_shares_hands_and_views_but_no_light_and_no_background_with_training():
+    training, held_out = SceneSettings(), SceneSettings.held_out_look()
+    assert held_out.pose == training.pose
+    for name in vars(training):
+        if name.endswith("_views") or name in ("crop_share", "object", "second_hand", "least_clear"):
+            assert getattr(held_out, name) == getattr(training, name), name
+    # No skin of the held-out look could have come up in training.
+    for name in ("relief", "mottle", "roughness", "specular", "scatter"):
+        (low, high), (other_low, other_high) = getattr(training.skin, name), getattr(held_out.skin, name)
+        assert high <= other_low or other_high <= low, name
+    assert not {family for family, _ in _FAMILIES} & {family for family, _ in _HELD_OUT_FAMILIES}
+    ours = Backgrounds(seed=3, count=1, held_out=True).sample(np.random.default_rng(0), 32)
+    assert (ours != Backgrounds(seed=3, count=1).sample(np.random.default_rng(0), 32)).any()
+
+
+@pytest.mark.parametrize("family", [family for family, _ in _FAMILIES + _HELD_OUT_FAMILIES])
+def test_every_family_of_backgrounds_varies(family):
+    first, second = (procedural_background(np.random.default_rng(seed), 64, ((family, 1.0),)) for seed in (1, 2))
+    assert first.shape == (64, 64, 3)
+    assert first.dtype == np.uint8
+    assert np.abs(first.astype(int) - second).mean() > 3
 
 
 def test_backgrounds_from_a_folder(tmp_path):

@@ -11,6 +11,7 @@ from handmesh.synth.pose_prior import (
     BASE_POSES,
     PosePrior,
     PoseSettings,
+    _detach,
     _segment_distance,
     bone_radii,
     forward_kinematics,
@@ -100,3 +101,41 @@ def test_every_base_pose_turns_up():
     counts = {name: names.count(name) for name in BASE_POSES}
     assert max(counts.values()) < 100
     assert sum(count > 0 for count in counts.values()) >= 0.9 * len(BASE_POSES)
+
+
+def test_fingers_move_on_their_own():
+    """One finger stretched beside a folded one, in many poses; without detached fingers it comes from the library only.
+
+    Curl: flexion of knuckle and middle joint together, 0 to about 190 degrees.
+    """
+    roots = FINGER_ROOTS[1:]
+
+    def apart(settings: PoseSettings) -> float:
+        prior, rng = PosePrior(builtin_hand(), settings), np.random.default_rng(5)
+        count = 0
+        for _ in range(300):
+            R = prior.sample(rng).rotations
+            turn = np.degrees(np.arccos(np.clip((np.trace(R, axis1=1, axis2=2) - 1) / 2, -1, 1)))
+            curl = np.array([turn[root] + turn[root + 1] for root in roots])
+            count += bool((np.abs(np.diff(curl)) > 70).any())
+        return count / 300
+
+    assert apart(PoseSettings(single_fingers=1)) > apart(PoseSettings(single_fingers=0)) + 0.15
+
+
+def test_neighbours_of_a_single_finger_follow_a_little_and_the_ring_fingers_most():
+    """Enslaving is weakest around the index and strongest around the ring finger (Haeger-Ross and Schieber 2000)."""
+    followed: dict[int, list[float]] = {finger: [] for finger in range(4)}
+    for seed in range(300):
+        angles = hand_angles()
+        _detach(np.random.default_rng(seed), angles)
+        curl = [angles[root, 0] + angles[root + 1, 0] for root in FINGER_ROOTS[1:]]
+        leader = int(np.argmax(curl))
+        if sum(value > 0.35 * curl[leader] for value in curl) > 1:
+            continue  # more than one finger was chosen
+        neighbours = [curl[k] for k in (leader - 1, leader + 1) if 0 <= k < 4]
+        followed[leader].append(float(np.mean(neighbours)) / curl[leader])
+    mean = [np.mean(followed[finger]) for finger in range(4)]
+    assert all(0 < value < 0.35 for value in mean)
+    assert mean[2] == max(mean)
+    assert mean[0] == min(mean)

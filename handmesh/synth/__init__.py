@@ -7,7 +7,14 @@
 """
 
 from handmesh.synth.backgrounds import Backgrounds
-from handmesh.synth.camera_effects import CameraEffects, camera_effects, composite, place_on_background
+from handmesh.synth.camera_effects import (
+    CameraEffects,
+    camera_effects,
+    composite,
+    jitter_spectrum,
+    mix_amplitude,
+    place_on_background,
+)
 from handmesh.synth.dataset import (
     Pack,
     PackedSample,
@@ -34,6 +41,8 @@ __all__ = [
     "composite",
     "contact_sheet",
     "draw_labels",
+    "jitter_spectrum",
+    "mix_amplitude",
     "place_on_background",
     "render_pack",
     "sample_generator",

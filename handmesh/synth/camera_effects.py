@@ -1,4 +1,4 @@
-"""From a clean render to what a camera delivers: put it on a background, then white balance, blur, noise and JPEG.
+"""From a clean render to what a camera delivers: put it on a background, then colour, blur, noise and JPEG.
 
 Renders are kept clean in a pack, so that each use of one can get another background and another camera.
 """
@@ -38,10 +38,17 @@ class CameraEffects:
     noise: float = 0.7  # probability
     vignette: float = 0.15  # probability
     jpeg: float = 0.6  # probability
+    second_jpeg: float = 0.3  # probability, given one: saved, edited and saved again, its blocks shifted by a crop
+    color_cast: float = 0.08  # probability of strong gains: stage light, a wrong white balance
+    exposure: float = 0.10  # probability of an exposure wrong by up to 1.3 stops, clipped where it is too bright
+    low_light: float = 0.05  # probability: dark, coarse noise, raised again
+    grayscale: float = 0.02  # probability; rare, because grey images cost accuracy on colour ones
+    flicker: float = 0.03  # probability of bands across the rows: lamps' mains flicker under a rolling shutter
+    spectrum: float = 0.15  # probability of `jitter_spectrum`
 
     @classmethod
     def none(cls) -> CameraEffects:
-        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        return cls(**dict.fromkeys(cls.__dataclass_fields__, 0.0))
 
 
 def composite(foreground: Image, alpha: Image, background: Image) -> Image:
@@ -55,11 +62,23 @@ def composite(foreground: Image, alpha: Image, background: Image) -> Image:
 
 
 def place_on_background(
-    rng: np.random.Generator, foreground: Image, alpha: Image, background: Image, shadow: float = 0.5
+    rng: np.random.Generator,
+    foreground: Image,
+    alpha: Image,
+    background: Image,
+    shadow: float = 0.5,
+    soft_matte: float = 0.12,
 ) -> Image:
     """`composite`, with a soft drop shadow on the background (probability `shadow`) and, half the time, a hand that
-    takes on a little of the background's colour.
+    takes on a little of the background's colour. With probability `soft_matte` the hand is cut out as badly as in
+    composited data sets: soft edges, a background that shines through.
     """
+    if rng.random() < soft_matte:
+        softness, opacity = rng.uniform(0.4, 1.6) * alpha.shape[0] / 128, rng.uniform(0.75, 1.0)
+        both = cv2.GaussianBlur(np.dstack([foreground, alpha]), (0, 0), softness)
+        if rng.random() < 0.5:
+            both = cv2.convertScaleAbs(both, alpha=opacity)
+        foreground, alpha = np.ascontiguousarray(both[..., :3]), np.ascontiguousarray(both[..., 3])
     if rng.random() < shadow:
         strength, softness = rng.uniform(0.1, 0.45), rng.uniform(2, 11)
         shift = rng.normal(0, 0.05, 2) * alpha.shape[0]
@@ -97,6 +116,8 @@ def camera_effects(rng: np.random.Generator, image: Image, settings: CameraEffec
     height, width = image.shape[:2]
     if max(height, width) > 512:
         raise ValueError(f"the image is {width}x{height}, wanted at most 512 px: apply the effects to the crop")
+    if rng.random() < settings.spectrum:
+        image = jitter_spectrum(rng, image)
     image = _tone(rng, image, settings)
     kind = rng.random()
     if kind < settings.defocus:
@@ -113,22 +134,80 @@ def camera_effects(rng: np.random.Generator, image: Image, settings: CameraEffec
         image = cv2.addWeighted(image, 1 + amount, cv2.GaussianBlur(image, (0, 0), 1.2), -amount, 0)
     if rng.random() < settings.vignette:
         image = _vignette(rng, image)
+    if rng.random() < settings.flicker:
+        rows = np.arange(height) * rng.uniform(2, 9) * 2 * np.pi / height + rng.uniform(0, 6.28)
+        gains = 1 + rng.uniform(0.04, 0.2) * np.sin(rows)
+        image = np.clip(image * gains[:, None, None], 0, 255).astype(np.uint8)
     if rng.random() < settings.noise:
         image = _noise(rng, image)
+    if rng.random() < settings.grayscale:
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if rng.random() < settings.jpeg:
-        quality = int(rng.integers(28, 96))
-        _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-        assert decoded is not None  # it was encoded a line above
-        image = decoded[..., ::-1]
+        image = _through_jpeg(image, int(rng.integers(28, 96)))
+        if rng.random() < settings.second_jpeg:
+            y, x = (int(shift) for shift in rng.integers(0, 8, 2))
+            padded = cv2.copyMakeBorder(image, y, 0, x, 0, cv2.BORDER_REPLICATE)
+            image = _through_jpeg(padded, int(rng.integers(40, 96)))[y:, x:]
     return np.ascontiguousarray(image)
+
+
+def _through_jpeg(image: Image, quality: int) -> Image:
+    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    assert decoded is not None  # it was encoded a line above
+    return decoded[..., ::-1]
+
+
+def jitter_spectrum(rng: np.random.Generator, image: Image, strength: float = 1.2, least: float = 0.12) -> Image:
+    """(H, W, 3) uint8 -> the same with each Fourier amplitude scaled at random, phases kept.
+
+    The deviation grows with the square of the frequency, from `least` on: rendered and real images differ most in fine
+    texture, and a network should not lean on it (PASTA, Chattopadhyay et al. 2023).
+    """
+    height, width = image.shape[:2]
+    spectrum = np.fft.rfft2(image.astype(np.float32), axes=(0, 1))
+    y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    deviation = (strength * 2 * np.sqrt((x * x + y * y) / 2)) ** 2 + least
+    tile = _noise_tile()
+    row, column = rng.integers(0, 513 - height), rng.integers(0, 513 - x.shape[1])
+    gains = 1 + deviation[..., None] * tile[row : row + height, column : column + x.shape[1]]
+    gains[0, 0] = 1  # the mean colour stays
+    values = np.fft.irfft2(spectrum * gains.astype(np.float32), s=(height, width), axes=(0, 1))
+    return np.clip(values + 0.5, 0, 255).astype(np.uint8)
+
+
+def mix_amplitude(rng: np.random.Generator, image: Image, other: Image, share: float = 1.0, cells: int = 16) -> Image:
+    """(H, W, 3) uint8 -> `image` with some of its coarse Fourier amplitudes taken from `other` (any size), phases kept.
+
+    FDA (Yang and Soatto 2020): colours, light and haze of another picture under the same shapes. Worked on a
+    `cells` x `cells` reduction, which holds the lowest frequencies; `share` is the largest part of the exchange.
+    """
+    height, width = image.shape[:2]
+    low = cv2.resize(image, (cells, cells), interpolation=cv2.INTER_AREA).astype(np.float32)
+    model = cv2.resize(other, (cells, cells), interpolation=cv2.INTER_AREA).astype(np.float32)
+    own, wanted = np.fft.rfft2(low, axes=(0, 1)), np.abs(np.fft.rfft2(model, axes=(0, 1)))
+    reach = rng.integers(1, 4)  # how many frequencies are exchanged
+    y, x = np.abs(np.fft.fftfreq(cells, 1 / cells))[:, None, None], np.arange(own.shape[1])[None, :, None]
+    weight = share * rng.uniform(0.1, 0.6) * ((y < reach) & (x < reach))
+    amplitude = np.abs(own)
+    changed = own * ((amplitude + weight * (wanted - amplitude)) / np.maximum(amplitude, 1e-3))
+    difference = np.fft.irfft2(changed, s=(cells, cells), axes=(0, 1)).astype(np.float32) - low
+    smooth = cv2.resize(difference, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(image + smooth + 0.5, 0, 255).astype(np.uint8)
 
 
 def _tone(rng: np.random.Generator, image: Image, settings: CameraEffects) -> Image:
     """Gains, contrast, brightness and gamma as one lookup table per channel, then saturation."""
     gains = 1 + rng.normal(0, settings.white_balance, 3)
+    if rng.random() < settings.color_cast:
+        gains = gains * np.exp(rng.normal(0, 0.2, 3))
+    if rng.random() < settings.exposure:
+        gains = gains * 2 ** rng.uniform(-1.3, 1.1)
+    dark = rng.random() < settings.low_light
     contrast, offset = 1 + rng.normal(0, settings.contrast), 0.5 + rng.normal(0, settings.brightness)
     gamma, saturation = np.exp(rng.normal(0, settings.gamma)), 1 + rng.normal(0, settings.saturation)
+    if dark:
+        return _low_light(rng, image, gains)
     levels = np.arange(256)[:, None] / 255 * gains
     curve = np.clip((levels - 0.5) * contrast + offset, 0, 1) ** gamma
     image = cv2.LUT(image, (curve * 255 + 0.5).astype(np.uint8)[None])
@@ -137,6 +216,15 @@ def _tone(rng: np.random.Generator, image: Image, settings: CameraEffects) -> Im
     luma = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     mix = (saturation * np.eye(3) + (1 - saturation) * luma).astype(np.float32)
     return cv2.transform(image, mix)
+
+
+def _low_light(rng: np.random.Generator, image: Image, gains: NDArray[np.float64]) -> Image:
+    """A short exposure with heavy, coarse noise, raised afterwards."""
+    height, width = image.shape[:2]
+    y, x = rng.integers(0, 513 - height), rng.integers(0, 513 - width)
+    noise = cv2.GaussianBlur(_noise_tile()[y : y + height, x : x + width], (0, 0), rng.uniform(0.4, 1.0))
+    values = image * (gains * rng.uniform(0.25, 0.6)).astype(np.float32) + noise * rng.uniform(6, 16)
+    return np.clip(values * rng.uniform(1.2, 2.4), 0, 255).astype(np.uint8)
 
 
 def _motion_blur(rng: np.random.Generator, image: Image) -> Image:

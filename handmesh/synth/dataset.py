@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
-PACK_FORMAT = 1  # raised when the same seed would give other images or other files
+PACK_FORMAT = 2  # raised when the same seed would give other images or other files
 _CHUNK = 64  # samples a worker writes at a time; at most this many are lost when a run is killed
 
 # name -> (dtype, shape of one sample); the image comes on top, its shape depends on the size

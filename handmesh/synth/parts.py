@@ -7,7 +7,6 @@ has the rows lateral (away from the thumb), distal (to the fingertips), dorsal (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -86,6 +85,7 @@ class ArmTopology:
         attributes[: self.hand_vertices, Channel.DORSAL] = dorsality
         # Hand features fade out over the last 20 mm before the wrist, so that no seam shows.
         wrist_mm = rest_mm[self.loop].mean(axis=0)
+        self.wrist = float(wrist_mm[1])  # rest millimetres along the fingers' direction
         to_wrist = (rest_mm - wrist_mm)[:, 1]
         attributes[: self.hand_vertices, Channel.HAND] = np.clip(to_wrist / 20, 0, 1)
         plane, _ = self._in_plane(hand.v_template[self.loop])
@@ -105,6 +105,12 @@ class ArmTopology:
         attributes[: self.hand_vertices, Channel.REDNESS] += 0.35 * self.palmar[: self.hand_vertices]
         self.attributes = attributes
         self.nails = _nails(surface, axes)
+        # Where rings sit: the skin of the four fingers' first bones beyond the web.
+        self.ring_places = [
+            np.flatnonzero((surface.finger == finger) & (surface.along > 0.48) & (surface.along < 0.80))
+            for finger in range(1, 5)
+        ]
+        self.dorsality = dorsality
         self.creases = _palm_lines(hand, axes)
 
     def _in_plane(self, loop: Floats) -> tuple[Floats, Floats]:
@@ -145,6 +151,48 @@ class ArmTopology:
         attributes[:, Channel.ALBEDO : Channel.ALBEDO + 3] = skin.dorsal * (1 - share) + skin.palmar * share
         part = Part(everything, self.faces, attributes, self.materials)
         return Arm(part, self.axes, np.array(centers), turns, distance, np.abs(plane).max(axis=0), girth)
+
+    def ring(self, rng: np.random.Generator, vertices: Float32Array) -> Part:
+        """A ring on one finger of posed vertices (778, 3), between knuckle and middle joint; some bear a stone."""
+        place = self.ring_places[rng.choice(4, p=[0.2, 0.25, 0.4, 0.15])]
+        skin = vertices[place].astype(float)
+        center = skin.mean(axis=0)
+        # The skin there is a short tube: two directions across with equal spread, its axis is the third.
+        spread, directions = np.linalg.eigh((skin - center).T @ (skin - center) / len(skin))
+        back = skin[self.dorsality[place] > 0.5].mean(axis=0) - center
+        axis = directions[:, np.abs(spread - np.median(spread)).argmax()]
+        top = back - (back @ axis) * axis
+        top /= np.linalg.norm(top)
+        side = np.cross(axis, top)
+        flat = (skin - center) @ np.stack([side, top], axis=1)
+        half = np.sqrt(2) * flat.std(axis=0) * 1.03  # a circle's coordinates vary by its radius over sqrt 2
+        columns, width, thick = 20, rng.uniform(0.001, 0.0035), rng.uniform(0.0006, 0.0016)
+        angle = np.linspace(0, 2 * np.pi, columns, endpoint=False)
+        outline = np.array([[0.0, -width], [thick, -width], [thick, width], [0.0, width]])
+        grid = np.empty((4, columns, 3))
+        for row, (out, along) in enumerate(outline):
+            around = np.stack([np.cos(angle) * (half[0] + out), np.sin(angle) * (half[1] + out)], axis=1)
+            grid[row] = center + around @ np.stack([side, top]) + axis * along
+        rings = grid.reshape(-1, 3)
+        faces = _tube_faces(4, columns)
+        metal = (np.array([0.85, 0.62, 0.25]), np.array([0.75, 0.75, 0.78]), np.array([0.05, 0.05, 0.05]))
+        local = np.tile(outline[:, :1], (1, columns)).reshape(-1, 1) * np.ones(3)
+        attributes = object_attributes(local, metal[rng.integers(3)] * rng.uniform(0.7, 1.0))
+        if np.linalg.det(np.stack([side, top, axis])) < 0:
+            faces = faces[:, ::-1]
+        faces = np.concatenate([faces, faces[:, ::-1]])
+        if rng.random() < 0.35:
+            stone = center + top * (half[1] + thick)
+            size = rng.uniform(0.0015, 0.0045)
+            corners = np.array([[1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1.0]]) * size
+            octahedron = [[0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4], [1, 0, 5], [2, 1, 5], [3, 2, 5], [0, 3, 5]]
+            hsv = np.array([[[rng.uniform(0, 360), rng.beta(1, 1), rng.uniform(0.3, 1)]]], np.float32)
+            faces = np.concatenate([faces, np.array(octahedron) + len(rings)])
+            rings = np.concatenate([rings, stone + corners])
+            attributes = np.concatenate(
+                [attributes, object_attributes(corners, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0])]
+            )
+        return Part(rings, faces.astype(np.int32), attributes, np.full(len(faces), Material.OBJECT, np.int32))
 
     def tessellate(self, scene: Scene, normals: Float32Array) -> None:
         """Replace the arm's part of the scene by one with four faces for each; the rest of the scene moves up."""
@@ -230,8 +278,16 @@ class Arm:
         vertices = self._tube(starts, widths, wobble)
         faces = _tube_faces(6, columns)
         hsv = np.array([[[rng.uniform(0, 360), rng.beta(1, 2), rng.beta(1, 1.5)]]], np.float32)
-        attributes = _object_attributes(vertices - vertices.mean(axis=0), cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0])
+        attributes = object_attributes(vertices - vertices.mean(axis=0), cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0])
         return Part(vertices, faces, attributes, np.full(len(faces), Material.OBJECT, np.int32))
+
+
+def object_attributes(local: Floats, albedo: Float32Array | Floats) -> Float32Array:
+    """(V, 14) of things that are neither skin nor cloth: local coordinates (V, 3) metres, albedo (3,) or (V, 3)."""
+    attributes = np.zeros((len(local), ATTRIBUTE_COUNT), np.float32)
+    attributes[:, :3] = 1000 * local
+    attributes[:, Channel.ALBEDO : Channel.ALBEDO + 3] = albedo
+    return attributes
 
 
 def _runs_along(faces: NDArray[np.int64], loop: NDArray[np.int64]) -> bool:
@@ -325,213 +381,6 @@ def _palm_lines(hand: HandArrays, axes: Floats) -> Float32Array:
     return np.array(segments, np.float32)
 
 
-# ----------------------------------------------------------------------------------------------------------- objects
-
-
-def held_object(rng: np.random.Generator, kind: str, segments: Floats, radii: Floats, axes: Floats) -> Part | None:
-    """An object that fits the grasp of posed bones (`pose_prior.bone_segments`), or None when nothing fits.
-
-    kind: "cylinder" or "ball" fill the space between fingers and palm, "pen" passes between thumb and index tips,
-    "plate" is a card or a book pinched by the thumb, "phone" lies between the thumb and the other fingertips.
-    """
-    if kind == "cylinder":
-        return _held_cylinder(rng, segments, radii)
-    if kind == "ball":
-        return _held_ball(rng, segments, radii)
-    if kind == "pen":
-        return _held_pen(rng, segments, radii)
-    if kind == "plate":
-        return _held_plate(rng, segments, radii)
-    return _held_phone(rng, segments, radii, axes)
-
-
-# Rows of `segments`: the bones that start at these joints, and the metacarpals.
-_INDEX, _MIDDLE, _PINKY, _RING, _THUMB = (np.arange(root, root + 3) for root in (1, 4, 7, 10, 13))
-_METACARPALS = np.arange(16, 20)  # of index, middle, little and ring finger
-_PALM_RADIUS = 0.011  # metres from a metacarpal to the skin of the palm
-
-
-def _grasp_center(segments: Floats) -> Floats:
-    """A point inside the curled hand, to start from."""
-    knuckles, tips = segments[[1, 4, 10, 7], 0].mean(axis=0), segments[[3, 6], 1].mean(axis=0)
-    return 0.35 * knuckles + 0.4 * tips + 0.25 * segments[15, 1]
-
-
-def _held_cylinder(rng: np.random.Generator, segments: Floats, radii: Floats) -> Part | None:
-    """The widest rod along the row of fingers that touches fingers, palm and thumb from inside."""
-    axis = _unit((segments[_INDEX, 0] - segments[_PINKY, 0]).mean(axis=0)) + rng.normal(0, 0.08, 3)
-    axis = _unit(axis)
-    across = np.eye(3) - np.outer(axis, axis)
-    chosen = np.concatenate([_INDEX, _MIDDLE, _RING, _THUMB[1:], _METACARPALS[[0, 1, 3]]])
-    thick = np.concatenate([radii[chosen[:11]], np.full(3, _PALM_RADIUS)])
-    middle = axis * (axis @ segments[[2, 11], 0].mean(axis=0))
-    center, radius = _largest_ball(across @ _grasp_center(segments), segments[chosen] @ across, thick, across)
-    radius = min(radius + 0.002, 0.045)
-    if radius < 0.005:
-        return None
-    size = np.array([radius, radius, rng.uniform(0.04, 0.11)])
-    return _object(rng, _cylinder(), size, center + middle + axis * rng.normal(0, 0.02), _frame_along(axis))
-
-
-def _held_ball(rng: np.random.Generator, segments: Floats, radii: Floats) -> Part | None:
-    chosen = np.concatenate([_INDEX, _MIDDLE, _RING, _PINKY, _THUMB, _METACARPALS])
-    thick = np.concatenate([radii[chosen[:15]], np.full(4, _PALM_RADIUS)])
-    center, radius = _largest_ball(_grasp_center(segments), segments[chosen], thick, np.eye(3))
-    radius = min(radius + 0.0015, 0.045)
-    if radius < 0.006:
-        return None
-    return _object(rng, _sphere(), radius * rng.uniform(0.94, 1.02, 3), center, np.eye(3))
-
-
-def _held_pen(rng: np.random.Generator, segments: Floats, radii: Floats) -> Part:
-    """Between thumb and index tips, its other end over the web between them."""
-    thumb, index = segments[15, 1], segments[3, 1]
-    grip = 0.5 * (thumb + index)
-    gap = np.linalg.norm(thumb - index) / 2 - 0.5 * (radii[15] + radii[3])
-    radius = float(np.clip(gap, 0.0025, 0.009))
-    axis = _unit(_unit(0.6 * segments[1, 0] + 0.4 * segments[14, 0] - grip) + rng.normal(0, 0.25, 3))
-    length = rng.uniform(0.05, 0.09)
-    center = grip + axis * rng.uniform(0.0, 0.7) * length
-    return _object(rng, _cylinder(), np.array([radius, radius, length]), center, _frame_along(axis))
-
-
-def _held_plate(rng: np.random.Generator, segments: Floats, radii: Floats) -> Part:
-    """Under the thumb's tip, against the index finger's tip or its middle bone, whichever is nearer; sticks out."""
-    thumb = segments[15, 1]
-    partners = np.stack([segments[3, 1], segments[2].mean(axis=0)])
-    partner = partners[np.linalg.norm(partners - thumb, axis=1).argmin()]
-    gap = float(np.linalg.norm(thumb - partner))
-    normal, grip = (thumb - partner) / gap, 0.5 * (thumb + partner)
-    along = _unit(grip - segments[0, 0]) + rng.normal(0, 0.3, 3)
-    along = _unit(along - (along @ normal) * normal)
-    thickness = float(np.clip(gap / 2 - 0.5 * (radii[15] + radii[3]), 0.0008, 0.012))
-    width, length = rng.uniform(0.02, 0.055), rng.uniform(0.03, 0.08)
-    frame = np.stack([np.cross(along, normal), along, normal], axis=1)
-    return _object(
-        rng, _box(), np.array([width, length, thickness]), grip + along * rng.uniform(0.5, 0.9) * length, frame
-    )
-
-
-def _held_phone(rng: np.random.Generator, segments: Floats, radii: Floats, axes: Floats) -> Part:
-    """Its edges against the thumb's tip and the other fingertips, its back to the palm."""
-    thumb, fingers = segments[15, 1], segments[[6, 12], 1].mean(axis=0)
-    span = float(np.linalg.norm(thumb - fingers))
-    side = (thumb - fingers) / span
-    back = axes[2] - (axes[2] @ side) * side
-    back = _unit(back)
-    frame = np.stack([side, np.cross(back, side), back], axis=1)
-    half_width = float(np.clip(span / 2 - 0.7 * radii[15], 0.01, 0.042))
-    size = np.array([half_width, rng.uniform(1.6, 2.1) * half_width, rng.uniform(0.003, 0.006)])
-    return _object(rng, _box(), size, 0.5 * (thumb + fingers) + frame[:, 1] * rng.normal(0, 0.01), frame)
-
-
-def stray_object(rng: np.random.Generator, segments: Floats, axes: Floats) -> Part:
-    """Something of any shape near the palm, held or not."""
-    shape = (_cylinder(), _sphere(), _box())[rng.integers(3)]
-    size = rng.uniform(0.01, 0.034, 3) * np.array([1, 1, rng.uniform(1, 4)])
-    away = rng.normal(0, 0.02, 3) + np.array([0, 0, -rng.uniform(0.02, 0.07)])
-    center = segments[[4, 10], 0].mean(axis=0) + away @ axes
-    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    return _object(rng, shape, size, center, turn * np.sign(np.linalg.det(turn)))
-
-
-def _largest_ball(start: Floats, bones: Floats, radii: Floats, across: Floats) -> tuple[Floats, float]:
-    """Move a ball's centre away from the nearest bones until it cannot grow: (centre, radius).
-
-    bones (n, 2, 3) segments with radii (n,); moves stay in the plane of the projection `across` (3, 3).
-    """
-    center, step = start.copy(), 0.006
-    along = bones[:, 1] - bones[:, 0]
-    squared = np.maximum((along * along).sum(axis=1), 1e-12)
-    best, best_room = center, -np.inf
-    for _ in range(24):
-        t = np.clip(((center - bones[:, 0]) * along).sum(axis=1) / squared, 0, 1)
-        away = center - bones[:, 0] - t[:, None] * along
-        distance = np.sqrt((away * away).sum(axis=1)) + 1e-9
-        room = distance - radii
-        nearest = int(room.argmin())
-        if room[nearest] > best_room:
-            best, best_room = center, float(room[nearest])
-        else:
-            step *= 0.8
-        center = center + across @ (away[nearest] / distance[nearest]) * step
-        if np.linalg.norm(center - start) > 0.03:
-            break
-    return best, best_room
-
-
-def _object(rng: np.random.Generator, shape: tuple[Floats, Faces], size: Floats, center: Floats, frame: Floats) -> Part:
-    vertices, faces = shape
-    local = vertices * size
-    hsv = np.array([[[rng.uniform(0, 360), rng.beta(1.2, 1.8), rng.uniform(0.05, 0.85)]]], np.float32)
-    attributes = _object_attributes(local, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0])
-    return Part(center + local @ frame.T, faces, attributes, np.full(len(faces), Material.OBJECT, np.int32))
-
-
-def _object_attributes(local: Floats, albedo: Float32Array) -> Float32Array:
-    attributes = np.zeros((len(local), ATTRIBUTE_COUNT), np.float32)
-    attributes[:, :3] = 1000 * local
-    attributes[:, Channel.ALBEDO : Channel.ALBEDO + 3] = albedo
-    return attributes
-
-
-def _frame_along(axis: Floats) -> Floats:
-    """(3, 3) rotation whose third column is `axis`."""
-    helper = np.array([1.0, 0, 0]) if abs(axis[0]) < 0.9 else np.array([0, 1.0, 0])
-    first = np.cross(helper, axis)
-    first /= np.linalg.norm(first)
-    return np.stack([first, np.cross(axis, first), axis], axis=1)
-
-
-@cache
-def _cylinder(columns: int = 20) -> tuple[Floats, Faces]:
-    """Unit radius, z from -1 to 1; the side's and the caps' rims are apart so that shading has an edge."""
-    angle = np.linspace(0, 2 * np.pi, columns, endpoint=False)
-    ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
-    up = np.array([0, 0, 1.0])
-    levels = np.linspace(-1, 1, 5)
-    vertices = np.concatenate([*(ring + z * up for z in levels), ring - up, ring + up, [-up, up]])
-    j = np.arange(columns)
-    k = (j + 1) % columns
-    faces = []
-    for level in range(len(levels) - 1):
-        low, high = level * columns, (level + 1) * columns
-        faces += [np.stack([low + j, low + k, high + j], 1), np.stack([high + j, low + k, high + k], 1)]
-    low, high = len(levels) * columns, (len(levels) + 1) * columns
-    bottom, top = np.full(columns, len(vertices) - 2), np.full(columns, len(vertices) - 1)
-    faces += [np.stack([bottom, low + k, low + j], 1), np.stack([top, high + j, high + k], 1)]
-    return vertices, np.concatenate(faces).astype(np.int32)
-
-
-@cache
-def _sphere(rows: int = 14, columns: int = 20) -> tuple[Floats, Faces]:
-    polar, turn = np.meshgrid(np.linspace(0, np.pi, rows + 1), np.arange(columns) * 2 * np.pi / columns, indexing="ij")
-    vertices = np.stack([np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar)], -1).reshape(-1, 3)
-    grid = np.arange(len(vertices)).reshape(rows + 1, columns)
-    a, b, c, d = grid[:-1], np.roll(grid[:-1], -1, 1), grid[1:], np.roll(grid[1:], -1, 1)
-    faces = np.concatenate([np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)])
-    return vertices, faces.astype(np.int32)
-
-
-@cache
-def _box(cells: int = 4) -> tuple[Floats, Faces]:
-    """Half extents 1; each side has its own vertices so that its edges are sharp."""
-    vertices: list[Floats] = []
-    faces: list[NDArray[np.int64]] = []
-    line = np.linspace(-1, 1, cells + 1)
-    u, v = np.meshgrid(line, line, indexing="ij")
-    grid = np.arange(u.size).reshape(u.shape)
-    a, b, c, d = grid[:-1, :-1].ravel(), grid[:-1, 1:].ravel(), grid[1:, :-1].ravel(), grid[1:, 1:].ravel()
-    quads = np.concatenate([np.stack([a, c, b], 1), np.stack([b, c, d], 1)])
-    for axis in range(3):
-        for sign in (-1.0, 1.0):
-            side = np.empty((u.size, 3))
-            side[:, axis], side[:, (axis + 1) % 3], side[:, (axis + 2) % 3] = sign, u.ravel(), v.ravel()
-            faces.append((quads if sign > 0 else quads[:, ::-1]) + len(vertices) * u.size)
-            vertices.append(side)
-    return np.concatenate(vertices), np.concatenate(faces).astype(np.int32)
-
-
 # ------------------------------------------------------------------------------------------------------ skin and light
 
 
@@ -545,6 +394,18 @@ class Skin:
     palmar: Floats  # (3,)
     nail: Floats  # (3,)
     polish: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Worn:
+    """What changes the look of the skin itself, as `Look` wants it."""
+
+    hair: float
+    tattoo: float
+    glove: float
+    glove_cuff: float
+    glove_end: float
+    glove_color: Floats  # (3,) linear RGB
 
 
 @dataclass(frozen=True, eq=False)
@@ -585,7 +446,7 @@ def sample_skin(rng: np.random.Generator, polish_share: float) -> Skin:
     a = np.clip(rng.normal(10.0 + 2 * np.sin(np.pi * light), 1.5), 6.5, 15)
     palm_lightness = max(lightness, rng.normal(0.45 * lightness + 0.55 * 64, 2.5)) + rng.uniform(0, 3)
     dorsal = _linear_from_lab(lightness, a, b)
-    palmar = _linear_from_lab(min(palm_lightness, 78), a + rng.uniform(1, 4.0), b * rng.uniform(0.85, 1.05))
+    palmar = _linear_from_lab(min(palm_lightness, 78), a + rng.uniform(1.5, 5.5), b * rng.uniform(0.80, 1.0))
     darkness = float(np.clip(1 - light, 0, 1))
     polish = rng.random() < polish_share
     if polish:
@@ -596,44 +457,102 @@ def sample_skin(rng: np.random.Generator, polish_share: float) -> Skin:
     return Skin(float(ita), darkness, dorsal, palmar, nail, bool(polish))
 
 
+def sample_worn(
+    rng: np.random.Generator, wrist: float, hair_share: float, tattoo_share: float, glove_share: float
+) -> Worn:
+    """Hair, tattoos and gloves with these probabilities. wrist: its rest coordinate along the fingers, millimetres."""
+    draws = rng.random(3) < [hair_share, tattoo_share, glove_share]
+    hair = min(rng.gamma(2.0, 0.25), 1.2) * draws[0]
+    tattoo = rng.uniform(0.5, 1.6) * draws[1]
+    thin, fingerless = rng.random() < 0.4, rng.random() < 0.3
+    cuff, end = wrist + rng.uniform(-60, 15), rng.uniform(0.8, 2.0) if fingerless else 4.0
+    if rng.random() < 0.45:
+        color = np.full(3, rng.choice([0.015, 0.04, 0.3, 0.75]))
+    else:
+        hsv = np.array([[[rng.uniform(0, 360), rng.beta(2, 2), rng.uniform(0.1, 0.8)]]], np.float32)
+        color = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(float)
+    return Worn(hair, tattoo, draws[2] * (2.0 if thin else 1.0), cuff, end, color)
+
+
 def _light_color(rng: np.random.Generator) -> Floats:
     """Between lamp light and an overcast sky."""
     cold = rng.uniform(0, 1)
     return np.array([1, 0.86, 0.70]) * (1 - cold) + np.array([0.82, 0.93, 1.1]) * cold
 
 
-def sample_lights(rng: np.random.Generator, directions: Float32Array) -> Lights:
-    """An environment that is brighter above, up to three soft lamps or windows, and a key light (85 %) with shadows."""
+@dataclass(frozen=True)
+class LightSettings:
+    """Shares of light that is unlike an evenly lit room, out of all scenes."""
+
+    back: float = 0.10  # the key light behind the hand: a bright rim, the side we see in shade
+    flash: float = 0.08  # a hard light at the camera
+    overcast: float = 0.15  # no key light at all
+    colored: float = 0.06  # neon, sunset, stage: key light or surroundings of a strong colour
+    spots: tuple[int, int] = (0, 4)  # soft lamps and windows: at least, less than
+
+
+def sample_lights(rng: np.random.Generator, directions: Float32Array, settings: LightSettings) -> Lights:
+    """An environment that is brighter above, soft lamps or windows, and most often a key light with shadows."""
     up = rng.normal(size=3) * 0.35 + [0, -1, 0]
     up /= np.linalg.norm(up)
     above = (directions @ up) * 0.5 + 0.5
     radiance = (
         rng.uniform(0.15, 0.9) * _light_color(rng) * (rng.uniform(0.1, 0.8) + above[:, None] * rng.uniform(0.3, 1.2))
     )
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(*settings.spots)):
         lamp = rng.normal(size=3) + np.array([0, -0.8, -0.4])
         lamp /= np.linalg.norm(lamp)
         radiance = radiance + np.exp((directions @ lamp - 1) * rng.uniform(2, 12))[:, None] * _light_color(
             rng
         ) * rng.gamma(2, 0.9)
     direction = rng.normal(size=3) * [0.9, 0.6, 0.6] + [0, -0.9, -0.7]
+    key = _light_color(rng) * rng.gamma(2.0, 0.42)
+    kind = rng.random()
+    if kind < settings.back:
+        direction = rng.normal(size=3) * [0.7, 0.5, 0.2] + [0, -0.5, 0.9]
+        key = key * rng.uniform(1, 3)
+    elif kind < settings.back + settings.flash:
+        direction = rng.normal(size=3) * [0.15, 0.15, 0] + [0, 0, -1]
+        key = np.array([1, 0.98, 0.95]) * rng.uniform(0.8, 2.5)
+    elif kind < settings.back + settings.flash + settings.overcast:
+        key = key * 0
+    if rng.random() < settings.colored:
+        hsv = np.array([[[rng.uniform(0, 360), rng.uniform(0.2, 0.7), 1.0]]], np.float32)
+        tint = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(float)
+        if rng.random() < 0.5:
+            key = key * tint
+        else:
+            radiance = radiance * tint
     direction /= np.linalg.norm(direction)
-    key = _light_color(rng) * rng.gamma(2.0, 0.42) * (rng.random() < 0.85)
     return Lights(radiance.astype(np.float32), direction.astype(np.float32), key)
 
 
-def sample_look(rng: np.random.Generator, skin: Skin, key: Floats, exposure: float) -> Look:
+@dataclass(frozen=True)
+class SkinSettings:
+    """How strong the skin's detail is; ranges are of uniform draws."""
+
+    relief: tuple[float, float] = (0.05, 0.30)  # fine bumps
+    mottle: tuple[float, float] = (0.05, 0.24)  # blotches of blood and pigment
+    roughness: tuple[float, float] = (0.42, 0.66)
+    specular: tuple[float, float] = (0.020, 0.040)  # reflectance at normal incidence; skin's is 0.028
+    scatter: tuple[float, float] = (0.6, 1.3)  # how far light wraps around
+    palm_lines: tuple[float, float] = (0.3, 1.3)
+
+
+def sample_look(
+    rng: np.random.Generator, skin: Skin, worn: Worn, key: Floats, exposure: float, settings: SkinSettings
+) -> Look:
     """Surface detail of one person under one light."""
-    wrap, specular = rng.uniform(0.6, 1.3), rng.uniform(0.020, 0.040)
+    wrap, specular = rng.uniform(*settings.scatter), rng.uniform(*settings.specular)
     values = Look(
         seed=rng.integers(1, 60000),
-        bump=rng.uniform(0.05, 0.30),
+        bump=rng.uniform(*settings.relief),
         knuckle_wrinkles=min(0.15 + rng.gamma(2, 0.33), 1.6),
-        creases=rng.uniform(0.25, 0.9),
-        roughness=rng.uniform(0.42, 0.66),
+        creases=rng.uniform(*settings.palm_lines),
+        roughness=rng.uniform(*settings.roughness),
         specular=specular,
         fresnel=rng.uniform(0.3, 1),
-        mottle=rng.uniform(0.05, 0.24),
+        mottle=rng.uniform(*settings.mottle),
         veins=max(rng.normal(0.25, 0.35), 0),
         redness=rng.uniform(0.05, 0.38) * (1 - 0.4 * skin.darkness),
         wrap_red=0.21 * wrap,
@@ -654,6 +573,15 @@ def sample_look(rng: np.random.Generator, skin: Skin, key: Floats, exposure: flo
         object_specular=rng.uniform(0.02, 0.12),
         object_pattern=rng.random(),
         exposure=exposure,
+        hair=worn.hair,
+        tattoo=worn.tattoo,
+        tattoo_scale=rng.uniform(0.06, 0.2),
+        glove=worn.glove,
+        glove_cuff=worn.glove_cuff,
+        glove_end=worn.glove_end,
+        glove_red=worn.glove_color[0],
+        glove_green=worn.glove_color[1],
+        glove_blue=worn.glove_color[2],
     )
     return Look(*(np.float32(value) for value in values))
 

@@ -31,7 +31,7 @@ _FAST: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 class BasePose(NamedTuple):
     angles: Floats  # (16, 3) radians
-    holds: str  # what such a hand may hold: "cylinder", "ball", "pen", "plate", "phone" or "" (nothing)
+    holds: str  # what such a hand may hold: "cylinder", "ball", "pen", "plate", "phone", "tool", "tray" or ""
     weight: float  # how often, relative to the others
 
 
@@ -113,7 +113,7 @@ BASE_POSES: dict[str, BasePose] = {
     "hook": _base(1.0, "cylinder", (4, 10, 8, -6, 4), _HOOK, _HOOK, _HOOK, (12, 86, 50)),
     "bag_handle": _base(0.7, "cylinder", (6, 16, 14, -8, 8), (24, 84, 46), (28, 86, 48), (30, 86, 48), (32, 80, 44)),
     "holding_phone": _base(1.2, "phone", (2, 10, 8, 2, 6), (16, 32, 16), (20, 36, 18), (22, 38, 20), (24, 36, 18)),
-    "tool": _base(0.8, "cylinder", (10, 8, 4, -10, 4), (48, 40, 12), (62, 70, 38), (66, 74, 42), (66, 70, 40)),
+    "tool": _base(0.8, "tool", (10, 8, 4, -10, 4), (48, 40, 12), (62, 70, 38), (66, 74, 42), (66, 70, 40)),
     "steering": _base(0.6, "cylinder", (4, 14, 20, 0, 8), (58, 56, 30), (62, 58, 32), (64, 58, 32), (64, 54, 30)),
     # letters and the like
     "letter_c": _base(0.7, "", (8, 8, 16, 0, 14), (34, 38, 22), (36, 38, 22), (38, 38, 22), (38, 36, 20)),
@@ -122,6 +122,43 @@ BASE_POSES: dict[str, BasePose] = {
     "right_angle": _base(0.7, "", (12, 8, 6, -14, 4), (82, 5, 3), (84, 5, 3), (84, 6, 3), (82, 8, 4)),
     "letter_o": _base(0.6, "", (22, 16, 18, -14, 6), (48, 46, 24), (52, 48, 26), (54, 50, 28), (56, 48, 26)),
     "tickle": _base(0.4, "", (2, 10, 14, 2, 6), (10, 60, 36, 5), (-8, 22, 10), (22, 64, 38, -4), (0, 30, 15, -10)),
+    "letter_d": _base(0.7, "", (24, 16, 18, -8, 8), (0, 3, 2), (58, 46, 24), (60, 50, 28), (62, 50, 28)),
+    "letter_f": _base(0.6, "", (19, 13, 19.5, -18, -10), (47, 43, 23), (0, 3, 2), (0, 3, 2), (0, 4, 2, 2)),
+    "letter_g": _base(0.7, "", (4, 2, -4, -22, 0), (30, 5, 3), (80, 96, 56), (82, 98, 58), (80, 94, 55)),
+    "letter_h": _base(0.5, "", (14, 40, 30, -10, 22), (28, 5, 3, -2), (28, 5, 3, 2), (82, 98, 58), (80, 94, 55)),
+    "letter_k": _base(0.6, "", (16, 10, 8, -20, 4), (-4, 3, 2, 8), (34, 6, 4, -4), (80, 96, 58), (80, 94, 55)),
+    "letter_m": _base(0.5, "", (26, 30, 30, -14, 30), (70, 78, 46), (72, 80, 48), (72, 80, 48), (80, 94, 55)),
+    "letter_s": _base(0.6, "", (14, 44, 38, -8, 26), _FIST, _FIST, _FIST, (80, 96, 56)),
+    "letter_t": _base(0.5, "", (12, 22, 30, -20, 8), (66, 84, 50), _FIST, _FIST, (80, 96, 56)),
+    "letter_x": _base(0.7, "", (14, 44, 30, -8, 24), (8, 72, 44), (80, 98, 58), (82, 98, 58), (80, 94, 55)),
+    "bent_two": _base(0.5, "", (14, 48, 30, -4, 25), (6, 70, 42, 8), (6, 72, 44, -6), (82, 98, 58), (80, 94, 55)),
+    "bent_three": _base(0.4, "", _OUT, (6, 66, 40, 8), (6, 68, 42, -4), (78, 96, 58), (80, 94, 55)),
+    "open_eight": _base(0.5, "", (10, 8, 6, 2, 10), (-2, 4, 2, 9), (52, 12, 8), (-2, 6, 4, -7), (-4, 4, 3, -14)),
+    "ring_down": _base(0.4, "", (4, 6, 8, 0, 8), (2, 6, 4, 6), (6, 12, 8, 2), (54, 50, 28), (12, 14, 8, -10)),
+    "middle_up": _base(0.5, "", (14, 40, 30, -8, 22), (72, 94, 54), (0, 4, 3), (74, 94, 54), (78, 92, 54)),
+    "three_little": _base(0.5, "", (22, 40, 30, -8, 24), (76, 94, 56), (8, 10, 6, 4), (2, 4, 3, -3), (-2, 3, 2, -11)),
+    "gun": _base(0.6, "", (-10, -6, -10, 12), (4, 4, 2, 1), (6, 6, 3, -1), _FIST, (80, 94, 55)),
+    "salute": _base(0.8, "", (4, 6, 4, -16, 0), (2, 4, 3, -2), (0, 4, 3), (1, 4, 3, 2), (2, 5, 3, 5)),
+    "stop": _base(1.0, "", (-6, 0, 0, 6), (-12, 3, 2, 3), (-12, 2, 2), (-12, 3, 2, -3), (-12, 4, 2, -7)),
+    "chin_rest": _base(0.6, "", (8, 6, 4, -4, 6), (24, 56, 30), (34, 64, 36), (40, 66, 38), (44, 62, 34)),
+    "typing": _base(0.9, "", (8, 8, 6, -4, 10), (24, 40, 16, 3), (22, 44, 18), (24, 42, 18, -4), (22, 38, 16, -9)),
+    "key_press": _base(0.6, "", (6, 8, 6, -2, 10), (46, 34, 10, 2), (16, 40, 18), (22, 44, 20, -3), (20, 40, 18, -8)),
+    "mouse": _base(0.7, "", (4, 4, 6, 2, 10), (12, 22, 8, 3), (12, 24, 8, -1), (22, 38, 18, -4), (22, 36, 16, -8)),
+    # grasps of the taxonomy that the ones above leave out
+    "disk": _base(0.6, "ball", (2, 6, 18, 4, 12), (4, 40, 26, 14), (8, 42, 28, 4), (8, 42, 28, -8), (6, 40, 26, -16)),
+    "prismatic": _base(0.8, "pen", (26, 8, 6, -10, 10), (54, 22, 12, 2), (54, 24, 12), (56, 24, 12), (58, 22, 12, -2)),
+    "index_extension": _base(0.8, "tool", (12, 14, 10, -16, 6),
+        (22, 12, 6), (62, 72, 40), (66, 76, 44), (66, 72, 42)),
+    "cigarette": _base(0.5, "", (8, 14, 12, -6, 8), (14, 14, 8, -3), (14, 16, 8, 3), (28, 34, 18), (34, 38, 20)),
+    "platform": _base(0.7, "tray", (4, 6, 4, 8, 4), (-6, 10, 6, 8), (-6, 10, 6, 1), (-4, 12, 7, -6), (-4, 14, 8, -12)),
+    "lateral_tripod": _base(0.7, "pen", (14, 18, 20, -18, 2), (50, 56, 22), (58, 66, 34), (64, 74, 42), (66, 72, 40)),
+    "ring_grasp": _base(0.7, "cylinder", (12, 10, 16, -2, 12), (32, 40, 26), (44, 48, 28), (16, 22, 12), (12, 18, 10)),
+    "sphere_3": _base(0.6, "ball", (14, 12, 16, -6, 10), (32, 40, 24, 6), (34, 42, 26, -3), (62, 70, 40), (66, 70, 40)),
+    "handle": _base(0.8, "tool", (14, 28, 20, -8, 18), (68, 78, 44), (72, 82, 48), (74, 82, 48), (74, 78, 46)),
+    "light_tool": _base(0.7, "pen", (8, 16, 14, -14, 6), (50, 70, 36), (60, 78, 42), (66, 80, 44), (68, 76, 42)),
+    "cup_handle": _base(0.7, "plate", (14, 12, 14, -18, 4), (48, 70, 36), (52, 72, 38), (62, 74, 40), (66, 72, 40)),
+    "spoon": _base(0.8, "pen", (16, 18, 20, -18, 0), (46, 58, 24), (56, 66, 32), (64, 74, 42), (66, 72, 40)),
+    "camera": _base(0.6, "phone", (14, 10, 12, -8, 10), (34, 40, 22, 2), (48, 48, 26), (52, 50, 28), (54, 48, 28)),
 }  # fmt: skip
 
 
@@ -138,11 +175,14 @@ _THUMB_STEP[2, 0] = -0.05
 class PoseSettings:
     """How far poses stray from the library. Angles in radians."""
 
+    grasps: float = 2.0  # weight of base poses that hold something, relative to the others: half of all base poses
     blend: float = 0.45  # probability that a pose lies between two base poses
     swap_fingers: float = 0.20  # probability that some fingers come from another base pose
     free: float = 0.12  # probability of independent random curls: what the library forgot
+    single_fingers: float = 0.30  # probability that one to three fingers curl or stretch on their own, see `_detach`
     joint_noise: float = 0.10  # standard deviation of each flexion: people differ by 5 to 8 degrees in the same grasp
     spread_noise: float = 0.06  # standard deviation of each abduction
+    fan_noise: float = 0.07  # standard deviation of the index finger's share in spreading all fingers or closing them
     penetration: float = 0.005  # metres: deeper is redone; soft fingertips give 3 to 4 mm, capsules err by 1 to 2
 
 
@@ -158,7 +198,8 @@ class PosePrior:
     def __init__(self, hand: HandArrays, settings: PoseSettings | None = None) -> None:
         self.settings = PoseSettings() if settings is None else settings
         self.names = tuple(BASE_POSES)
-        weights = np.array([BASE_POSES[name].weight for name in self.names])
+        poses = BASE_POSES.values()
+        weights = np.array([pose.weight * (self.settings.grasps if pose.holds else 1) for pose in poses])
         self._weights = weights / weights.sum()
         self._axes = flexion_axes(hand)
         self._rest = hand.J.copy()
@@ -215,21 +256,52 @@ class PosePrior:
                 if rng.random() < 0.4:
                     angles[root : root + 3] = other[root : root + 3]
             holds = ""
+        if rng.random() < settings.single_fingers * (0.4 if holds else 1):  # it lets go of what is held
+            _detach(rng, angles)
+            holds = ""
         _vary(rng, angles, settings)
         return limit_angles(angles), name, holds
 
 
+# How much a finger's neighbours follow when it moves alone, index to little: the index finger is the most independent,
+# then the little one; the ring finger the least (Haeger-Ross and Schieber 2000; Zatsiorsky, Li and Latash 2000).
+_FOLLOWS = {"index": 0.08, "middle": 0.22, "ring": 0.30, "pinky": 0.16}
+_FAN = {"index": 1.0, "middle": 0.15, "ring": -0.7, "pinky": -1.5}  # abduction when fingers spread, index 1
+
+
+def _detach(rng: np.random.Generator, angles: Floats) -> None:
+    """In place: one to three fingers take a curl of their own, anything between stretched and folded, and their
+
+    neighbours are drawn along a little. Without this nearly all variety of a mixed pose is one common curl, the first
+    synergy (Santello, Flanders and Soechting 1998), and a network learns no more than that.
+    """
+    order = [FINGER_ROOTS[1], FINGER_ROOTS[2], FINGER_ROOTS[3], FINGER_ROOTS[4]]
+    for finger in rng.permutation(4)[: 1 + rng.integers(3)]:
+        root, follows = order[finger], list(_FOLLOWS.values())[finger]
+        curl = rng.beta(0.7, 0.7)
+        # Knuckle and finger bend apart: hooks (straight knuckle), flat bends (straight finger), and both together.
+        mcp, pip = np.clip(curl + rng.normal(0, 0.22, 2), 0, 1) * np.radians([85, 98])
+        change = np.array([mcp - angles[root, 0], pip - angles[root + 1, 0]])
+        angles[root, 0], angles[root + 1, 0] = mcp, pip
+        angles[root + 2, 0] = 0.62 * pip
+        for neighbour in (finger - 1, finger + 1):
+            if 0 <= neighbour < 4:
+                angles[order[neighbour], 0] += follows * change[0]
+                angles[order[neighbour] + 1, 0] += follows * change[1]
+                angles[order[neighbour] + 2, 0] += 0.67 * follows * change[1]
+
+
 def _vary(rng: np.random.Generator, angles: Floats, settings: PoseSettings) -> None:
     """Noise in place: a common curl, then each finger's own, then each joint's; DIP follows PIP, as tendons make it."""
-    common = rng.normal(0, settings.joint_noise)
-    for root in FINGER_ROOTS[1:]:
+    common, fan = rng.normal(0, settings.joint_noise), rng.normal(0, settings.fan_noise)
+    for root, share in zip(FINGER_ROOTS[1:], _FAN.values(), strict=True):
         own = rng.normal(0, settings.joint_noise)
         mcp, pip = rng.normal(0, settings.joint_noise, 2)
         angles[root, 0] += 0.7 * common + 0.7 * own + mcp
         bend = common + own + pip
         angles[root + 1, 0] += bend
         angles[root + 2, 0] += 0.67 * bend + rng.normal(0, 0.5 * settings.joint_noise)
-        angles[root, 1] += rng.normal(0, settings.spread_noise)
+        angles[root, 1] += share * fan + rng.normal(0, settings.spread_noise)
     thumb = FINGER_ROOTS[0]
     angles[thumb, 0] += rng.normal(0, settings.joint_noise)
     angles[thumb, 1] += rng.normal(0, settings.joint_noise)

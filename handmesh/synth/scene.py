@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from handmesh.anatomy import bone_ends, palm_frame, surface_anatomy
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, HandArrays
-from handmesh.synth import parts
+from handmesh.synth import objects, parts
 from handmesh.synth import shade as kernels
 from handmesh.synth.backgrounds import Backgrounds, skin_color
 from handmesh.synth.camera_effects import CameraEffects, camera_effects, place_on_background
@@ -37,6 +37,7 @@ SELF_OCCLUSION = np.array([_OWN_FLESH[name.split("_")[-1]] for name in JOINT_NAM
 _DIRECTIONS = 24  # of environment light; each costs a 56 x 56 shadow map
 _ENVIRONMENT_RESOLUTION = 56
 _SHADOW_RESOLUTION = 144
+_NEAREST = 0.06  # metres from the camera to whatever is nearest
 _ATTEMPTS = 6  # scenes tried until enough of the hand shows
 
 
@@ -46,21 +47,29 @@ class SceneSettings:
 
     pose: PoseSettings = field(default_factory=PoseSettings)
     # Views: shares of the mix. Uniform covers every orientation, the others are where cameras are.
-    uniform_views: float = 0.45
-    selfie_views: float = 0.15  # palm or back to the camera, fingers up, 0.3 to 0.7 m
+    uniform_views: float = 0.30  # 0.25 to 1.5 m
+    tripod_views: float = 0.20  # cameras around a person, as FreiHAND's: any side, 0.4 to 1 m, the arm near horizontal
+    selfie_views: float = 0.14  # palm or back to the camera, fingers up, 0.3 to 0.7 m
     egocentric_views: float = 0.12  # own hand seen from the head: from the wrist side, back up
     table_views: float = 0.16  # from above, any direction in the image plane
-    room_views: float = 0.12  # across a room, 0.8 to 1.5 m
+    room_views: float = 0.10  # across a room, 0.8 to 3 m
     # The longer side of the hand's box as a share of the image; below 0.45 crops waste pixels, above 0.95 they cut.
     crop_share: tuple[float, float] = (0.45, 0.95)
     off_center: float = 0.06  # standard deviation of the box centre, share of the image
     off_axis: float = 0.14  # radians, standard deviation of the hand's direction from the optical axis, per axis
     sleeve: float = 0.50
     bracelet: float = 0.12
-    object: float = 0.75  # for poses that hold something (a third of all): real hand photos are often of hands in use
+    object: float = 0.85  # for poses that hold something (a third of all): real hand photos are often of hands in use
     stray_object: float = 0.08  # near the hand, whatever the pose
     occluder: float = 0.16  # something flat in front of the camera's view of the hand
+    second_hand: float = 0.16  # another hand, most often the person's left one: holding, crossing or beside
     nail_polish: float = 0.12
+    ring: float = 0.14
+    hair: float = 0.30  # on the back of hand and forearm
+    tattoo: float = 0.04
+    glove: float = 0.05
+    lights: parts.LightSettings = field(default_factory=parts.LightSettings)
+    skin: parts.SkinSettings = field(default_factory=parts.SkinSettings)
     white_balance: float = 0.6  # share of the light's colour that the camera removes; 1 all, 0 none (not a probability)
     shadow: float = 0.5  # drop shadow on the background
     # Fewer joints than this share inside the image and clear of other things (forearm, object, sleeve), and the scene
@@ -68,8 +77,32 @@ class SceneSettings:
     # the second number bounds them, too.
     least_clear: float = 0.65
     least_visible: float = 0.3
-    beta_scale: float = 1.0  # standard deviation of the shape coefficients, cut at 2.5
+    beta_scale: float = 1.2  # standard deviation of the shape coefficients, cut at 3: children to large adults
     effects: CameraEffects = field(default_factory=CameraEffects)
+
+    @classmethod
+    def held_out_look(cls) -> SceneSettings:
+        """The same hands, poses and views under a look that training never sees; with `Backgrounds(held_out=True)`.
+
+        Hard light of one strong lamp and little else, shinier and smoother or much rougher skin without scattering, a
+        camera that keeps the light's colour and is noisier: what a network learnt of our renderer alone fails here.
+        """
+        return cls(
+            lights=parts.LightSettings(back=0.2, flash=0.25, overcast=0, colored=0.25, spots=(0, 1)),
+            skin=parts.SkinSettings(
+                relief=(0.35, 0.7),
+                mottle=(0.28, 0.5),
+                roughness=(0.25, 0.40),
+                specular=(0.05, 0.08),
+                scatter=(0.0, 0.3),
+                palm_lines=(0.1, 0.6),
+            ),
+            white_balance=0.2,
+            shadow=0.2,
+            effects=CameraEffects(
+                contrast=0.2, gamma=0.25, saturation=0.3, defocus=0.45, noise=0.9, jpeg=0.9, color_cast=0.25
+            ),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +215,7 @@ class SceneRenderer:
         hand = self._pose_hand(rng)
         view = _sample_view(rng, settings)
         skin = parts.sample_skin(rng, settings.nail_polish)
+        worn = parts.sample_worn(rng, self._arm.wrist, settings.hair, settings.tattoo, settings.glove)
         arm = self._arm.build(rng, hand.vertices, skin)
         extras: list[parts.Part] = []
         facts: dict[str, float | str] = {"pose": hand.pose_name, "view": view.name, "ita_degrees": skin.ita_degrees}
@@ -191,14 +225,20 @@ class SceneRenderer:
         elif rng.random() < settings.bracelet:
             extras.append(arm.bracelet(rng))
             facts["bracelet"] = 1.0
+        wears_ring = rng.random() < settings.ring
+        if worn.glove:
+            facts["glove"] = 1.0
+        elif wears_ring:
+            extras += [self._arm.ring(rng, hand.vertices) for _ in range(1 + (rng.random() < 0.25))]
+            facts["ring"] = 1.0
         held = hand.holds if hand.holds and rng.random() < settings.object else ""
         if held:
-            held_object = parts.held_object(rng, held, hand.segments, self.prior.radii, self._axes)
+            held_object = objects.held_object(rng, held, hand.segments, self.prior.radii, self._axes)
             if held_object is not None:
                 extras.append(held_object)
                 facts["object"] = held
         elif rng.random() < settings.stray_object:
-            extras.append(parts.stray_object(rng, hand.segments, self._axes))
+            extras.append(objects.stray_object(rng, hand.segments, self._axes))
             facts["object"] = "stray"
 
         # Into the camera: turn about the rest wrist, then move.
@@ -212,10 +252,15 @@ class SceneRenderer:
         rotations = hand.rotations.copy()
         rotations[0] = orientation
 
-        lights = parts.sample_lights(rng, self._directions)
+        lights = parts.sample_lights(rng, self._directions, settings.lights)
         scene = _assemble([arm.part, *extras])
         scene.vertices = _turn_and_move(scene.vertices, hand.rest_wrist, orientation, shift)
-        look = self._light_and_rasterize(rng, scene, lights, skin, intrinsics)
+        if scene.vertices[:, 2].min() < _NEAREST and least_clear > 0:
+            return None  # the forearm would pass the camera, and its open end be seen
+        if rng.random() < settings.second_hand:
+            scene = self._with_second_hand(rng, scene, view.rotation, skin)
+            facts["second_hand"] = 1.0
+        look = self._light_and_rasterize(rng, scene, lights, skin, worn, intrinsics)
         joints = np.concatenate([self._regressor @ vertices, vertices[list(FINGERTIP_VERTICES)]])[
             list(JOINTS_FROM_MANO)
         ]
@@ -247,7 +292,7 @@ class SceneRenderer:
 
     def _pose_hand(self, rng: np.random.Generator) -> _Hand:
         """Random shape and pose, skinned with the wrist at its rest place and the palm unturned."""
-        betas = np.clip(rng.normal(0, self.settings.beta_scale, 10), -2.5, 2.5)
+        betas = np.clip(rng.normal(0, self.settings.beta_scale, 10), -3, 3)
         sampled = self.prior.sample(rng)
         shaped = self._template + (self._shape_basis @ betas.astype(np.float32)).reshape(-1, 3)
         rest = self._regressor @ shaped
@@ -264,8 +309,57 @@ class SceneRenderer:
         segments = bone_segments(turns.astype(float), places.astype(float), rest.astype(float), ends)
         return _Hand(sampled.rotations, betas, vertices, segments, rest[0].astype(float), sampled.name, sampled.holds)
 
+    def _with_second_hand(
+        self, rng: np.random.Generator, scene: parts.Scene, rotation: Floats, skin: parts.Skin
+    ) -> parts.Scene:
+        """The scene (in the camera's frame) with another hand that touches or nearly touches it, not passing through.
+
+        It is the left hand of the same person, or anyone's either hand. `rotation`: cam from (lateral, distal, dorsal)
+        of the first hand.
+        """
+        other = self._pose_hand(rng)
+        same = rng.random() < 0.7
+        arm = self._arm.build(rng, other.vertices, skin if same else parts.sample_skin(rng, 0))
+        vertices, faces = arm.part.vertices - other.rest_wrist, arm.part.faces
+        points = vertices @ self._axes.T  # (lateral, distal, dorsal)
+        if rng.random() < (0.9 if same else 0.5):
+            points[:, 0] *= -1
+            faces = faces[:, ::-1]
+        if rng.random() < 0.45:  # as hands meet: about the same direction, or facing each other
+            turn, _ = np.linalg.qr(np.eye(3) + rng.normal(0, 0.35, (3, 3)))
+            turn = turn * np.sign(np.diag(turn))  # near the identity
+            facing = np.diag([-1.0, 1.0, -1.0]) if rng.random() < 0.5 else np.eye(3)
+            turn = rotation @ facing @ turn * np.sign(np.linalg.det(turn))
+        else:
+            turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+            turn = turn * np.sign(np.linalg.det(turn))
+        placed = points @ turn.T
+        first = scene.vertices[: len(self._template)].astype(float)
+        center, hand_points = first.mean(axis=0), placed[: len(self._template)]
+        placed = placed + center - hand_points.mean(axis=0)
+        angle, away = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.16)
+        placed[:, :2] += away * np.array([np.cos(angle), np.sin(angle)])
+        behind = rng.random() < 0.7
+        placed[:, 2] += _depth_to_touch(scene.vertices[::3].astype(float), placed[::3], behind)
+        placed[:, 2] += (1.0 if behind else -1.0) * abs(rng.normal(0, 0.01))
+        materials = np.full(len(faces), Material.OTHER_HAND, np.int32)
+        return parts.Scene(
+            np.concatenate([scene.vertices, placed.astype(np.float32)]),
+            np.concatenate([scene.faces, faces + np.int32(len(scene.vertices))]),
+            np.concatenate([scene.attributes, arm.part.attributes]),
+            np.concatenate([scene.materials, materials]),
+            scene.arm_vertices,
+            scene.arm_faces,
+        )
+
     def _light_and_rasterize(
-        self, rng: np.random.Generator, scene: parts.Scene, lights: parts.Lights, skin: parts.Skin, intrinsics: Floats
+        self,
+        rng: np.random.Generator,
+        scene: parts.Scene,
+        lights: parts.Lights,
+        skin: parts.Skin,
+        worn: parts.Worn,
+        intrinsics: Floats,
     ) -> Look:
         """Fill the scene's light attributes, tessellate it in place and fill the z-buffer."""
         vertices, faces = scene.vertices, scene.faces
@@ -286,7 +380,7 @@ class SceneRenderer:
         # The camera's automatic white balance takes most of the light's colour away.
         gains = (luminance / np.maximum(arriving, 1e-3)) ** self.settings.white_balance
         irradiance *= gains.astype(np.float32)
-        exposure = float(np.exp(rng.normal(np.log(0.85), 0.28)) / max(luminance, 0.05))
+        exposure = float(np.exp(rng.normal(np.log(0.95), 0.36)) / max(luminance, 0.05))
         # Light that has already met skin once: fills the gaps between the fingers with a warm glow.
         bounce = irradiance[hand].mean(axis=0) * scene.attributes[hand, Channel.ALBEDO :][:, :3].mean(axis=0) * 0.9
         irradiance += (1 - openness)[:, None] * bounce
@@ -301,7 +395,7 @@ class SceneRenderer:
         scene.inverse_depth = inverse_depth
         self._z.fill(0)
         kernels.rasterize(x, y, inverse_depth, scene.faces, self._z, self._face_id, self._weight_0, self._weight_1)
-        return parts.sample_look(rng, skin, lights.key * gains, exposure)
+        return parts.sample_look(rng, skin, worn, lights.key * gains, exposure, self.settings.skin)
 
     def _shade(
         self, scene: parts.Scene, lights: parts.Lights, look: Look
@@ -391,6 +485,18 @@ def _assemble(everything: list[parts.Part]) -> parts.Scene:
     return parts.Scene(vertices, faces.astype(np.int32), attributes, materials, len(arm.vertices), len(arm.faces))
 
 
+def _depth_to_touch(first: Floats, second: Floats, behind: bool) -> float:
+    """How far to move points `second` (n, 3) along z so that they touch `first` (m, 3) from behind or from in front:
+
+    points whose x and y are within 9 mm of each other end up at least 4 mm apart in z.
+    """
+    apart = np.abs(first[:, None, :2] - second[None, :, :2]).max(axis=2) < 0.009
+    if not apart.any():
+        return 0.0
+    gaps = (first[:, None, 2] - second[None, :, 2])[apart]
+    return float(gaps.max()) + 0.004 if behind else float(gaps.min()) - 0.004
+
+
 def _turn_and_move(points: Floats | Float32Array, pivot: Floats, rotation: Floats, target: Floats) -> Float32Array:
     """Turn about `pivot`, which lands on `target`."""
     return ((points - pivot) @ rotation.T + target).astype(np.float32)
@@ -416,26 +522,32 @@ def _sample_view(rng: np.random.Generator, settings: SceneSettings) -> _View:
     """Where the camera is: direction from the hand to the camera in (lateral, distal, dorsal) axes, and which way the
     fingers point in the image.
     """
-    names = ("uniform", "selfie", "egocentric", "table", "room")
+    names = ("uniform", "tripod", "selfie", "egocentric", "table", "room")
     shares = np.array([getattr(settings, f"{name}_views") for name in names])
-    name = names[rng.choice(5, p=shares / shares.sum())]
+    name = names[rng.choice(len(names), p=shares / shares.sum())]
     anywhere = rng.uniform(-np.pi, np.pi)
     if name == "uniform":
         toward, angle, near, far = rng.normal(size=3), anywhere, 0.25, 1.5
+    elif name == "tripod":
+        # Around the forearm's axis anywhere; seldom along it. The arm comes from a side, above or below it.
+        around = rng.uniform(-np.pi, np.pi)
+        toward = np.array([np.cos(around), rng.normal(0, 0.45), np.sin(around)])
+        angle = (1.0 if rng.random() < 0.5 else -1.0) * np.pi / 2 + rng.normal(0, 0.8)
+        near, far = 0.4, 1.0
     elif name == "selfie":
-        side = -1.0 if rng.random() < 0.6 else 1.0  # palm more often than back
+        side = -1.0 if rng.random() < 0.5 else 1.0  # palm as often as back
         toward = np.array([rng.normal(0, 0.4), rng.normal(0, 0.35), side])
         angle, near, far = rng.normal(0, 0.45), 0.3, 0.7
     elif name == "egocentric":
         toward = np.array([rng.normal(0.1, 0.45), rng.normal(-0.8, 0.4), rng.normal(0.75, 0.45)])
         angle, near, far = rng.normal(0.4, 0.5), 0.25, 0.6
     elif name == "table":
-        side = 1.0 if rng.random() < 0.65 else -1.0
+        side = 1.0 if rng.random() < 0.6 else -1.0
         toward = np.array([rng.normal(0, 0.35), rng.normal(0, 0.35), side])
         angle, near, far = anywhere, 0.35, 1.0
     else:
         toward = np.array([rng.normal(0, 0.8), rng.normal(0, 0.3), rng.normal(0, 0.8)])
-        angle, near, far = rng.normal(0, 0.6), 0.8, 1.5
+        angle, near, far = rng.normal(0, 0.6), 0.8, 3.0
     rotation = view_rotation(toward, angle)
     distance = float(np.exp(rng.uniform(np.log(near), np.log(far))))
     off_axis = np.clip(rng.normal(0, settings.off_axis, 2), -0.45, 0.45)

@@ -49,6 +49,7 @@ class Material(IntEnum):
     FOREARM = 1
     CLOTH = 2
     OBJECT = 3
+    OTHER_HAND = 4  # a second hand and its forearm: skin, but nothing of what the labels say
 
 
 class Look(NamedTuple):
@@ -82,6 +83,15 @@ class Look(NamedTuple):
     object_specular: Any
     object_pattern: Any  # above 0.5: two colours
     exposure: Any
+    hair: Any  # on the back of hand and forearm; 0 none
+    tattoo: Any  # ink density; 0 none
+    tattoo_scale: Any  # 1/mm
+    glove: Any  # 0 none, 1 knitted or leather, 2 thin and glossy
+    glove_cuff: Any  # rest millimetres along the distal axis: where the glove begins
+    glove_end: Any  # finger coordinate where it ends: 4 covers the tips, 1.5 is fingerless
+    glove_red: Any
+    glove_green: Any
+    glove_blue: Any
 
 
 def noise_table() -> Float32Array:
@@ -450,6 +460,30 @@ def _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2
     red = blood * f4(0.10) + pigment * f4(0.55)
     green = blood * f4(0.62) + pigment * f4(0.85)
     blue = blood * f4(0.50) + pigment * f4(1.05)
+    if look.hair > f4(0) and dorsal > f4(0) and finger < f4(1.9):
+        # Hairs lie along the arm; none over the joints, few near the wrist's palm side.
+        n = _noise(table, x * f4(1.9) + y * f4(0.4), y * f4(0.30), z * f4(1.9), seed + 12)
+        k = look.hair * _smoothstep(f4(0.0), f4(0.7), n) * _smoothstep(f4(0), f4(0.5), dorsal)
+        if hand > f4(0.5):
+            between = abs(finger - np.floor(finger) - f4(0.5))
+            k *= f4(0.75) * (f4(1) - f4(2) * between) if finger > f4(0.05) else f4(0.45)
+        red += k * f4(0.8)
+        green += k * f4(0.9)
+        blue += k
+    if look.tattoo > f4(0) and dorsal > f4(-0.2):  # hardly anyone has one on the palm
+        c = look.tattoo_scale
+        where = _noise(table, x * f4(0.02) + f4(3), y * f4(0.02), z * f4(0.02), seed + 14)
+        n = _noise(table, x * c, y * c, z * c, seed + 15)
+        if where > f4(0) and abs(n) < f4(0.16):
+            k = (
+                look.tattoo
+                * _smoothstep(f4(-0.2), f4(0.1), dorsal)
+                * _smoothstep(f4(0), f4(0.15), where)
+                * (f4(1) - _smoothstep(f4(0.08), f4(0.16), abs(n)))
+            )
+            red += k * f4(1.3)
+            green += k * f4(1.1)
+            blue += k * f4(0.8)
     if hand <= f4(0.02):
         return red, green, blue
     back = hand * _smoothstep(f4(0.1), f4(0.8), dorsal)
@@ -589,8 +623,24 @@ def _shade_sample(
     material, seed = materials[f], int(look.seed)
     specular, roughness = look.specular, look.roughness
     wrap_r, wrap_g, wrap_b = look.wrap_red, look.wrap_green, look.wrap_blue
-    skin = material <= 1
-    if skin:
+    skin = material <= 1 or material == 4
+    if material <= 1 and look.glove > f4(0) and y > look.glove_cuff and finger < look.glove_end:
+        thin, knit = look.glove > f4(1.5), f4(0)
+        if not thin:
+            knit = f4(0.7) * np.sin(x * f4(2.2)) * np.sin(y * f4(1.6)) * np.sin(z * f4(2.2))
+        n = _noise(table, x * f4(0.12), y * f4(0.12), z * f4(0.12), seed + 24)
+        shade_of = f4(0.9) + f4(0.16) * n + f4(0.18) * knit
+        if y - look.glove_cuff < f4(5) or look.glove_end - finger < f4(0.12):
+            shade_of *= f4(0.72)  # the hem
+        red, green, blue = look.glove_red * shade_of, look.glove_green * shade_of, look.glove_blue * shade_of
+        skin = False
+        specular, roughness = (f4(0.04), f4(0.38)) if thin else (f4(0.008), f4(0.75))
+        wrinkle = f4(0.22) if thin else f4(0.35)
+        nx += _noise(table, x * f4(0.14), y * f4(0.07), z * f4(0.14), seed + 25) * wrinkle
+        ny += _noise(table, x * f4(0.14) + f4(17), y * f4(0.07), z * f4(0.14), seed + 25) * wrinkle
+        q = f4(1) / np.sqrt(nx * nx + ny * ny + nz * nz)
+        nx, ny, nz = nx * q, ny * q, nz * q
+    elif skin:
         redness = w0 * p0[13] + w1 * p1[13] + w2 * p2[13]
         m1 = _noise(table, x * f4(0.16), y * f4(0.16), z * f4(0.16), seed + 7)
         m2 = _noise(table, x * f4(0.5), y * f4(0.5), z * f4(0.5), seed + 8)
