@@ -110,6 +110,12 @@ class Augmentation(Settings):
     upright_noise: float = Field(default=math.radians(25), ge=0)  # ... give or take; the rest get any turn
     margin: tuple[float, float] = (1.15, 2.2)  # crop side over the keypoints' box
     center_jitter: float = Field(default=0.12, ge=0)  # of the crop's side, standard deviation 0.5 of this
+    # A first look at a whole photo sees small hands: this share of samples draws its margin from here instead.
+    wide: float = Field(default=0.0, ge=0, le=1)
+    wide_margin: tuple[float, float] = (2.0, 4.0)
+    # For the two optional heads: shares of samples seen in a mirror, as left hands are, and without a hand.
+    mirrored: float = Field(default=0.0, ge=0, le=1)
+    absent: float = Field(default=0.0, ge=0, le=1)
     effects: float = Field(default=1.0, ge=0)  # strength of blur, noise, JPEG and colour changes
     photo_edge: float = Field(default=0.2, ge=0, le=1)  # share of samples that are black beyond the render's frame
 
@@ -144,6 +150,8 @@ class LossWeights(Settings):
     heatmaps: float = 0.25  # dense supervision, in training only
     heatmap_keypoints: float = 1.0
     heatmap_depths: float = 0.3  # decimetres, relative to the wrist
+    confidence: float = 0.1  # cross-entropies of the optional heads
+    right: float = 0.2
 
 
 class LossNorms(Settings):
@@ -179,7 +187,7 @@ class TrainConfig(Settings):
     seed: int = Field(default=0, ge=0)
     # Name under which `handmesh weights add` stored ImageNet weights of this backbone; None starts from random ones.
     pretrained: str | None = None
-    # A model file as it was trained (not folded), or the name of the bundled model, to start from instead.
+    # A model file, or the name of the bundled model, to start from instead; a folded one is unfolded.
     start_from: str | None = None
     steps: int = Field(default=30_000, ge=1)
     epochs: float | None = Field(default=None, gt=0)  # takes the place of steps: so many times all sources' samples
@@ -208,9 +216,10 @@ class TrainConfig(Settings):
     def _consistent(self) -> TrainConfig:
         if self.low_resolution_share > 0 and self.low_resolution is None:
             raise ValueError("low_resolution_share needs low_resolution")
-        low, high = self.augmentation.margin
-        if not 0 < low <= high:
-            raise ValueError("augmentation.margin is (low, high), both above zero")
+        for name in ("margin", "wide_margin"):
+            low, high = getattr(self.augmentation, name)
+            if not 0 < low <= high:
+                raise ValueError(f"augmentation.{name} is (low, high), both above zero")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}")
         decay_at = self.optimizer.decay_at

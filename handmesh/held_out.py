@@ -49,6 +49,8 @@ def make_targets(batch: HandBatch, hand: HandModel) -> HandTargets:
         vertices_known=batch.vertices_known | posed,
         pose_known=batch.pose_known,
         betas_known=batch.betas_known,
+        present=batch.present,
+        right=batch.right,
     )
 
 

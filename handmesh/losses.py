@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
 
 from handmesh.camera import WeakPerspectiveCamera
 from handmesh.config import LossNorms, LossWeights
@@ -23,6 +24,8 @@ from handmesh.hand import HandOutput
 
 HEATMAP_SIGMA = 0.8  # cells; a joint is one or two cells of the stride-8 map wide
 _DECIMETRE = 0.1
+# What the confidence head calls found: the joints' mean error in the picture, over the longer side of their box.
+FOUND_ERROR = 0.15
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,14 @@ class HandTargets:
     vertices_known: Tensor  # (B,)     never without the joints
     pose_known: Tensor  # (B,)
     betas_known: Tensor  # (B,)
+    present: Tensor  # (B,)
+    right: Tensor  # (B,)     seen in a mirror it is a left one
 
     @classmethod
     def complete(cls, keypoints: Tensor, joints: Tensor, vertices: Tensor, pose: Tensor, betas: Tensor) -> HandTargets:
         """Targets of which everything is known."""
         yes = torch.ones(len(betas), dtype=torch.bool, device=betas.device)
-        return cls(keypoints, joints, vertices, pose, betas, yes[:, None].expand(-1, 21), yes, yes, yes, yes)
+        return cls(keypoints, joints, vertices, pose, betas, yes[:, None].expand(-1, 21), *[yes] * 6)
 
     def split(self, count: int) -> list[HandTargets]:
         """`count` equal pieces, in order."""
@@ -60,13 +65,15 @@ class HandTargets:
             "joints": self.joints_known,
             "root_vertices": self.vertices_known & self.pose_known,
             "root_joints": self.joints_known & self.pose_known,
-            "keypoints": self.keypoint_known,
+            "keypoints": self.keypoint_known & self.right[:, None],
             "orientation": self.pose_known,
             "pose": self.pose_known,
             "betas": self.betas_known,
             "heatmaps": self.keypoint_known & inside,
             "heatmap_keypoints": self.keypoint_known,
             "heatmap_depths": self.joints_known,
+            "confidence": ~self.present | (self.right & self.keypoint_known.any(dim=-1)),
+            "right": self.present,
         }
 
 
@@ -116,9 +123,27 @@ def hand_loss(
         errors["heatmaps"] = heatmap_cross_entropies(logits, targets.keypoints)
         errors["heatmap_keypoints"] = _errors(keypoints, targets.keypoints.clamp(-1, 1))
         errors["heatmap_depths"] = _errors(joint_depths, target_joints[..., 2] / _DECIMETRE)
+    if output.confidence.requires_grad:  # the network has that head
+        truth = found(output, targets).to(output.confidence.dtype)
+        errors["confidence"] = binary_cross_entropy(output.confidence, truth, reduction="none")
+    if output.right.requires_grad:
+        truth = targets.right.to(output.right.dtype)
+        errors["right"] = binary_cross_entropy(output.right, truth, reduction="none")
     parts = {name: mean(name, values) for name, values in errors.items()}
     total = sum((getattr(weights, name) * part for name, part in parts.items()), start=torch.zeros_like(wrist[0, 0, 0]))
     return total, parts
+
+
+@torch.no_grad()
+def found(output: HandOutput, targets: HandTargets) -> Tensor:
+    """(B,) bool: there is a hand, and its joints are drawn within `FOUND_ERROR` of where they are, on average."""
+    known = targets.keypoint_known[..., None]
+    low = torch.where(known, targets.keypoints, torch.inf).amin(dim=1)
+    high = torch.where(known, targets.keypoints, -torch.inf).amax(dim=1)
+    keypoints = WeakPerspectiveCamera.from_vector(output.camera).project(output.joints)
+    distances = (keypoints - targets.keypoints).norm(dim=-1) * known[..., 0]
+    mean = distances.sum(dim=-1) / known.sum(dim=(1, 2)).clamp(min=1)
+    return targets.present & (mean < FOUND_ERROR * (high - low).amax(dim=-1))
 
 
 def _errors(predicted: Tensor, target: Tensor, norm: Literal["l1", "mse"] = "l1") -> Tensor:

@@ -26,14 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from handmesh.backbone_weights import load_backbone_weights
-from handmesh.checkpoint import (
-    load_latest_state,
-    load_weights,
-    read_model_weights,
-    read_record,
-    save_model,
-    save_state,
-)
+from handmesh.checkpoint import load_latest_state, load_model, load_weights, save_model, save_state
 from handmesh.config import TrainConfig, parse_config
 from handmesh.data.batches import HandBatch, RunData, open_data, training_batches
 from handmesh.distributed import Ranks, gradients_stay, joined_ranks, parallel, sync_batch_norms
@@ -47,12 +40,15 @@ from handmesh.model import DenseHead, HandMeshNet, to_device
 from handmesh.optimization import learning_rate_at, make_optimizer, set_learning_rate, update_average
 from handmesh.run_record import RunLog, write_json, write_run_record
 from handmesh.synth.dataset import Progress
+from handmesh.unfold import unfold
 from handmesh.weights import find_backbone_weights
 
 logger = logging.getLogger(__name__)
 
 # What drop path draws in a step depends on (seed, this, step, process): nothing to remember when a run goes on.
 _DROP_PATH_STREAM = 6
+_UNFOLDING_BATCHES = 16  # of 32 samples, to measure batch-norm statistics on
+_OPTIONAL_HEADS = ("confidence_head.", "right_head.")
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ def train(
         torch.manual_seed(config.seed)
         model = to_device(HandMeshNet(config.model, HandModel(hand)), device)
         if state is None:
-            start_weights(model, config)
+            start_weights(model, config, data)
         dense = to_device(DenseHead(model.backbone.pyramid_channels), device) if _wants_dense(config) else None
         learner = Learner(model, dense)
         averaged = copy.deepcopy(model).eval().requires_grad_(False)
@@ -212,26 +208,32 @@ def count_steps(config: TrainConfig, data: RunData) -> int:
     return math.ceil(config.epochs * sum(map(len, data.sources)) / config.batch_size)
 
 
-def start_weights(model: HandMeshNet, config: TrainConfig) -> None:
-    """What a run begins with, if not with random numbers. Raises CheckpointError."""
+def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> None:
+    """What a run begins with, if not with random numbers. Raises CheckpointError.
+
+    The optional heads are taken over where both models have them.
+    """
     if config.pretrained is not None:
         load_backbone_weights(model.backbone, find_backbone_weights(config.pretrained))
     if config.start_from is None:
         return
     path = bundled_model_path() if config.start_from == BUNDLED_MODEL else Path(config.start_from)
-    record = read_record(path)
-    if record["folded"]:
-        raise CheckpointError(
-            f"start_from: {path} is folded, for inference only: its branches and batch norms are gone. Start from the "
-            "model.safetensors of its run."
-        )
+    other, record = load_model(path)
+    if other.folded:
+        some = config.model_copy(update={"batch_size": 32, "steps": _UNFOLDING_BATCHES, "loader_workers": 0})
+        other = unfold(other, (batch.image for batch in training_batches(data.sources, some, 0)))
     if record["hand_sha256"] != model.hand.sha256:
         logger.warning(
             "%s was trained with another hand (sha256 %s...): its poses carry over, its shapes do not",
             path,
             record["hand_sha256"][:12],
         )
-    load_weights(model, read_model_weights(path), f"start_from: {path}")
+    own = model.state_dict()
+    fresh = {name: value for name, value in own.items() if name.startswith(_OPTIONAL_HEADS)}
+    given = {
+        name: value for name, value in other.state_dict().items() if name in own or not name.startswith(_OPTIONAL_HEADS)
+    }
+    load_weights(model, {**fresh, **given}, f"start_from: {path}")
 
 
 def write_model(

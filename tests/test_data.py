@@ -14,7 +14,7 @@ import torch
 from handmesh.camera import Intrinsics
 from handmesh.config import Augmentation, TrainConfig
 from handmesh.crop import CropTransform, upright_rotation
-from handmesh.data.augment import augment, labelled, sample_crop, scaled_effects
+from handmesh.data.augment import augment, labelled, sample_crop, scaled_effects, without_hand
 from handmesh.data.batches import (
     HandBatch,
     HeldOutPack,
@@ -292,3 +292,46 @@ def test_effects_scale_with_their_strength():
     assert scaled_effects(1.0) == whole
     assert max(vars(scaled_effects(100.0)).values()) <= 1, "probabilities stay probabilities"
     assert scaled_effects(0.0) == replace(whole, **dict.fromkeys(vars(whole), 0.0))
+
+
+def test_a_mirrored_sample_is_the_crop_in_a_mirror_and_has_keypoints_only(tiny_pack):
+    """Pixels and keypoints of a left hand; nothing that a right hand could be asked for."""
+    packed = tiny_pack[0]
+    crop = CropTransform.around_points(packed.keypoints.astype(float), 1.5, rotation=0.4)
+    image = np.zeros((64, 64, 3), np.uint8)
+    straight, mirrored = labelled(image, packed, crop), labelled(image, packed, replace(crop, mirror=True))
+    np.testing.assert_allclose(mirrored.keypoints, straight.keypoints * (-1, 1), atol=1e-6)
+    assert (bool(straight.right), bool(mirrored.right)) == (True, False)
+    assert mirrored.present
+    assert mirrored.keypoint_known.all()
+    assert not any((mirrored.pose_known, mirrored.betas_known, mirrored.joints_known, mirrored.vertices_known))
+
+
+def test_samples_without_a_hand_show_no_joint(tiny_pack, monkeypatch):
+    """What is drawn of a render lies beside the hand: no keypoint in the crop, with room to spare."""
+    drawn = []
+    monkeypatch.setattr("handmesh.data.augment.draw", lambda packed, crop, *_: drawn.append((packed, crop)) or "crop")
+    rng, backgrounds, settings = np.random.default_rng(0), Backgrounds(0, count=2), Augmentation()
+    images = [without_hand(tiny_pack[i % len(tiny_pack)], rng, settings, backgrounds, 64) for i in range(60)]
+    assert 10 < len(drawn) < 50
+    for packed, crop in drawn:
+        assert (np.abs(crop.to_ndc(packed.keypoints.astype(float))).max(axis=-1) > 1).all()
+    others = [image for image in images if not isinstance(image, str)]
+    assert all(image.shape == (64, 64, 3) and image.dtype == np.uint8 for image in others)
+
+
+def test_shares_of_mirrored_absent_and_wide_samples_are_as_asked(tiny_pack):
+    rng, backgrounds = np.random.default_rng(0), Backgrounds(0, count=2)
+    settings = Augmentation(mirrored=0.4, absent=0.25, effects=0)
+    samples = [augment(tiny_pack[i % len(tiny_pack)], rng, settings, backgrounds, 64) for i in range(400)]
+    present = [sample for sample in samples if sample.present]
+    assert len(present) / 400 == pytest.approx(0.75, abs=0.07)  # three standard deviations
+    assert np.mean([not sample.right for sample in present]) == pytest.approx(0.4, abs=0.09)
+    absent = [sample for sample in samples if not sample.present]
+    assert not any(sample.keypoint_known.any() or sample.pose_known for sample in absent)
+
+    settings = Augmentation(wide=0.5, margin=(1.2, 1.5), wide_margin=(3.0, 4.0), center_jitter=0)
+    keypoints = tiny_pack[0].keypoints
+    sides = np.array([sample_crop(keypoints, rng, settings).size for _ in range(300)])
+    extent = np.ptp(keypoints, axis=0).max()
+    assert (sides / extent > 2).mean() == pytest.approx(0.5, abs=0.1)

@@ -15,6 +15,7 @@ from handmesh.hand import HandOutput, builtin_hand
 from handmesh.losses import (
     HEATMAP_SIGMA,
     HandTargets,
+    found,
     hand_loss,
     heatmap_cross_entropies,
     label_counts,
@@ -40,8 +41,8 @@ def random_hands(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]
 
 
 def answer(camera: Tensor, pose: Tensor, betas: Tensor) -> HandOutput:
-    sure = torch.ones(len(camera))
-    return HandOutput(camera, pose, betas, *HAND(pose, betas), confidence=sure, right=sure)
+    likely = torch.full((len(camera),), 0.8)
+    return HandOutput(camera, pose, betas, *HAND(pose, betas), confidence=likely, right=likely)
 
 
 def truth_of(output: HandOutput) -> HandTargets:
@@ -145,6 +146,7 @@ def test_the_total_is_the_weighted_sum(output):
     targets = truth_of(answer(*random_hands(seed=5)))
     dense = torch.randn(3, 21, 8, 8), torch.randn(3, 21, 8, 8)
     weights = LossWeights()
+    output = with_heads(output, [0.9, 0.8, 0.7], [0.6, 0.7, 0.8])
     total, parts = hand_loss(output, dense, targets, weights)
     assert set(parts) == set(LossWeights.model_fields), "every weight has its part, every part its weight"
     expected = sum(getattr(weights, name) * part.item() for name, part in parts.items())
@@ -162,7 +164,7 @@ LABEL_PARTS = {
     "vertices_known": {"vertices", "root_vertices"},
     "pose_known": {"orientation", "pose", "root_vertices", "root_joints"},
     "betas_known": {"betas"},
-    "keypoint_known": {"keypoints", "heatmaps", "heatmap_keypoints"},
+    "keypoint_known": {"keypoints", "heatmaps", "heatmap_keypoints", "confidence"},
 }
 
 
@@ -194,6 +196,56 @@ def test_a_missing_label_switches_its_losses_off_for_that_sample_alone(label, ou
     touched = [gradient for gradient in gradients if gradient is not None]
     assert all((gradient[1] == 0).all() for gradient in touched)
     assert label == "keypoint_known" or any(gradient.abs().sum() > 0 for gradient in touched)
+
+
+def with_heads(output: HandOutput, confidence: list[float], right: list[float]) -> HandOutput:
+    values = (torch.tensor(numbers, requires_grad=True) for numbers in (confidence, right))
+    return output._replace(**dict(zip(("confidence", "right"), values, strict=True)))
+
+
+def test_confidence_learns_what_is_found():
+    """There is a hand and its joints are drawn within 0.15 of its box: a shift across that line changes the truth."""
+    output = answer(*random_hands(4))
+    targets = truth_of(output)
+    side = (targets.keypoints.amax(dim=1) - targets.keypoints.amin(dim=1)).amax(dim=-1)
+    shift = torch.tensor([0.0, 0.149, 0.151, 0.0]) * side
+    moved = targets.keypoints + torch.stack([0.6 * shift, 0.8 * shift], dim=-1)[:, None]
+    targets = replace(targets, keypoints=moved, present=torch.tensor([True, True, True, False]))
+    assert found(output, targets).tolist() == [True, True, False, False]
+    headed = with_heads(output, [0.9, 0.8, 0.7, 0.6], [0.5] * 4)
+    _, parts = hand_loss(headed, None, targets, LossWeights())
+    expected = -np.mean(np.log([0.9, 0.8, 1 - 0.7, 1 - 0.6]))
+    assert parts["confidence"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_left_hand_teaches_its_side_and_its_heatmaps_only():
+    """No right hand's pose, camera or confidence is true of it; and what shows no hand has no side."""
+    output, dense = answer(*random_hands(3)), dense_answer(0)
+    side = torch.tensor([True, False, True])
+    targets = replace(truth_of(answer(*random_hands(3, seed=5))), right=side)
+    unknown = torch.tensor([True, False, True])
+    targets = replace(targets, pose_known=unknown, betas_known=unknown, joints_known=unknown, vertices_known=unknown)
+    headed = with_heads(output, [0.9, 0.8, 0.7], [0.6, 0.7, 0.8])
+    _, parts = hand_loss(headed, dense, targets, LossWeights())
+    others = [0, 2]
+    kept = HandTargets(*(value[others] for value in vars(targets).values()))
+    of_others = hand_loss(
+        HandOutput(*(value[others] for value in headed)), tuple(value[others] for value in dense), kept, LossWeights()
+    )[1]
+    alone = {
+        name for name in parts if abs(parts[name].item() - of_others[name].item()) > 1e-6 * abs(parts[name].item())
+    }
+    assert alone == {"right", "heatmaps", "heatmap_keypoints"}
+    assert parts["right"].item() == pytest.approx(-np.mean(np.log([0.6, 1 - 0.7, 0.8])), rel=1e-5)
+    nothing = replace(kept, present=torch.tensor([True, False]))
+    assert hand_loss(HandOutput(*(value[others] for value in headed)), None, nothing, LossWeights())[1][
+        "right"
+    ].item() == pytest.approx(-np.log(0.6), rel=1e-5)
+
+
+def test_heads_that_a_network_lacks_cost_nothing(output):
+    _, parts = hand_loss(output, None, truth_of(output), LossWeights())
+    assert not {"confidence", "right"} & set(parts)
 
 
 def test_without_any_label_there_is_no_loss(output):

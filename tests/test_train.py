@@ -14,15 +14,16 @@ import yaml
 from handmesh.backbone import build_backbone
 from handmesh.checkpoint import load_latest_state, load_model
 from handmesh.config import parse_config
+from handmesh.data.batches import open_data
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.held_out import evaluate_held_out
 from handmesh.losses import HandTargets
 from handmesh.mano import HandModel
-from handmesh.model import DenseHead
+from handmesh.model import DenseHead, HandMeshNet
 from handmesh.optimization import make_optimizer, set_learning_rate, update_average
 from handmesh.rotation import matrix_from_vector
-from handmesh.train import train
+from handmesh.train import start_weights, train
 from handmesh.weights import add_backbone_weights
 
 
@@ -272,3 +273,41 @@ def test_training_starts_from_weights_that_were_added(tiny_config, tmp_path, mon
         torch.testing.assert_close(trained[name], weights[name], rtol=1e-3, atol=1e-5)
     with pytest.raises(CheckpointError, match="no weights named 'absent'"):
         train(tiny_config(pretrained="absent"), tmp_path / "other")
+
+
+HEADS = {"backbone": "fastvit_t8", "resolution": 64, "confidence_head": True, "handedness_head": True}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "deploy.safetensors"])
+def test_training_goes_on_from_another_runs_model(name, tiny_config, tmp_path):
+    """As trained, or folded for shipping (then it is unfolded); a head that the other lacks starts anew."""
+    train(tiny_config(steps=2, evaluate_every=2), tmp_path / "first")
+    start = tmp_path / "first" / name
+    second = tiny_config(steps=2, log_every=1, model=HEADS, start_from=str(start))
+    data = open_data(second, builtin_hand())
+    network = HandMeshNet(second.model, HandModel(builtin_hand()))
+    start_weights(network, second, data)
+    other, _ = load_model(start)
+    image = torch.from_numpy(data.held_out[0].still(0, 64).image[None])
+    with torch.no_grad():
+        ours, theirs = (one.eval()(image).vertices for one in (network, other))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    train(second, tmp_path / "second")
+    losses = [line for line in records(tmp_path / "second") if "total" in line]
+    assert all(np.isfinite(line["confidence"] + line["right"]) for line in losses)
+
+
+def test_heads_that_are_not_wanted_are_left_behind(tiny_config, tmp_path):
+    train(tiny_config(steps=1, model=HEADS), tmp_path / "headed")
+    plain = tiny_config(start_from=str(tmp_path / "headed" / "model.safetensors"))
+    network = HandMeshNet(plain.model, HandModel(builtin_hand()))
+    start_weights(network, plain, open_data(plain, builtin_hand()))
+    assert network.confidence_head is None
+
+
+def test_another_architecture_cannot_be_started_from(tiny_config, tmp_path):
+    train(tiny_config(steps=1), tmp_path / "t8")
+    start = str(tmp_path / "t8" / "model.safetensors")
+    other = tiny_config(model={"backbone": "fastvit_t12", "resolution": 64}, start_from=start)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train(other, tmp_path / "t12")

@@ -15,6 +15,8 @@ from handmesh.crop import CropTransform, upright_rotation
 from handmesh.data.sample import HandSample, hand_sample
 from handmesh.synth import Backgrounds, CameraEffects, PackedSample, camera_effects, place_on_background
 
+_ATTEMPTS_BESIDE = 8  # crops tried until one shows none of the hand
+
 
 def augment(
     packed: PackedSample,
@@ -24,7 +26,46 @@ def augment(
     resolution: int,
 ) -> HandSample:
     """One way a camera and a hand detector could have delivered this render, as a (resolution, resolution) crop."""
+    if settings.absent and rng.random() < settings.absent:
+        return hand_sample(without_hand(packed, rng, settings, backgrounds, resolution), present=False)
     crop = sample_crop(packed.keypoints, rng, settings)
+    return labelled(draw(packed, crop, rng, settings, backgrounds, resolution), packed, crop)
+
+
+def without_hand(
+    packed: PackedSample,
+    rng: np.random.Generator,
+    settings: Augmentation,
+    backgrounds: Backgrounds,
+    resolution: int,
+) -> NDArray[np.uint8]:
+    """A crop that shows no joint: forearm, sleeve or held thing from beside the hand, or a picture with no hand at all.
+
+    Half and half, but where nothing lies beside the hand it is the latter.
+    """
+    points = packed.keypoints.astype(np.float64)
+    middle, extent = points.mean(axis=0), float(np.ptp(points, axis=0).max())
+    for _ in range(_ATTEMPTS_BESIDE if rng.random() < 0.5 else 0):
+        side = extent * math.exp(rng.uniform(math.log(0.25), 0))
+        angle, away = rng.uniform(-math.pi, math.pi), rng.uniform(0.5, 1.0) * (extent + side)
+        center = (float(middle[0] + away * math.cos(angle)), float(middle[1] + away * math.sin(angle)))
+        crop = CropTransform(center, side, rng.uniform(-math.pi, math.pi))
+        if (np.abs(crop.to_ndc(points)).max(axis=-1) > 1.1).all():
+            return draw(packed, crop, rng, settings, backgrounds, resolution)
+    clutter = rng.random() < 0.7
+    image = backgrounds.sample_distractor(rng, resolution) if clutter else backgrounds.sample(rng, resolution)
+    return camera_effects(rng, image, scaled_effects(settings.effects)) if settings.effects else image
+
+
+def draw(
+    packed: PackedSample,
+    crop: CropTransform,
+    rng: np.random.Generator,
+    settings: Augmentation,
+    backgrounds: Backgrounds,
+    resolution: int,
+) -> NDArray[np.uint8]:
+    """The crop's pixels, on a new background and through a new camera."""
     # Beyond the render's frame its edge goes on, so that a forearm does not end in the middle of the picture.
     foreground = crop.warp(np.ascontiguousarray(packed.image), resolution, cv2.BORDER_REPLICATE)
     color, alpha = np.ascontiguousarray(foreground[..., :3]), np.ascontiguousarray(foreground[..., 3])
@@ -34,7 +75,7 @@ def augment(
         image = cv2.multiply(image, cv2.cvtColor(inside, cv2.COLOR_GRAY2BGR), scale=1 / 255)
     if settings.effects:
         image = camera_effects(rng, image, scaled_effects(settings.effects))
-    return labelled(image, packed, crop)
+    return image
 
 
 def sample_crop(keypoints: NDArray[np.float32], rng: np.random.Generator, settings: Augmentation) -> CropTransform:
@@ -43,19 +84,26 @@ def sample_crop(keypoints: NDArray[np.float32], rng: np.random.Generator, settin
         rotation = upright_rotation(keypoints) + rng.normal(0, settings.upright_noise)
     else:
         rotation = rng.uniform(-math.pi, math.pi)
-    side = math.exp(rng.uniform(*np.log(settings.margin)))
-    crop = CropTransform.around_points(keypoints, margin=side, rotation=rotation)
+    wide = settings.wide > 0 and rng.random() < settings.wide
+    side = math.exp(rng.uniform(*np.log(settings.wide_margin if wide else settings.margin)))
+    mirror = settings.mirrored > 0 and rng.random() < settings.mirrored
+    crop = CropTransform.around_points(keypoints, margin=side, rotation=rotation, mirror=mirror)
     jitter = np.clip(rng.normal(0, 0.5, 2), -1, 1) * settings.center_jitter * crop.size
     return replace(crop, center=(crop.center[0] + float(jitter[0]), crop.center[1] + float(jitter[1])))
 
 
 def labelled(image: NDArray[np.uint8], packed: PackedSample, crop: CropTransform) -> HandSample:
-    """The labels of `packed` in the axes of `crop`; joints and vertices follow from pose and betas."""
+    """The labels of `packed` in the axes of `crop`; joints and vertices follow from pose and betas.
+
+    A mirrored crop shows a left hand, of which no right hand's pose is true: its keypoints alone are labels.
+    """
+    keypoints = crop.to_ndc(packed.keypoints.astype(np.float64))
+    if crop.mirror:
+        return hand_sample(image, keypoints=keypoints, right=False)
     camera = Intrinsics.from_matrix(packed.intrinsics)
     R = crop.crop_from_image_axes @ camera.facing_from_cam(crop.center)
     pose = packed.pose.astype(np.float64)
     pose[0] = R @ pose[0]
-    keypoints = crop.to_ndc(packed.keypoints.astype(np.float64))
     return hand_sample(image, keypoints=keypoints, pose=pose, betas=np.array(packed.betas))
 
 

@@ -267,6 +267,8 @@ class HandBatch(NamedTuple):
     vertices_known: Tensor
     pose_known: Tensor
     betas_known: Tensor
+    present: Tensor
+    right: Tensor
 
     def split(self, count: int) -> list[HandBatch]:
         """`count` equal pieces, in order."""

@@ -37,6 +37,8 @@ class HandSample(NamedTuple):
     vertices_known: Flags  # ()
     pose_known: Flags  # ()
     betas_known: Flags  # ()
+    present: Flags  # () is there a hand? If not, nothing else is known
+    right: Flags  # () a hand seen in a mirror is a left one: of that only keypoints are known
 
 
 def hand_sample(
@@ -48,6 +50,8 @@ def hand_sample(
     vertices: ArrayLike | None = None,
     pose: ArrayLike | None = None,
     betas: ArrayLike | None = None,
+    present: bool = True,
+    right: bool = True,
 ) -> HandSample:
     """A sample of the labels that are known; None = not known. `keypoint_known`: which of the keypoints; None = all."""
     seen = np.full(len(JOINT_NAMES), keypoints is not None)
@@ -63,6 +67,8 @@ def hand_sample(
         vertices_known=np.array(vertices is not None),
         pose_known=np.array(pose is not None),
         betas_known=np.array(betas is not None),
+        present=np.array(present),
+        right=np.array(right),
     )
 
 
