@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from handmesh.backbone import build_backbone
 from handmesh.checkpoint import load_latest_state, load_model
 from handmesh.config import parse_config
 from handmesh.data.batches import open_data
+from handmesh.distributed import Ranks
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.held_out import evaluate_held_out
@@ -25,6 +27,18 @@ from handmesh.optimization import make_optimizer, set_learning_rate, update_aver
 from handmesh.rotation import matrix_from_vector
 from handmesh.train import start_weights, train
 from handmesh.weights import add_backbone_weights
+
+ALONE = Ranks(torch.device("cpu"))
+
+
+@dataclass
+class SixHands:
+    """A set whose answers are given elsewhere."""
+
+    name: str
+
+    def __len__(self) -> int:
+        return 6
 
 
 class KilledError(Exception):
@@ -141,8 +155,12 @@ def test_a_run_leaves_a_record_of_itself(tiny_config, tmp_path):
     assert steps == [1, 2, 2]
     scores = records(tmp_path / "run")[-1]["held_out"]
     model, record = load_model(path)
-    assert record["training"] == {"steps": 2, "samples": 4, "held_out": scores}
+    assert record["training"] == {"steps": 2, "samples": 4, "held_out": scores, "selected_by": "last evaluation"}
     assert not model.folded
+    final = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert final["held_out"] == scores
+    assert (final["steps"], final["of_steps"], final["remark"]) == (2, 2, None)
+    assert final["hand"] == {"name": "builtin", "sha256": builtin_hand().sha256}
     assert all(np.isfinite(value) for value in scores.values())
 
 
@@ -229,13 +247,13 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
     vertices, joints = HandModel(builtin_hand())(pose, betas)
     camera = torch.tensor([6.0, 0.1, -0.1]).expand(6, 3)
     keypoints = 6.0 * (joints[..., :2] + torch.tensor([0.1, -0.1]))
-    targets = HandTargets(keypoints, joints, vertices, pose, betas)
+    targets = HandTargets.complete(keypoints, joints, vertices, pose, betas)
 
     sure = torch.ones(6)
 
     def scores(output: HandOutput) -> dict[str, float]:
-        monkeypatch.setattr("handmesh.train.predict_held_out", lambda *_: iter([(output, targets)]))
-        return evaluate_held_out(lively_network, None, 64)
+        monkeypatch.setattr("handmesh.held_out.predict_samples", lambda *_: (output, targets))
+        return evaluate_held_out(lively_network, [SixHands("upright"), SixHands("any_turn")], ALONE)
 
     perfect = scores(HandOutput(camera, pose, betas, vertices, joints, sure, sure))
     for name in ("upright", "any_turn"):
@@ -243,7 +261,7 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
         assert perfect[f"{name}_pa_mpvpe_mm"] < 1e-3
         assert perfect[f"{name}_keypoint_box_error"] < 1e-6
         assert perfect[f"{name}_palm_flipped_share"] == 0
-    assert 2 < perfect["constant_hand_pa_mpjpe_mm"] < 40
+    assert 2 < perfect["upright_constant_hand_pa_mpjpe_mm"] < 40
 
     flipped = pose.clone()
     flipped[:2, 0] = pose[:2, 0] @ torch.diag(torch.tensor([1.0, -1.0, -1.0]))

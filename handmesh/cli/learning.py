@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,26 +22,33 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one setting; repeatable.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    hand_model: Annotated[
+        str | None, typer.Option(metavar="builtin|mano", help="The hand to train; default: the config's model.hand.")
+    ] = None,
 ) -> None:
-    """Train a model.
+    """Train a model; with torchrun in front, in several processes and on several machines.
 
     Examples:
       handmesh train configs/synthetic_t8.yaml
 
       handmesh train configs/synthetic_t8.yaml --set steps=100000 --set threads=4 --out runs/long
 
-      handmesh train configs/synthetic_t8.yaml --resume
+      handmesh train configs/freihand_ma36.yaml --resume
+
+      torchrun --nproc-per-node 8 -m handmesh train configs/freihand_ma36.yaml
     """
     from handmesh.config import load_config
     from handmesh.train import Progressed
     from handmesh.train import train as run_training
 
-    logging.getLogger("handmesh").setLevel(logging.INFO)
-    settings = load_config(config, set_ or [])
+    first = os.environ.get("RANK", "0") == "0"  # torchrun's number of this process: one of them speaks
+    logging.getLogger("handmesh").setLevel(logging.INFO if first else logging.WARNING)
+    hand = [] if hand_model is None else [f"model.hand={parse_hand_model(hand_model)}"]
+    settings = load_config(config, [*(set_ or []), *hand])
     directory = out or Path("runs") / config.stem
     with progress_bar() as progress:
         rendering = progress.add_task("rendering", total=None, visible=False)
-        training = progress.add_task("training", total=settings.steps, visible=False)
+        training = progress.add_task("training", total=None, visible=False)
 
         def on_render(done: int, total: int) -> None:
             progress.update(rendering, completed=done, total=total, visible=done < total)
@@ -51,10 +59,11 @@ def train(
                 f"vertices {1000 * now.losses['vertices']:.1f} mm  {now.images_per_second:.0f} images/s  "
                 f"waiting for data {now.waiting_share:.0%}"
             )
-            progress.update(training, completed=now.step, visible=True, description=text)
+            progress.update(training, completed=now.step, total=now.steps, visible=True, description=text)
 
         path = run_training(settings, directory, resume=resume, on_progress=on_progress, on_render=on_render)
-    say(f"Done: {path}")
+    if first:
+        say(f"Done: {path}")
 
 
 def synth(
