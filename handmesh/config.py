@@ -57,6 +57,7 @@ class Augmentation(Settings):
     margin: tuple[float, float] = (1.15, 2.2)  # crop side over the keypoints' box
     center_jitter: float = Field(default=0.12, ge=0)  # of the crop's side, standard deviation 0.5 of this
     effects: float = Field(default=1.0, ge=0)  # strength of blur, noise, JPEG and colour changes
+    amplitude_mix: float = Field(default=0.15, ge=0, le=1)  # share that takes on coarse colours of another background
     photo_edge: float = Field(default=0.2, ge=0, le=1)  # share of samples that are black beyond the render's frame
 
 
