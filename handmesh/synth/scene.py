@@ -57,8 +57,8 @@ class SceneSettings:
     crop_share: tuple[float, float] = (0.45, 0.95)
     off_center: float = 0.06  # standard deviation of the box centre, share of the image
     off_axis: float = 0.14  # radians, standard deviation of the hand's direction from the optical axis, per axis
-    sleeve: float = 0.50
-    bracelet: float = 0.12
+    sleeve: float = 0.40
+    bracelet: float = 0.25  # or a watch, where there is no sleeve
     object: float = 0.85  # for poses that hold something (a third of all): real hand photos are often of hands in use
     stray_object: float = 0.08  # near the hand, whatever the pose
     occluder: float = 0.16  # something flat in front of the camera's view of the hand
