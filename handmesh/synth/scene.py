@@ -414,8 +414,8 @@ class SceneRenderer:
         kernels.shade(
             scene.inverse_depth, self._z, self._face_id, self._weight_0, self._weight_1, scene.faces, scene.materials,
             scene.vertices, normals, scene.attributes, gradients, lights.direction, self._shadow, right, up, low_a,
-            low_b, scale, self._arm.nails, self._arm.creases, self._noise, look, self.supersample, color, alpha,
-            hand_share,
+            low_b, scale, self._arm.nails, self._arm.creases, self._arm.tendons, self._noise, look, self.supersample,
+            color, alpha, hand_share,
         )  # fmt: skip
         kernels.encode_premultiplied(color, alpha, image)
         return image, (alpha * 255 + 0.5).astype(np.uint8), (hand_share * 255 + 0.5).astype(np.uint8)
