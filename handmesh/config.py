@@ -117,6 +117,7 @@ class Augmentation(Settings):
     mirrored: float = Field(default=0.0, ge=0, le=1)
     absent: float = Field(default=0.0, ge=0, le=1)
     effects: float = Field(default=1.0, ge=0)  # strength of blur, noise, JPEG and colour changes
+    amplitude_mix: float = Field(default=0.15, ge=0, le=1)  # share that takes on coarse colours of another background
     photo_edge: float = Field(default=0.2, ge=0, le=1)  # share of samples that are black beyond the render's frame
 
 

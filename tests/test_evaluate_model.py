@@ -92,10 +92,11 @@ def test_the_truth_comes_out_where_it_is(data, protocol, side):
     assert evaluation.rigid["pa_mpvpe_mm"] < 1e-3  # not as mirror images
     assert evaluation.root_relative_mpjpe_mm < 1e-6  # orientation and size are right, too
     assert evaluation.camera_coordinates
-    # What is left is the weak-perspective camera: a few percent of the distance, a few pixels.
+    # What is left is the weak-perspective camera: a few pixels, and of the distance about the square of depth over
+    # distance (6 % for a hand that reaches 0.1 m to both sides of its middle at 0.42 m, the nearest one here).
     distance = np.linalg.norm(asked.truth.joints.mean(axis=1), axis=1)
     middle = (answers.points.joints - asked.truth.joints).mean(axis=1)
-    assert (np.linalg.norm(middle, axis=1) < 0.05 * distance).all()
+    assert (np.linalg.norm(middle, axis=1) < 0.08 * distance).all()
     assert metrics.keypoint_box_error(asked.keypoints, answers.keypoints).max() < 0.08
     assert (answers.remark is not None) == (protocol == "box-from-test-labels")
 

@@ -13,7 +13,14 @@ from handmesh.camera import Intrinsics
 from handmesh.config import Augmentation
 from handmesh.crop import CropTransform, upright_rotation
 from handmesh.data.sample import HandSample, hand_sample
-from handmesh.synth import Backgrounds, CameraEffects, PackedSample, camera_effects, place_on_background
+from handmesh.synth import (
+    Backgrounds,
+    CameraEffects,
+    PackedSample,
+    camera_effects,
+    mix_amplitude,
+    place_on_background,
+)
 
 _ATTEMPTS_BESIDE = 8  # crops tried until one shows none of the hand
 
@@ -70,6 +77,8 @@ def draw(
     foreground = crop.warp(np.ascontiguousarray(packed.image), resolution, cv2.BORDER_REPLICATE)
     color, alpha = np.ascontiguousarray(foreground[..., :3]), np.ascontiguousarray(foreground[..., 3])
     image = place_on_background(rng, color, alpha, backgrounds.sample(rng, resolution))
+    if rng.random() < settings.amplitude_mix:
+        image = mix_amplitude(rng, image, backgrounds.sample(rng, resolution))
     if rng.random() < settings.photo_edge:
         inside = crop.warp(np.full(packed.image.shape[:2], 255, np.uint8), resolution)
         image = cv2.multiply(image, cv2.cvtColor(inside, cv2.COLOR_GRAY2BGR), scale=1 / 255)

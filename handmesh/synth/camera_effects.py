@@ -22,8 +22,8 @@ Floats = NDArray[Any]
 class CameraEffects:
     """Strengths and probabilities; the defaults suit images of 100 to 300 px. All zero: the image is returned as is.
 
-    Colour is changed gently by default: strong colour changes cost accuracy on real photographs, because colour tells
-    the palm from the back of the hand.
+    Colour is mostly changed gently: strong colour changes cost accuracy on real photographs, because colour tells the
+    palm from the back of the hand. The rare strong ones stand for lamps and cameras that do it.
     """
 
     white_balance: float = 0.06  # standard deviation of each channel's gain

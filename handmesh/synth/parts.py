@@ -112,6 +112,15 @@ class ArmTopology:
         ]
         self.dorsality = dorsality
         self.creases = _palm_lines(hand, axes)
+        place = {name: (1000 * axes @ joint)[:2] for name, joint in zip(MANO_JOINT_NAMES, hand.J, strict=True)}
+        # (4, 4) extensor tendons, segments in the rest plane in millimetres, from each knuckle towards the wrist.
+        self.tendons = np.array(
+            [
+                [*place[name], *(0.25 * place[name] + 0.75 * place["wrist"])]
+                for name in ("index_mcp", "middle_mcp", "ring_mcp", "pinky_mcp")
+            ],
+            np.float32,
+        )
 
     def _in_plane(self, loop: Floats) -> tuple[Floats, Floats]:
         """Wrist loop (n, 3) -> (lateral, dorsal) coordinates around its centre (n, 2), the centre (3,)."""
@@ -554,6 +563,7 @@ def sample_look(
         fresnel=rng.uniform(0.3, 1),
         mottle=rng.uniform(*settings.mottle),
         veins=max(rng.normal(0.25, 0.35), 0),
+        tendons=max(rng.normal(0.5, 0.6), 0),
         redness=rng.uniform(0.05, 0.38) * (1 - 0.4 * skin.darkness),
         wrap_red=0.21 * wrap,
         wrap_green=0.13 * wrap,

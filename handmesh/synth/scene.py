@@ -22,7 +22,7 @@ from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, Han
 from handmesh.synth import objects, parts
 from handmesh.synth import shade as kernels
 from handmesh.synth.backgrounds import Backgrounds, skin_color
-from handmesh.synth.camera_effects import CameraEffects, camera_effects, place_on_background
+from handmesh.synth.camera_effects import CameraEffects, camera_effects, mix_amplitude, place_on_background
 from handmesh.synth.pose_prior import PosePrior, PoseSettings, bone_segments, forward_kinematics
 from handmesh.synth.shade import Channel, Look, Material
 
@@ -57,8 +57,8 @@ class SceneSettings:
     crop_share: tuple[float, float] = (0.45, 0.95)
     off_center: float = 0.06  # standard deviation of the box centre, share of the image
     off_axis: float = 0.14  # radians, standard deviation of the hand's direction from the optical axis, per axis
-    sleeve: float = 0.50
-    bracelet: float = 0.12
+    sleeve: float = 0.40
+    bracelet: float = 0.25  # or a watch, where there is no sleeve
     object: float = 0.85  # for poses that hold something (a third of all): real hand photos are often of hands in use
     stray_object: float = 0.08  # near the hand, whatever the pose
     occluder: float = 0.16  # something flat in front of the camera's view of the hand
@@ -72,6 +72,7 @@ class SceneSettings:
     skin: parts.SkinSettings = field(default_factory=parts.SkinSettings)
     white_balance: float = 0.6  # share of the light's colour that the camera removes; 1 all, 0 none (not a probability)
     shadow: float = 0.5  # drop shadow on the background
+    amplitude_mix: float = 0.10  # finished photographs that take on another background's coarse colours
     # Fewer joints than this share inside the image and clear of other things (forearm, object, sleeve), and the scene
     # is drawn again: what cannot be seen teaches nothing. Fingers behind fingers do not count, or fists would be rare;
     # the second number bounds them, too.
@@ -193,6 +194,8 @@ class SceneRenderer:
         sample = self.render_foreground(rng)
         background = self.backgrounds.sample(rng, self.size)
         image = place_on_background(rng, sample.image, sample.alpha, background, self.settings.shadow)
+        if rng.random() < self.settings.amplitude_mix:
+            image = mix_amplitude(rng, image, self.backgrounds.sample(rng, self.size))
         return replace(sample, image=camera_effects(rng, image, self.settings.effects))
 
     def render_foreground(self, rng: np.random.Generator) -> SyntheticSample:
@@ -411,8 +414,8 @@ class SceneRenderer:
         kernels.shade(
             scene.inverse_depth, self._z, self._face_id, self._weight_0, self._weight_1, scene.faces, scene.materials,
             scene.vertices, normals, scene.attributes, gradients, lights.direction, self._shadow, right, up, low_a,
-            low_b, scale, self._arm.nails, self._arm.creases, self._noise, look, self.supersample, color, alpha,
-            hand_share,
+            low_b, scale, self._arm.nails, self._arm.creases, self._arm.tendons, self._noise, look, self.supersample,
+            color, alpha, hand_share,
         )  # fmt: skip
         kernels.encode_premultiplied(color, alpha, image)
         return image, (alpha * 255 + 0.5).astype(np.uint8), (hand_share * 255 + 0.5).astype(np.uint8)

@@ -64,6 +64,7 @@ class Look(NamedTuple):
     fresnel: Any
     mottle: Any  # blotches of blood and pigment
     veins: Any
+    tendons: Any  # ridges on the back of the hand
     redness: Any
     wrap_red: Any  # how far light wraps around the terminator (cheap subsurface scattering)
     wrap_green: Any
@@ -413,7 +414,7 @@ def rasterize(x, y, inverse_depth, faces, depth, face_id, weight_0, weight_1):
 
 
 @njit(**_FAST)
-def _skin_relief(table, x, y, z, finger, dorsal, hand, low_noise, look):
+def _skin_relief(table, x, y, z, finger, dorsal, hand, low_noise, tendons, look):
     """Gradient of the micro relief (millimetres): along rest x, y, z and along the finger coordinate."""
     seed = int(look.seed)
     _, ax, ay, az = _noise_gradient(table, x * f4(0.42), y * f4(0.30), z * f4(0.42), seed)
@@ -431,7 +432,22 @@ def _skin_relief(table, x, y, z, finger, dorsal, hand, low_noise, look):
                     w, phase = np.exp(-t * t * f4(28)), t * f4(38) + f4(2) * low_noise
                     slope = f4(38) * np.cos(phase) - f4(56) * t * np.sin(phase)
                     along_finger += look.knuckle_wrinkles * back * f4(0.55) * w * slope
-            if finger < f4(0.3) and look.veins > f4(0):  # tendons and veins run along the back of the hand
+            if finger < f4(0.2) and look.tendons > f4(0):  # ridges of 0.5 mm from the knuckles towards the wrist
+                for e in range(tendons.shape[0]):
+                    bx, by = tendons[e, 2] - tendons[e, 0], tendons[e, 3] - tendons[e, 1]
+                    dx, dy = x - tendons[e, 0], y - tendons[e, 1]
+                    length = bx * bx + by * by
+                    t = (dx * bx + dy * by) / length
+                    if t < f4(-0.12) or t > f4(1):
+                        continue
+                    q = f4(1) / np.sqrt(length)
+                    d = (dx * by - dy * bx) * q  # millimetres beside the tendon
+                    if abs(d) < f4(6):
+                        k = look.tendons * back * (f4(1) - _smoothstep(f4(0.45), f4(1), t))
+                        k *= _smoothstep(f4(-0.12), f4(0), t) * f4(-0.19) * d * np.exp(-d * d * f4(0.16))
+                        gx += k * by * q
+                        gy -= k * bx * q
+            if finger < f4(0.3) and look.veins > f4(0):  # veins run along the back of the hand
                 n, vx, vy, vz = _noise_gradient(table, x * f4(0.11), y * f4(0.028), z * f4(0.11), seed + 3)
                 if abs(n) < f4(0.25):
                     k = -look.veins * back * f4(3.2) * (f4(1) - _smoothstep(f4(0), f4(0.3), finger))
@@ -596,7 +612,7 @@ def _key_light_share(px, py, pz, direction, depth, right, up, low_a, low_b, scal
 @njit(**_FAST)
 def _shade_sample(
     row, column, inverse_depth, face_id, weight_0, weight_1, faces, materials, vertices, normals, attributes,
-    gradients, light, depth, right, up, low_a, low_b, scale, nails, creases, table, look, out,
+    gradients, light, depth, right, up, low_a, low_b, scale, nails, creases, tendons, table, look, out,
 ):  # fmt: skip
     """Linear RGB of one sample, written to `out` (3,)."""
     f = face_id[row, column]
@@ -646,7 +662,7 @@ def _shade_sample(
         m2 = _noise(table, x * f4(0.5), y * f4(0.5), z * f4(0.5), seed + 8)
         dr, dg, db = _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2, look)
         red, green, blue = red * np.exp(-dr), green * np.exp(-dg), blue * np.exp(-db)
-        gx, gy, gz, gs = _skin_relief(table, x, y, z, finger, dorsal, hand, m1, look)
+        gx, gy, gz, gs = _skin_relief(table, x, y, z, finger, dorsal, hand, m1, tendons, look)
         da = (gx * (p1[0] - p0[0]) + gy * (p1[1] - p0[1]) + gz * (p1[2] - p0[2]) + gs * (p1[7] - p0[7])) * f4(0.001)
         db = (gx * (p2[0] - p0[0]) + gy * (p2[1] - p0[1]) + gz * (p2[2] - p0[2]) + gs * (p2[7] - p0[7])) * f4(0.001)
         gx = da * gradients[f, 0] + db * gradients[f, 3]
@@ -729,7 +745,8 @@ def _shade_sample(
 @njit(**_FAST)
 def shade(
     inverse_depth, z_buffer, face_id, weight_0, weight_1, faces, materials, vertices, normals, attributes, gradients,
-    light, depth, right, up, low_a, low_b, scale, nails, creases, table, look, supersample, color, alpha, hand_share,
+    light, depth, right, up, low_a, low_b, scale, nails, creases, tendons, table, look, supersample, color, alpha,
+    hand_share,
 ):  # fmt: skip
     """Shade every covered pixel: once where its samples agree, sample by sample at edges of depth or material.
 
@@ -772,7 +789,7 @@ def shade(
                         _shade_sample(
                             j, i, inverse_depth, face_id, weight_0, weight_1, faces, materials, vertices, normals,
                             attributes, gradients, light, depth, right, up, low_a, low_b, scale, nails, creases,
-                            table, look, out,
+                            tendons, table, look, out,
                         )  # fmt: skip
                         for c in range(3):
                             color[y, x, c] += out[c] * weight
