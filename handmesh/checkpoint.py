@@ -1,6 +1,7 @@
 """Models on disk. A model file is safetensors: weights plus one JSON record, from which it rebuilds its own network.
 
-It never contains a hand model's arrays: it names the hand it was trained with by its SHA-256 and refuses another.
+It never contains a hand model's arrays: it names the hand it was trained with ("builtin" or "mano") and its SHA-256,
+and refuses another.
 Training state (`save_state`, `load_latest_state`) is apart: it also holds the optimiser and the position in the run.
 Every file is written under another name first and then moved into place: nobody ever sees half a file.
 """
@@ -24,8 +25,7 @@ from safetensors.torch import save as serialize
 
 from handmesh.config import ModelConfig
 from handmesh.errors import CheckpointError
-from handmesh.hand import builtin_hand
-from handmesh.mano import HandModel
+from handmesh.mano import HandModel, load_hand
 from handmesh.model import HandMeshNet
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,8 @@ def read_record(path: Path) -> dict[str, Any]:
 def load_model(path: Path) -> tuple[HandMeshNet, dict[str, Any]]:
     """Rebuild the network from its own file -> (model in evaluation mode, record). float32 whatever was stored.
 
-    Raises CheckpointError when the file is missing, damaged, from another version, or was trained with another hand.
+    Raises CheckpointError when the file is missing, damaged, from another version, or was trained with another hand;
+    AssetError, with instructions, when it was trained with MANO and no MANO file was added here.
     """
     record = read_record(path)
     try:
@@ -111,11 +112,16 @@ def load_model(path: Path) -> tuple[HandMeshNet, dict[str, Any]]:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise CheckpointError(f"{path}: its model settings are not ones this version knows: {problems}.") from error
-    hand = HandModel(builtin_hand())
+    hand = HandModel(load_hand(config.hand))
     if record["hand_sha256"] != hand.sha256:
+        advice = (
+            "use the handmesh version it was made with"
+            if config.hand == "builtin"
+            else "give `handmesh mano add` the MANO_RIGHT.pkl it was trained with"
+        )
         raise CheckpointError(
-            f"{path} was trained with another hand model (sha256 {record['hand_sha256'][:12]}..., this one is "
-            f"{hand.sha256[:12]}...). Its answers would be wrong: use the handmesh version it was made with."
+            f"{path} was trained with another hand model (sha256 {record['hand_sha256'][:12]}..., the {config.hand!r} "
+            f"hand here is {hand.sha256[:12]}...). Its answers would be wrong: {advice}."
         )
     model = HandMeshNet(config, hand)
     if record["folded"]:

@@ -32,7 +32,8 @@ class ModelConfig(Settings):
     backbone: BackboneName = "fastvit_ma36"
     resolution: int = Field(default=224, ge=64, multiple_of=32)  # pixels, side of the crop; the paper uses 224
     drop_path: float = Field(default=0.0, ge=0, lt=1)
-    hand: Literal["builtin"] = "builtin"
+    # Whose hand it answers with: ours, or the MANO files that `handmesh mano add` brought. Part of the network.
+    hand: Literal["builtin", "mano"] = "builtin"
     # Two more single layers on the pooled features; the paper has neither.
     confidence_head: bool = False  # a hand, and well found?
     handedness_head: bool = False  # does the crop show a right hand, or (unmirrored) a left one?

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import CheckpointError
-from handmesh.hand import HandArrays, HandOutput, builtin_hand
+from handmesh.hand import HandArrays, HandOutput
+from handmesh.mano_file import load_hand
 
 BUNDLED_MODEL = "handmesh_t8"
 
@@ -32,7 +33,10 @@ class TorchEngine:
     """PyTorch, float32, train-time branches folded away."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        """Raises CheckpointError. `threads`: torch's intra-op threads for the whole process; None leaves them alone."""
+        """Raises CheckpointError, and AssetError where the model's hand is MANO's and MANO was not added.
+
+        `threads`: torch's intra-op threads for the whole process; None leaves them alone.
+        """
         import torch
 
         from handmesh.checkpoint import load_model
@@ -46,7 +50,7 @@ class TorchEngine:
         folded = model if model.folded else model.reparameterize()
         self._model = to_device(folded, self._device).eval()
         self.resolution = model.config.resolution
-        self.hand = builtin_hand()
+        self.hand = load_hand(model.config.hand)
         self.name = f"torch {torch.__version__.split('+')[0]} float32 on {self._device}"
 
     def __call__(self, crops: NDArray[np.uint8]) -> HandOutput:

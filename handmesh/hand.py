@@ -203,9 +203,14 @@ def _check_values(values: dict[str, Any], source: str) -> None:
             raise AssetError(f"{source}: rows of {name} sum to one only within {error:.2g}.")
 
 
-@cache
 def builtin_hand(handedness: Handedness = Handedness.RIGHT) -> HandArrays:
     """The licence-free hand that ships with the package (made by `python -m handmesh.builtin_hand`)."""
+    return _builtin_hand(handedness)
+
+
+@cache  # by value: a default that is left out would be another key
+def _builtin_hand(handedness: Handedness) -> HandArrays:
+    if handedness != Handedness.RIGHT:
+        return builtin_hand().mirrored()
     with resources.as_file(resources.files("handmesh") / "assets" / "builtin_right.npz") as path:
-        right = HandArrays.load(path)
-    return right if handedness == Handedness.RIGHT else right.mirrored()
+        return HandArrays.load(path)

@@ -107,6 +107,22 @@ def model_file(lively_network, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture
+def stand_in_mano(tmp_path, monkeypatch) -> Any:
+    """A hand in MANO's format, added as MANO: ours, a little larger and with a mean pose. -> its arrays."""
+    from dataclasses import replace
+
+    from handmesh.hand import builtin_hand
+    from handmesh.mano_file import add_mano, load_hand
+
+    ours = builtin_hand()
+    monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "mano"))
+    larger = {name: getattr(ours, name) * 1.06 for name in ("v_template", "J", "shapedirs", "posedirs")}
+    replace(ours, **larger, hands_mean=ours.hands_mean + 0.1).save(tmp_path / "MANO_RIGHT.npz")
+    add_mano(tmp_path / "MANO_RIGHT.npz")
+    return load_hand("mano")
+
+
 @pytest.fixture(scope="session")
 def scene():
     """A synthetic photograph of 160 px whose hand is known: image, keypoints, vertices, intrinsics, ..."""

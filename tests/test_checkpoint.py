@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -23,9 +24,10 @@ from handmesh.checkpoint import (
     save_state,
     written_atomically,
 )
-from handmesh.errors import CheckpointError
+from handmesh.errors import AssetError, CheckpointError
 from handmesh.hand import builtin_hand
 from handmesh.mano import HandModel
+from handmesh.mano_file import add_mano
 from handmesh.model import HandMeshNet
 
 CROPS = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -106,6 +108,26 @@ def test_a_model_of_another_hand_is_refused(lively_network, tmp_path):
     save_model(tmp_path / "other.safetensors", other, training={})
     with pytest.raises(CheckpointError, match=r"other\.safetensors was trained with another hand model"):
         load_model(tmp_path / "other.safetensors")
+
+
+def test_a_model_of_mano_comes_back_with_mano_and_nowhere_else(lively_network, stand_in_mano, tmp_path, monkeypatch):
+    """The file names the hand; it loads where the same files were added, and says what is missing where not."""
+    config = lively_network.config.model_copy(update={"hand": "mano"})
+    path = tmp_path / "of_mano.safetensors"
+    save_model(path, HandMeshNet(config, HandModel(stand_in_mano)), training={})
+    model, record = load_model(path)
+    assert model.hand.sha256 == record["hand_sha256"] == stand_in_mano.sha256 != builtin_hand().sha256
+    with torch.no_grad():
+        rest, _ = model.hand(torch.eye(3).expand(1, 16, 3, 3), torch.zeros(1, 10))
+    np.testing.assert_allclose(rest[0], stand_in_mano.v_template, atol=1e-6)
+
+    replace(stand_in_mano, v_template=stand_in_mano.v_template * 1.01).save(tmp_path / "other.npz")
+    add_mano(tmp_path / "other.npz")
+    with pytest.raises(CheckpointError, match=r"of_mano\.safetensors was trained with another hand.*handmesh mano add"):
+        load_model(path)
+    monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "nothing"))
+    with pytest.raises(AssetError, match=r"(?s)no MANO model of a right hand.*Register at https://mano"):
+        load_model(path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])

@@ -12,6 +12,9 @@ from handmesh.checkpoint import save_model
 from handmesh.engine import BUNDLED_MODEL, TorchEngine, bundled_model_path, open_engine
 from handmesh.errors import CheckpointError
 from handmesh.hand import HandOutput, builtin_hand
+from handmesh.mano import HandModel
+from handmesh.model import HandMeshNet
+from handmesh.predict import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,17 @@ def test_the_engine_says_what_it_is(engine, model_file):
     assert engine.hand is builtin_hand()
     assert engine.record["training"] == {"steps": 0}
     assert torch.__version__.split("+")[0] in engine.name
+
+
+def test_a_model_of_mano_answers_with_manos_hand(lively_network, stand_in_mano, tmp_path):
+    """From the file to left hands in a photograph: faces, sizes and mirroring are those of the hand in the record."""
+    config = lively_network.config.model_copy(update={"hand": "mano"})
+    save_model(tmp_path / "mano.safetensors", HandMeshNet(config, HandModel(stand_in_mano)), training={})
+    engine = TorchEngine(tmp_path / "mano.safetensors")
+    assert engine.hand.sha256 == stand_in_mano.sha256
+    photo = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+    (left,) = Predictor(engine)(photo, handedness="left")
+    np.testing.assert_array_equal(left.faces, stand_in_mano.mirrored().faces)
 
 
 def test_threads_may_share_an_engine(engine):
