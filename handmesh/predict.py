@@ -297,7 +297,7 @@ def _likelier_sides(looks: list[_Look], right: Floats) -> tuple[list[int], list[
 
 def load_predictor(model: str | Path | None = None, *, passes: int = 3, threads: int | None = None) -> Predictor:
     """A predictor with the bundled model, or with a model file of your own. Raises CheckpointError."""
-    return Predictor(open_engine(model, threads), passes=passes)
+    return Predictor(open_engine(model, threads=threads), passes=passes)
 
 
 def overlay_hands(
