@@ -152,7 +152,7 @@ class OpenVinoEngine:
         """`path`: a model file, or an exported graph (.onnx or .xml). Raises CheckpointError, AssetError or
         ConfigError.
         """
-        openvino = _import_openvino()
+        openvino = import_openvino()
         core = openvino.Core()
         if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ConfigError("This processor does not multiply bfloat16: take float32.")
@@ -315,7 +315,7 @@ def _present_device(device: Device) -> str:
     return device
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """OpenVINO, which reports home when it is imported, unless its telemetry cannot be: here it never can."""
     if "openvino_telemetry" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # importing it raises ImportError
