@@ -321,9 +321,9 @@ def _write_int8(path: Path, format: Format, written: Path) -> dict[str, Any]:
     scored = synthetic_crops(resolution, SCORED_COUNT, _SCORED_SEED)
     float32 = reference(scored.images)
     with tempfile.TemporaryDirectory() as scratch:
-        quantised, kept, cost, distance = _within_cost(exact, float32, scored, resolution, Path(scratch))
+        coarse, kept, cost, distance = _within_cost(exact, float32, scored, resolution, Path(scratch))
         fast, slow = Path(scratch) / "fast.onnx", Path(scratch) / "slow.onnx"
-        fast.write_bytes(quantised)
+        fast.write_bytes(coarse)
         slow.write_bytes(exact)
         crop = scored.images[:1]
         times = time_in_turns(
@@ -342,10 +342,10 @@ def _write_int8(path: Path, format: Format, written: Path) -> dict[str, Any]:
         "int8_kept_in_float32": ", ".join(kept) or "nothing",
     }
     if format == "onnx":
-        written.write_bytes(_with_metadata(quantised, metadata))
+        written.write_bytes(_with_metadata(coarse, metadata))
         OnnxEngine(written, threads=1)(scored.images[:2])
     else:
-        _save_openvino(quantised, written, metadata_of(path) | metadata)
+        _save_openvino(coarse, written, metadata_of(path) | metadata)
         OpenVinoEngine(written, threads=1)(scored.images[:2])
     return {"error_mm": None, "cost_mm": cost, "distance_mm": distance, "speed": speed, "kept": tuple(kept)}
 
@@ -364,12 +364,12 @@ def _within_cost(
     """
     exact_path = scratch / "exact.onnx"
     exact_path.write_bytes(exact)
-    parts = _quantisable(exact)
+    parts = quantisable(exact)
     calibration = synthetic_crops(resolution, CALIBRATION_COUNT, _CALIBRATION_SEED).images
 
     def attempt(kept: Sequence[str]) -> tuple[float, float, bytes]:
         nodes = [node for part, inside in parts.items() if part not in kept for node in inside]
-        graph = _quantised(exact_path, nodes, calibration, scratch)
+        graph = quantised(exact_path, nodes, calibration, scratch)
         path = scratch / "attempt.onnx"
         path.write_bytes(graph)
         answered = OnnxEngine(path, threads=1)(scored.images)
@@ -392,7 +392,7 @@ def _within_cost(
     return graph, kept, cost, distance
 
 
-def _quantisable(graph: bytes) -> dict[str, list[str]]:
+def quantisable(graph: bytes) -> dict[str, list[str]]:
     """Part of the network -> names of its 1x1 convolutions and attention's projections."""
     import onnx
 
@@ -408,7 +408,8 @@ def _quantisable(graph: bytes) -> dict[str, list[str]]:
     return parts
 
 
-def _quantised(graph: Path, nodes: list[str], calibration: NDArray[np.uint8], scratch: Path) -> bytes:
+def quantised(graph: Path, nodes: list[str], calibration: NDArray[np.uint8], scratch: Path) -> bytes:
+    """The graph with these nodes in int8, ranges taken from `calibration`, (N, S, S, 3) uint8; scratch: a folder."""
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):

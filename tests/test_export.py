@@ -85,7 +85,7 @@ def test_int8_costs_little_and_its_metadata_says_how_much(model_file, tmp_path, 
 
 def test_int8_that_costs_too_much_is_not_written(model_file, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MAX_INT8_COST_MM", -100.0)
-    monkeypatch.setattr(export, "_quantisable", lambda graph: {"stem": ["backbone.patch_embed.2.reparam_conv"]})
+    monkeypatch.setattr(export, "quantisable", lambda graph: {"stem": ["backbone.patch_embed.2.reparam_conv"]})
     with pytest.raises(ExportError, match=r"int8 costs -?\d+\.\d+ mm of PA-MPVPE"):
         export_model(model_file, "onnx", tmp_path / "hand.onnx", precision="int8")
     assert list(tmp_path.iterdir()) == []
@@ -95,8 +95,8 @@ def test_parts_that_hurt_stay_in_float32(model_file, tmp_path, monkeypatch):
     """Whatever is quantised costs a millimetre here, the first stage two: it goes first, then the others."""
     names = {"stem": ["a"], "0.0": ["b"], "2.0": ["c"]}
     prices = {"a": 1.0, "b": 2.0, "c": 0.1}
-    monkeypatch.setattr(export, "_quantisable", lambda graph: names)
-    monkeypatch.setattr(export, "_quantised", lambda graph, nodes, *_: json.dumps(nodes).encode())
+    monkeypatch.setattr(export, "quantisable", lambda graph: names)
+    monkeypatch.setattr(export, "quantised", lambda graph, nodes, *_: json.dumps(nodes).encode())
 
     class Priced:
         def __init__(self, path, threads):
