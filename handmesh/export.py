@@ -186,7 +186,7 @@ def _write_onnx(path: Path, written: Path) -> dict[str, Any]:
     graph = graph_of(path)
     written.write_bytes(graph)
     error = checked_error_mm(OnnxEngine(written, threads=1), _reference(path), "ONNX")
-    written.write_bytes(_with_metadata(graph, {"error_mm": f"{error:.2g}"}))
+    written.write_bytes(with_metadata(graph, {"error_mm": f"{error:.2g}"}))
     return {"error_mm": error}
 
 
@@ -302,7 +302,8 @@ def _write_coreml(path: Path, written: Path) -> dict[str, Any]:
     return {"error_mm": None}
 
 
-def _with_metadata(graph: bytes, entries: Mapping[str, str]) -> bytes:
+def with_metadata(graph: bytes, entries: Mapping[str, str]) -> bytes:
+    """An ONNX graph with more, or other, metadata."""
     import onnx
 
     model = onnx.load_from_string(graph)
@@ -342,7 +343,7 @@ def _write_int8(path: Path, format: Format, written: Path) -> dict[str, Any]:
         "int8_kept_in_float32": ", ".join(kept) or "nothing",
     }
     if format == "onnx":
-        written.write_bytes(_with_metadata(coarse, metadata))
+        written.write_bytes(with_metadata(coarse, metadata))
         OnnxEngine(written, threads=1)(scored.images[:2])
     else:
         _save_openvino(coarse, written, metadata_of(path) | metadata)

@@ -22,7 +22,7 @@ LAYERS = {
     "backbone_weights model checkpoint weights",
     "learning and engines": "data synth losses metrics predictions evaluation_sets evaluate report train imagenet "
     "onnx_graph graph_cache engine",
-    "predict": "detect predict evaluate_model video bench export",
+    "predict": "detect predict evaluate_model video bench export bench_engines",
     "programs": "handmesh handmesh_server cli __main__ demo doctor evaluate_run",
 }
 LEVEL = {name: level for level, names in enumerate(LAYERS.values()) for name in names.split()}
