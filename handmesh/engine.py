@@ -171,13 +171,16 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise CheckpointError(f"{path} cannot be run by OpenVINO: {error}. Export it again.") from error
         if path.suffix in (".onnx", ".xml"):
-            info = model.get_rt_info()
-            self.record = _record_in({name: info[name].astype(str) for name in info if name == "handmesh_record"}, path)
+            # An ONNX file's metadata lies one level deeper.
+            place = ["handmesh_record"] if path.suffix == ".xml" else ["framework", "handmesh_record"]
+            metadata = {"handmesh_record": model.get_rt_info(place).astype(str)} if model.has_rt_info(place) else {}
+            self.record = _record_in(metadata, path)
         else:
             self.record = read_record(path)
         self.hand = hand_of(self.record, path)
         self.resolution = config_of(self.record, path).resolution
-        self.name = f"openvino {openvino.__version__.split('-')[0]} {precision} on cpu"
+        said = _precision_of(self.record)
+        self.name = f"openvino {openvino.__version__.split('-')[0]} {precision if said == 'float32' else said} on cpu"
         self._requests = threading.local()  # one request can run one batch at a time
 
     def __call__(self, crops: NDArray[np.uint8]) -> HandOutput:

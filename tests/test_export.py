@@ -47,6 +47,11 @@ def test_a_file_is_an_engine_that_answers_as_torch_does(format, suffix, model_fi
     assert vertex_error_mm(model_file, engine(crops()).vertices) < 0.01
     assert (engine.record["training"], engine.resolution) == ({"steps": 0}, 64)
     assert {file.stem for file in tmp_path.iterdir()} == {"hand"}
+    if format == "openvino":  # which reads ONNX files too
+        export_model(model_file, "onnx", tmp_path / "hand.onnx")
+        engine = open_engine(tmp_path / "hand.onnx", engine="openvino")
+        assert vertex_error_mm(model_file, engine(crops()).vertices) < 0.01
+        assert engine.record["training"] == {"steps": 0}
 
 
 def test_the_onnx_file_says_what_it_is(model_file, tmp_path):
