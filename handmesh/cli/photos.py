@@ -84,7 +84,7 @@ def predict(
             return
 
     from handmesh.engine import default_threads
-    from handmesh.image import encode_image, read_photo, write_atomically
+    from handmesh.image import encode_image, open_photo, write_atomically
     from handmesh.predict import load_predictor, overlay_hands, save_predictions
 
     # One photo has all threads; of many, each has one: threads that share a photo wait for each other.
@@ -96,16 +96,16 @@ def predict(
         """What went wrong, or None."""
         path, targets = job
         try:
-            photo = read_photo(path)
-            intrinsics = _intrinsics(focal, fov, photo.image.shape)
+            photo = open_photo(path)
+            intrinsics = _intrinsics(focal, fov, photo.size)
             hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics)
             for target in targets:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if skeleton and target.suffix in (".png", ".jpg"):
                     drawn = overlay_hands(photo.image, hands, skeleton=True)
                     write_atomically(target, encode_image(drawn, target.suffix))
-                else:
-                    save_predictions(target, hands, photo.image)
+                else:  # a large photo is decoded in full only for a picture of it
+                    save_predictions(target, hands, photo.image if target.suffix in (".png", ".jpg") else None)
         except (HandMeshError, OSError) as error:
             return str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
         return None
@@ -188,10 +188,10 @@ def _parse_formats(text: str) -> list[str]:
     return list(dict.fromkeys(formats))
 
 
-def _intrinsics(focal: float | None, fov: float | None, shape: Sequence[int]) -> Any:
+def _intrinsics(focal: float | None, fov: float | None, size: tuple[int, int]) -> Any:
     from handmesh.camera import Intrinsics
 
-    height, width = shape[:2]
+    width, height = size
     if focal is not None and fov is not None:
         raise ConfigError("--focal and --fov say the same thing in two ways: give one of them.")
     if focal is not None:
