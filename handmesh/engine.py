@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -153,7 +154,7 @@ class OpenVinoEngine:
         ConfigError.
         """
         openvino = import_openvino()
-        core = openvino.Core()
+        core = openvino_core()
         if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ConfigError("This processor does not multiply bfloat16: take float32.")
         graph = path if path.suffix in (".onnx", ".xml") else cached_graph(path)
@@ -181,17 +182,21 @@ class OpenVinoEngine:
         self.resolution = config_of(self.record, path).resolution
         said = _precision_of(self.record)
         self.name = f"openvino {openvino.__version__.split('-')[0]} {precision if said == 'float32' else said} on cpu"
-        self._requests = threading.local()  # one request can run one batch at a time
+        self._idle: list[list[Any]] = []  # requests; one can run one batch at a time
 
     def __call__(self, crops: NDArray[np.uint8]) -> HandOutput:
-        if not hasattr(self._requests, "own"):
-            self._requests.own = [part.create_infer_request() for part in self._parts]
-        *before, last = self._requests.own
+        try:
+            requests = self._idle.pop()
+        except IndexError:  # as many as threads ever called at once
+            requests = [part.create_infer_request() for part in self._parts]
+        *before, last = requests
         values = np.ascontiguousarray(crops)
         for request in before:
             values = request.infer([values])[0]
         answers = last.infer([values])
-        return HandOutput(*(np.array(answers[name]) for name in HandOutput._fields))
+        output = HandOutput(*(np.array(answers[name]) for name in HandOutput._fields))
+        self._idle.append(requests)
+        return output
 
 
 class TorchEngine:
@@ -327,6 +332,14 @@ def import_openvino() -> Any:
     except ImportError:
         raise ConfigError('OpenVINO is not installed: pip install "handmesh[openvino]".') from None
     return openvino
+
+
+@cache
+def openvino_core() -> Any:
+    """One for the whole process. Where each engine had its own, a native thread crashed the process some seconds after
+    the last engine was gone: its plugin seems to be unloaded from under its idle threads.
+    """
+    return import_openvino().Core()
 
 
 def _split_at_pooled(openvino: Any, model: Any) -> tuple[Any, Any]:

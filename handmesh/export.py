@@ -29,7 +29,15 @@ from numpy.typing import NDArray
 
 from handmesh.bench import time_in_turns
 from handmesh.crop import CropTransform
-from handmesh.engine import Engine, OnnxEngine, OpenVinoEngine, find_model, open_engine
+from handmesh.engine import (
+    Engine,
+    OnnxEngine,
+    OpenVinoEngine,
+    find_model,
+    import_openvino,
+    open_engine,
+    openvino_core,
+)
 from handmesh.errors import ExportError
 from handmesh.graph_cache import graph_of, metadata_of
 from handmesh.hand import HandOutput, builtin_hand
@@ -199,10 +207,8 @@ def _write_openvino(path: Path, written: Path) -> dict[str, Any]:
 
 
 def _save_openvino(graph: bytes, written: Path, metadata: Mapping[str, str]) -> None:
-    from handmesh.engine import import_openvino
-
     openvino = import_openvino()
-    model = openvino.Core().read_model(graph)
+    model = openvino_core().read_model(graph)
     for name, value in metadata.items():
         model.set_rt_info(value, name)
     openvino.save_model(model, written, compress_to_fp16=False)

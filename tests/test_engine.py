@@ -13,7 +13,15 @@ import pytest
 import torch
 
 from handmesh.checkpoint import save_model
-from handmesh.engine import BUNDLED_MODEL, Engine, OnnxEngine, TorchEngine, bundled_model_path, open_engine
+from handmesh.engine import (
+    BUNDLED_MODEL,
+    Engine,
+    OnnxEngine,
+    TorchEngine,
+    bundled_model_path,
+    open_engine,
+    openvino_core,
+)
 from handmesh.errors import CheckpointError, ConfigError
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.mano import HandModel
@@ -119,8 +127,8 @@ def test_the_optional_heads_come_through(name, lively_network, tmp_path):
 
 def test_bfloat16_leaves_the_geometry_in_float32(model_file):
     """Only the features are coarse: rotations stay rotations, and the mesh is the hand model's of pose and shape."""
-    openvino = pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor does not multiply bfloat16")
     coarse = open_engine(model_file, engine="openvino", precision="bfloat16")(crops(3))
     exact = open_engine(model_file)(crops(3))
