@@ -159,7 +159,7 @@ def main() -> None:
                 break
         threading.Thread(target=process.stderr.read, daemon=True).start()
         try:
-            engine = open_engine(model, arguments.threads)
+            engine = open_engine(model, threads=arguments.threads)
             body = photo_640()
             server_round(port, process.pid, body, 2, 1.0)
             predictor = Predictor(engine, passes=arguments.passes)

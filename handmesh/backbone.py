@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmesh.backbone_training import RepMixerNorms, can_train_fast, depthwise_conv, mix_tokens
+from handmesh.config import ATTENTION_HEAD_CHANNELS
 from handmesh.errors import ConfigError
 
 
@@ -51,7 +52,6 @@ VARIANTS: dict[str, Variant] = {
     "fastvit_ma36": Variant((6, 6, 18, 6), (76, 152, 304, 608), 4, True, 1e-6, 0.35),
 }
 
-HEAD_CHANNELS = 32  # of one attention head
 EXPANSION = 2  # of the final convolution's channels
 SQUEEZE = 16  # squeeze-and-excitation squeezes to 1/16 of the channels
 STRIDE = 32  # of the last stage
@@ -538,7 +538,7 @@ class ConvFFN(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the cells of a map; heads of `HEAD_CHANNELS` channels."""
+    """Multi-head self-attention over the cells of a map; heads of `ATTENTION_HEAD_CHANNELS` channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -549,8 +549,12 @@ class Attention(nn.Module):
         B, C, h, w = x.shape
         tokens = x.flatten(2).mT
         # Rows of qkv's output: (query, key, value) x head x channel of the head.
-        q, k, v = self.qkv(tokens).reshape(B, h * w, 3, C // HEAD_CHANNELS, HEAD_CHANNELS).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # scaled by HEAD_CHANNELS ** -0.5
+        q, k, v = (
+            self.qkv(tokens)
+            .reshape(B, h * w, 3, C // ATTENTION_HEAD_CHANNELS, ATTENTION_HEAD_CHANNELS)
+            .permute(2, 0, 3, 1, 4)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v)  # scaled by ATTENTION_HEAD_CHANNELS ** -0.5
         return self.proj(mixed.transpose(1, 2).reshape(B, h * w, C)).mT.reshape(B, C, h, w)
 
     def folded(self, norm: nn.BatchNorm2d, layer_scale: Tensor) -> Self:

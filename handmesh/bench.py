@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from handmesh.backbone import STRIDE, VARIANTS, FastViT, build_backbone
 from handmesh.errors import ConfigError, ExportError
 from handmesh.model import to_device
+from handmesh.processors import usable_processors
 
 ENGINES = ("torch", "onnxruntime")
 ONNX_OPSET = 18
@@ -49,6 +50,7 @@ class Timing:
     p95_ms: float
     least_ms: float
     runs: int
+    spread_ms: float  # 5th to 95th percentile
 
 
 def time_in_turns(
@@ -73,9 +75,12 @@ def time_in_turns(
             started = now()
             task()
             times[name].append(1000 * (now() - started))
-    return {
-        name: Timing(statistics.median(ms), float(np.percentile(ms, 95)), min(ms), runs) for name, ms in times.items()
-    }
+    return {name: _timing(ms) for name, ms in times.items()}
+
+
+def _timing(ms: list[float]) -> Timing:
+    low, high = np.percentile(ms, [5, 95])
+    return Timing(statistics.median(ms), float(high), min(ms), len(ms), float(high - low))
 
 
 def describe_machine() -> dict[str, str | int | float | None]:
@@ -84,18 +89,13 @@ def describe_machine() -> dict[str, str | int | float | None]:
 
     return {
         "processor": _processor(),
-        "cores": usable_cores(),
+        "cores": usable_processors(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # before the measurement
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
-
-
-def usable_cores() -> int:
-    """Of the machine's cores, those this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def as_json(machine: Mapping[str, Any], rows: Sequence[Any]) -> str:
@@ -158,7 +158,7 @@ def bench_backbones(
             raise ConfigError(f"There is no {kind} {', '.join(map(repr, unknown))}. Known: {', '.join(known)}.")
     if size < STRIDE:
         raise ConfigError(f"Images of {size} px are too small: FastViT needs at least {STRIDE}.")
-    threads = threads or usable_cores()
+    threads = threads or usable_processors()
     if clock == "processor" and threads != 1:
         raise ConfigError(f"Processor time of {threads} threads adds up: give one thread, or use the wall clock.")
     return _bench_backbones(names, size, batch, threads, engines, runs, clock)

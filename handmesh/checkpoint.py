@@ -19,20 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 
-from handmesh.config import ModelConfig
 from handmesh.errors import CheckpointError
-from handmesh.mano import HandModel, load_hand
+from handmesh.mano import HandModel
 from handmesh.model import HandMeshNet
+from handmesh.model_file import FORMAT, RECORD, config_of, hand_of, read_record
 
 logger = logging.getLogger(__name__)
-
-_RECORD = "handmesh"
-_RECORD_KEYS = {"format", "model", "folded", "hand_sha256", "training"}
-_FORMAT = 1
 
 
 @contextmanager
@@ -59,7 +54,7 @@ def save_model(path: Path, model: HandMeshNet, *, training: Mapping[str, Any], h
     `half`); an older file at `path` is then still whole.
     """
     record = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "model": model.config.model_dump(mode="json"),
         "folded": model.folded,
         "hand_sha256": model.hand.sha256,
@@ -73,31 +68,7 @@ def save_model(path: Path, model: HandMeshNet, *, training: Mapping[str, Any], h
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path} is not written: {name} is not finite{' in float16' if half else ''}.")
     with written_atomically(path) as temporary:
-        temporary.write_bytes(serialize(weights, metadata={_RECORD: json.dumps(record)}))
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The JSON record of a model file, without its weights. Raises CheckpointError."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_RECORD)
-    except FileNotFoundError:
-        raise CheckpointError(f"No model at {path}.") from None
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as a model (safetensors): {error}.") from error
-    if text is None:
-        raise CheckpointError(f"{path} holds weights, but no handmesh record: it is not a handmesh model.")
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: its handmesh record is damaged ({error}).") from error
-    if not isinstance(record, dict) or not record.keys() >= _RECORD_KEYS:
-        raise CheckpointError(f"{path}: its handmesh record is damaged: wanted {', '.join(sorted(_RECORD_KEYS))}.")
-    if record["format"] != _FORMAT:
-        raise CheckpointError(
-            f"{path} has model format {record['format']}, this version reads {_FORMAT}. Update handmesh."
-        )
-    return record
+        temporary.write_bytes(serialize(weights, metadata={RECORD: json.dumps(record)}))
 
 
 def load_model(path: Path) -> tuple[HandMeshNet, dict[str, Any]]:
@@ -107,22 +78,8 @@ def load_model(path: Path) -> tuple[HandMeshNet, dict[str, Any]]:
     AssetError, with instructions, when it was trained with MANO and no MANO file was added here.
     """
     record = read_record(path)
-    try:
-        config = ModelConfig.model_validate(record["model"])
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise CheckpointError(f"{path}: its model settings are not ones this version knows: {problems}.") from error
-    hand = HandModel(load_hand(config.hand))
-    if record["hand_sha256"] != hand.sha256:
-        advice = (
-            "use the handmesh version it was made with"
-            if config.hand == "builtin"
-            else "give `handmesh mano add` the MANO_RIGHT.pkl it was trained with"
-        )
-        raise CheckpointError(
-            f"{path} was trained with another hand model (sha256 {record['hand_sha256'][:12]}..., the {config.hand!r} "
-            f"hand here is {hand.sha256[:12]}...). Its answers would be wrong: {advice}."
-        )
+    config = config_of(record, path)
+    hand = HandModel(hand_of(record, path))
     model = HandMeshNet(config, hand)
     if record["folded"]:
         model = model.reparameterize()

@@ -22,6 +22,13 @@ BackboneName = Literal[
 ]
 
 
+# Mean and standard deviation of ImageNet's RGB values (0 to 1): the published backbones were trained with these.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+ATTENTION_HEAD_CHANNELS = 32  # of every FastViT with attention
+
+
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

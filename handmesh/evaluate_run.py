@@ -132,7 +132,7 @@ def _predict(
     from handmesh.engine import BUNDLED_MODEL, bundled_model_path, open_engine
 
     views = parse_views(request.tta)
-    engine = open_engine(request.model, request.threads)
+    engine = open_engine(request.model, threads=request.threads)
     path = bundled_model_path() if request.model in (None, BUNDLED_MODEL) else Path(str(request.model))
     answers = predict_set(
         data,

@@ -109,7 +109,8 @@ def _skinning_transforms(rotations: Tensor, rest_joints: Tensor) -> Tensor:
 
     root_offset = root_rest - _rotate(root, root_rest)  # (*B, 1, 3)
     steps = _rotate(chain[..., :-1, :, :] - chain[..., 1:, :, :], fingers_rest)
-    finger_offsets = root_offset[..., None, :] + steps.cumsum(dim=-2)  # (*B, 5, 3, 3)
+    along_finger = steps.dim() - 2  # not -2: Core ML's converter wants it so
+    finger_offsets = root_offset[..., None, :] + steps.cumsum(dim=along_finger)  # (*B, 5, 3, 3)
 
     turned = torch.cat((root, chain[..., 1:, :, :].flatten(start_dim=-4, end_dim=-3)), dim=-3)
     offsets = torch.cat((root_offset, finger_offsets.flatten(start_dim=-3, end_dim=-2)), dim=-2)

@@ -23,7 +23,6 @@ import json
 import os
 import pickle
 import pickletools
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 
 from handmesh.anatomy import palm_frame
 from handmesh.errors import AssetError, ExportError
+from handmesh.folders import user_data_folder
 from handmesh.hand import HandArrays, Handedness, builtin_hand
 from handmesh.image import write_atomically
 
@@ -65,14 +65,7 @@ def mano_directory() -> Path:
     checkout = Path(__file__).resolve().parent.parent
     if (checkout / "mano_assets").is_dir() and (checkout / "pyproject.toml").is_file():
         return checkout / "mano_assets"
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share")
-    return base / "handmesh" / "mano"
+    return user_data_folder() / "mano"
 
 
 def mano_file(handedness: Handedness = Handedness.RIGHT) -> Path:

@@ -13,14 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from handmesh.backbone import build_backbone
-from handmesh.config import ModelConfig
+from handmesh.config import IMAGE_MEAN, IMAGE_STD, ModelConfig
 from handmesh.hand import BETA_COUNT, JOINT_NAMES, MANO_JOINT_NAMES, HandOutput
 from handmesh.mano import HandModel
 from handmesh.rotation import matrix_from_6d
-
-# Mean and standard deviation of ImageNet's RGB values: the published backbones were trained with these.
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 
 _ROTATIONS = len(MANO_JOINT_NAMES)
 _IDENTITY_6D = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)

@@ -24,7 +24,7 @@ from handmesh.crop import CropTransform, upright_rotation
 from handmesh.engine import Engine, open_engine
 from handmesh.errors import ImageError
 from handmesh.hand import HandArrays, Handedness, HandOutput
-from handmesh.image import Photo, encode_image, read_photo, write_atomically
+from handmesh.image import LargePhoto, Photo, encode_image, read_photo, write_atomically
 from handmesh.mesh_io import MeshHand, save_hands, vertex_normals
 from handmesh.render import HAND_COLORS, ImageMesh, draw_skeleton, overlay_meshes
 
@@ -155,7 +155,7 @@ class Predictor:
 
     def __call__(
         self,
-        image: str | os.PathLike[str] | bytes | NDArray[np.uint8] | Photo,
+        image: str | os.PathLike[str] | bytes | NDArray[np.uint8] | Photo | LargePhoto,
         *,
         boxes: Sequence[Sequence[float]] | None = None,
         handedness: Handedness | str | Sequence[Handedness | str] = AUTO,
@@ -169,8 +169,8 @@ class Predictor:
         space. Raises ImageError for an image that cannot be read, ConfigError for a box that is empty, ValueError when
         the numbers of boxes and sides differ.
         """
-        photo = image if isinstance(image, Photo) else read_photo(image)
-        height, width = photo.image.shape[:2]
+        photo = image if isinstance(image, Photo | LargePhoto) else read_photo(image)
+        width, height = photo.size
         count = 1 if boxes is None else len(boxes)
         sides = _sides(handedness, count)
         looks = []
@@ -187,14 +187,14 @@ class Predictor:
         if not looks:
             return []
         trusted = boxes is not None
-        return self._look(photo.image, looks, trusted, intrinsics or _intrinsics_of(photo))
+        return self._look(photo, looks, trusted, intrinsics or _intrinsics_of(photo))
 
     def _look(
-        self, image: NDArray[np.uint8], looks: list[_Look], box_is_given: bool, intrinsics: Intrinsics
+        self, photo: Photo | LargePhoto, looks: list[_Look], box_is_given: bool, intrinsics: Intrinsics
     ) -> list[HandPrediction]:
         previous: list[NDArray[np.floating[Any]]] | None = None
         for done in range(1, self.passes + 1):
-            output = self.engine(np.stack([look.crop.warp(image, self.engine.resolution) for look in looks]))
+            output = self.engine(np.stack([photo.warp(look.crop, self.engine.resolution) for look in looks]))
             if done in (SIDE_LOOKS, self.passes):
                 kept, looks = _likelier_sides(looks, output.right)
                 output = HandOutput(*(values[kept] for values in output))
@@ -205,7 +205,7 @@ class Predictor:
                 if box_is_given:  # the box is trusted: only the turn is new
                     looks = [look.at(replace(look.crop, rotation=upright_rotation(points))) for look, points in pairs]
                 else:
-                    looks = [look.at(self._closer(look.crop, points, image.shape)) for look, points in pairs]
+                    looks = [look.at(self._closer(look.crop, points, photo.size)) for look, points in pairs]
                 previous = found
         if self._tells_confidence:
             scores = [float(value) for value in output.confidence]
@@ -220,10 +220,10 @@ class Predictor:
         ]
 
     def _closer(
-        self, crop: CropTransform, keypoints: NDArray[np.floating[Any]], shape: tuple[int, ...]
+        self, crop: CropTransform, keypoints: NDArray[np.floating[Any]], size: tuple[int, int]
     ) -> CropTransform:
         """The crop around the hand that was found, turned so that it points up; or the old one if that is no place."""
-        height, width = shape[:2]
+        width, height = size
         x, y = keypoints.mean(axis=0)
         extent = float(np.ptp(keypoints, axis=0).max())
         if not (0 <= x < width and 0 <= y < height and 8 <= extent <= 2 * max(height, width)):
@@ -297,7 +297,7 @@ def _likelier_sides(looks: list[_Look], right: Floats) -> tuple[list[int], list[
 
 def load_predictor(model: str | Path | None = None, *, passes: int = 3, threads: int | None = None) -> Predictor:
     """A predictor with the bundled model, or with a model file of your own. Raises CheckpointError."""
-    return Predictor(open_engine(model, threads), passes=passes)
+    return Predictor(open_engine(model, threads=threads), passes=passes)
 
 
 def overlay_hands(
@@ -376,8 +376,8 @@ def _side(handedness: str) -> str:
     return AUTO if handedness == AUTO else Handedness(handedness)
 
 
-def _intrinsics_of(photo: Photo) -> Intrinsics:
-    height, width = photo.image.shape[:2]
+def _intrinsics_of(photo: Photo | LargePhoto) -> Intrinsics:
+    width, height = photo.size
     if photo.focal_35mm:
         return Intrinsics.from_exif_focal_35mm(photo.focal_35mm, width, height)
     return Intrinsics.default_for(width, height)

@@ -38,7 +38,7 @@ def matrix_from_6d(sixd: Tensor) -> Tensor:
     second, has_direction = _scaled(sixd[..., 3:])
     independent = torch.linalg.vector_norm(_reject(second, x).detach(), dim=-1, keepdim=True) > _SMALLEST_SINE
     other_axis = torch.where(x[..., :1].abs() < 0.9, axis_x, axis_y)
-    second = torch.where(has_direction & independent, second, other_axis)
+    second = torch.where(torch.logical_and(has_direction, independent), second, other_axis)
     # The part of the second row across x, through a cross product: that is orthogonal to x to the last bit even where
     # the rows are nearly parallel. Always name the dimension: torch.cross without one picks the batch when it is 3.
     z = functional.normalize(torch.linalg.cross(x, _reject(second, x), dim=-1), dim=-1)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from handmesh.backbone import VARIANTS
 from handmesh.backbone_weights import LICENCE_URL, published_weights_page, recognise_weights
 from handmesh.checkpoint import written_atomically
 from handmesh.errors import CheckpointError
+from handmesh.folders import user_data_folder
 
 FOLDER_VARIABLE = "HANDMESH_WEIGHTS_DIR"
 
@@ -58,13 +58,7 @@ def weights_folder() -> Path:
     """
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "handmesh" / "weights"
+    return user_data_folder() / "weights"
 
 
 def add_backbone_weights(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import pytest
 
 RESOLUTION = 64  # px, the smallest crop a network takes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_these_tests(tmp_path_factory) -> Iterator[None]:
+    """Engines keep their graphs in the user's cache; those of tests go elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HANDMESH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

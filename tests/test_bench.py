@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from handmesh import bench
 from handmesh.backbone import build_backbone
 from handmesh.bench import bench_backbones, count_multiply_adds, count_parameters, time_in_turns, torch_threads
+from handmesh.bench_engines import bench_engines
 from handmesh.cli import app
 from handmesh.errors import ConfigError, ExportError
 
@@ -72,6 +73,44 @@ def test_rows_on_the_command_line(tmp_path):
     assert folded["multiply_adds"] < unfolded["multiply_adds"]
 
 
+def test_engines_side_by_side_on_the_command_line(tmp_path):
+    """A bare architecture, in the shape that other tools read."""
+    arguments = (
+        "bench --model fastvit_t8 --size 64 --engines torch-unfolded,torch,onnx --batch 1,2 --threads 1 --runs 2"
+    )
+    run = CliRunner().invoke(app, [*arguments.split(), "--no-cold", "--stages", "--json", str(tmp_path / "bench.json")])
+    assert run.exit_code == 0, run.output
+    assert "| onnx float32 " in run.stdout
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report.keys() == {"machine", "rows"}
+    assert all(
+        row.keys() >= {"model", "engine", "precision", "batch", "threads", "network_ms", "p95_ms"}
+        for row in report["rows"]
+    )
+    rows = [row for row in report["rows"] if "stage" not in row]
+    assert [(row["engine"], row["form"], row["batch"]) for row in rows] == [
+        (engine, form, batch)
+        for batch in (1, 2)
+        for engine, form in (("torch", "unfolded"), ("torch", "folded"), ("onnx", "folded"))
+    ]
+    for row in rows:
+        assert 0 < row["least_ms"] <= row["network_ms"] <= row["p95_ms"]
+        assert row["distance_mm"] < 0.01
+        assert row["crops_per_s"] == pytest.approx(1000 * row["batch"] / row["network_ms"])
+    assert [row["ratio"] for row in rows if (row["engine"], row["form"]) == ("torch", "folded")] == [1, 1]
+    stages = {row["stage"]: row["network_ms"] for row in report["rows"] if "stage" in row}
+    assert stages.keys() >= {"decode", "crop", "network", "hand model (in network)", "encode", "draw"}
+
+
+@pytest.mark.slow
+def test_reduced_precision_and_cold_starts():
+    pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
+    variants = ["torch", "onnx", "onnx-int8", "openvino", "openvino-int8"]
+    (rows,) = bench_engines("fastvit_t8", variants, size=64, threads=1, runs=2)
+    assert [row.precision for row in rows] == ["float32", "float32", "int8", "float32", "int8"]
+    assert all(row.cold_start_ms > 10 and row.memory_mb > 10 for row in rows)
+
+
 @pytest.mark.slow
 def test_onnxruntime_rows():
     (rows,) = bench_backbones(["fastvit_t8"], size=64, threads=1, runs=2)
@@ -96,7 +135,13 @@ def test_what_cannot_be_measured_is_refused_at_once():
         bench_backbones(size=16)
     with pytest.raises(ConfigError, match="of 2 threads adds up"):
         bench_backbones(threads=2, clock="processor")
-    assert isinstance(CliRunner().invoke(app, ["bench"]).exception, ConfigError)
+    with pytest.raises(ConfigError, match=r"no engine 'tensorrt'.*onnx-int8"):
+        bench_engines(None, ["tensorrt"])
+    with pytest.raises(ConfigError, match="needs a bare architecture"):
+        bench_engines(None, ["torch-unfolded"])
+    with pytest.raises(ConfigError, match="of 2 threads adds up"):
+        bench_engines(None, threads=2, clock="processor")
+    assert "wanted numbers of crops" in str(CliRunner().invoke(app, ["bench", "--batch", "1,none"]).exception)
 
 
 def test_threads_are_given_back_after_an_error():

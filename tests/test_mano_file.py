@@ -558,7 +558,7 @@ def test_where_files_live(monkeypatch, tmp_path):
     monkeypatch.delenv("HANDMESH_MANO_DIR", raising=False)
     assert mano_directory() == Path(__file__).resolve().parent.parent / "mano_assets", "a checkout's own folder"
     monkeypatch.setattr(mano_file, "__file__", str(tmp_path / "site-packages" / "handmesh" / "mano_file.py"))
-    monkeypatch.setattr(mano_file.sys, "platform", "linux")
+    monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
     assert mano_directory() == tmp_path / "share" / "handmesh" / "mano", "a user's, for an installed package"
 

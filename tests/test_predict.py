@@ -273,7 +273,9 @@ def test_a_turned_crop_of_a_turned_photo_gives_exactly_the_turned_answer(engine,
     turned = CropTransform((90.0, width - 1 - 70.0), 120.0, rotation=math.pi / 2)
 
     def look(image: np.ndarray, crop: CropTransform) -> HandPrediction:
-        (prediction,) = predictor._look(image, [_Look(0, Handedness.RIGHT, "given", crop)], True, intrinsics)
+        (prediction,) = predictor._look(
+            read_photo(image), [_Look(0, Handedness.RIGHT, "given", crop)], True, intrinsics
+        )
         return prediction
 
     before, after = look(photo, upright), look(np.ascontiguousarray(np.rot90(photo)), turned)

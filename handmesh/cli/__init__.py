@@ -14,7 +14,7 @@ import typer
 from rich.logging import RichHandler
 
 from handmesh import __version__
-from handmesh.cli import data, learning, machine, mano, photos, weights
+from handmesh.cli import data, engines, learning, machine, mano, photos, weights
 from handmesh.cli.shell import console, error_console, say_error
 from handmesh.errors import HandMeshError
 
@@ -31,6 +31,7 @@ for command in (
     learning.train,
     learning.synth,
     learning.evaluate,
+    engines.export,
     machine.bench,
     machine.serve,
     machine.doctor,

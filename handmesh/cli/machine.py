@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -14,39 +15,152 @@ from handmesh.errors import ConfigError
 
 
 def bench(
-    backbones: Annotated[
-        bool, typer.Option("--backbones", help="The FastViT family, folded against unfolded.")
-    ] = False,
-    names: Annotated[str, typer.Option(metavar="NAME,...", help="Backbones, separated by commas, or all.")] = "all",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME|PATH|fastvit_...", help="A model, or a bare architecture; else the bundled model."
+        ),
+    ] = None,
     engines: Annotated[
-        str, typer.Option(metavar="torch,onnxruntime", help="Engines, separated by commas.")
-    ] = "torch,onnxruntime",
-    size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each engine; default: all cores.")] = None,
+        str | None, typer.Option(metavar="torch,onnx,...", help="Engines, separated by commas; default: torch,onnx.")
+    ] = None,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Also every stage of a prediction, from bytes to files.")
+    ] = False,
+    backbones: Annotated[
+        bool, typer.Option("--backbones", help="Instead: the FastViT family, folded against unfolded.")
+    ] = False,
+    names: Annotated[str, typer.Option(metavar="NAME,...", help="With --backbones: which ones, or all.")] = "all",
+    size: Annotated[
+        int | None, typer.Option(min=32, help="Side of images in pixels, of a bare architecture; default: 224 (256).")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Crops at a time; several sizes with commas.")] = "1",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each engine; default: all usable.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 20,
     processor_time: Annotated[
         bool, typer.Option("--processor-time", help="Do not count while other programs run; needs --threads 1.")
     ] = False,
+    cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Cold start and memory, in fresh processes.")] = True,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write machine and rows into this file.")] = None,
 ) -> None:
-    """Measure on this machine: parameters, multiply-adds, and milliseconds on each engine.
+    """Measure on this machine: milliseconds, memory and cold start of a model on each engine, side by side.
 
-    Weights are random, which changes no time. Everything compared takes turns, so a busy machine disturbs all alike.
+    Everything compared takes turns, so a busy machine disturbs all alike. Engines: torch-unfolded (as trained), torch,
+    torch-bf16, onnx, onnx-int8, openvino, openvino-bf16, openvino-int8.
 
     Examples:
-      handmesh bench --backbones
+      handmesh bench --stages
 
-      handmesh bench --backbones --names fastvit_t8,fastvit_ma36 --size 224 --batch 8 --threads 2 --json bench.json
+      handmesh bench --model fastvit_ma36 --engines torch,onnx,onnx-int8 --batch 1,8 --json bench.json
+
+      handmesh bench --backbones --names fastvit_t8,fastvit_ma36 --size 224 --batch 8 --threads 2
     """
-    if not backbones:
-        raise ConfigError("Nothing to measure: say what, for example `handmesh bench --backbones`.")
+    batches = _batches(batch)
+    clock: Literal["wall", "processor"] = "processor" if processor_time else "wall"
+    if backbones:
+        _bench_backbones(names, engines, size or 256, batches[0], threads, runs, clock, json)
+    else:
+        _bench_engines(model, engines, stages, size or 224, batches, threads, runs, clock, cold, json)
+
+
+def _batches(text: str) -> list[int]:
+    sizes = parse_list(text)
+    if not sizes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ConfigError(f"--batch {text!r}: wanted numbers of crops from 1 on, for example 1,8.")
+    return [int(size) for size in sizes]
+
+
+def _bench_engines(
+    model: str | None,
+    engines: str | None,
+    stages: bool,
+    size: int,
+    batches: list[int],
+    threads: int | None,
+    runs: int,
+    clock: Literal["wall", "processor"],
+    cold: bool,
+    json: Path | None,
+) -> None:
+    from handmesh.bench import as_json, describe_machine
+    from handmesh.bench_engines import DEFAULT_VARIANTS, bench_engines, bench_stages
+    from handmesh.image import write_atomically
+
+    machine = describe_machine()
+    measured = bench_engines(
+        model,
+        parse_list(engines) if engines else DEFAULT_VARIANTS,
+        batches=batches,
+        size=size,
+        threads=threads,
+        runs=runs,
+        clock=clock,
+        cold=cold,
+    )
+    columns = ("engine", "batch", "ms", "p95", "spread", "crops/s", "ratio", "mm off", "cold ms", "MB")
+    lines = []
+    rows: list[Any] = []
+    with progress_bar() as progress:
+        for of_batch in progress.track(measured, total=len(batches), description="measuring"):
+            rows += of_batch
+            for row in of_batch:
+                form = "" if row.form == "folded" else " unfolded"
+                line = (
+                    f"{row.engine}{form} {row.precision}",
+                    str(row.batch),
+                    f"{row.network_ms:.2f}",
+                    f"{row.p95_ms:.2f}",
+                    f"{row.spread_ms:.2f}",
+                    f"{row.crops_per_s:.1f}",
+                    f"{row.ratio:.3f}",
+                    f"{row.distance_mm:.2g}",
+                    "" if row.cold_start_ms is None else f"{row.cold_start_ms:.0f}",
+                    "" if row.memory_mb is None else f"{row.memory_mb:.0f}",
+                )
+                lines.append(line)
+    first = rows[0]
+    say(f"{first.model}, {first.size} px, {first.threads} thread(s); {clock} time of a batch, {runs} runs in turns")
+    say(f"{machine['processor']}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}")
+    _say_table(columns, lines)
+    if stages:
+        say(f"One look at one hand in a 640x480 photo, onnx, 1 thread; {clock} time, {runs} runs")
+        measured_stages = bench_stages(model, size=size, runs=runs, clock=clock)
+        rows += measured_stages
+        cells = [(stage.stage, f"{stage.network_ms:.2f}", f"{stage.p95_ms:.2f}") for stage in measured_stages]
+        _say_table(("stage", "ms", "p95"), cells)
+    if json is not None:
+        write_atomically(json, as_json(machine, rows).encode())
+        say(f"Written: {json}")
+
+
+def _say_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """As Markdown, which can be pasted and is never cut at the edge of a terminal."""
+    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    for cells in (columns, rule, *lines):
+        first, *others = (
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        say(f"| {' | '.join([first, *others])} |")
+
+
+def _bench_backbones(
+    names: str,
+    engines: str | None,
+    size: int,
+    batch: int,
+    threads: int | None,
+    runs: int,
+    clock: Literal["wall", "processor"],
+    json: Path | None,
+) -> None:
     from handmesh.backbone import VARIANTS
     from handmesh.bench import as_json, bench_backbones, describe_machine
     from handmesh.image import write_atomically
 
     chosen = tuple(VARIANTS) if names == "all" else parse_list(names)
-    chosen_engines = parse_list(engines)
+    chosen_engines = parse_list(engines) if engines else ["torch", "onnxruntime"]
     machine = describe_machine()
     table = Table(caption=f"{machine['processor']}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}")
     for title in ("model", "form"):
@@ -61,7 +175,7 @@ def bench(
         threads=threads,
         engines=chosen_engines,
         runs=runs,
-        clock="processor" if processor_time else "wall",
+        clock=clock,
     )
     with progress_bar() as progress:
         for of_model in progress.track(measured, total=len(chosen), description="measuring"):
@@ -99,7 +213,7 @@ def serve(
         list[str] | None, typer.Option(metavar="ORIGIN", help="Web pages of this origin may call; repeatable.")
     ] = None,
     passes: Annotated[int | None, typer.Option(min=1, max=10, help="Looks at each hand; default: 3.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network; default: torch's own.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network; default: the processors.")] = None,
     max_batch: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Crops per batch; default: 1 on a CPU, 16 on CUDA.")
     ] = None,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import math
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
@@ -25,6 +27,9 @@ from handmesh.cli.shell import (
     say_error,
 )
 from handmesh.errors import ConfigError, HandMeshError, ImageError
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
 
 
 def predict(
@@ -49,7 +54,10 @@ def predict(
     shard: Annotated[
         str | None, typer.Option(metavar="i/n", help="Only the i-th of n parts of the images, counted from 1.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the network; more rarely help a small one.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Photos at a time, or threads of one photo; default: the processors."),
+    ] = None,
     model: ModelOption = None,
 ) -> None:
     """Find the hand in photographs and write meshes, joints and overlays.
@@ -75,33 +83,63 @@ def predict(
             console.print("Nothing to do: all results are there.")
             return
 
+    from handmesh.engine import default_threads
+    from handmesh.image import encode_image, open_photo, write_atomically
     from handmesh.predict import load_predictor, overlay_hands, save_predictions
 
-    predictor = load_predictor(model, passes=passes, threads=threads)
+    # One photo has all threads; of many, each has one: threads that share a photo wait for each other.
+    threads = threads or default_threads()
+    workers = min(threads, len(jobs))
+    predictor = load_predictor(model, passes=passes, threads=threads if workers == 1 else 1)
+
+    def predict_one(job: tuple[Path, list[Path]]) -> str | None:
+        """What went wrong, or None."""
+        path, targets = job
+        try:
+            photo = open_photo(path)
+            intrinsics = _intrinsics(focal, fov, photo.size)
+            hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics)
+            for target in targets:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if skeleton and target.suffix in (".png", ".jpg"):
+                    drawn = overlay_hands(photo.image, hands, skeleton=True)
+                    write_atomically(target, encode_image(drawn, target.suffix))
+                else:  # a large photo is decoded in full only for a picture of it
+                    save_predictions(target, hands, photo.image if target.suffix in (".png", ".jpg") else None)
+        except (HandMeshError, OSError) as error:
+            return str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
+        return None
+
     failed = 0
     with progress_bar() as progress:
-        for path, targets in progress.track(jobs, description="predicting"):
-            try:
-                from handmesh.image import encode_image, read_photo, write_atomically
-
-                photo = read_photo(path)
-                intrinsics = _intrinsics(focal, fov, photo.image.shape)
-                hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics)
-                for target in targets:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    if skeleton and target.suffix in (".png", ".jpg"):
-                        drawn = overlay_hands(photo.image, hands, skeleton=True)
-                        write_atomically(target, encode_image(drawn, target.suffix))
-                    else:
-                        save_predictions(target, hands, photo.image)
-            except (HandMeshError, OSError) as error:
+        answers = side_by_side(predict_one, jobs, workers)
+        for problem in progress.track(answers, total=len(jobs), description="predicting"):
+            if problem is not None:
                 failed += 1
-                message = str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
-                say_error(progress.console, message)
+                say_error(progress.console, problem)
     done = len(jobs) - failed
     say(f"{done} of {len(jobs)} images done: {', '.join(formats)} in {out}/")
     if failed:
         raise typer.Exit(1)
+
+
+def side_by_side(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int) -> Iterator[Answer]:
+    """The answers, in the order of the jobs, from `workers` threads that are a few jobs ahead and no more.
+
+    An error that `work` raises, or Ctrl-C, ends it: jobs that have not begun are dropped, those in work are finished.
+    """
+    with ThreadPoolExecutor(workers, thread_name_prefix="handmesh-photo") as pool:
+        waiting: deque[Future[Answer]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(work, job))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def demo(
@@ -150,10 +188,10 @@ def _parse_formats(text: str) -> list[str]:
     return list(dict.fromkeys(formats))
 
 
-def _intrinsics(focal: float | None, fov: float | None, shape: Sequence[int]) -> Any:
+def _intrinsics(focal: float | None, fov: float | None, size: tuple[int, int]) -> Any:
     from handmesh.camera import Intrinsics
 
-    height, width = shape[:2]
+    width, height = size
     if focal is not None and fov is not None:
         raise ConfigError("--focal and --fov say the same thing in two ways: give one of them.")
     if focal is not None:

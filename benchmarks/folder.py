@@ -1,0 +1,70 @@
+"""How much of the bare engine a folder of photos gets:  OMP_NUM_THREADS=1 python benchmarks/folder.py
+
+A folder of synthetic photos through `handmesh predict --format json --threads N`, against the engine alone on N threads
+with as many crops. Processor time, since other programs may run: what is not the network's is everything else's.
+`--model` takes a bare architecture, which gets random weights, or a model file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from handmesh.bench_engines import is_bare, random_model
+from handmesh.cli.photos import side_by_side
+from handmesh.engine import open_engine
+from handmesh.hand import builtin_hand
+from handmesh.image import encode_image, read_photo
+from handmesh.predict import Predictor, save_predictions
+from handmesh.synth import SceneRenderer, sample_generator
+
+PASSES = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="fastvit_ma36")
+    parser.add_argument("--photos", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        model = random_model(arguments.model, 224, work)[0] if is_bare(arguments.model) else Path(arguments.model)
+        renderer = SceneRenderer(builtin_hand(), size=384)
+        photos = []
+        for index in range(arguments.photos):
+            scene = cv2.resize(renderer.render(sample_generator(77, index)).image, (480, 480))
+            image = np.full((480, 640, 3), 90, np.uint8)
+            image[:, :480] = scene
+            photos.append(work / f"{index}.jpg")
+            photos[-1].write_bytes(encode_image(image, "jpg"))
+        engine = open_engine(model, "cpu", threads=1)
+        predictor = Predictor(engine, passes=PASSES)
+        crops = np.zeros((1, engine.resolution, engine.resolution, 3), np.uint8)
+
+        def predict(path: Path) -> None:
+            save_predictions(path.with_suffix(".json"), predictor(read_photo(path)))
+
+        def network(_: Path) -> None:
+            for _ in range(PASSES):
+                engine(crops)
+
+        shares = []
+        for _ in range(3):
+            taken = []
+            for job in (network, predict):
+                job(photos[0])
+                started = time.process_time()
+                list(side_by_side(job, photos, arguments.threads))
+                taken.append(time.process_time() - started)
+            shares.append(taken[0] / taken[1])
+        print(f"{engine.name}, {arguments.model}, {arguments.threads} worker(s): {sorted(shares)[1]:.3f} of the engine")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""Where the time of a prediction goes: stages, engines, precisions, batches, memory and cold start, side by side.
+
+`bench_engines` runs everything that is compared in turns and in one process; memory and cold start come from a fresh
+process for each engine. A row is plain values; `handmesh.bench.as_json` turns rows into the shape that all benchmarks
+write.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.bench import Clock, time_in_turns, torch_threads
+from handmesh.crop import CropTransform
+from handmesh.engine import Engine, default_threads, find_model, open_engine
+from handmesh.errors import ConfigError
+from handmesh.hand import HandOutput, builtin_hand
+from handmesh.image import encode_image, read_photo
+
+# engine, precision; "torch-unfolded" is the network as it is trained, and needs a bare architecture.
+VARIANTS = {
+    "torch-unfolded": ("torch", "float32"),
+    "torch": ("torch", "float32"),
+    "torch-bf16": ("torch", "bfloat16"),
+    "onnx": ("onnx", "float32"),
+    "onnx-int8": ("onnx", "int8"),
+    "openvino": ("openvino", "float32"),
+    "openvino-bf16": ("openvino", "bfloat16"),
+    "openvino-int8": ("openvino", "int8"),
+}
+DEFAULT_VARIANTS = ("torch", "onnx")
+PHOTO_SIZE = (640, 480)
+
+Run = Callable[[NDArray[np.uint8]], HandOutput]
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One engine in one precision on batches of one size. Milliseconds; of a batch, not of a crop."""
+
+    model: str
+    engine: str
+    precision: str
+    form: str  # folded or unfolded
+    size: int  # px, side of a crop
+    batch: int
+    threads: int
+    clock: Clock
+    network_ms: float  # median; with the hand model
+    p95_ms: float
+    least_ms: float
+    spread_ms: float  # 5th to 95th percentile
+    runs: int
+    crops_per_s: float  # at the median
+    ratio: float  # of the median to folded torch's in float32, or to the first row's where that was not measured
+    distance_mm: float  # mean distance of a vertex from float32 torch's
+    cold_start_ms: float | None  # fresh process to first answer; None: not measured for this row
+    memory_mb: float | None  # peak of that process
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of a prediction on one photo of one hand, on one thread of ONNX Runtime."""
+
+    model: str
+    engine: str
+    precision: str
+    batch: int
+    threads: int
+    clock: Clock
+    stage: str
+    network_ms: float  # median of this stage; the name is every row's
+    p95_ms: float
+    runs: int
+
+
+def bench_engines(
+    model: str | None,
+    variants: Sequence[str] = DEFAULT_VARIANTS,
+    *,
+    batches: Sequence[int] = (1,),
+    size: int = 224,
+    threads: int | None = None,
+    runs: int = 20,
+    clock: Clock = "wall",
+    cold: bool = True,
+) -> Iterator[list[EngineRow]]:
+    """The rows of one batch size after the other.
+
+    model: a model file, None for the bundled one, or a bare architecture, "fastvit_ma36", which gets random weights
+    and crops of `size`. Raises ConfigError for what cannot be measured, before anything is.
+    """
+    if unknown := [name for name in variants if name not in VARIANTS]:
+        raise ConfigError(f"There is no engine {', '.join(map(repr, unknown))}. Known: {', '.join(VARIANTS)}.")
+    if not variants or not batches:
+        raise ConfigError("Nothing to measure: name at least one engine and one batch size.")
+    bare = is_bare(model)
+    if "torch-unfolded" in variants and not bare:
+        raise ConfigError("torch-unfolded needs a bare architecture, such as --model fastvit_ma36.")
+    threads = threads or default_threads()
+    if clock == "processor" and threads != 1:
+        raise ConfigError(f"Processor time of {threads} threads adds up: give one thread, or use the wall clock.")
+    return _bench_engines(model, bare, variants, batches, size, threads, runs, clock, cold)
+
+
+def _bench_engines(
+    model: str | None,
+    bare: bool,
+    variants: Sequence[str],
+    batches: Sequence[int],
+    size: int,
+    threads: int,
+    runs: int,
+    clock: Clock,
+    cold: bool,
+) -> Iterator[list[EngineRow]]:
+    with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
+        unfolded: Run | None = None
+        if bare:
+            assert model is not None
+            path, unfolded = random_model(model, size, Path(folder))
+        else:
+            path = find_model(model)
+        name = model if bare and model is not None else path.stem
+        engines: dict[str, Run] = {}
+        starts: dict[str, tuple[float, float] | None] = {}
+        for variant in variants:
+            if variant == "torch-unfolded":
+                assert unfolded is not None
+                engines[variant], starts[variant] = unfolded, None
+                continue
+            source = _int8_graph(path, Path(folder)) if variant.endswith("int8") else path
+            engines[variant] = _open(source, variant, threads)
+            starts[variant] = cold_start(source, variant, threads) if cold else None
+        reference = open_engine(path, "cpu", engine="torch", threads=threads)
+        for batch in batches:
+            images = np.random.default_rng(batch).integers(
+                0, 256, (batch, reference.resolution, reference.resolution, 3), dtype=np.uint8
+            )
+            expected = reference(images).vertices
+            tasks = {variant: _task(engine, images) for variant, engine in engines.items()}
+            timings = time_in_turns(tasks, runs=runs, clock=clock)
+            base = timings["torch" if "torch" in timings else next(iter(timings))].median_ms
+            rows = []
+            for variant, timing in timings.items():
+                engine, precision = VARIANTS[variant]
+                start = starts[variant]
+                distances = np.linalg.norm(engines[variant](images).vertices - expected, axis=-1)
+                rows.append(
+                    EngineRow(
+                        model=name,
+                        engine=engine,
+                        precision=precision,
+                        form="unfolded" if variant == "torch-unfolded" else "folded",
+                        size=reference.resolution,
+                        batch=batch,
+                        threads=threads,
+                        clock=clock,
+                        network_ms=timing.median_ms,
+                        p95_ms=timing.p95_ms,
+                        least_ms=timing.least_ms,
+                        spread_ms=timing.spread_ms,
+                        runs=timing.runs,
+                        crops_per_s=1000 * batch / timing.median_ms,
+                        ratio=timing.median_ms / base,
+                        distance_mm=1000 * float(distances.mean()),
+                        cold_start_ms=start[0] if start else None,
+                        memory_mb=start[1] if start else None,
+                    )
+                )
+            yield rows
+
+
+def _task(engine: Run, images: NDArray[np.uint8]) -> Callable[[], HandOutput]:
+    return lambda: engine(images)
+
+
+def _open(path: Path, variant: str, threads: int) -> Engine:
+    engine, precision = VARIANTS[variant]
+    wanted: Any = "auto" if precision == "int8" else precision
+    name: Any = engine
+    return open_engine(path, "cpu", engine=name, precision=wanted, threads=threads)
+
+
+def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run]:
+    """A model file of this architecture with random weights and the batch-norm statistics of noise; and its unfolded
+    form. Raises ConfigError for an architecture that does not exist.
+    """
+    import torch
+
+    from handmesh.backbone import VARIANTS as ARCHITECTURES
+    from handmesh.checkpoint import save_model
+    from handmesh.config import ModelConfig
+    from handmesh.mano import HandModel
+    from handmesh.model import HandMeshNet, to_device
+
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"There is no architecture {name!r}. Known: {', '.join(ARCHITECTURES)}.")
+    if size < 64 or size % 32:
+        raise ConfigError(f"Crops of {size} px: a network takes multiples of 32 from 64 on.")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        network = HandMeshNet(
+            ModelConfig.model_validate({"backbone": name, "resolution": size}), HandModel(builtin_hand())
+        )
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None  # the mean over the batches seen
+        network.train()(torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8))
+        network.eval()
+    path = folder / f"{name}.safetensors"
+    save_model(path, network.reparameterize(), training={})
+    network = to_device(network, torch.device("cpu"))
+
+    def unfolded(crops: NDArray[np.uint8]) -> HandOutput:
+        with torch.inference_mode():
+            return HandOutput(*(tensor.numpy() for tensor in network(torch.from_numpy(crops))))
+
+    return path, unfolded
+
+
+def _int8_graph(path: Path, folder: Path) -> Path:
+    """All that can be is quantised, with the ranges of noise: for its time. `handmesh export` also weighs its cost."""
+    from handmesh.export import quantisable, quantised, with_metadata
+    from handmesh.graph_cache import graph_of, metadata_of
+
+    target = folder / f"{path.stem}.int8.onnx"
+    if not target.exists():
+        exact = folder / "exact.onnx"
+        exact.write_bytes(graph := graph_of(path))
+        record = json.loads(metadata_of(path)["handmesh_record"])
+        side = record["model"]["resolution"]
+        noise = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), dtype=np.uint8)
+        nodes = [node for inside in quantisable(graph).values() for node in inside]
+        record = json.dumps(record | {"precision": "int8"})
+        target.write_bytes(with_metadata(quantised(exact, nodes, noise, folder), {"handmesh_record": record}))
+    return target
+
+
+_COLD_START = """
+import json, sys, time
+started = time.perf_counter()
+path, engine, precision, threads = json.loads(sys.argv[1])
+import numpy as np
+from handmesh.engine import open_engine
+opened = open_engine(path, "cpu", engine=engine, precision=precision, threads=threads)
+opened(np.zeros((1, opened.resolution, opened.resolution, 3), np.uint8))
+taken = 1000 * (time.perf_counter() - started)
+try:
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = peak / 1024 if sys.platform != "darwin" else peak / 1024**2
+except ImportError:
+    memory = float("nan")
+print(json.dumps([taken, memory]))
+"""
+
+
+def cold_start(path: Path, variant: str, threads: int) -> tuple[float, float]:
+    """Milliseconds from a running interpreter to the first answer, and peak megabytes, in a process of its own. The
+    graph is in the cache already.
+    """
+    engine, precision = VARIANTS[variant]
+    arguments = json.dumps([str(path), engine, "auto" if precision == "int8" else precision, threads])
+    run = subprocess.run([sys.executable, "-c", _COLD_START, arguments], capture_output=True, text=True, check=True)
+    taken, memory = json.loads(run.stdout)
+    return float(taken), float(memory)
+
+
+def bench_stages(model: str | None, *, size: int = 224, runs: int = 20, clock: Clock = "wall") -> list[StageRow]:
+    """What one look at one hand in a photo of `PHOTO_SIZE` is made of, on one thread; the stages take turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = random_model(str(model), size, Path(folder))[0] if is_bare(model) else find_model(model)
+        return _bench_stages(path, runs, clock)
+
+
+def is_bare(model: str | None) -> bool:
+    """A name of an architecture, not of a file."""
+    return model is not None and model.startswith("fastvit_") and not Path(model).exists()
+
+
+def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
+    import cv2
+    import onnx
+
+    from handmesh.engine import OnnxEngine
+    from handmesh.graph_cache import graph_of
+    from handmesh.onnx_graph import POOLED
+    from handmesh.predict import Predictor, as_mesh_hand
+    from handmesh.synth import SceneRenderer, sample_generator
+
+    engine = OnnxEngine(path, threads=1)
+    width, height = PHOTO_SIZE
+    scene = SceneRenderer(builtin_hand(), size=384).render(sample_generator(2026, 7)).image
+    image = np.full((height, width, 3), 90, np.uint8)
+    side = min(width, height)
+    image[:, :side] = cv2.resize(scene, (side, side))
+    encoded = encode_image(image, "jpg")
+    photo = read_photo(encoded)
+    crop = CropTransform.whole_image(width, height)
+    crops = crop.warp(photo.image, engine.resolution)[None]
+    predictor = Predictor(engine, passes=1)
+    (hand,) = predictor(photo)
+    geometry, features = _geometry(onnx, graph_of(path), POOLED)
+    tasks: dict[str, Callable[[], object]] = {
+        "decode": lambda: read_photo(encoded),
+        "crop": lambda: crop.warp(photo.image, engine.resolution),
+        "network": lambda: engine(crops),
+        "hand model (in network)": lambda: geometry.run(None, {POOLED: features}),
+        "predict": lambda: predictor(photo),
+        "decode and predict": lambda: predictor(encoded),
+        "encode": lambda: json.dumps(_plain(as_mesh_hand(hand, 0, ".json"))),
+        "draw": lambda: hand.overlay(photo.image),
+    }
+    timings = time_in_turns(tasks, runs=runs, clock=clock)
+    return [
+        StageRow(path.stem, "onnx", "float32", 1, 1, clock, stage, timing.median_ms, timing.p95_ms, timing.runs)
+        for stage, timing in timings.items()
+    ]
+
+
+def _plain(hand: Any) -> dict[str, Any]:
+    return {"vertices": hand.vertices.tolist(), "joints": hand.joints.tolist(), "faces": hand.faces.tolist()}
+
+
+def _geometry(onnx: Any, graph: bytes, pooled: str) -> tuple[Any, NDArray[np.float32]]:
+    """What follows the pooled features, as a session of its own; and some features for it."""
+    import onnxruntime
+
+    model = onnx.load_from_string(graph)
+    first = next(index for index, node in enumerate(model.graph.node) if pooled in node.output)
+    del model.graph.node[: first + 1]
+    channels = next(tensor.dims[1] for tensor in model.graph.initializer if tensor.name == "heads.weight")
+    del model.graph.input[:]
+    model.graph.input.append(onnx.helper.make_tensor_value_info(pooled, onnx.TensorProto.FLOAT, ["batch", channels]))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # it warns of every constant that the backbone alone used
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session, np.random.default_rng(0).normal(size=(1, channels)).astype(np.float32)

@@ -1,0 +1,100 @@
+"""What a model file says about itself, and what is in it, read without torch.
+
+A model file is safetensors: weights, and under the key "handmesh" of its metadata a JSON record, which names the
+network's settings and the hand it was trained with. `handmesh.checkpoint` writes it and rebuilds the torch network;
+engines that need no torch read it here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from handmesh.config import ModelConfig
+from handmesh.errors import CheckpointError
+from handmesh.hand import HandArrays
+from handmesh.mano_file import load_hand
+
+RECORD = "handmesh"  # the key of the record in the file's metadata
+FORMAT = 1
+
+RECORD_KEYS = {"format", "model", "folded", "hand_sha256", "training"}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON record of a model file, without its weights. Raises CheckpointError."""
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get(RECORD)
+    except FileNotFoundError:
+        raise CheckpointError(f"No model at {path}.") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as a model (safetensors): {error}.") from error
+    if text is None:
+        raise CheckpointError(f"{path} holds weights, but no handmesh record: it is not a handmesh model.")
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: its handmesh record is damaged ({error}).") from error
+    if not isinstance(record, dict) or not record.keys() >= RECORD_KEYS:
+        raise CheckpointError(f"{path}: its handmesh record is damaged: wanted {', '.join(sorted(RECORD_KEYS))}.")
+    if record["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has model format {record['format']}, this version reads {FORMAT}. Update handmesh."
+        )
+    return record
+
+
+def config_of(record: dict[str, Any], path: Path) -> ModelConfig:
+    """The network's settings. Raises CheckpointError, naming `path`, for ones that this version does not know."""
+    try:
+        return ModelConfig.model_validate(record["model"])
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise CheckpointError(f"{path}: its model settings are not ones this version knows: {problems}.") from error
+
+
+def hand_of(record: dict[str, Any], path: Path) -> HandArrays:
+    """The hand that the model was trained with.
+
+    Raises CheckpointError when the hand of that name here is another one; AssetError, with instructions, when it is
+    MANO's and no MANO file was added here.
+    """
+    name = config_of(record, path).hand
+    hand = load_hand(name)
+    if record["hand_sha256"] != hand.sha256:
+        advice = (
+            "use the handmesh version it was made with"
+            if name == "builtin"
+            else "give `handmesh mano add` the MANO_RIGHT.pkl it was trained with"
+        )
+        raise CheckpointError(
+            f"{path} was trained with another hand model (sha256 {record['hand_sha256'][:12]}..., the {name!r} "
+            f"hand here is {hand.sha256[:12]}...). Its answers would be wrong: {advice}."
+        )
+    return hand
+
+
+def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
+    """All weights as float32, whatever was stored. Raises CheckpointError."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118, no mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as a model (safetensors): {error}.") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Raises CheckpointError when the file cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error

@@ -1,0 +1,83 @@
+"""How many threads pay off: the processors that this process may really use, not those that the machine has.
+
+A container is often given less than it sees. Threads beyond the share wait for each other, and a network on too many
+threads is several times slower than on one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+
+
+def usable_processors() -> int:
+    """The least of: the processors of this machine, those of the affinity mask, the share of the control group.
+
+    At least 1; a share of 1.5 processors counts as 1.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cgroup_processors()
+    return count if share is None else max(1, min(count, int(share)))
+
+
+def cgroup_processors(root: Path = CGROUPS, of_process: Path = CGROUP_OF_PROCESS) -> float | None:
+    """The share of processors that the control group allows, None without a limit.
+
+    Version 2 has ``cpu.max`` ("quota period" or "max period"), version 1 ``cpu.cfs_quota_us`` (-1: no limit) and
+    ``cpu.cfs_period_us`` (kernel documentation: admin-guide/cgroup-v2.rst, scheduler/sched-bwc.rst). Every group above
+    the process's own limits it too. Inside a container its own group is usually mounted as the root.
+    """
+    groups = _groups(of_process)
+    shares = [_version_2_share(folder) for folder in _with_parents(root, groups.get("", "/"))]
+    for mount in ("cpu", "cpu,cpuacct"):
+        shares += [_version_1_share(folder) for folder in _with_parents(root / mount, groups.get("cpu", "/"))]
+    return min((share for share in shares if share is not None), default=None)
+
+
+def _groups(of_process: Path) -> dict[str, str]:
+    """Controller -> path of the process's group. Version 2's line names no controller: ``0::/path``."""
+    try:
+        lines = of_process.read_text().splitlines()
+    except OSError:  # not Linux
+        return {}
+    found = {}
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for controller in controllers.split(","):
+            found[controller] = path
+    return found
+
+
+def _with_parents(root: Path, group: str) -> list[Path]:
+    folder = root / group.lstrip("/")
+    folders = [folder, *folder.parents]
+    return folders[: folders.index(root) + 1] if root in folders else [root]
+
+
+def _version_2_share(folder: Path) -> float | None:
+    words = _words(folder / "cpu.max")
+    return _share(words[0], words[1]) if len(words) == 2 else None
+
+
+def _version_1_share(folder: Path) -> float | None:
+    quota, period = _words(folder / "cpu.cfs_quota_us"), _words(folder / "cpu.cfs_period_us")
+    return _share(quota[0], period[0]) if len(quota) == len(period) == 1 else None
+
+
+def _share(quota: str, period: str) -> float | None:
+    try:
+        microseconds, of = int(quota), int(period)
+    except ValueError:  # "max"
+        return None
+    return microseconds / of if microseconds > 0 and of > 0 else None
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []

@@ -1,0 +1,173 @@
+"""Exported files: each is run and is the torch network, says what it is, and is gone when it is not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from handmesh import export
+from handmesh.checkpoint import load_model
+from handmesh.cli import app
+from handmesh.engine import open_engine
+from handmesh.errors import CheckpointError, ConfigError, ExportError
+from handmesh.export import export_model, synthetic_crops
+from handmesh.hand import HandOutput
+from handmesh.metrics import pa_mean_error
+
+
+@pytest.fixture(autouse=True)
+def few_crops(monkeypatch):
+    for name in ("GOLDEN_COUNT", "SCORED_COUNT", "CALIBRATION_COUNT"):
+        monkeypatch.setattr(export, name, 4)
+
+
+def crops(count: int = 3) -> np.ndarray:
+    return np.random.default_rng(4).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+def vertex_error_mm(model_file, answer) -> float:
+    network, _ = load_model(model_file)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(crops()))
+    return 1000 * float(np.linalg.norm(answer - expected.vertices.numpy(), axis=-1).max())
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("onnx", ".onnx"), ("openvino", ".xml")])
+def test_a_file_is_an_engine_that_answers_as_torch_does(format, suffix, model_file, tmp_path):
+    if format == "openvino":
+        pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
+    exported = export_model(model_file, format, tmp_path / f"hand{suffix}")
+    assert exported.error_mm < 0.01
+    engine = open_engine(exported.path)
+    assert vertex_error_mm(model_file, engine(crops()).vertices) < 0.01
+    assert (engine.record["training"], engine.resolution) == ({"steps": 0}, 64)
+    assert {file.stem for file in tmp_path.iterdir()} == {"hand"}
+    if format == "openvino":  # which reads ONNX files too
+        export_model(model_file, "onnx", tmp_path / "hand.onnx")
+        engine = open_engine(tmp_path / "hand.onnx", engine="openvino")
+        assert vertex_error_mm(model_file, engine(crops()).vertices) < 0.01
+        assert engine.record["training"] == {"steps": 0}
+
+
+def test_the_onnx_file_says_what_it_is(model_file, tmp_path):
+    exported = export_model(model_file, "onnx", tmp_path / "hand.onnx")
+    graph = onnx.load(exported.path)
+    said = {entry.key: entry.value for entry in graph.metadata_props}
+    assert float(said["error_mm"]) == pytest.approx(exported.error_mm, rel=0.1)
+    assert json.loads(said["handmesh_record"])["model"]["backbone"] == "fastvit_t8"
+    assert said.keys() >= {"checkpoint_sha256", "hand", "hand_licence", "hand_sha256"}
+    (given,) = graph.graph.input
+    assert given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [output.name for output in graph.graph.output] == list(HandOutput._fields)
+
+
+def test_a_torch_export_file_needs_nothing_of_ours(model_file, tmp_path):
+    exported = export_model(model_file, "torch-export", tmp_path / "hand.pt2")
+    extra = {"handmesh.json": ""}
+    answers = torch.export.load(exported.path, extra_files=extra).module()(torch.from_numpy(crops()))
+    assert vertex_error_mm(model_file, answers["vertices"].numpy()) < 0.01
+    assert list(answers) == list(HandOutput._fields)
+    assert json.loads(extra["handmesh.json"])["hand"] == "builtin"
+
+
+def test_int8_costs_little_and_its_metadata_says_how_much(model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "MAX_INT8_COST_MM", 2.0)  # of a network that was never trained
+    exported = export_model(model_file, "onnx", tmp_path / "hand.onnx", precision="int8")
+    coarse, exact = open_engine(exported.path), open_engine(model_file)
+    assert "int8" in coarse.name
+    assert exported.megabytes < 0.6 * export_model(model_file, "onnx", tmp_path / "exact.onnx").megabytes
+    scored = synthetic_crops(64, 4, 802)
+    distance = 1000 * pa_mean_error(exact(scored.images).vertices, coarse(scored.images).vertices).mean()
+    assert 0 < distance == pytest.approx(exported.distance_mm, rel=0.05)
+    said = {entry.key: entry.value for entry in onnx.load(exported.path).metadata_props}
+    assert float(said["int8_cost_mm"]) == pytest.approx(exported.cost_mm, abs=1e-3)
+
+
+def test_int8_that_costs_too_much_is_not_written(model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "MAX_INT8_COST_MM", -100.0)
+    monkeypatch.setattr(export, "quantisable", lambda graph: {"stem": ["backbone.patch_embed.2.reparam_conv"]})
+    with pytest.raises(ExportError, match=r"int8 costs -?\d+\.\d+ mm of PA-MPVPE"):
+        export_model(model_file, "onnx", tmp_path / "hand.onnx", precision="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_that_hurt_stay_in_float32(model_file, tmp_path, monkeypatch):
+    """Whatever is quantised costs a millimetre here, the first stage two: it goes first, then the others."""
+    names = {"stem": ["a"], "0.0": ["b"], "2.0": ["c"]}
+    prices = {"a": 1.0, "b": 2.0, "c": 0.1}
+    monkeypatch.setattr(export, "quantisable", lambda graph: names)
+    monkeypatch.setattr(export, "quantised", lambda graph, nodes, *_: json.dumps(nodes).encode())
+
+    class Priced:
+        def __init__(self, path, threads):
+            self.nodes = json.loads(path.read_bytes())
+
+        def __call__(self, images):
+            return HandOutput(*[sum(prices[node] for node in self.nodes)] * len(HandOutput._fields))
+
+    monkeypatch.setattr(export, "OnnxEngine", Priced)
+    monkeypatch.setattr(export, "pa_mean_error", lambda truth, answer: np.array([answer / 1000]))
+    nothing = HandOutput(*[0.0] * len(HandOutput._fields))
+    scored = synthetic_crops(64, 4, 802)
+    graph, kept, cost, _ = export._within_cost(b"", nothing, scored, 64, tmp_path)
+    assert kept == ["0.0", "stem"]
+    assert cost == pytest.approx(0.1)
+    assert json.loads(graph) == ["c"]
+
+
+def test_a_file_that_disagrees_is_deleted_and_the_error_has_the_number(model_file, tmp_path, monkeypatch):
+    """A graph whose template is a millimetre off."""
+    right = export.graph_of
+
+    def wrong(path):
+        graph = onnx.load_from_string(right(path))
+        (template,) = (one for one in graph.graph.initializer if one.name == "hand.template")
+        template.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(template) + 1e-3 / 3**0.5, template.name)
+        )
+        return graph.SerializeToString()
+
+    monkeypatch.setattr(export, "graph_of", wrong)
+    with pytest.raises(ExportError, match=r"ONNX file disagrees with PyTorch by 1 mm at a vertex.*deleted"):
+        export_model(model_file, "onnx", tmp_path / "hand.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_core_ml_files_have_the_right_specification(model_file, tmp_path):
+    pytest.importorskip("coremltools", reason='needs coremltools: pip install "handmesh[coreml]"')
+    exported = export_model(model_file, "coreml", tmp_path / "hand.mlpackage")  # which checks names and the image
+    assert exported.error_mm is None
+    assert exported.megabytes > 10
+
+
+def test_without_coremltools_the_error_says_what_to_install(model_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "coremltools", None)
+    with pytest.raises(ExportError, match=r'pip install "handmesh\[coreml\]"'):
+        export_model(model_file, "coreml", tmp_path / "hand.mlpackage")
+
+
+def test_what_cannot_be_written_is_refused_first(model_file, tmp_path):
+    with pytest.raises(ExportError, match=r"a file for onnx ends in \.onnx"):
+        export_model(model_file, "onnx", tmp_path / "hand.xml")
+    with pytest.raises(ExportError, match="there is no folder"):
+        export_model(model_file, "onnx", tmp_path / "none" / "hand.onnx")
+    with pytest.raises(ExportError, match="int8 is for onnx and openvino"):
+        export_model(model_file, "coreml", precision="int8")
+    (tmp_path / "hand.onnx").write_bytes(b"")
+    with pytest.raises(ExportError, match="exported file already"):
+        export_model(tmp_path / "hand.onnx", "onnx")
+    with pytest.raises(CheckpointError, match="cannot be run by ONNX Runtime"):
+        open_engine(tmp_path / "hand.onnx")
+
+
+def test_on_the_command_line(model_file, tmp_path):
+    arguments = ["export", "--model", str(model_file), "--out", str(tmp_path / "hand.onnx")]
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 0, run.output
+    assert "mm from PyTorch at any vertex" in run.stdout
+    assert isinstance(CliRunner().invoke(app, ["export", "--format", "tflite"]).exception, ConfigError)

@@ -1,0 +1,66 @@
+"""The share of processors, read from control groups as Linux writes them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from handmesh import processors
+from handmesh.engine import default_threads
+from handmesh.processors import cgroup_processors, usable_processors
+
+
+def files(folder: Path, contents: dict[str, str]) -> Path:
+    for name, text in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("of_process", "contents", "expected"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),  # version 2, in a container
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {}, None),  # the machine's own root has no such file
+        # A group inside others: the tightest counts, wherever it is.
+        ("0::/a/b\n", {"cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n", "a/b/cpu.max": "max 100000\n"}, 2.0),
+        ("0::/a/b\n", {"a/cpu.max": "400000 100000\n", "a/b/cpu.max": "50000 100000\n"}, 0.5),
+        # Version 1.
+        ("4:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
+        ("4:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        (
+            "4:cpuacct,cpu:/docker/x\n",
+            {"cpu,cpuacct/docker/x/cpu.cfs_quota_us": "25000\n", "cpu,cpuacct/docker/x/cpu.cfs_period_us": "100000\n"},
+            0.25,
+        ),
+        # The path of the process is the host's, but the container's own group is mounted as the root.
+        ("0::/docker/x\n", {"cpu.max": "200000 100000\n"}, 2.0),
+        ("0::/\n", {"cpu.max": "nonsense\n"}, None),
+    ],
+)
+def test_the_share_of_a_control_group(of_process, contents, expected, tmp_path):
+    root = files(tmp_path / "cgroup", contents)
+    root.mkdir(exist_ok=True)
+    (tmp_path / "self").write_text(of_process)
+    assert cgroup_processors(root, tmp_path / "self") == expected
+
+
+def test_other_systems_have_no_control_groups(tmp_path):
+    assert cgroup_processors(tmp_path / "none", tmp_path / "none either") is None
+
+
+@pytest.mark.parametrize(("share", "expected"), [(None, 4), (8.0, 4), (2.9, 2), (0.5, 1)])
+def test_the_least_of_affinity_and_share(share, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(processors, "cgroup_processors", lambda: share)
+    assert usable_processors() == expected
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("", 4), ("2", 2), ("16", 4), ("0", 4), ("4,2", 4)])
+def test_the_usual_variable_limits_threads(limit, expected, monkeypatch):
+    monkeypatch.setattr("handmesh.engine.usable_processors", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert default_threads() == expected
