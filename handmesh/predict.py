@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]
-Source = Literal["given box", "whole image"]
+Source = Literal["given box", "whole image", "tracking", "mediapipe", "palm detector"]
 
 # Crop side over the extent of the hand's keypoints, in the range that training draws (Augmentation.margin). A found
 # hand gets more room than a given box: where the network is unsure it draws the hand too small, and a crop too tight
@@ -172,6 +172,28 @@ class Predictor:
             return []
         return self._look(photo.image, crops, sides, source, intrinsics or _intrinsics_of(photo))
 
+    def look_once(
+        self,
+        image: NDArray[np.uint8],
+        crops: Sequence[CropTransform],
+        *,
+        source: Source = "tracking",
+        intrinsics: Intrinsics | None = None,
+    ) -> list[HandPrediction]:
+        """One look at each crop, all as one batch, for those who know where the hands are and how they are turned.
+
+        `image` is (H, W, 3) uint8 RGB. A mirrored crop is of a left hand. Nothing can be compared, so `score` is 1.
+        """
+        if not crops:
+            return []
+        known = intrinsics or Intrinsics.default_for(image.shape[1], image.shape[0])
+        output = self.engine(np.stack([crop.warp(image, self.engine.resolution) for crop in crops]))
+        sides = [Handedness.LEFT if crop.mirror else Handedness.RIGHT for crop in crops]
+        return [
+            self._prediction(output, index, crop, side, source, 1.0, known)
+            for index, (crop, side) in enumerate(zip(crops, sides, strict=True))
+        ]
+
     def _look(
         self,
         image: NDArray[np.uint8],
@@ -193,7 +215,7 @@ class Predictor:
                 previous = found
         scores = [1.0] * len(crops)
         if previous is not None:
-            scores = [_agreement(before, now) for before, now in zip(previous, found, strict=True)]
+            scores = [agreement(before, now) for before, now in zip(previous, found, strict=True)]
         return [
             self._prediction(output, index, crop, side, source, score, intrinsics)
             for index, (crop, side, score) in enumerate(zip(crops, sides, scores, strict=True))
@@ -331,8 +353,8 @@ def _keypoints_image(output: HandOutput, index: int, crop: CropTransform) -> NDA
     return crop.to_image(camera.project(output.joints[index]))
 
 
-def _agreement(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
-    """1 when two passes draw the same joints, 0 when they are half a hand apart."""
+def agreement(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
+    """(21, 2), (21, 2) keypoints: 1 when two passes draw the same joints, 0 when they are half a hand apart."""
     extent = max(float(np.ptp(second, axis=0).max()), 1.0)
     distance = float(np.linalg.norm(first - second, axis=-1).mean())
     return max(0.0, 1.0 - 2.0 * distance / extent)
