@@ -133,6 +133,7 @@ class Tracker:
         self._next_id = 1
         self._time = -math.inf
         self._detected = -math.inf
+        self.looks = 0  # crops that the network was shown
 
     # ---------------------------------------------------------------------------------------------------- public
 
@@ -181,6 +182,7 @@ class Tracker:
         """One look at each hand, and a second where it is due."""
         crops = [self._next_crop(track, time) for track in self._tracks]
         answers = self._predictor.look_once(image, crops, intrinsics=intrinsics)
+        self.looks += len(crops)
         points = [answer.keypoints_image().astype(np.float64) for answer in answers]
         wrong, due = set(), []
         for index, (track, answer) in enumerate(zip(self._tracks, answers, strict=True)):
@@ -257,6 +259,7 @@ class Tracker:
                 size, rotation = crop.size * _CHECK_SIZE**way, crop.rotation + way * _CHECK_TURN
                 crops.append(replace(crop, center=center, size=size, rotation=rotation))
         answers = self._predictor.look_once(image, crops)
+        self.looks += len(crops)
         owners = [points for points, _ in hands for _ in ways]
         found = [
             agreement(points, answer.keypoints_image().astype(np.float64))
@@ -331,6 +334,7 @@ class Tracker:
         side = place.handedness or self._usual_side(place)
         whole = place.source == "whole image"
         (hand,) = self._predictor(image, boxes=None if whole else [place.box], handedness=side, intrinsics=intrinsics)
+        self.looks += self._predictor.passes
         points = hand.keypoints_image().astype(np.float64)
         extent = float(np.ptp(points, axis=0).max())
         height, width = image.shape[:2]

@@ -37,6 +37,9 @@ def predict(
         list[str] | None, typer.Option(metavar="x0,y0,x1,y1", help="Where a hand is, in pixels; once for each hand.")
     ] = None,
     hand: Annotated[str, typer.Option(metavar="right|left", help="Which hand it is.")] = "right",
+    detector: Annotated[
+        str, typer.Option(metavar="none|mediapipe|PALM.onnx", help="Who finds the hands, instead of --box.")
+    ] = "none",
     focal: Annotated[float | None, typer.Option(help="Focal length in pixels; for positions in space.")] = None,
     fov: Annotated[float | None, typer.Option(help="Angle of the longer side in degrees, instead of --focal.")] = None,
     passes: Annotated[int, typer.Option(min=1, help="Looks at each hand, each closer than the one before.")] = 3,
@@ -65,7 +68,9 @@ def predict(
     formats = _parse_formats(format)
     boxes = [parse_box(text) for text in box] if box else None
     side = parse_hand(hand)
-    _intrinsics(focal, fov, (1, 1))  # refused here, once, and not for every photo
+    if boxes and detector != "none":
+        raise ConfigError("--box and --detector both say where hands are: give one of them.")
+    camera_of(focal, fov, (1, 1))  # refused here, once, and not for every photo
     jobs = list(_shard(_plan(images, out, formats), shard))
     if skip_existing:
         jobs = [job for job in jobs if not all(path.exists() for path in job[1])]
@@ -73,8 +78,10 @@ def predict(
             console.print("Nothing to do: all results are there.")
             return
 
+    from handmesh.detect import open_detector, predict_detected
     from handmesh.predict import load_predictor, overlay_hands, save_predictions
 
+    finder = open_detector(detector)
     predictor = load_predictor(model, passes=passes, threads=threads)
     failed = 0
     with progress_bar() as progress:
@@ -83,8 +90,11 @@ def predict(
                 from handmesh.image import encode_image, read_photo, write_atomically
 
                 photo = read_photo(path)
-                intrinsics = _intrinsics(focal, fov, photo.image.shape)
-                hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics)
+                intrinsics = camera_of(focal, fov, photo.image.shape)
+                if finder is not None:
+                    hands = predict_detected(predictor, finder, photo, side, intrinsics)
+                else:
+                    hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics)
                 for target in targets:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     if skeleton and target.suffix in (".png", ".jpg"):
@@ -148,7 +158,8 @@ def _parse_formats(text: str) -> list[str]:
     return list(dict.fromkeys(formats))
 
 
-def _intrinsics(focal: float | None, fov: float | None, shape: Sequence[int]) -> Any:
+def camera_of(focal: float | None, fov: float | None, shape: Sequence[int]) -> Any:
+    """What --focal or --fov say about a picture of a (height, width, ...) shape; None when neither is given."""
     from handmesh.camera import Intrinsics
 
     height, width = shape[:2]
