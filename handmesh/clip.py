@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -269,7 +268,8 @@ class VideoWriter:
         """`size` (width, height) of the frames. Raises ExportError when no encoder works."""
         self.path = Path(path)
         self.size, self.fps = size, fps
-        self._temporary = self.path.with_name(f".{self.path.stem[:64]}.{secrets.token_hex(6)}{self.path.suffix}")
+        # Always the same: what a killed run left is overwritten by the next.
+        self._temporary = self.path.with_name(f".{self.path.stem[:64]}.part{self.path.suffix}")
         self._encoder, self.codec = _open_encoder(self._temporary, size, fps, codec)
         self._waiting: Image | None = None
         self._start: float | None = None

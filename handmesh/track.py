@@ -5,7 +5,7 @@ upright, instead of being searched for with several looks. That is only right wh
 a wall draws a hand there all the same. So every answer is judged:
 
 * by itself: its size in the crop, its jump, how much of it lies outside the picture, the network's own score;
-* by a second look, when something surprises and twice a second in any case: a crop that is moved, turned and larger.
+* by a second look, when something surprises and every 0.8 s in any case: a crop that is moved, turned and larger.
   A real hand stays where it is, an imagined one moves with the crop. (The bundled model's two answers agree to 0.88 in
   the median on hands and 0.33 on backgrounds; see docs/video.md.)
 
@@ -41,7 +41,7 @@ class Tracking:
     """What is worth changing. Times in seconds, lengths as shares of the hand's own extent in the picture."""
 
     margin: float = 1.6  # crop side over the extent of the keypoints; training draws 1.2 to 2
-    check_every: float = 0.5  # a second look, even when nothing surprises
+    check_every: float = 0.8  # a second look, even when nothing surprises
     detect_every: float = 0.5  # the detector looks for further hands; more often costs more than it finds
     patience: float = 0.2  # how long a hand may look wrong before it is given up
     memory: float = 3.0  # found again within this, a hand keeps its id
@@ -127,7 +127,7 @@ class Tracker:
         self.settings = settings or Tracking()
         self.detector: Detector = WholeImage() if detector is None else detector
         self.handedness = Handedness(handedness)
-        self._predictor = predictor
+        self.predictor = predictor
         self._tracks: list[_Track] = []
         self._lost: list[_Track] = []
         self._next_id = 1
@@ -181,7 +181,7 @@ class Tracker:
     def _follow(self, image: Image, time: float, intrinsics: Intrinsics) -> dict[int, TrackedHand]:
         """One look at each hand, and a second where it is due."""
         crops = [self._next_crop(track, time) for track in self._tracks]
-        answers = self._predictor.look_once(image, crops, intrinsics=intrinsics)
+        answers = self.predictor.look_once(image, crops, intrinsics=intrinsics)
         self.looks += len(crops)
         points = [answer.keypoints_image().astype(np.float64) for answer in answers]
         wrong, due = set(), []
@@ -258,7 +258,7 @@ class Tracker:
                 center = (crop.center[0] + shift * math.cos(angle), crop.center[1] + shift * math.sin(angle))
                 size, rotation = crop.size * _CHECK_SIZE**way, crop.rotation + way * _CHECK_TURN
                 crops.append(replace(crop, center=center, size=size, rotation=rotation))
-        answers = self._predictor.look_once(image, crops)
+        answers = self.predictor.look_once(image, crops)
         self.looks += len(crops)
         owners = [points for points, _ in hands for _ in ways]
         found = [
@@ -333,8 +333,8 @@ class Tracker:
         """The hand at a place, if there is one."""
         side = place.handedness or self._usual_side(place)
         whole = place.source == "whole image"
-        (hand,) = self._predictor(image, boxes=None if whole else [place.box], handedness=side, intrinsics=intrinsics)
-        self.looks += self._predictor.passes
+        (hand,) = self.predictor(image, boxes=None if whole else [place.box], handedness=side, intrinsics=intrinsics)
+        self.looks += self.predictor.passes
         points = hand.keypoints_image().astype(np.float64)
         extent = float(np.ptp(points, axis=0).max())
         height, width = image.shape[:2]

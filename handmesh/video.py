@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from handmesh.animation import encode_animation, encode_bvh
 from handmesh.camera import Intrinsics
@@ -49,6 +51,14 @@ ANIMATION_NAME = "hand.glb"
 _DRAWN_AHEAD = 8  # frames that may wait for the encoder
 
 
+class Tracked(NamedTuple):
+    """What was seen in one picture, not yet smoothed."""
+
+    time: float
+    hands: dict[int, HandPrediction]
+    remembered: set[int]  # ids that may still come back
+
+
 class LiveHands:
     """A tracker and, unless it is switched off, a smoother: pictures in order of time in, hands with ids out."""
 
@@ -67,12 +77,24 @@ class LiveHands:
 
     def __call__(self, image: Image, time: float, intrinsics: Intrinsics | None = None) -> dict[int, HandPrediction]:
         """The hands of one picture by id. Arguments and errors as of `Tracker`."""
-        tracked = self.tracker(image, time, intrinsics)
+        return self.smooth(self.track(image, time, intrinsics))
+
+    def track(self, image: Image, time: float, intrinsics: Intrinsics | None = None) -> Tracked:
+        """The first half of the call: what takes a network."""
+        hands = {item.id: item.hand for item in self.tracker(image, time, intrinsics)}
+        return Tracked(time, hands, self.tracker.remembered)
+
+    def smooth(self, tracked: Tracked) -> dict[int, HandPrediction]:
+        """The other half, which another thread may do; in order of time."""
         if self.smoother is None:
-            return {item.id: item.hand for item in tracked}
-        hands = {item.id: self.smoother(item.id, item.hand, time) for item in tracked}
-        self.smoother.keep(self.tracker.remembered)
+            return tracked.hands
+        hands = {id: self.smoother(id, hand, tracked.time) for id, hand in tracked.hands.items()}
+        self.smoother.keep(tracked.remembered)
         return hands
+
+    def warm_up(self) -> None:
+        """The first look of a network takes far longer than the others: have it before the first picture comes."""
+        self.tracker.predictor.engine(np.zeros((1, *(self.tracker.predictor.engine.resolution,) * 2, 3), np.uint8))
 
     def forget(self) -> None:
         self.tracker.forget()

@@ -31,7 +31,7 @@ from handmesh.hand import Handedness
 from handmesh.hand_log import HandLog, LogHeader, posers_of, read_tracks, record_of
 from handmesh.image import encode_image, write_atomically
 from handmesh.predict import Box, HandPrediction, Predictor, overlay_hands
-from handmesh.video import ANIMATION_NAME, LOG_NAME, OVERLAY_NAME, LiveHands
+from handmesh.video import ANIMATION_NAME, LOG_NAME, OVERLAY_NAME, LiveHands, Tracked
 
 WINDOW = "handmesh"
 KEYS = "h left/right   m mesh/bones   f mirror   c record   s screenshot   r search again   q quit"
@@ -42,7 +42,7 @@ class Looked(NamedTuple):
 
     frame: Frame
     hands: dict[int, HandPrediction]
-    seconds: float  # that looking took
+    seconds: float  # that looking took, without smoothing
 
 
 class LivePipeline:
@@ -53,15 +53,17 @@ class LivePipeline:
     ) -> None:
         """`newest`, `paced`: as of `Capture`."""
         self.source = source
+        live.warm_up()
         self.capture = Capture(source, newest=newest, paced=paced)
         self.newest = source.live if newest is None else newest
         self._live = live
         self._lock = threading.Lock()  # held while a picture is looked at
         self._changed = threading.Condition()
-        self._results: deque[Looked] = deque()
+        self._results: deque[tuple[Frame, Tracked, float]] = deque()
         self._error: BaseException | None = None
         self._ended = self._stop = False
         self.looked = 0  # pictures
+        self.looking_processor_seconds = 0.0  # of the network's thread
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
         self._thread.start()
 
@@ -70,13 +72,14 @@ class LivePipeline:
         with self._changed:
             if not self._changed.wait_for(lambda: self._results or self._ended, timeout):
                 raise HandMeshError(f"{self.source.name} sent no picture for {timeout:g} s.")
-            if self._results:
-                result = self._results.popleft()
-                self._changed.notify_all()
-                return result
-            if self._error is not None:
-                raise self._error
-            return None
+            if not self._results:
+                if self._error is not None:
+                    raise self._error
+                return None
+            frame, tracked, seconds = self._results.popleft()
+            self._changed.notify_all()
+        # Smoothed here, in the thread that draws: the network's has enough to do.
+        return Looked(frame, self._live.smooth(tracked), seconds)
 
     def choose(self, handedness: Handedness) -> None:
         """From now on hands are of this side, and searched for anew."""
@@ -102,17 +105,18 @@ class LivePipeline:
                 frame = self.capture.read()
                 if frame is None:
                     break
-                before = clock.perf_counter()
+                before, processor = clock.perf_counter(), clock.thread_time()
                 with self._lock:
-                    hands = self._live(frame.image, frame.time)
+                    tracked = self._live.track(frame.image, frame.time)
                 seconds = clock.perf_counter() - before
+                self.looking_processor_seconds += clock.thread_time() - processor
                 self.looked += 1
                 with self._changed:
                     if self.newest:
                         self._results.clear()
                     else:
                         self._changed.wait_for(lambda: len(self._results) < 2 or self._stop)
-                    self._results.append(Looked(frame, hands, seconds))
+                    self._results.append((frame, tracked, seconds))
                     self._changed.notify_all()
         except Exception as error:  # handed to whoever reads
             self._error = error
@@ -328,6 +332,10 @@ class LiveBenchmark:
     stages_ms: dict[str, float]
     loop_fps: float
     engine_fps: float
+    # The same by processor time, which other programs do not disturb: the network's thread bounds the loop where each
+    # thread has a core.
+    thread_ms: float  # per frame, of the network's thread
+    engine_ms: float  # per look, of the network alone
 
 
 # Frames of each turn: the first are not counted, for they were ready when the turn began.
@@ -344,7 +352,7 @@ def benchmark(source: FrameSource, live: LiveHands, predictor: Predictor, *, mos
     hud = Hud(predictor.engine.name)
     seconds = {"draw": 0.0, "text": 0.0}
     frames = followed = timed = 0
-    loop = bare = looking = 0.0
+    loop = bare = looking = bare_processor = 0.0
     bare_count = 0
     crop: NDArray[np.uint8] | None = None
     ended = False
@@ -381,9 +389,10 @@ def benchmark(source: FrameSource, live: LiveHands, predictor: Predictor, *, mos
                 break
             clock.sleep(0.25)  # until the threads have filled their queues and rest
             for _ in range(_TURN // 2):
-                before = clock.perf_counter()
+                before, processor = clock.perf_counter(), clock.thread_time()
                 predictor.engine(crop)
                 bare += clock.perf_counter() - before
+                bare_processor += clock.thread_time() - processor
                 bare_count += 1
     finally:
         pipeline.close()
@@ -395,7 +404,16 @@ def benchmark(source: FrameSource, live: LiveHands, predictor: Predictor, *, mos
         **{name: 1000 * value / frames for name, value in seconds.items()},
     }
     looks = live.tracker.looks / max(pipeline.looked, 1)
-    return LiveBenchmark(frames, followed, looks, stages, timed / loop, bare_count / bare)
+    return LiveBenchmark(
+        frames=frames,
+        followed=followed,
+        looks_per_frame=looks,
+        stages_ms=stages,
+        loop_fps=timed / loop,
+        engine_fps=bare_count / bare,
+        thread_ms=1000 * pipeline.looking_processor_seconds / max(pipeline.looked, 1),
+        engine_ms=1000 * bare_processor / bare_count,
+    )
 
 
 def run_headless(pipeline: LivePipeline, *, most_frames: int | None, seen: Callable[[Looked], None]) -> int:

@@ -28,7 +28,7 @@ def test_a_moving_hand_is_followed_with_one_look():
     engine = MarkerEngine()
     track = Tracker(Predictor(engine))
     looks = []
-    for index in range(24):
+    for index in range(30):
         before = engine.looks
         (tracked,) = track(draw([path(index)]), index / FPS)
         looks.append(engine.looks - before)
@@ -36,7 +36,7 @@ def test_a_moving_hand_is_followed_with_one_look():
         assert tracked.found == (index == 0)
         np.testing.assert_allclose(wrist(tracked), path(index)[0], atol=1.0)
     assert looks[0] == 5, "three to find it, two to check"
-    assert sum(looks[1:]) == 23 + 1, "then one each, and a second look every half second"
+    assert sum(looks[1:]) == 29 + 1, "then one each, and a second look every 0.8 s"
     assert tracked.hand.source == "tracking"
 
 
@@ -44,13 +44,13 @@ def test_a_hidden_hand_is_lost_and_keeps_its_id():
     """The network imagines a hand in every crop; the second look finds it out."""
     track = Tracker(Predictor(MarkerEngine()), settings=Tracking(patience=0.1))
     ids = []
-    for index in range(50):
-        hidden = 10 <= index < 35
+    for index in range(60):
+        hidden = 10 <= index < 45
         tracked = track(draw([] if hidden else [path(min(index, 30))]), index / FPS)
         ids.append([item.id for item in tracked])
     assert ids[:10] == [[1]] * 10
-    assert ids[25:35] == [[]] * 10, "it is found out when the second look is due, after half a second at the latest"
-    assert ids[36:] == [[1]] * 14
+    assert ids[30:45] == [[]] * 15, "it is found out when the second look is due, after 0.8 s at the latest"
+    assert ids[46:] == [[1]] * 14
 
 
 def test_a_hand_that_leaves_the_picture_is_given_up_and_a_new_one_has_a_new_id():

@@ -196,6 +196,10 @@ def webcam(
             f"loop {measured.loop_fps:.1f} fps at {measured.looks_per_frame:.2f} looks per frame, network alone "
             f"{measured.engine_fps:.1f} looks/s: {share:.2f} of it"
         )
+        say(
+            f"processor time: {measured.thread_ms:.1f} ms per frame in the network's thread, {measured.engine_ms:.1f} "
+            f"ms per look alone: {measured.engine_ms / measured.thread_ms:.2f} of it where each thread has a core"
+        )
         return
     pipeline = LivePipeline(pictures, live, newest=True, paced=True)
     if headless:
