@@ -134,18 +134,18 @@ def _colors(hand: MeshHand) -> NDArray[np.uint8]:
     return np.broadcast_to(color, (len(hand.vertices), 3))
 
 
-def _linear_from_srgb(srgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+def linear_from_srgb(srgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     """IEC 61966-2-1. glTF's vertex colours are linear (glTF 2.0, section 3.9.2)."""
     value = srgb.astype(np.float64) / 255
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
-class _Glb:
+class Glb:
     """A binary glTF 2.0 file in the making: arrays become accessors in one buffer."""
 
     def __init__(self) -> None:
         self.document: dict[str, Any] = {
-            "asset": {"version": "2.0", "generator": _generator()},
+            "asset": {"version": "2.0", "generator": generator()},
             "scene": 0,
             "scenes": [{"name": "hands"}],
         }
@@ -157,25 +157,27 @@ class _Glb:
         items.append(item)
         return len(items) - 1
 
-    def accessor(self, array: NDArray[Any], target: Literal["vertices", "indices"]) -> int:
-        """Append (N, 3) float32 vectors or (N,) unsigned integers."""
-        array = np.ascontiguousarray(array)
+    def accessor(self, array: NDArray[Any], target: Literal["vertices", "indices"] | None = None) -> int:
+        """Append (N,) scalars, (N, 2 to 4) vectors or (N, 4, 4) matrices of float32 or unsigned integers.
+
+        `target` says what the graphics card needs them for; None for animations and the like. glTF's matrices are
+        stored column by column; these are matrices as numpy has them.
+        """
+        array = np.ascontiguousarray(array.swapaxes(-1, -2) if array.ndim == 3 else array)
         self._buffer += b"\0" * (-len(self._buffer) % 4)
-        view = {
-            "buffer": 0,
-            "byteOffset": len(self._buffer),
-            "byteLength": array.nbytes,
-            "target": 34962 if target == "vertices" else 34963,
-        }
+        view: dict[str, Any] = {"buffer": 0, "byteOffset": len(self._buffer), "byteLength": array.nbytes}
+        if target is not None:
+            view["target"] = 34962 if target == "vertices" else 34963
         self._buffer += array.astype(array.dtype.newbyteorder("<")).tobytes()
+        rows = array.reshape(len(array), -1)
         item: dict[str, Any] = {
             "bufferView": self.add("bufferViews", view),
-            "componentType": {"f4": 5126, "u2": 5123, "u4": 5125}[array.dtype.str[1:]],
+            "componentType": {"f4": 5126, "u1": 5121, "u2": 5123, "u4": 5125}[array.dtype.str[1:]],
             "count": len(array),
-            "type": "VEC3" if array.ndim == 2 else "SCALAR",
-            # Demanded for positions; kept as the float32 numbers they are, for validators compare exactly.
-            "min": np.atleast_1d(array.min(axis=0)).tolist(),
-            "max": np.atleast_1d(array.max(axis=0)).tolist(),
+            "type": {1: "SCALAR", 2: f"VEC{rows.shape[1]}", 3: "MAT4"}[array.ndim],
+            # Demanded for positions and times; kept as the float32 numbers they are, for validators compare exactly.
+            "min": rows.min(axis=0).tolist(),
+            "max": rows.max(axis=0).tolist(),
         }
         return self.add("accessors", item)
 
@@ -194,7 +196,7 @@ class _Glb:
 
 
 def _glb(hands: Sequence[MeshHand]) -> bytes:
-    glb = _Glb()
+    glb = Glb()
     for hand in hands:
         material = {
             "name": f"{hand.name} skin",
@@ -206,8 +208,8 @@ def _glb(hands: Sequence[MeshHand]) -> bytes:
         primitive = {
             "attributes": {
                 "POSITION": glb.accessor(vertices, "vertices"),
-                "NORMAL": glb.accessor(_gltf_normals(vertices, faces), "vertices"),
-                "COLOR_0": glb.accessor(_linear_from_srgb(_colors(hand)), "vertices"),
+                "NORMAL": glb.accessor(gltf_normals(vertices, faces), "vertices"),
+                "COLOR_0": glb.accessor(linear_from_srgb(_colors(hand)), "vertices"),
             },
             # 65,535 is not a vertex in 16 bits: it restarts the strip (glTF 2.0, section 3.7.2.1).
             "indices": glb.accessor(
@@ -229,7 +231,7 @@ def _glb(hands: Sequence[MeshHand]) -> bytes:
     return glb.encode()
 
 
-def _gltf_normals(vertices: NDArray[np.float32], faces: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+def gltf_normals(vertices: NDArray[np.float32], faces: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     """Unit length everywhere, as glTF demands, also at a vertex without a face."""
     normals = vertex_normals(vertices.astype(np.float64), faces)
     normals[(normals == 0).all(axis=-1)] = (0.0, 0.0, 1.0)
@@ -242,7 +244,7 @@ def _placed(hand: MeshHand) -> NDArray[np.float32]:
 
 
 def _obj(hands: Sequence[MeshHand]) -> bytes:
-    lines = [f"# {_generator()}: metres, y up, vertex colours as r g b after x y z"]
+    lines = [f"# {generator()}: metres, y up, vertex colours as r g b after x y z"]
     start = 1
     for hand in hands:
         vertices, faces = _placed(hand), np.asarray(hand.faces)
@@ -252,7 +254,7 @@ def _obj(hands: Sequence[MeshHand]) -> bytes:
             f"v {x:.6f} {y:.6f} {z:.6f} {red:.4f} {green:.4f} {blue:.4f}"
             for (x, y, z), (red, green, blue) in zip(vertices.tolist(), (_colors(hand) / 255).tolist(), strict=True)
         ]
-        lines += [f"vn {x:.5f} {y:.5f} {z:.5f}" for x, y, z in _gltf_normals(vertices, faces).tolist()]
+        lines += [f"vn {x:.5f} {y:.5f} {z:.5f}" for x, y, z in gltf_normals(vertices, faces).tolist()]
         lines += ["f " + " ".join(f"{i}//{i}" for i in face) for face in (faces.astype(np.int64) + start).tolist()]
         start += len(vertices)
     return ("\n".join(lines) + "\n").encode()
@@ -269,7 +271,7 @@ def _ply(hands: Sequence[MeshHand]) -> bytes:
     for hand in hands:
         vertices, faces = _placed(hand), np.asarray(hand.faces)
         rows = np.zeros(len(vertices), vertex_type)
-        columns = np.hstack([vertices, _gltf_normals(vertices, faces)])
+        columns = np.hstack([vertices, gltf_normals(vertices, faces)])
         for name, column in zip(("x", "y", "z", "nx", "ny", "nz"), columns.T, strict=True):
             rows[name] = column
         for name, shade in zip(("red", "green", "blue"), _colors(hand).T, strict=True):
@@ -285,7 +287,7 @@ def _ply(hands: Sequence[MeshHand]) -> bytes:
     header = [
         "ply",
         "format binary_little_endian 1.0",
-        f"comment {_generator()}: metres, y up",
+        f"comment {generator()}: metres, y up",
         *comments,
         f"element vertex {len(all_vertices)}",
         *(f"property float {name}" for name in ("x", "y", "z", "nx", "ny", "nz")),
@@ -304,7 +306,7 @@ def _json(hands: Sequence[MeshHand]) -> bytes:
     document = {
         "format": "handmesh.hands",
         "version": SCHEMA_VERSION,
-        "generator": _generator(),
+        "generator": generator(),
         "units": {"length": "metre", "angle": "radian", "image": "pixel"},
         "axes": "x right, y down, z forward",
         "joint_names": list(JOINT_NAMES),
@@ -432,7 +434,7 @@ def _html(hands: Sequence[MeshHand]) -> bytes:
         )
         visual = TextureVisuals(material=skin)
         visual.vertex_attributes["color"] = np.hstack([_colors(hand), np.full((len(vertices), 1), 255, np.uint8)])
-        normals = _gltf_normals(vertices, faces)
+        normals = gltf_normals(vertices, faces)
         mesh = trimesh.Trimesh(vertices, faces, vertex_normals=normals, visual=visual, process=False)
         place = np.eye(4)
         place[:3, 3] = _y_up(np.asarray(hand.translation) - center)
@@ -441,7 +443,7 @@ def _html(hands: Sequence[MeshHand]) -> bytes:
     return page.encode()
 
 
-def _generator() -> str:
+def generator() -> str:
     try:
         return f"handmesh {metadata.version('handmesh')}"
     except metadata.PackageNotFoundError:  # run from a source tree that was never installed

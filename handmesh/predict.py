@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]
-Source = Literal["given box", "whole image"]
+Source = Literal["given box", "whole image", "tracking", "mediapipe", "palm detector"]
 SideSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
 AUTO = "auto"  # as a handedness: find out
 
@@ -189,6 +189,32 @@ class Predictor:
         trusted = boxes is not None
         return self._look(photo, looks, trusted, intrinsics or _intrinsics_of(photo))
 
+    def look_once(
+        self,
+        image: NDArray[np.uint8],
+        crops: Sequence[CropTransform],
+        *,
+        source: Source = "tracking",
+        intrinsics: Intrinsics | None = None,
+    ) -> list[HandPrediction]:
+        """One look at each crop, all as one batch, for those who know where the hands are and how they are turned.
+
+        `image` is (H, W, 3) uint8 RGB. A mirrored crop is of a left hand. `score` is the network's
+        confidence; 1 where it has no such head, for nothing can be compared.
+        """
+        if not crops:
+            return []
+        known = intrinsics or Intrinsics.default_for(image.shape[1], image.shape[0])
+        output = self.engine(np.stack([crop.warp(image, self.engine.resolution) for crop in crops]))
+        sides = [Handedness.LEFT if crop.mirror else Handedness.RIGHT for crop in crops]
+        looks = [_Look(index, side, "given", crop) for index, (crop, side) in enumerate(zip(crops, sides, strict=True))]
+        return [
+            self._prediction(
+                output, row, look, source, float(output.confidence[row]) if self._tells_confidence else 1.0, known
+            )
+            for row, look in enumerate(looks)
+        ]
+
     def _look(
         self, photo: Photo | LargePhoto, looks: list[_Look], box_is_given: bool, intrinsics: Intrinsics
     ) -> list[HandPrediction]:
@@ -210,7 +236,7 @@ class Predictor:
         if self._tells_confidence:
             scores = [float(value) for value in output.confidence]
         elif previous is not None:
-            scores = [_agreement(before, now) for before, now in zip(previous, found, strict=True)]
+            scores = [agreement(before, now) for before, now in zip(previous, found, strict=True)]
         else:
             scores = [1.0] * len(looks)
         source: Source = "given box" if box_is_given else "whole image"
@@ -388,8 +414,8 @@ def _keypoints_image(output: HandOutput, index: int, crop: CropTransform) -> NDA
     return crop.to_image(camera.project(output.joints[index]))
 
 
-def _agreement(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
-    """1 when two passes draw the same joints, 0 when they are half a hand apart."""
+def agreement(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
+    """(21, 2), (21, 2) keypoints: 1 when two passes draw the same joints, 0 when they are half a hand apart."""
     extent = max(float(np.ptp(second, axis=0).max()), 1.0)
     distance = float(np.linalg.norm(first - second, axis=-1).mean())
     return max(0.0, 1.0 - 2.0 * distance / extent)

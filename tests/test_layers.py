@@ -17,12 +17,12 @@ PACKAGES = (ROOT / "handmesh", ROOT / "server" / "handmesh_server")
 # A module imports from its own layer and from those above it in this list. A sub-package counts as one module.
 LAYERS = {
     "values": "errors folders processors hand image camera crop render render_pytorch3d mesh_io config anatomy "
-    "mano_file model_file",
+    "mano_file model_file skinning animation",
     "model": "rotation mano mano_check builtin_hand hand_surface hand_rig remesh backbone backbone_training unfold "
     "backbone_weights model checkpoint weights",
     "learning and engines": "data synth losses metrics predictions evaluation_sets evaluate report train imagenet "
     "distributed held_out optimization run_record onnx_graph graph_cache engine",
-    "predict": "detect predict evaluate_model video bench export bench_engines",
+    "predict": "detect predict evaluate_model smoothing track clip hand_log video webcam bench export bench_engines",
     "programs": "handmesh handmesh_server cli __main__ demo doctor evaluate_run",
 }
 LEVEL = {name: level for level, names in enumerate(LAYERS.values()) for name in names.split()}

@@ -14,7 +14,7 @@ import typer
 from rich.logging import RichHandler
 
 from handmesh import __version__
-from handmesh.cli import data, engines, learning, machine, mano, photos, weights
+from handmesh.cli import data, engines, learning, machine, mano, photos, video, weights
 from handmesh.cli.shell import console, error_console, say_error
 from handmesh.errors import HandMeshError
 
@@ -28,6 +28,8 @@ app = typer.Typer(
 for command in (
     photos.predict,
     photos.demo,
+    video.video,
+    video.webcam,
     learning.train,
     learning.synth,
     learning.evaluate,

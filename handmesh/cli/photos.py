@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,9 @@ def predict(
     hand: Annotated[
         str, typer.Option(metavar="right|left|auto", help="Which hand it is; auto: the model finds out.")
     ] = "auto",
+    detector: Annotated[
+        str, typer.Option(metavar="none|mediapipe|PALM.onnx", help="Who finds the hands, instead of --box.")
+    ] = "none",
     focal: Annotated[float | None, typer.Option(help="Focal length in pixels; for positions in space.")] = None,
     fov: Annotated[float | None, typer.Option(help="Angle of the longer side in degrees, instead of --focal.")] = None,
     passes: Annotated[int, typer.Option(min=1, help="Looks at each hand, each closer than the one before.")] = 3,
@@ -75,7 +79,9 @@ def predict(
     formats = _parse_formats(format)
     boxes = [parse_box(text) for text in box] if box else None
     side = parse_hand(hand)
-    _intrinsics(focal, fov, (1, 1))  # refused here, once, and not for every photo
+    if boxes and detector != "none":
+        raise ConfigError("--box and --detector both say where hands are: give one of them.")
+    camera_of(focal, fov, (1, 1))  # refused here, once, and not for every photo
     jobs = list(_shard(_plan(images, out, formats), shard))
     if skip_existing:
         jobs = [job for job in jobs if not all(path.exists() for path in job[1])]
@@ -83,10 +89,12 @@ def predict(
             console.print("Nothing to do: all results are there.")
             return
 
+    from handmesh.detect import open_detector, predict_detected
     from handmesh.engine import default_threads
-    from handmesh.image import encode_image, open_photo, write_atomically
+    from handmesh.image import encode_image, open_photo, read_photo, write_atomically
     from handmesh.predict import load_predictor, overlay_hands, save_predictions
 
+    finder, finding = open_detector(detector), threading.Lock()
     # One photo has all threads; of many, each has one: threads that share a photo wait for each other.
     threads = threads or default_threads()
     workers = min(threads, len(jobs))
@@ -97,8 +105,12 @@ def predict(
         path, targets = job
         try:
             photo = open_photo(path)
-            intrinsics = _intrinsics(focal, fov, photo.size)
-            hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics)
+            intrinsics = camera_of(focal, fov, photo.size)
+            if finder is not None:
+                with finding:  # detectors keep buffers
+                    hands = predict_detected(predictor, finder, read_photo(path), side, intrinsics)
+            else:
+                hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics)
             for target in targets:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if skeleton and target.suffix in (".png", ".jpg"):
@@ -188,7 +200,8 @@ def _parse_formats(text: str) -> list[str]:
     return list(dict.fromkeys(formats))
 
 
-def _intrinsics(focal: float | None, fov: float | None, size: tuple[int, int]) -> Any:
+def camera_of(focal: float | None, fov: float | None, size: tuple[int, int]) -> Any:
+    """What --focal or --fov say about a picture of a (width, height); None when neither is given."""
     from handmesh.camera import Intrinsics
 
     width, height = size

@@ -1,0 +1,258 @@
+"""Hands in motion: video and webcam."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from handmesh.cli.photos import camera_of
+from handmesh.cli.shell import ModelOption, console, parse_box, parse_side, progress_bar, say
+from handmesh.errors import ConfigError
+
+if TYPE_CHECKING:
+    from handmesh.detect import Detector
+    from handmesh.smoothing import Smoothing
+
+DetectorOption = Annotated[
+    str,
+    typer.Option(
+        metavar="none|mediapipe|PALM.onnx", help="Who finds hands: nobody, MediaPipe, or OpenCV zoo's palm detector."
+    ),
+]
+SmoothOption = Annotated[float, typer.Option(metavar="STRENGTH", help="0 not at all, 1 normal, 2 twice as steady.")]
+BoxOption = Annotated[
+    list[str] | None, typer.Option(metavar="x0,y0,x1,y1", help="Where a hand is at first, in pixels; for each hand.")
+]
+
+
+def video(
+    clip: Annotated[str, typer.Argument(help="A video file, or a folder of photographs in the order of their names.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default: handmesh_out/ and its name.")
+    ] = None,
+    hand: Annotated[str, typer.Option(metavar="right|left", help="Which hand, where no detector says it.")] = "right",
+    detector: DetectorOption = "none",
+    box: BoxOption = None,
+    hands: Annotated[int, typer.Option(min=1, help="At most so many hands; several need a detector or boxes.")] = 2,
+    smooth: SmoothOption = 1.0,
+    overlay: Annotated[bool, typer.Option(help="Write overlay.mp4.")] = True,
+    codec: Annotated[str, typer.Option(metavar="auto|h264|vp9|mp4v", help="Of overlay.mp4.")] = "auto",
+    skeleton: Annotated[bool, typer.Option("--skeleton", help="Draw bones instead of the mesh.")] = False,
+    glb: Annotated[bool, typer.Option(help="Write hand.glb, skinned and animated.")] = True,
+    skin_only: Annotated[
+        bool, typer.Option("--skin-only", help="Leave pose correctives out of hand.glb: smaller, a little less exact.")
+    ] = False,
+    bvh: Annotated[bool, typer.Option("--bvh", help="Write a .bvh for each hand, too.")] = False,
+    focal: Annotated[float | None, typer.Option(help="Focal length in pixels; for positions in space.")] = None,
+    fov: Annotated[float | None, typer.Option(help="Angle of the longer side in degrees, instead of --focal.")] = None,
+    fps: Annotated[float, typer.Option(min=1, help="Rate of a folder of photographs.")] = 30.0,
+    restart: Annotated[bool, typer.Option("--restart", help="Do not go on with an interrupted run.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the network.")] = 1,
+    model: ModelOption = None,
+) -> None:
+    """Follow hands through a clip: overlay video, log of hands, animated hand for Blender, three.js and Unity.
+
+    Interrupted, it goes on where it was; run again with other drawing options, it only draws again.
+
+    Examples:
+      handmesh video clip.mp4
+
+      handmesh video clip.mp4 --out results --hand left --bvh
+
+      handmesh video party.mp4 --detector mediapipe --hands 4
+    """
+    from handmesh.clip import CODECS, open_source
+    from handmesh.predict import load_predictor
+    from handmesh.track import Tracking
+    from handmesh.video import VideoOptions, convert_clip
+
+    if codec not in CODECS:
+        raise ConfigError(f"--codec {codec!r}: wanted one of {', '.join(CODECS)}.")
+    side = parse_side(hand)
+    smoothing = _smoothing(smooth)
+    camera_of(focal, fov, (1, 1))
+    finder, most = _finder(detector, box, side, hands)
+    source = open_source(clip, fps)
+    if source.live:
+        raise ConfigError(f"{clip} is a camera or stream, which has no end: see `handmesh webcam`.")
+    folder = out or Path("handmesh_out") / Path(clip).stem
+
+    def camera(width: int, height: int) -> Any:
+        from handmesh.camera import Intrinsics
+
+        return camera_of(focal, fov, (height, width)) or Intrinsics.default_for(width, height)
+
+    predictor = load_predictor(model, threads=threads)
+    with progress_bar() as progress:
+        task = progress.add_task(Path(clip).name, total=source.frame_count)
+        result = convert_clip(
+            source,
+            folder,
+            predictor,
+            detector=finder,
+            handedness=side,
+            intrinsics=camera,
+            options=VideoOptions(
+                tracking=Tracking(most_hands=most),
+                smoothing=smoothing,
+                overlay=overlay,
+                animation=glb,
+                bvh=bvh,
+                skin_only=skin_only,
+                skeleton=skeleton,
+                codec=codec,
+            ),
+            settings={"boxes": box or []},
+            restart=restart,
+            progress=lambda done, of: progress.update(task, completed=done, total=of),
+        )
+        progress.update(task, completed=result.frames, total=result.frames)
+    source.close()
+    earlier = f" ({result.resumed_at} of them by an earlier run)" if result.resumed_at else ""
+    say(f"{result.frames} frames{earlier}, a hand in {result.frames_with_hands}; {result.hands} hands followed")
+    if result.codec is not None:
+        say(f"overlay: {result.codec}")
+    say(f"{folder}/: {', '.join(path.name for path in result.files)}")
+
+
+def webcam(
+    source: Annotated[
+        str, typer.Option(metavar="N|clip.mp4|rtsp://...|FOLDER", help="A camera's number, or what stands in for one.")
+    ] = "0",
+    hand: Annotated[str, typer.Option(metavar="right|left", help="Which hand, where no detector says it.")] = "right",
+    detector: DetectorOption = "none",
+    box: BoxOption = None,
+    guide: Annotated[
+        bool,
+        typer.Option("--guide", help="Wait for a hand in a square in the middle, instead of searching everywhere."),
+    ] = False,
+    hands: Annotated[int, typer.Option(min=1, help="At most so many hands; several need a detector or boxes.")] = 2,
+    smooth: SmoothOption = 1.0,
+    skeleton: Annotated[bool, typer.Option("--skeleton", help="Start with bones instead of the mesh.")] = False,
+    mirror: Annotated[bool | None, typer.Option(help="Show as in a mirror; default: for cameras.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for screenshots and recordings.")] = Path("handmesh_out"),
+    headless: Annotated[bool, typer.Option("--headless", help="No window: say once a second what is seen.")] = False,
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="With --headless and a clip: milliseconds of each stage.")
+    ] = False,
+    frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the network.")] = 1,
+    model: ModelOption = None,
+) -> None:
+    """Follow hands live in a window: h left/right, m mesh/bones, f mirror, c record, s screenshot, r search, q quit.
+
+    Examples:
+      handmesh webcam
+
+      handmesh webcam --source rtsp://192.168.1.5/stream --hand left
+
+      handmesh webcam --source clip.mp4 --headless --benchmark
+    """
+    from handmesh.clip import open_source
+    from handmesh.hand import Handedness
+    from handmesh.predict import load_predictor
+    from handmesh.track import Tracking
+    from handmesh.video import LiveHands
+    from handmesh.webcam import LiveOptions, LivePipeline, check_display, run_headless, run_window
+    from handmesh.webcam import benchmark as run_benchmark
+
+    if benchmark and not headless:
+        raise ConfigError("--benchmark goes with --headless: a window's own pace would be measured.")
+    if guide and (box or detector != "none"):
+        raise ConfigError("--guide says where to look, as --box and --detector do: give one of them.")
+    side = parse_side(hand)
+    smoothing = _smoothing(smooth)
+    if not headless:
+        check_display()
+    pictures = open_source(source)
+    if benchmark and pictures.live:
+        raise ConfigError(f"--benchmark measures on a clip, {source} is live: its own rate would be measured.")
+    square = None
+    if guide:
+        first = pictures.read()
+        if first is None:
+            raise ConfigError(f"{source} has no pictures.")
+        square = _guide(first.image.shape)
+        box = [",".join(f"{edge:.1f}" for edge in square)]
+    finder, most = _finder(detector, box, side, hands)
+    predictor = load_predictor(model, threads=threads)
+    live = LiveHands(
+        predictor, detector=finder, handedness=side, tracking=Tracking(most_hands=most), smoothing=smoothing
+    )
+    if benchmark:
+        measured = run_benchmark(pictures, live, predictor, most_frames=frames or 600)
+        table = Table(title=Text(f"{predictor.engine.name}: {measured.frames} frames, {measured.followed} with a hand"))
+        table.add_column("stage")
+        table.add_column("ms per frame", justify="right")
+        for name, milliseconds in measured.stages_ms.items():
+            table.add_row(name, f"{milliseconds:.2f}")
+        console.print(table)
+        share = measured.loop_fps / measured.engine_fps
+        say(
+            f"loop {measured.loop_fps:.1f} fps at {measured.looks_per_frame:.2f} looks per frame, network alone "
+            f"{measured.engine_fps:.1f} looks/s: {share:.2f} of it"
+        )
+        say(
+            f"processor time: {measured.thread_ms:.1f} ms per frame in the network's thread, {measured.engine_ms:.1f} "
+            f"ms per look alone: {measured.engine_ms / measured.thread_ms:.2f} of it where each thread has a core"
+        )
+        return
+    pipeline = LivePipeline(pictures, live, newest=True, paced=True)
+    if headless:
+        total = run_headless(pipeline, most_frames=frames, seen=_Reporter(pictures.fps))
+        say(f"{total} frames")
+        return
+    options = LiveOptions(
+        out=out,
+        skeleton=skeleton,
+        mirror=pictures.live if mirror is None else mirror,
+        guide=square,
+        most_frames=frames,
+    )
+    run_window(pipeline, predictor, options, handedness=Handedness(side), say=say)
+
+
+class _Reporter:
+    """Once a second: where hands are."""
+
+    def __init__(self, fps: float) -> None:
+        self._every, self._count = max(1, round(fps)), 0
+
+    def __call__(self, looked: Any) -> None:
+        if self._count % self._every == 0:
+            hands = "; ".join(
+                f"{id} {hand.handedness} at {', '.join(f'{edge:.0f}' for edge in hand.box)}"
+                for id, hand in looked.hands.items()
+            )
+            say(f"{looked.frame.time:7.2f} s  {1000 * looked.seconds:5.1f} ms  {hands or 'no hand'}")
+        self._count += 1
+
+
+def _smoothing(strength: float) -> Smoothing | None:
+    from handmesh.smoothing import Smoothing
+
+    return None if strength == 0 else Smoothing.of_strength(strength)
+
+
+def _finder(detector: str, box: list[str] | None, side: str, hands: int) -> tuple[Detector | None, int]:
+    """Who finds hands, and how many there can be."""
+    from handmesh.detect import GivenBoxes, open_detector
+    from handmesh.hand import Handedness
+
+    if box:
+        if detector != "none":
+            raise ConfigError("--box and --detector both say where hands are: give one of them.")
+        return GivenBoxes([parse_box(text) for text in box], Handedness(side)), len(box)
+    found = open_detector(detector, hands)
+    return found, hands if found is not None else 1
+
+
+def _guide(shape: tuple[int, ...]) -> tuple[float, float, float, float]:
+    """A square in the middle, half as high as the picture."""
+    height, width = shape[:2]
+    half = 0.3 * min(height, width)
+    return width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half

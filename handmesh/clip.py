@@ -1,0 +1,490 @@
+"""Moving pictures in and out: clips, streams, cameras and folders of photographs; overlay videos.
+
+Frames come as (H, W, 3) uint8 RGB, upright (a phone's turned video is turned back) and with the time at which they are
+shown, so that clips of uneven frame rate play, smooth and animate at the right speed.
+
+Videos are written by what is there, best first: `ffmpeg` on the path with x264, the operating system's H.264 encoder
+through OpenCV, VP9 through OpenCV. All three play in browsers. MPEG-4 Part 2 ("mp4v") is the fastest and is not
+offered on its own: no browser plays it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time as clock
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.errors import ConfigError, ExportError, ImageError
+
+logger = logging.getLogger(__name__)
+
+Image = NDArray[np.uint8]
+Codec = Literal["auto", "h264", "vp9", "mp4v"]
+CODECS: Final[tuple[Codec, ...]] = ("auto", "h264", "vp9", "mp4v")
+
+PHOTO_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
+
+_PROBED_FRAMES = 200  # whose times tell the frame rate
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    index: int  # from 0 on
+    time: float  # seconds; of a clip from its start, of a camera from its first picture
+    image: Image  # (H, W, 3) RGB, upright
+    captured: float  # `time.perf_counter()` when it arrived
+
+
+class FrameSource(Protocol):
+    """Pictures in order. `read` returns None at the end; `close` may be called twice."""
+
+    name: str
+    live: bool  # a camera or stream: pictures that are not taken are lost
+    fps: float  # nominal
+    frame_count: int | None  # None: not known
+
+    def read(self) -> Frame | None: ...
+
+    def close(self) -> None: ...
+
+
+class ClipSource:
+    """A video file."""
+
+    live: bool = False
+    frame_count: int | None
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises ImageError when there is no file, or no video in it."""
+        file = Path(path)
+        if not file.is_file():
+            raise ImageError(f"No video at {file}.")
+        self.name = file.name
+        self.fps = _steady_fps(file)
+        self._capture = _open_clip(file)
+        import cv2
+
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.frame_count = int(count) if 0 < count < 1e9 else None
+        self._index = 0
+        self._time = -1.0
+
+    def read(self) -> Frame | None:
+        import cv2
+
+        done, bgr = self._capture.read()
+        if not done:
+            return None
+        time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if not time > self._time:  # damaged or missing time stamps
+            time = self._time + 1 / self.fps if self._index else 0.0
+        frame = Frame(self._index, time, _rgb(bgr), clock.perf_counter())
+        self._index, self._time = self._index + 1, time
+        return frame
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+class FolderSource:
+    """The photographs of a folder in the order of their names, as if taken at an even rate."""
+
+    live: bool = False
+    frame_count: int | None
+
+    def __init__(self, path: str | os.PathLike[str], fps: float = 30.0) -> None:
+        """Raises ImageError when there are no photographs."""
+        folder = Path(path)
+        self._files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES)
+        if not self._files:
+            raise ImageError(f"No images in {folder}: wanted files that end in {', '.join(PHOTO_SUFFIXES)}.")
+        self.name, self.fps, self.frame_count = folder.name, fps, len(self._files)
+        self._index = 0
+
+    def read(self) -> Frame | None:
+        from handmesh.image import read_image
+
+        if self._index == len(self._files):
+            return None
+        image = read_image(self._files[self._index])
+        frame = Frame(self._index, self._index / self.fps, image, clock.perf_counter())
+        self._index += 1
+        return frame
+
+    def close(self) -> None:
+        pass
+
+
+class CameraSource:
+    """A camera by its number, or a network stream by its address."""
+
+    live: bool = True
+    frame_count: int | None = None
+
+    def __init__(self, source: int | str, size: tuple[int, int] | None = None) -> None:
+        """`size`: width and height to ask the camera for. Raises ImageError, which says what may be wrong."""
+        import cv2
+
+        self.name = f"camera {source}" if isinstance(source, int) else source
+        if isinstance(source, int):
+            _check_camera(source)
+        with _quiet_opencv():
+            self._capture = cv2.VideoCapture(source)
+        if not self._capture.isOpened():
+            raise ImageError(_camera_help(source))
+        if isinstance(source, int):
+            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+            if size is not None:
+                self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, size[0])
+                self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, size[1])
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 1 <= fps <= 240 else 30.0
+        self._index = 0
+        self._start = 0.0
+
+    def read(self) -> Frame | None:
+        done, bgr = self._capture.read()
+        now = clock.perf_counter()
+        if not done:
+            if self._index == 0:
+                raise ImageError(f"{self.name} opened, but sends no pictures. Is another program using it?")
+            return None
+        if self._index == 0:
+            self._start = now
+        frame = Frame(self._index, now - self._start, _rgb(bgr), now)
+        self._index += 1
+        return frame
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+def open_source(source: str, fps: float = 30.0) -> FrameSource:
+    """A camera's number, a stream's address (rtsp://, http://), a video file or a folder of photographs.
+
+    `fps` is for folders. Raises ImageError.
+    """
+    if source.isdecimal():
+        return CameraSource(int(source))
+    if "://" in source:
+        return CameraSource(source)
+    return FolderSource(source, fps) if Path(source).is_dir() else ClipSource(source)
+
+
+class Capture:
+    """Reads a source in a thread of its own.
+
+    From a live source, or with `newest`, `read` gives the newest frame and those before it are dropped: what is shown
+    is never older than it must be. Otherwise every frame comes, a few are read ahead.
+    """
+
+    _AHEAD = 4
+
+    def __init__(self, source: FrameSource, *, newest: bool | None = None, paced: bool = False) -> None:
+        """`paced`: a clip's frames come when it would show them, as from a camera."""
+        self._source = source
+        self._newest = source.live if newest is None else newest
+        self._paced = paced and not source.live
+        self._frames: list[Frame] = []
+        self._error: BaseException | None = None
+        self._ended = False
+        self._stop = False
+        self._changed = threading.Condition()
+        self.dropped = 0
+        self.seconds = 0.0  # spent reading and decoding
+        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+        self._thread.start()
+
+    def read(self, timeout: float | None = None) -> Frame | None:
+        """The next frame; None at the end. Raises what the source raised, TimeoutError when nothing came in time."""
+        with self._changed:
+            ready = self._changed.wait_for(lambda: self._frames or self._ended, timeout)
+            if not ready:
+                raise TimeoutError(f"{self._source.name} sent no picture for {timeout:g} s.")
+            if self._frames:
+                frame = self._frames.pop(0)
+                self._changed.notify_all()
+                return frame
+            if self._error is not None:
+                raise self._error
+            return None
+
+    def close(self) -> None:
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
+        # A stream that hangs is left to itself: its thread is a daemon.
+        self._thread.join(timeout=2.0)
+        if not self._thread.is_alive():
+            self._source.close()
+
+    def _run(self) -> None:
+        start = clock.perf_counter()
+        try:
+            while not self._stop:
+                before = clock.perf_counter()
+                frame = self._source.read()
+                self.seconds += clock.perf_counter() - before
+                if frame is None:
+                    break
+                if self._paced and (early := frame.time - (clock.perf_counter() - start)) > 0:
+                    clock.sleep(early)
+                    frame = Frame(frame.index, frame.time, frame.image, clock.perf_counter())
+                with self._changed:
+                    if self._newest:
+                        self.dropped += len(self._frames)
+                        self._frames.clear()
+                    else:
+                        self._changed.wait_for(lambda: len(self._frames) < self._AHEAD or self._stop)
+                    self._frames.append(frame)
+                    self._changed.notify_all()
+        except Exception as error:  # handed to whoever reads
+            self._error = error
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+
+class VideoWriter:
+    """An overlay video in the making; the file has its name only when it is whole.
+
+    Encoders here know one even frame rate, so a frame is shown from the tick nearest to its time until the next one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], size: tuple[int, int], fps: float, codec: Codec = "auto") -> None:
+        """`size` (width, height) of the frames. Raises ExportError when no encoder works."""
+        self.path = Path(path)
+        self.size, self.fps = size, fps
+        # Always the same: what a killed run left is overwritten by the next.
+        self._temporary = self.path.with_name(f".{self.path.stem[:64]}.part{self.path.suffix}")
+        self._encoder, self.codec = _open_encoder(self._temporary, size, fps, codec)
+        self._waiting: Image | None = None
+        self._start: float | None = None
+        self._ticks = 0
+
+    def write(self, image: Image, time: float) -> None:
+        """A frame at `time` seconds; times grow. Raises ExportError when the encoder fails."""
+        if image.shape[:2] != self.size[::-1]:
+            raise ExportError(
+                f"A frame of {image.shape[1]} x {image.shape[0]} in a video of {self.size[0]} x {self.size[1]}: the "
+                "clip changes its size midway."
+            )
+        if self._start is None:
+            self._start = time
+        self._emit_until(round((time - self._start) * self.fps))
+        self._waiting = image
+
+    def _emit_until(self, tick: int) -> None:
+        while self._waiting is not None and self._ticks < tick:
+            self._encoder.write(self._waiting)
+            self._ticks += 1
+
+    def close(self) -> None:
+        """The last frame, and the file takes its name."""
+        if self._waiting is not None:
+            self._emit_until(self._ticks + 1)
+        self._encoder.close()
+        if not self._temporary.is_file() or not self._temporary.stat().st_size:
+            raise ExportError(f"The encoder wrote nothing for {self.path}. Is the disk full?")
+        os.replace(self._temporary, self.path)
+
+    def discard(self) -> None:
+        """Leave no trace."""
+        with suppress(ExportError):
+            self._encoder.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class _Encoder(Protocol):
+    def write(self, image: Image) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _OpenCvEncoder:
+    def __init__(self, path: Path, size: tuple[int, int], fps: float, fourcc: str) -> None:
+        import cv2
+
+        with _quiet_opencv():
+            self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*fourcc), fps, size)
+        if not self._writer.isOpened():
+            path.unlink(missing_ok=True)
+            raise ExportError(f"OpenCV has no encoder for {fourcc} here.")
+
+    def write(self, image: Image) -> None:
+        import cv2
+
+        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        self._writer.release()
+
+
+class _FfmpegEncoder:
+    """H.264 through an `ffmpeg` that is on the path."""
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: float, program: str) -> None:
+        command = [
+            *(program, "-hide_banner", "-loglevel", "error", "-y"),
+            *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:.6f}", "-i", "-"),
+            # Players want 4:2:0, which wants even sides; an odd one gets a black row.
+            *("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-c:v", "libx264", "-preset", "veryfast", "-crf", "21"),
+            *("-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path)),
+        ]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+
+    def write(self, image: Image) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(np.ascontiguousarray(image).data)
+        except OSError:
+            self._fail()
+
+    def close(self) -> None:
+        process = self._process
+        assert process.stdin is not None
+        assert process.stderr is not None
+        if process.returncode is not None:
+            return
+        try:
+            process.stdin.close()
+        except OSError:
+            self._fail()
+        said = process.stderr.read()
+        process.stderr.close()
+        if process.wait():
+            raise ExportError(f"ffmpeg failed: {said.decode(errors='replace').strip()[-300:]}")
+
+    def _fail(self) -> None:
+        assert self._process.stderr is not None
+        said = self._process.stderr.read().decode(errors="replace").strip()
+        self._process.stderr.close()
+        self._process.wait()
+        raise ExportError(f"ffmpeg stopped: {said[-300:] or 'it does not say why'}")
+
+
+def _open_encoder(path: Path, size: tuple[int, int], fps: float, codec: Codec) -> tuple[_Encoder, str]:
+    """An encoder, and what it is for people."""
+    if codec not in CODECS:
+        raise ConfigError(f"Codec {codec!r}: wanted one of {', '.join(CODECS)}.")
+    if codec in ("auto", "h264"):
+        program = shutil.which("ffmpeg")
+        if program is not None and _ffmpeg_has_x264(program):
+            return _FfmpegEncoder(path, size, fps, program), "H.264 (ffmpeg's x264)"
+        if sys.platform in ("darwin", "win32"):  # elsewhere OpenCV only asks for hardware, noisily
+            try:
+                return _OpenCvEncoder(path, size, fps, "avc1"), "H.264 (of the operating system)"
+            except ExportError:
+                logger.info("the operating system's H.264 encoder does not open")
+        if codec == "h264":
+            raise ExportError("No H.264 encoder here. Install ffmpeg, or choose the codec vp9 or mp4v.")
+    if codec in ("auto", "vp9"):
+        try:
+            return _OpenCvEncoder(path, size, fps, "vp09"), "VP9 (OpenCV's; install ffmpeg for a faster one)"
+        except ExportError:
+            if codec == "vp9":
+                raise
+    return _OpenCvEncoder(path, size, fps, "mp4v"), "MPEG-4 Part 2 (OpenCV's; does not play in browsers)"
+
+
+@functools.cache
+def _ffmpeg_has_x264(program: str) -> bool:
+    try:
+        listed = subprocess.run([program, "-hide_banner", "-encoders"], capture_output=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return b"libx264 " in listed.stdout
+
+
+def _open_clip(file: Path) -> Any:
+    import cv2
+
+    with _quiet_opencv():
+        for backend in (cv2.CAP_FFMPEG, cv2.CAP_ANY):
+            capture = cv2.VideoCapture(str(file), backend)
+            if capture.isOpened():
+                return capture
+    raise ImageError(f"{file} cannot be read as a video.")
+
+
+def _steady_fps(file: Path) -> float:
+    """The frame rate an even copy needs: the usual one, or that of the fast parts of an uneven clip, at most 60."""
+    import cv2
+
+    capture = _open_clip(file)
+    nominal = capture.get(cv2.CAP_PROP_FPS)
+    times: list[float] = []
+    while len(times) < _PROBED_FRAMES and capture.grab():
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    capture.release()
+    if not times:
+        raise ImageError(f"{file} has no pictures that can be decoded.")
+    steps = np.diff(times)
+    steps = steps[steps > 1e-4]
+    if not 1 <= nominal <= 240:
+        nominal = 1 / float(np.median(steps)) if len(steps) else 30.0
+    fast = 1 / float(np.percentile(steps, 20)) if len(steps) else nominal
+    if fast > 1.1 * nominal:  # uneven
+        return min(60.0, fast)
+    return float(nominal)
+
+
+def _rgb(bgr: NDArray[Any]) -> Image:
+    import cv2
+
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """OpenCV prints its own guesses when something does not open; our errors say what to do instead."""
+    import cv2
+
+    before = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(0)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(before)
+
+
+def _check_camera(number: int) -> None:
+    """On Linux cameras are files, which say more than OpenCV does. Raises ImageError."""
+    if not sys.platform.startswith("linux"):
+        return
+    device = Path(f"/dev/video{number}")
+    if not device.exists():
+        there = sorted(str(path) for path in Path("/dev").glob("video*"))
+        raise ImageError(
+            f"No camera {number}: there is no {device}. "
+            + (f"There are {', '.join(there)}." if there else "This machine has no camera that Linux knows of.")
+            + " A clip can stand in: --source clip.mp4."
+        )
+    if not os.access(device, os.R_OK | os.W_OK):
+        raise ImageError(f"No permission for {device}. Add yourself to its group: sudo usermod -aG video $USER")
+
+
+def _camera_help(source: int | str) -> str:
+    if isinstance(source, str):
+        return f"{source} does not open as a stream. Is the address right, and does it answer?"
+    hint = "Is it plugged in, and does no other program use it?"
+    if sys.platform == "darwin":
+        hint = "Allow it under System Settings, Privacy & Security, Camera, for the terminal you use."
+    if sys.platform == "win32":
+        hint = "Allow it under Settings, Privacy, Camera; and close other programs that use it."
+    return f"Camera {source} does not open. {hint}"

@@ -1,0 +1,272 @@
+"""hands.jsonl: what was found in a clip, one line of JSON per frame, written as it is found.
+
+The first line says what the file is; each following one is a frame; the last one says that there are no more. A line is
+written whole and handed to the operating system before the next frame is looked at, so a run that is killed leaves all
+finished frames, and `HandLog` goes on from there. docs/video.md describes every field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.animation import HandTrack
+from handmesh.camera import Intrinsics, WeakPerspectiveCamera
+from handmesh.crop import CropTransform
+from handmesh.errors import DataError, ExportError
+from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_NAMES, HandArrays, Handedness
+from handmesh.image import write_atomically
+from handmesh.mesh_io import generator
+from handmesh.predict import HandPrediction
+from handmesh.skinning import HandPoser
+from handmesh.smoothing import matrix_from_vector, vector_from_matrix
+
+LOG_FORMAT: Final = "handmesh.video"
+LOG_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class LogHeader:
+    """What a whole log shares. Two runs may be joined when all of it is equal."""
+
+    clip: str  # name of the file
+    width: int  # px, upright
+    height: int
+    fps: float  # nominal; every frame has its own time
+    intrinsics: Intrinsics
+    model: str  # what computes
+    options: Mapping[str, Any]  # of tracking and smoothing, plain values
+
+
+def record_of(id: int, hand: HandPrediction, posers: Mapping[Handedness, HandPoser]) -> dict[str, Any]:
+    """A tracked hand as the log holds it: camera frame, rotation vectors, `vertices_cam = posed + translation`."""
+    axes = hand.cam_from_hand_axes()
+    pose = hand.pose.astype(np.float64).copy()
+    pose[0] = axes @ pose[0]
+    # A hand model turns about its root joint j: axes @ (R (p - j) + j) + origin = (axes R) (p - j) + j + translation.
+    root = posers[hand.handedness].rest_joints(hand.betas)[0]
+    translation = hand.origin_cam().astype(np.float64) + axes @ root - root
+    return {
+        "id": id,
+        "handedness": str(hand.handedness),
+        "score": round(hand.score, 4),
+        "source": hand.source,
+        "box_px": _rounded(hand.box, 3),
+        "pose": _rounded(vector_from_matrix(pose), 6),
+        "betas": _rounded(hand.betas, 5),
+        "translation": _rounded(translation, 6),
+        "joints": _rounded(hand.joints_cam(), 6),
+        "keypoints_px": _rounded(hand.keypoints_image(), 3),
+        "crop_center_px": _rounded(hand.crop.center, 4),
+        "crop_size_px": round(hand.crop.size, 4),
+        "camera_scale_ndc_per_m": round(float(hand.camera.scale), 6),
+        "camera_translation_m": _rounded(hand.camera.translation, 7),
+    }
+
+
+def hand_of(
+    record: Mapping[str, Any], intrinsics: Intrinsics, posers: Mapping[Handedness, HandPoser]
+) -> HandPrediction:
+    """The hand that a record was made of, to the digits that it holds."""
+    side = Handedness(record["handedness"])
+    crop = CropTransform((record["crop_center_px"][0], record["crop_center_px"][1]), record["crop_size_px"])
+    pose = matrix_from_vector(record["pose"])
+    pose[0] = intrinsics.facing_from_cam(crop.center) @ pose[0]
+    betas = np.array(record["betas"], np.float32)
+    posed = posers[side](pose, betas)
+    x0, y0, x1, y1 = record["box_px"]
+    return HandPrediction(
+        handedness=side,
+        handedness_source="given",
+        handedness_score=1.0,
+        score=record["score"],
+        box=(x0, y0, x1, y1),
+        crop=crop,
+        camera=WeakPerspectiveCamera(
+            np.float32(record["camera_scale_ndc_per_m"]), np.array(record["camera_translation_m"], np.float32)
+        ),
+        pose=pose.astype(np.float32),
+        betas=betas,
+        vertices=posed.vertices,
+        joints=posed.joints,
+        faces=posers[side].hand.faces,
+        source=record["source"],
+        intrinsics=intrinsics,
+    )
+
+
+def _rounded(values: Any, digits: int) -> Any:
+    return np.round(np.asarray(values, np.float64), digits).tolist()
+
+
+class HandLog:
+    """A log being written, or gone on with.
+
+    Beside it lies `<name>.resume`, replaced after every frame: how long the log was, and the state of whoever writes it
+    (`Tracker.state` and the like). Both survive a killed process; after a power cut the log may be behind, and then the
+    run starts anew.
+    """
+
+    def __init__(self, path: Path, header: LogHeader, *, resume: bool = True) -> None:
+        """Go on with what is there, or start anew. Raises DataError when what is there is of another run."""
+        self.path, self.header = path, header
+        self._resume_path = path.with_name(f".{path.name}.resume")
+        self.frame_count = 0  # frames that the log holds
+        self.finished = False
+        self.state: Any = None  # of the writer, after the last frame
+        line = json.dumps(_header_line(header), separators=(",", ":"), allow_nan=False) + "\n"
+        if resume and path.is_file():
+            self._read_back(line)
+        if not self.frame_count and not self.finished:
+            write_atomically(path, line.encode())
+            self._resume_path.unlink(missing_ok=True)
+        self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115 (closed by `close`)
+        self._length = path.stat().st_size
+
+    def _read_back(self, line: str) -> None:
+        with open(self.path, "rb") as file:
+            first = file.readline()
+            if first != line.encode():
+                raise DataError(
+                    f"{self.path} is of another clip, model or setting ({_difference(first, line)}). Give another "
+                    "folder, or start it anew with --restart."
+                )
+            file.seek(0, os.SEEK_END)
+            length = file.tell()
+        try:
+            resume = json.loads(self._resume_path.read_text(encoding="utf-8"))
+            where, count, self.state = int(resume["length"]), int(resume["frames"]), resume["state"]
+            self.finished = bool(resume["finished"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if where > length:  # the disk lost the end of the log
+            self.state, self.finished = None, False
+            return
+        os.truncate(self.path, where)  # a line that was being written
+        self.frame_count = count
+
+    def append(self, frame: int, time: float, hands: Sequence[Mapping[str, Any]], state: Any) -> None:
+        """One more frame, and the state with which the run goes on after it."""
+        assert frame == self.frame_count, (frame, self.frame_count)
+        self.frame_count += 1
+        self._write({"frame": frame, "time": round(time, 6), "hands": list(hands)}, state)
+
+    def finish(self) -> None:
+        """No more frames."""
+        if not self.finished:
+            self.finished = True
+            self._write({"end": True, "frames": self.frame_count}, None)
+            os.fsync(self._file.fileno())
+
+    def _write(self, item: Mapping[str, Any], state: Any) -> None:
+        try:
+            self._length += self._file.write(json.dumps(item, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+            self._file.flush()
+            resume = {"length": self._length, "frames": self.frame_count, "finished": self.finished, "state": state}
+            write_atomically(self._resume_path, json.dumps(resume, separators=(",", ":")).encode())
+        except OSError as error:
+            raise ExportError(f"Cannot write {self.path}: {error.strerror or error}.") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _header_line(header: LogHeader) -> dict[str, Any]:
+    return {
+        "format": LOG_FORMAT,
+        "version": LOG_VERSION,
+        "generator": generator(),
+        "clip": header.clip,
+        "width": header.width,
+        "height": header.height,
+        "fps": header.fps,
+        "intrinsics_px": _rounded(header.intrinsics.matrix, 4),
+        "intrinsics_source": header.intrinsics.source,
+        "axes": "x right, y down, z forward",
+        "units": {"length": "metre", "angle": "radian", "image": "pixel", "time": "second"},
+        "joint_names": list(JOINT_NAMES),
+        "bones": [list(bone) for bone in BONES],
+        "pose_joint_names": list(MANO_JOINT_NAMES),
+        "model": header.model,
+        "options": dict(header.options),
+    }
+
+
+def _difference(found: bytes, wanted: str) -> str:
+    try:
+        one, other = json.loads(found), json.loads(wanted)
+        keys = [key for key in other if one.get(key) != other[key]]
+        return ", ".join(f"{key}: {str(one.get(key))[:80]}" for key in keys)
+    except (ValueError, AttributeError):
+        return "its first line is no header of ours"
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The first line of a log. Raises DataError when it is none of ours."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.readline())
+    except FileNotFoundError:
+        raise DataError(f"No log at {path}.") from None
+    except ValueError as error:
+        raise DataError(f"{path} is no log of hands: {error}.") from error
+    if not isinstance(header, dict) or header.get("format") != LOG_FORMAT or header.get("version") != LOG_VERSION:
+        raise DataError(f"{path} is no log of hands of version {LOG_VERSION}: its first line does not say so.")
+    return header
+
+
+def read_frames(path: Path) -> Iterator[dict[str, Any]]:
+    """The frames of a log, one after the other. Raises DataError where a line is damaged."""
+    read_header(path)
+    with open(path, "rb") as file:
+        file.readline()
+        for number, line in enumerate(file, start=2):
+            try:
+                item = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: {error}.") from error
+            if item.get("end"):
+                return
+            yield item
+
+
+def read_tracks(path: Path, *, least_frames: int = 3) -> list[HandTrack]:
+    """The hands of a log, each through all its frames, by id. Hands seen less often than `least_frames` are left out.
+
+    A hand has one shape: the median over its frames, which is the one it settled on when that took less than half of
+    them. A hand whose side was corrected on the way is two. Memory: 0.5 KB for each frame of each hand.
+    """
+    found: dict[tuple[int, str], list[tuple[int, float, NDArray[np.float32]]]] = {}
+    for item in read_frames(path):
+        for hand in item["hands"]:
+            row = np.concatenate([np.ravel(hand["pose"]), hand["translation"], hand["betas"]]).astype(np.float32)
+            found.setdefault((hand["id"], hand["handedness"]), []).append((item["frame"], item["time"], row))
+    tracks = []
+    for (id, side), rows in sorted(found.items()):
+        if len(rows) < least_frames:
+            continue
+        values = np.stack([row for _, _, row in rows])
+        tracks.append(
+            HandTrack(
+                name=f"{side}_hand_{id}",
+                handedness=Handedness(side),
+                frames=np.array([frame for frame, _, _ in rows], np.int64),
+                times=np.array([time for _, time, _ in rows], np.float64),
+                rotations=values[:, :48].reshape(-1, 16, 3),
+                translations=values[:, 48:51],
+                betas=np.median(values[:, 51:], axis=0).astype(np.float32),
+            )
+        )
+    return tracks
+
+
+def posers_of(hand: HandArrays) -> dict[Handedness, HandPoser]:
+    """For both sides, from the right hand."""
+    return {Handedness.RIGHT: HandPoser(hand), Handedness.LEFT: HandPoser(hand.mirrored())}

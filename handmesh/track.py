@@ -1,0 +1,448 @@
+"""Hands followed from picture to picture: one look each, where the last picture says the hand will be.
+
+A tracked hand is looked at once per picture, in a crop around its last keypoints, moved on by its speed and turned
+upright, instead of being searched for with several looks. That is only right while there is a hand, and a network shown
+a wall draws a hand there all the same. So every answer is judged:
+
+* by itself: its size in the crop, its jump, how much of it lies outside the picture, the network's own score;
+* by a second look, when something surprises and every 0.8 s in any case: a crop that is moved, turned and larger.
+  A real hand stays where it is, an imagined one moves with the crop. (The bundled model's two answers agree to 0.88 in
+  the median on hands and 0.33 on backgrounds; see docs/video.md.)
+
+A hand that fails is kept in mind for a moment, its crop waiting where it was, then given up and searched for: by the
+detector if there is one, else where it was last seen and in the places that were given (a box, the whole picture).
+Found again soon enough, it keeps its id.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.camera import Intrinsics
+from handmesh.crop import CropTransform, upright_rotation
+from handmesh.detect import Detection, Detector, WholeImage, overlap
+from handmesh.errors import ConfigError
+from handmesh.hand import Handedness
+from handmesh.predict import HandPrediction, Predictor, agreement
+from handmesh.smoothing import OneEuro
+
+Image = NDArray[np.uint8]
+Keypoints = NDArray[np.float64]  # (21, 2) px
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """What is worth changing. Times in seconds, lengths as shares of the hand's own extent in the picture."""
+
+    margin: float = 1.6  # crop side over the extent of the keypoints; training draws 1.2 to 2
+    check_every: float = 0.8  # a second look, even when nothing surprises
+    detect_every: float = 0.5  # the detector looks for further hands; more often costs more than it finds
+    patience: float = 0.2  # how long a hand may look wrong before it is given up
+    memory: float = 3.0  # found again within this, a hand keeps its id
+    least_agreement: float = 0.6  # of two looks at a tracked hand
+    least_found: float = 0.7  # of the looks that find a hand; a false find costs more than a late one
+    least_score: float = 0.3  # of the network, where it says one
+    most_hands: int = 2
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.margin <= 3 and self.most_hands >= 1):
+            raise ConfigError(
+                f"Tracking with a margin of {self.margin:g} and at most {self.most_hands} hands: wanted a margin from "
+                "1 to 3 and at least one hand."
+            )
+
+
+class TrackedHand(NamedTuple):
+    """One hand in one picture."""
+
+    id: int  # from 1 on; never used again for another hand
+    hand: HandPrediction
+    found: bool  # True in the picture where it was found, or found again
+
+
+# The crop of a second look: moved by a share of the crop's side, larger, turned. Far enough that a hand drawn in the
+# middle of nowhere would have to move by a quarter of itself, near enough that training has seen as much.
+_CHECK_SHIFT = 0.12
+_CHECK_SIZE = 1.15
+_CHECK_TURN = 0.35
+# What an answer may be before it is wrong, and before it is worth a second look. Backgrounds shrink a hand to 0.6 of
+# the extent that the crop was made for, in the median; real hands stay within 0.95 to 1.07.
+_EXTENT_POSSIBLE = (0.62, 1.7)
+_EXTENT_USUAL = (0.85, 1.2)
+_JUMP_POSSIBLE = 0.8
+_JUMP_USUAL = 0.3
+_LEAST_INSIDE = 0.4  # of the keypoints within the picture
+_SMALLEST_EXTENT_PX = 10.0
+_SIZE_KEPT = (0.6, 1.7)  # of a hand that was lost and is found again
+
+
+@dataclass
+class _Track:
+    id: int
+    handedness: Handedness
+    keypoints: Keypoints  # of the last plausible answer
+    crop_filter: OneEuro  # of the crop's log size, and cosine and sine of its turn
+    velocity: NDArray[np.float64]  # (2,) px/s of their middle
+    seen: float  # when that was
+    checked: float  # when a second look last agreed
+    since: float  # when it was first found
+    usual_extent: float  # px, over about the last second: what a moment's wrong answers do not change
+    votes: int = 0  # of a detector, for the other side than `handedness`
+
+    @property
+    def extent(self) -> float:
+        return float(np.ptp(self.keypoints, axis=0).max())
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        (x0, y0), (x1, y1) = self.keypoints.min(axis=0), self.keypoints.max(axis=0)
+        return float(x0), float(y0), float(x1), float(y1)
+
+    @property
+    def mirror(self) -> bool:
+        return self.handedness == Handedness.LEFT
+
+
+class Tracker:
+    """Follows hands through pictures in order of time. One per camera or clip; not for several threads at once."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        detector: Detector | None = None,
+        handedness: Handedness | str = Handedness.RIGHT,
+        settings: Tracking | None = None,
+    ) -> None:
+        """`detector` says where to look for new hands; None searches the whole picture for one.
+
+        `handedness` is of hands whose detector does not say.
+        """
+        self.settings = settings or Tracking()
+        self.detector: Detector = WholeImage() if detector is None else detector
+        self.handedness = Handedness(handedness)
+        self.predictor = predictor
+        self._tracks: list[_Track] = []
+        self._lost: list[_Track] = []
+        self._next_id = 1
+        self._time = -math.inf
+        self._detected = -math.inf
+        self.looks = 0  # crops that the network was shown
+
+    # ---------------------------------------------------------------------------------------------------- public
+
+    def __call__(self, image: Image, time: float, intrinsics: Intrinsics | None = None) -> list[TrackedHand]:
+        """The hands of one picture, by id. `image` (H, W, 3) uint8 RGB, `time` in seconds, later than the last one.
+
+        Raises ValueError when time runs backwards.
+        """
+        if time <= self._time and self._tracks:
+            raise ValueError(f"A picture at {time:g} s after one at {self._time:g} s: wanted them in order of time.")
+        self._time = time
+        known = intrinsics or Intrinsics.default_for(image.shape[1], image.shape[0])
+        hands = self._follow(image, time, known)
+        self._drop_doubles(hands)
+        hands |= self._find(image, time, known)
+        self._drop_doubles(hands)
+        return [hands[id] for id in sorted(hands)]
+
+    def forget(self) -> None:
+        """Start anew, with new ids: the camera was moved, or the other hand is meant now."""
+        self._tracks, self._lost = [], []
+
+    @property
+    def remembered(self) -> set[int]:
+        """Ids that may still come back."""
+        return {track.id for track in (*self._tracks, *self._lost)}
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, from which `restore` goes on bit for bit."""
+        return {
+            "tracks": [_state(track) for track in self._tracks],
+            "lost": [_state(track) for track in self._lost],
+            "next_id": self._next_id,
+            "time": self._time,
+            "detected": self._detected,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._tracks = [_restored(track) for track in state["tracks"]]
+        self._lost = [_restored(track) for track in state["lost"]]
+        self._next_id, self._time, self._detected = state["next_id"], state["time"], state["detected"]
+
+    # --------------------------------------------------------------------------------------------------- following
+
+    def _follow(self, image: Image, time: float, intrinsics: Intrinsics) -> dict[int, TrackedHand]:
+        """One look at each hand, and a second where it is due."""
+        crops = [self._next_crop(track, time) for track in self._tracks]
+        answers = self.predictor.look_once(image, crops, intrinsics=intrinsics)
+        self.looks += len(crops)
+        points = [answer.keypoints_image().astype(np.float64) for answer in answers]
+        wrong, due = set(), []
+        for index, (track, answer) in enumerate(zip(self._tracks, answers, strict=True)):
+            verdict = self._judge(track, answer, points[index], crops[index], image.shape)
+            if verdict == "wrong":
+                wrong.add(index)
+            elif verdict == "odd" or time - track.checked >= self.settings.check_every or time > track.seen + 0.1:
+                due.append(index)
+        agreements = self._check(image, [(points[i], self._tracks[i].mirror) for i in due], time)
+        for index, found in zip(due, agreements, strict=True):
+            if found >= self.settings.least_agreement:
+                self._tracks[index].checked = time
+            else:
+                wrong.add(index)
+        hands, kept = {}, []
+        for index, (track, answer) in enumerate(zip(self._tracks, answers, strict=True)):
+            if index not in wrong:
+                self._advance(track, points[index], time)
+                hands[track.id] = TrackedHand(track.id, answer, False)
+            if time - track.seen <= self.settings.patience:
+                kept.append(track)
+            else:
+                self._lost.append(track)
+        self._tracks = kept
+        self._lost = [track for track in self._lost if time - track.seen <= self.settings.memory]
+        return hands
+
+    def _next_crop(self, track: _Track, time: float) -> CropTransform:
+        """Around the keypoints, turned upright and moved on by their speed, without their jitter."""
+        dt = time - track.seen
+        fitted = CropTransform.around_points(
+            track.keypoints, self.settings.margin, upright_rotation(track.keypoints), track.mirror
+        )
+        assert track.crop_filter.value is not None
+        log_size, cosine, sine = track.crop_filter.value
+        step = track.velocity * min(dt, 0.1)
+        center = (fitted.center[0] + float(step[0]), fitted.center[1] + float(step[1]))
+        return replace(fitted, center=center, size=math.exp(log_size), rotation=math.atan2(sine, cosine))
+
+    def _judge(
+        self, track: _Track, answer: HandPrediction, points: Keypoints, crop: CropTransform, shape: tuple[int, ...]
+    ) -> Literal["wrong", "odd", "fine"]:
+        """What to think of an answer; an odd one is worth a second look."""
+        if not np.isfinite(points).all() or answer.score < self.settings.least_score:
+            return "wrong"
+        # Extents along the crop's axes: those in the picture change when a hand turns.
+        now, before = (float(np.ptp(crop.to_ndc(p), axis=0).max()) for p in (points, track.keypoints))
+        expected = 2 / self.settings.margin
+        size, growth = now / expected, now / max(before, 1e-6)
+        middle = crop.to_ndc(points).mean(axis=0)
+        jump = float(np.linalg.norm(middle - crop.to_ndc(track.keypoints).mean(axis=0))) / expected
+        height, width = shape[:2]
+        inside = ((points >= -0.5) & (points <= (width - 0.5, height - 0.5))).all(axis=1).mean()
+        low, high = _EXTENT_POSSIBLE
+        extent_px = float(np.ptp(points, axis=0).max())
+        if not (low <= size <= high and jump <= _JUMP_POSSIBLE and inside >= _LEAST_INSIDE):
+            return "wrong"
+        if extent_px < _SMALLEST_EXTENT_PX:
+            return "wrong"
+        low, high = _EXTENT_USUAL
+        return "fine" if low <= growth <= high and low <= size <= high and jump <= _JUMP_USUAL else "odd"
+
+    def _check(self, image: Image, hands: list[tuple[Keypoints, bool]], time: float, both: bool = False) -> list[float]:
+        """How well a second look from elsewhere agrees, for each hand; with `both`, the worse of two, opposite ones."""
+        # Another direction every time, but the same for the same picture.
+        angle = 2.4 * round(time * 1000)
+        ways = [1.0, -1.0] if both else [1.0 if math.cos(2.7 * angle) > 0 else -1.0]
+        crops = []
+        for points, mirror in hands:
+            crop = CropTransform.around_points(points, self.settings.margin, upright_rotation(points), mirror)
+            for way in ways:
+                shift = way * _CHECK_SHIFT * crop.size
+                center = (crop.center[0] + shift * math.cos(angle), crop.center[1] + shift * math.sin(angle))
+                size, rotation = crop.size * _CHECK_SIZE**way, crop.rotation + way * _CHECK_TURN
+                crops.append(replace(crop, center=center, size=size, rotation=rotation))
+        answers = self.predictor.look_once(image, crops)
+        self.looks += len(crops)
+        owners = [points for points, _ in hands for _ in ways]
+        found = [
+            agreement(points, answer.keypoints_image().astype(np.float64))
+            for points, answer in zip(owners, answers, strict=True)
+        ]
+        return [min(found[first : first + len(ways)]) for first in range(0, len(found), len(ways))]
+
+    def _advance(self, track: _Track, points: Keypoints, time: float) -> None:
+        dt = time - track.seen
+        velocity = (points.mean(axis=0) - track.keypoints.mean(axis=0)) / dt
+        track.velocity = track.velocity + 0.5 * (velocity - track.velocity)
+        track.keypoints, track.seen = points, time
+        track.usual_extent += min(dt, 1.0) * (track.extent - track.usual_extent)
+        track.crop_filter(self._crop_values(points), dt)
+
+    def _crop_values(self, points: Keypoints) -> list[float]:
+        rotation = upright_rotation(points)
+        crop = CropTransform.around_points(points, self.settings.margin, rotation)
+        return [math.log(crop.size), math.cos(rotation), math.sin(rotation)]
+
+    # ----------------------------------------------------------------------------------------------------- finding
+
+    def _find(self, image: Image, time: float, intrinsics: Intrinsics) -> dict[int, TrackedHand]:
+        """New hands, and lost ones that are there again."""
+        room = self.settings.most_hands - len(self._tracks)
+        if self.detector.looks:
+            pause = self.settings.detect_every / (5 if self._lost else 1)
+            if self._tracks and time - self._detected < pause:
+                return {}
+            self._detected = time
+            places = self._unmatched(self.detector(image))
+        else:
+            places = self.detector(image)
+            room = min(room, len(places) - len(self._tracks))
+            places = [place for place in places if all(overlap(place.box, t.box) < 0.3 for t in self._tracks)]
+            # A lost hand is most likely still where it was.
+            again = [Detection(_grown(t.box, 1.2), t.handedness, 1.0, "tracking") for t in reversed(self._lost)]
+            places = [*again[:room], *places] if room > 0 else []
+        hands: dict[int, TrackedHand] = {}
+        for place in places:
+            if len(hands) >= room:
+                break
+            found = self._look_at(image, place, time, intrinsics)
+            if found is not None and not any(_is_same(found.hand, other.hand) for other in hands.values()):
+                hands[found.id] = found
+        return hands
+
+    def _unmatched(self, detections: list[Detection]) -> list[Detection]:
+        """Detections of no tracked hand. Those of tracked hands vote on their sides."""
+        if not (detections and self._tracks):
+            return detections
+        from scipy.optimize import linear_sum_assignment  # on first use: it takes a tenth of a second to import
+
+        cost = np.array([[_distance(track.box, item.box) for item in detections] for track in self._tracks])
+        matched = set()
+        for row, column in zip(*linear_sum_assignment(np.minimum(cost, 10.0)), strict=True):
+            if cost[row, column] < 1:
+                matched.add(column)
+                self._vote(self._tracks[row], detections[column].handedness)
+        return [item for index, item in enumerate(detections) if index not in matched]
+
+    def _vote(self, track: _Track, side: Handedness | None) -> None:
+        """A hand changes its side only when the detector insists: three times more often the other than this."""
+        if side is None:
+            return
+        track.votes = max(0, track.votes + (1 if side != track.handedness else -1))
+        if track.votes >= 3:
+            track.handedness, track.votes = side, 0
+
+    def _look_at(self, image: Image, place: Detection, time: float, intrinsics: Intrinsics) -> TrackedHand | None:
+        """The hand at a place, if there is one."""
+        side = place.handedness or self._usual_side(place)
+        whole = place.source == "whole image"
+        (hand,) = self.predictor(image, boxes=None if whole else [place.box], handedness=side, intrinsics=intrinsics)
+        self.looks += self.predictor.passes
+        points = hand.keypoints_image().astype(np.float64)
+        extent = float(np.ptp(points, axis=0).max())
+        height, width = image.shape[:2]
+        inside = ((points >= -0.5) & (points <= (width - 0.5, height - 0.5))).all(axis=1).mean()
+        # What imagines a hand, imagines it in any size; the one that was lost a moment ago has the size it had.
+        usual = [track.usual_extent for track in self._lost] if not self.detector.looks else []
+        # With a single pass its score says nothing; the second look does.
+        if not (
+            np.isfinite(points).all()
+            and hand.score >= self.settings.least_found
+            and _SMALLEST_EXTENT_PX <= extent <= 2 * max(height, width)
+            and inside >= _LEAST_INSIDE
+            and (not usual or any(_SIZE_KEPT[0] < extent / size < _SIZE_KEPT[1] for size in usual))
+        ):
+            return None
+        mirror = hand.handedness == Handedness.LEFT
+        if self._check(image, [(points, mirror)], time, both=True)[0] < self.settings.least_found:
+            return None
+        track = self._started(hand.handedness, points, time)
+        self._tracks.append(track)
+        return TrackedHand(track.id, replace(hand, source=place.source), True)
+
+    def _usual_side(self, place: Detection) -> Handedness:
+        """Of a lost hand that was near, else the one that was said."""
+        near = [track for track in self._lost if _distance(track.box, place.box) < 1]
+        return near[-1].handedness if near else self.handedness
+
+    def _started(self, side: Handedness, points: Keypoints, time: float) -> _Track:
+        """A track for a hand that was found: the nearest lost one of its side, or a new one."""
+        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+        box = (float(x0), float(y0), float(x1), float(y1))
+        lost = [track for track in self._lost if track.handedness == side]
+        if lost:
+            nearest = min(lost, key=lambda track: _distance(track.box, box))
+            self._lost = [track for track in self._lost if track is not nearest]
+            id, since = nearest.id, nearest.since
+        else:
+            id, since = self._next_id, time
+            self._next_id += 1
+        # Slower than this is jitter of the crop, which would become jitter of the answer.
+        crop_filter = OneEuro(cutoff=2.0, speed=4.0)
+        crop_filter(self._crop_values(points), 0.0)
+        extent = float(np.ptp(points, axis=0).max())
+        return _Track(id, side, points, crop_filter, np.zeros(2), time, time, since, extent)
+
+    def _drop_doubles(self, hands: dict[int, TrackedHand]) -> None:
+        """Two tracks of one hand become the older one."""
+        for track in sorted(self._tracks, key=lambda track: (-track.since, -track.id)):
+            older = [t for t in self._tracks if t is not track and (t.since, t.id) < (track.since, track.id)]
+            if any(_is_one_hand(track, other) for other in older):
+                self._tracks.remove(track)
+                self._lost.append(track)  # it was another hand once, and may be seen apart again
+                hands.pop(track.id, None)
+
+
+def _distance(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    """Between boxes: 0 for equal ones, above 1 for those that cannot be of one hand.
+
+    The distance of the centres over the larger side, less a bonus for overlap.
+    """
+    size = max(first[2] - first[0], first[3] - first[1], second[2] - second[0], second[3] - second[1], 1e-6)
+    centers = [np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]) for box in (first, second)]
+    return float(np.linalg.norm(centers[0] - centers[1])) / size + 0.5 * (1 - overlap(first, second))
+
+
+def _is_one_hand(first: _Track, second: _Track) -> bool:
+    apart = float(np.linalg.norm(first.keypoints - second.keypoints, axis=1).mean())
+    near = apart < 0.25 * max(first.extent, second.extent)
+    return near or overlap(first.box, second.box) > 0.7
+
+
+def _is_same(first: HandPrediction, second: HandPrediction) -> bool:
+    return overlap(first.box, second.box) > 0.7
+
+
+def _grown(box: tuple[float, float, float, float], factor: float) -> tuple[float, float, float, float]:
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    half = factor * max(box[2] - box[0], box[3] - box[1]) / 2
+    return x - half, y - half, x + half, y + half
+
+
+def _state(track: _Track) -> dict[str, Any]:
+    return {
+        "id": track.id,
+        "handedness": str(track.handedness),
+        "keypoints": track.keypoints.tolist(),
+        "velocity": track.velocity.tolist(),
+        "seen": track.seen,
+        "checked": track.checked,
+        "since": track.since,
+        "usual_extent": track.usual_extent,
+        "votes": track.votes,
+        "crop_filter": track.crop_filter.state(),
+    }
+
+
+def _restored(state: Mapping[str, Any]) -> _Track:
+    crop_filter = OneEuro(cutoff=2.0, speed=4.0)
+    crop_filter.restore(state["crop_filter"])
+    return _Track(
+        id=state["id"],
+        handedness=Handedness(state["handedness"]),
+        keypoints=np.array(state["keypoints"], np.float64),
+        velocity=np.array(state["velocity"], np.float64),
+        seen=state["seen"],
+        checked=state["checked"],
+        since=state["since"],
+        usual_extent=state["usual_extent"],
+        votes=state["votes"],
+        crop_filter=crop_filter,
+    )

@@ -1,0 +1,278 @@
+"""A clip in; an overlay video, a log of hands and an animated hand out.
+
+One loop over the frames. What is found goes to `hands.jsonl` at once; everything else is made of that log: a frame that
+is in the log already is only drawn, so a run that was killed goes on where it was, and ends with the same files as one
+that was not. Drawing and encoding happen in a thread beside the network. Nothing grows with the clip but the log on the
+disk, until the animation is made of it (0.5 KB for each frame of each hand).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from handmesh.animation import encode_animation, encode_bvh
+from handmesh.camera import Intrinsics
+from handmesh.clip import Codec, Frame, FrameSource, Image, VideoWriter
+from handmesh.detect import Detector
+from handmesh.errors import DataError, ExportError
+from handmesh.hand import Handedness
+from handmesh.hand_log import (
+    HandLog,
+    LogHeader,
+    hand_of,
+    posers_of,
+    read_frames,
+    read_tracks,
+    record_of,
+)
+from handmesh.image import write_atomically
+from handmesh.predict import HandPrediction, Predictor, overlay_hands
+from handmesh.skinning import HandPoser
+from handmesh.smoothing import Smoother, Smoothing
+from handmesh.track import Tracker, Tracking
+
+logger = logging.getLogger(__name__)
+
+LOG_NAME = "hands.jsonl"
+OVERLAY_NAME = "overlay.mp4"
+ANIMATION_NAME = "hand.glb"
+
+_DRAWN_AHEAD = 8  # frames that may wait for the encoder
+
+
+class Tracked(NamedTuple):
+    """What was seen in one picture, not yet smoothed."""
+
+    time: float
+    hands: dict[int, HandPrediction]
+    remembered: set[int]  # ids that may still come back
+
+
+class LiveHands:
+    """A tracker and, unless it is switched off, a smoother: pictures in order of time in, hands with ids out."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        detector: Detector | None = None,
+        handedness: Handedness | str = Handedness.RIGHT,
+        tracking: Tracking | None = None,
+        smoothing: Smoothing | None = None,
+    ) -> None:
+        """`smoothing` None: what the network says, frame by frame."""
+        self.tracker = Tracker(predictor, detector=detector, handedness=handedness, settings=tracking)
+        self.smoother = None if smoothing is None else Smoother(predictor.engine.hand, smoothing)
+
+    def __call__(self, image: Image, time: float, intrinsics: Intrinsics | None = None) -> dict[int, HandPrediction]:
+        """The hands of one picture by id. Arguments and errors as of `Tracker`."""
+        return self.smooth(self.track(image, time, intrinsics))
+
+    def track(self, image: Image, time: float, intrinsics: Intrinsics | None = None) -> Tracked:
+        """The first half of the call: what takes a network."""
+        hands = {item.id: item.hand for item in self.tracker(image, time, intrinsics)}
+        return Tracked(time, hands, self.tracker.remembered)
+
+    def smooth(self, tracked: Tracked) -> dict[int, HandPrediction]:
+        """The other half, which another thread may do; in order of time."""
+        if self.smoother is None:
+            return tracked.hands
+        hands = {id: self.smoother(id, hand, tracked.time) for id, hand in tracked.hands.items()}
+        self.smoother.keep(tracked.remembered)
+        return hands
+
+    def warm_up(self) -> None:
+        """The first look of a network takes far longer than the others: have it before the first picture comes."""
+        self.tracker.predictor.engine(np.zeros((1, *(self.tracker.predictor.engine.resolution,) * 2, 3), np.uint8))
+
+    def forget(self) -> None:
+        self.tracker.forget()
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, from which `restore` goes on bit for bit."""
+        return {
+            "tracker": self.tracker.state(),
+            "smoother": None if self.smoother is None else self.smoother.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.tracker.restore(state["tracker"])
+        if self.smoother is not None:
+            self.smoother.restore(state["smoother"])
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """What to make of a clip, and how."""
+
+    tracking: Tracking = field(default_factory=Tracking)
+    smoothing: Smoothing | None = field(default_factory=Smoothing)
+    overlay: bool = True
+    animation: bool = True
+    bvh: bool = False
+    skin_only: bool = False  # leave the pose correctives out of the animation
+    skeleton: bool = False  # draw bones instead of the mesh
+    codec: Codec = "auto"
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """What came of a clip."""
+
+    frames: int
+    frames_with_hands: int
+    hands: int  # that are in the animation
+    files: tuple[Path, ...]
+    codec: str | None  # of the overlay, for people
+    resumed_at: int  # frames that an earlier run had done; 0: none
+
+
+def convert_clip(
+    source: FrameSource,
+    out: Path,
+    predictor: Predictor,
+    *,
+    detector: Detector | None = None,
+    handedness: Handedness | str = Handedness.RIGHT,
+    intrinsics: Callable[[int, int], Intrinsics] = Intrinsics.default_for,
+    options: VideoOptions | None = None,
+    settings: dict[str, Any] | None = None,
+    restart: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> VideoResult:
+    """Follow the hands of a clip and write overlay.mp4, hands.jsonl, hand.glb (and hand_<name>.bvh) into `out`.
+
+    `intrinsics(width, height)` of the upright clip. `settings`: what else, as plain values, must be the same for a run
+    to be gone on with (the detector, boxes). `progress(done, of)` is called after each frame. `out` is made; a run that
+    was interrupted there is gone on with unless `restart`. Raises DataError when the folder is of another run or the
+    clip has no frames, ExportError when a file cannot be written, and what source, detector and predictor raise.
+    """
+    wanted = options or VideoOptions()
+    out.mkdir(parents=True, exist_ok=True)
+    live = LiveHands(
+        predictor, detector=detector, handedness=handedness, tracking=wanted.tracking, smoothing=wanted.smoothing
+    )
+    first = source.read()
+    if first is None:
+        raise DataError(f"{source.name} has no frames.")
+    height, width = first.image.shape[:2]
+    known = intrinsics(width, height)
+    header = LogHeader(
+        clip=source.name,
+        width=width,
+        height=height,
+        fps=round(source.fps, 4),
+        intrinsics=known,
+        model=_model_name(predictor),
+        options={
+            "handedness": str(Handedness(handedness)),
+            "detector": live.tracker.detector.name,
+            "passes": predictor.passes,
+            "tracking": asdict(wanted.tracking),
+            "smoothing": None if wanted.smoothing is None else asdict(wanted.smoothing),
+            **(settings or {}),
+        },
+    )
+    log = HandLog(out / LOG_NAME, header, resume=not restart)
+    resumed_at = log.frame_count
+    if log.state is not None:
+        live.restore(log.state)
+    try:
+        frames = itertools.chain([first], iter(source.read, None))
+        codec = _run(frames, log, live, posers_of(predictor.engine.hand), wanted, out, source, progress)
+    finally:
+        log.close()
+    tracks = read_tracks(log.path)
+    files = [log.path]
+    hand = predictor.engine.hand
+    if wanted.overlay:
+        files.append(out / OVERLAY_NAME)
+    if wanted.animation:
+        content = encode_animation(tracks, hand, correctives=not wanted.skin_only)
+        write_atomically(out / ANIMATION_NAME, content)
+        files.append(out / ANIMATION_NAME)
+    if wanted.bvh:
+        for track in tracks:
+            path = out / f"{track.name}.bvh"
+            write_atomically(path, encode_bvh(track, hand, source.fps))
+            files.append(path)
+    with_hands = sum(bool(item["hands"]) for item in read_frames(log.path))
+    return VideoResult(log.frame_count, with_hands, len(tracks), tuple(files), codec, resumed_at)
+
+
+def _run(
+    frames: Iterator[Frame],
+    log: HandLog,
+    live: LiveHands,
+    posers: Mapping[Handedness, HandPoser],
+    options: VideoOptions,
+    out: Path,
+    source: FrameSource,
+    progress: Callable[[int, int | None], None] | None,
+) -> str | None:
+    """All frames through the network, or from the log, and into the overlay. The name of the overlay's codec."""
+    intrinsics = log.header.intrinsics
+    size = (log.header.width, log.header.height)
+    done = read_frames(log.path) if log.frame_count else iter(())
+    already = log.frame_count
+    writer = VideoWriter(out / OVERLAY_NAME, size, source.fps, options.codec) if options.overlay else None
+
+    def draw(frame: Frame, records: list[dict[str, Any]]) -> None:
+        assert writer is not None
+        hands = [hand_of(record, intrinsics, posers) for record in records]
+        writer.write(overlay_hands(frame.image, hands, skeleton=options.skeleton), frame.time)
+
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="overlay") as pool:
+        try:
+            for frame in frames:
+                if frame.image.shape[:2] != size[::-1]:
+                    raise ExportError(
+                        f"{source.name}: frame {frame.index} is {frame.image.shape[1]} x {frame.image.shape[0]}, the "
+                        f"first was {size[0]} x {size[1]}."
+                    )
+                if frame.index < already:
+                    records = next(done)["hands"]
+                elif log.finished:
+                    raise DataError(f"{log.path} ends before {source.name} does: start it anew with --restart.")
+                else:
+                    hands = live(frame.image, frame.time, intrinsics)
+                    records = [record_of(id, hand, posers) for id, hand in hands.items()]
+                    log.append(frame.index, frame.time, records, live.state())
+                if writer is not None:
+                    waiting.append(pool.submit(draw, frame, records))
+                    while len(waiting) > _DRAWN_AHEAD:
+                        waiting.popleft().result()
+                if progress is not None:
+                    progress(frame.index + 1, source.frame_count)
+            log.finish()
+            for future in waiting:
+                future.result()
+            if writer is not None:
+                writer.close()
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            pool.shutdown(wait=True)
+            if writer is not None:
+                writer.discard()
+            raise
+    return None if writer is None else writer.codec
+
+
+def _model_name(predictor: Predictor) -> str:
+    """What tells one model's answers from another's, for people too."""
+    record = predictor.engine.record
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return f"{record.get('model', {}).get('backbone', 'model')} {digest[:8]}, {predictor.engine.name}"

@@ -1,0 +1,204 @@
+"""Moving pictures: the right picture at the right time, the right way up, and nothing lost or half written."""
+
+import shutil
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from handmesh.clip import Capture, ClipSource, FolderSource, VideoWriter, open_source
+from handmesh.errors import ConfigError, ExportError, ImageError
+from handmesh.image import encode_image, write_atomically
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg on the path to make the clip")
+
+
+def level(index):
+    """The grey of a frame, by which it is known again after compression."""
+    return 20 + 8 * index
+
+
+def number(image):
+    """The frame's number, from its grey."""
+    return round((float(image.mean()) - 20) / 8)
+
+
+def frames(count, size=(64, 48)):
+    return [np.full((size[1], size[0], 3), level(index), np.uint8) for index in range(count)]
+
+
+def write(path, count=12, fps=10.0, codec="mp4v"):
+    writer = VideoWriter(path, (64, 48), fps, codec)
+    for index, image in enumerate(frames(count)):
+        writer.write(image, index / fps)
+    writer.close()
+    return path
+
+
+def read_all(source):
+    return list(iter(source.read, None))
+
+
+def test_a_clip_is_read_in_order_with_its_times(tmp_path):
+    source = open_source(str(write(tmp_path / "clip.mp4")))
+    assert (source.frame_count, source.live) == (12, False)
+    assert source.fps == pytest.approx(10)
+    found = read_all(source)
+    assert [number(frame.image) for frame in found] == list(range(12))
+    np.testing.assert_allclose([frame.time for frame in found], np.arange(12) / 10, atol=1e-3)
+
+
+@needs_ffmpeg
+def test_uneven_rates_keep_their_times(tmp_path):
+    """Ten frames at 20 Hz, then ten at 5 Hz: times, not numbers, say when a frame is shown."""
+    even, uneven = write(tmp_path / "even.mp4", 20, 20.0), tmp_path / "uneven.mp4"
+    slow = "setpts='if(lt(N,10),N/20,0.5+(N-10)/5)/TB'"
+    command = ["ffmpeg", "-v", "error", "-i", even, "-vf", slow, "-vsync", "vfr", "-c:v", "mpeg4", "-q:v", "2", uneven]
+    subprocess.run(command, check=True)
+    source = ClipSource(uneven)
+    wanted = [index / 20 if index < 10 else 0.5 + (index - 10) / 5 for index in range(20)]
+    np.testing.assert_allclose([frame.time for frame in read_all(source)], wanted, atol=2e-3)
+    assert source.fps == pytest.approx(20, rel=0.02), "an even copy needs the rate of the fast part"
+
+
+def turn_quarter(path):
+    """Say in the track header that the picture is to be shown turned clockwise, as phones do (ISO 14496-12, 8.3.2)."""
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40
+    content[matrix : matrix + 36] = np.array(
+        [0, 0x10000, 0, -0x10000, 0, 0, 64 * 0x10000, 0, 0x40000000], ">i4"
+    ).tobytes()
+    path.write_bytes(content)
+
+
+def test_a_phone_held_upright_is_upright(tmp_path):
+    path = tmp_path / "phone.mp4"
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:16, :16] = 255  # the stored corner at the left top is shown at the right top
+    writer = VideoWriter(path, (64, 48), 10.0, "mp4v")
+    for index in range(3):
+        writer.write(image, index / 10)
+    writer.close()
+    turn_quarter(path)
+    frame = ClipSource(path).read()
+    assert frame.image.shape == (64, 48, 3)
+    assert frame.image[4:10, -10:-4].mean() > 200
+    assert frame.image[4:10, 4:10].mean() < 50
+
+
+def test_frames_are_shown_when_they_were(tmp_path):
+    """Encoders know one even rate: a late frame leaves the one before standing."""
+    path = tmp_path / "clip.mp4"
+    writer = VideoWriter(path, (64, 48), 10.0, "mp4v")
+    for image, when in zip(frames(4), (2.0, 2.1, 2.42, 2.5), strict=True):
+        writer.write(image, when)
+    writer.close()
+    assert [number(frame.image) for frame in read_all(ClipSource(path))] == [0, 1, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("codec", ["auto", "mp4v"])
+def test_a_video_has_its_name_only_when_it_is_whole(tmp_path, codec):
+    writer = VideoWriter(tmp_path / "clip.mp4", (64, 48), 10.0, codec)
+    writer.write(frames(1)[0], 0.0)
+    assert not (tmp_path / "clip.mp4").exists()
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path / "clip.mp4", codec=codec)
+    assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
+    assert [number(frame.image) for frame in read_all(ClipSource(tmp_path / "clip.mp4"))] == list(range(12))
+
+
+def test_odd_sides_are_fine(tmp_path):
+    writer = VideoWriter(tmp_path / "odd.mp4", (63, 47), 10.0)
+    for image in frames(3, (63, 47)):
+        writer.write(image, 0.1 * number(image))
+    writer.close()
+    assert len(read_all(ClipSource(tmp_path / "odd.mp4"))) == 3
+
+
+def test_a_folder_is_a_clip(tmp_path):
+    for index, image in enumerate(frames(3)):
+        write_atomically(tmp_path / f"{index:03d}.png", encode_image(image))
+    (tmp_path / "notes.txt").write_text("no photograph")
+    source = open_source(str(tmp_path), fps=5.0)
+    assert [(number(f.image), f.time) for f in read_all(source)] == [(0, 0.0), (1, 0.2), (2, 0.4)]
+
+
+def test_from_a_live_source_comes_the_newest(tmp_path):
+    for index, image in enumerate(frames(9)):
+        write_atomically(tmp_path / f"{index:03d}.png", encode_image(image))
+    source = FolderSource(tmp_path, fps=50.0)
+    capture = Capture(source, newest=True, paced=True)
+    first = capture.read()
+    capture._thread.join(timeout=20)  # all frames have passed by now
+    assert first.index == 0
+    assert capture.read().index == 8
+    assert capture.dropped == 7
+    assert capture.read() is None
+    capture.close()
+
+
+def test_from_a_clip_comes_every_frame_and_no_thread_stays(tmp_path):
+    for index, image in enumerate(frames(9)):
+        write_atomically(tmp_path / f"{index:03d}.png", encode_image(image))
+    capture = Capture(FolderSource(tmp_path))
+    assert [frame.index for frame in iter(capture.read, None)] == list(range(9))
+    capture = Capture(FolderSource(tmp_path))
+    capture.close()
+    assert not capture._thread.is_alive()
+
+
+def test_what_breaks_in_the_thread_is_told_to_the_reader(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    capture = Capture(FolderSource(tmp_path))
+    with pytest.raises(ImageError, match="damaged"):
+        capture.read(timeout=20)
+
+
+def test_a_source_that_hangs_is_not_waited_for_without_end():
+    class Hanging:
+        name, live, fps, frame_count = "hanging", True, 30.0, None
+
+        def read(self):
+            time.sleep(0.5)
+
+        def close(self):
+            pass
+
+    with pytest.raises(TimeoutError, match="hanging sent no picture"):
+        Capture(Hanging()).read(timeout=0.05)
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ImageError, match="No video at"):
+        open_source(str(tmp_path / "missing.mp4"))
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(ImageError, match="cannot be read as a video"):
+        open_source(str(tmp_path / "text.mp4"))
+    with pytest.raises(ImageError, match="No images in"):
+        open_source(str(tmp_path / "empty") if (tmp_path / "empty").mkdir() is None else "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="cameras are files on Linux only")
+def test_a_camera_that_is_not_there_is_named():
+    with pytest.raises(ImageError, match="there is no /dev/video87"):
+        open_source("87")
+
+
+def test_codecs_and_sizes_are_checked(tmp_path):
+    with pytest.raises(ConfigError, match="wanted one of auto, h264"):
+        VideoWriter(tmp_path / "a.mp4", (64, 48), 10.0, "divx")
+    writer = VideoWriter(tmp_path / "a.mp4", (64, 48), 10.0, "mp4v")
+    with pytest.raises(ExportError, match="changes its size"):
+        writer.write(np.zeros((10, 10, 3), np.uint8), 0.0)
+    writer.discard()
+
+
+def test_opencv_is_as_talkative_as_before():
+    before = cv2.utils.logging.getLogLevel()
+    with pytest.raises(ImageError):
+        open_source("rtsp://127.0.0.1:1/nothing")
+    assert cv2.utils.logging.getLogLevel() == before

@@ -1,0 +1,198 @@
+"""Where hands are: boxes from networks whose answers are known."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from marker_hands import MarkerEngine, draw, hand_at
+
+from handmesh.detect import (
+    Detection,
+    GivenBoxes,
+    MediaPipeHands,
+    PalmDetector,
+    WholeImage,
+    decode_palms,
+    deduplicate,
+    handedness_from_mediapipe,
+    open_detector,
+    overlap,
+    palm_anchors,
+    predict_detected,
+)
+from handmesh.errors import AssetError, ConfigError
+from handmesh.hand import Handedness
+from handmesh.image import read_photo
+from handmesh.predict import Predictor
+
+RIGHT, LEFT = Handedness.RIGHT, Handedness.LEFT
+
+
+def test_overlap_is_intersection_over_union():
+    assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert overlap((0, 0, 2, 2), (0, 0, 2, 2)) == 1
+    assert overlap((0, 0, 1, 1), (1, 0, 2, 1)) == 0
+
+
+def found(box, side, score):
+    return Detection(box, side, score, "mediapipe")
+
+
+def test_one_hand_found_twice_is_one_and_crossing_hands_are_two():
+    right, again = found((0, 0, 100, 100), RIGHT, 0.8), found((5, 5, 105, 110), RIGHT, 0.9)
+    crossing = found((40, 0, 140, 100), LEFT, 0.7)
+    as_left = found((2, 2, 102, 102), LEFT, 0.3)  # the same hand, called the other
+    assert deduplicate([right, again, crossing, as_left]) == [again, crossing]
+
+
+def palms(*hands):
+    """The network's tensors for palms ((x, y) centre, side, turn of the fingers from up), all in input pixels."""
+    values, logits = np.zeros((2016, 18)), np.full(2016, -9.0)
+    anchors = palm_anchors()
+    for (x, y), side, turn in hands:
+        index = int(np.argmin(np.linalg.norm(anchors - (x, y), axis=1)))
+        along = np.array([np.sin(turn), -np.cos(turn)])
+        points = np.tile([x, y], (7, 1)).astype(float)
+        points[0] -= 0.5 * side * along
+        points[2] += 0.5 * side * along
+        values[index] = [*(np.array([x, y]) - anchors[index]), side, side, *(points - anchors[index]).ravel()]
+        logits[index] = 3.0
+        # The neighbour fires as well, less surely and a little off: it is to be suppressed.
+        values[index + 1] = values[index] + 1
+        logits[index + 1] = 1.0
+    return values, logits
+
+
+def test_palms_become_hands():
+    anchors = palm_anchors()
+    assert anchors.shape == (2016, 2)
+    assert anchors[0].tolist() == [4, 4]
+    assert anchors[2].tolist() == [12, 4]
+    assert anchors[1152].tolist() == [8, 8]
+    hands = decode_palms(*palms(((60, 80), 30, 0.0), ((150, 100), 20, np.pi / 2)), 0.5)
+    assert len(hands) == 2
+    (up, score), (right, _) = sorted(hands, key=lambda hand: hand[0][0])
+    assert score == pytest.approx(1 / (1 + np.exp(-3)))
+    half = 2.6 / 1.5 / 2
+    np.testing.assert_allclose(up, [60 - 30 * half, 80 - 15 - 30 * half, 60 + 30 * half, 80 - 15 + 30 * half])
+    np.testing.assert_allclose(right, [160 - 20 * half, 100 - 20 * half, 160 + 20 * half, 100 + 20 * half])
+
+
+@pytest.fixture
+def palm_file(tmp_path):
+    """A network of the palm detector's form that finds one palm whatever it sees."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    values, logits = palms(((96, 96), 32, 0.0))
+    constants = {"values": values[None], "logits": logits[None, :, None], "none": np.zeros((1, 1, 1))}
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["mean"], axes=[2, 3], keepdims=0),  # (1, 192)
+        helper.make_node("ReduceMean", ["mean"], ["level"], axes=[1], keepdims=1),  # (1, 1)
+        helper.make_node("Reshape", ["level", "shape"], ["level3"]),
+        helper.make_node("Mul", ["level3", "none"], ["nothing"]),
+        helper.make_node("Add", ["values", "nothing"], ["regressors"]),
+        helper.make_node("Add", ["logits", "nothing"], ["classificators"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "palms",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 192, 192, 3])],
+        [
+            helper.make_tensor_value_info("regressors", TensorProto.FLOAT, [1, 2016, 18]),
+            helper.make_tensor_value_info("classificators", TensorProto.FLOAT, [1, 2016, 1]),
+        ],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()]
+        + [numpy_helper.from_array(np.array([1, 1, 1], np.int64), "shape")],
+    )
+    path = tmp_path / "palm.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
+def test_the_palm_network_runs_and_boxes_lie_in_the_photograph(palm_file):
+    """A wide photograph is padded above and below: the middle of the input is the middle of the photograph."""
+    detector = open_detector(str(palm_file))
+    (hand,) = detector(np.zeros((240, 480, 3), np.uint8))
+    assert hand.handedness is None
+    scale = 480 / 192
+    half = scale * 32 * 2.6 / 1.5 / 2
+    middle = (scale * 96 - 0.5, 240 / 2 - 0.5 - scale * 16)
+    np.testing.assert_allclose(
+        hand.box, [middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half], atol=1e-3
+    )
+
+
+def test_what_is_no_palm_network_is_named(tmp_path):
+    with pytest.raises(AssetError, match="opencv_zoo"):
+        PalmDetector(tmp_path / "missing.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"not a network")
+    with pytest.raises(AssetError, match="cannot be read"):
+        PalmDetector(tmp_path / "broken.onnx")
+
+
+def test_mediapipe_names_sides_as_its_version_does():
+    """0.10.21 calls a right hand "Left", for it assumes a selfie; newer versions call the same hand "Right"."""
+    assert handedness_from_mediapipe("Left", "0.10.21") == RIGHT
+    assert handedness_from_mediapipe("Right", "0.10.9") == LEFT
+    assert handedness_from_mediapipe("Right", "0.10.30") == RIGHT
+    assert handedness_from_mediapipe("Left", "1.2.2") == LEFT
+
+
+def fake_mediapipe(version):
+    """A module with MediaPipe's classes that finds one hand in the left half of every picture."""
+    name = types.SimpleNamespace
+    marks = [name(x=0.1 + 0.01 * i, y=0.2 + 0.02 * i) for i in range(21)]
+
+    class Hands:
+        def __init__(self, **options):
+            assert options["static_image_mode"]
+
+        def process(self, image):
+            side = name(classification=[name(label="Left", score=0.9)])
+            return name(multi_hand_landmarks=[name(landmark=marks)], multi_handedness=[side])
+
+    module = types.ModuleType("mediapipe")
+    module.__version__ = version
+    if version < "0.10.30":
+        module.solutions = name(hands=name(Hands=Hands))
+    return module
+
+
+def test_mediapipe_is_asked_and_understood(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mediapipe", fake_mediapipe("0.10.21"))
+    (hand,) = MediaPipeHands()(np.zeros((100, 200, 3), np.uint8))
+    assert hand.handedness == RIGHT
+    np.testing.assert_allclose(hand.box, [19.5, 19.5, 59.5, 59.5])
+    monkeypatch.setitem(sys.modules, "mediapipe", fake_mediapipe("0.10.35"))
+    with pytest.raises(ConfigError, match=r"mediapipe<0\.10\.30"):
+        MediaPipeHands()
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    with pytest.raises(ConfigError, match="handmesh\\[detect\\]"):
+        open_detector("mediapipe")
+    with pytest.raises(ConfigError, match="none, mediapipe"):
+        open_detector("yolo")
+    assert open_detector("none") is None
+
+
+def test_those_that_know_say_the_same_of_every_picture():
+    image = np.zeros((20, 30, 3), np.uint8)
+    assert WholeImage()(image)[0].box == (-0.5, -0.5, 29.5, 19.5)
+    assert [d.box for d in GivenBoxes([(1, 2, 3, 4)], LEFT)(image)] == [(1, 2, 3, 4)]
+
+
+def test_a_photograph_is_predicted_where_the_detector_says():
+    class Finder:
+        name, looks = "finder", True
+
+        def __call__(self, image):
+            return [found((80, 60, 170, 200), LEFT, 0.9)]
+
+    photo = read_photo(draw([hand_at(120, 170), hand_at(260, 170)]))
+    (hand,) = predict_detected(Predictor(MarkerEngine()), Finder(), photo, "right")
+    assert (hand.handedness, hand.source) == (LEFT, "mediapipe")
+    np.testing.assert_allclose(hand.keypoints_image()[0], (120, 170), atol=1.0)

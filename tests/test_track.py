@@ -1,0 +1,139 @@
+"""Hands followed through pictures that an ideal network reads exactly (marker_hands.py)."""
+
+import json
+
+import numpy as np
+import pytest
+from marker_hands import MarkerEngine, draw, hand_at
+
+from handmesh.detect import Detection, GivenBoxes
+from handmesh.hand import Handedness
+from handmesh.predict import Predictor
+from handmesh.track import Tracker, Tracking
+
+RIGHT, LEFT = Handedness.RIGHT, Handedness.LEFT
+FPS = 30
+
+
+def path(index):
+    """A hand that moves 4 px a frame and turns."""
+    return hand_at(100 + 4 * index, 160 + 20 * np.sin(index / 5), 46 + index / 5, 0.05 * index)
+
+
+def wrist(tracked):
+    return tracked.hand.keypoints_image()[0]
+
+
+def test_a_moving_hand_is_followed_with_one_look():
+    engine = MarkerEngine()
+    track = Tracker(Predictor(engine))
+    looks = []
+    for index in range(30):
+        before = engine.looks
+        (tracked,) = track(draw([path(index)]), index / FPS)
+        looks.append(engine.looks - before)
+        assert tracked.id == 1
+        assert tracked.found == (index == 0)
+        np.testing.assert_allclose(wrist(tracked), path(index)[0], atol=1.0)
+    assert looks[0] == 5, "three to find it, two to check"
+    assert sum(looks[1:]) == 29 + 1, "then one each, and a second look every 0.8 s"
+    assert tracked.hand.source == "tracking"
+
+
+def test_a_hidden_hand_is_lost_and_keeps_its_id():
+    """The network imagines a hand in every crop; the second look finds it out."""
+    track = Tracker(Predictor(MarkerEngine()), settings=Tracking(patience=0.1))
+    ids = []
+    for index in range(60):
+        hidden = 10 <= index < 45
+        tracked = track(draw([] if hidden else [path(min(index, 30))]), index / FPS)
+        ids.append([item.id for item in tracked])
+    assert ids[:10] == [[1]] * 10
+    assert ids[30:45] == [[]] * 15, "it is found out when the second look is due, after 0.8 s at the latest"
+    assert ids[46:] == [[1]] * 14
+
+
+def test_a_hand_that_leaves_the_picture_is_given_up_and_a_new_one_has_a_new_id():
+    track = Tracker(Predictor(MarkerEngine()), settings=Tracking(memory=0.5, patience=0.1))
+    for index in range(20):
+        tracked = track(draw([hand_at(250 + 8 * index, 150)]), index / FPS)
+    assert tracked == []
+    for index in range(20, 60):
+        assert track(draw([]), index / FPS) == []
+    (tracked,) = track(draw([hand_at(80, 150)]), 2.5)
+    assert tracked.id == 2
+
+
+class Shuffling:
+    """Says where the dots are, in any order, now and then not; sides as given."""
+
+    name, looks = "shuffling", True
+
+    def __init__(self):
+        self.rng, self.hands = np.random.default_rng(0), []
+
+    def __call__(self, image):
+        found = [
+            Detection((x - 40, y - 90, x + 40, y + 10), side, 0.9, "mediapipe")
+            for ((x, y), _), side in self.hands
+            if self.rng.random() > 0.2
+        ]
+        self.rng.shuffle(found)
+        return found
+
+
+def test_two_hands_keep_their_ids_in_whatever_order_they_are_found():
+    detector = Shuffling()
+    track = Tracker(Predictor(MarkerEngine()), detector=detector, settings=Tracking(detect_every=0.1))
+    places = {}
+    for index in range(40):
+        detector.hands = [(hand_at(60 + 4 * index, 100), RIGHT), (hand_at(260 - 4 * index, 220), LEFT)]
+        for item in track(draw([hand for hand, _ in detector.hands]), index / FPS):
+            nearest = min((0, 1), key=lambda n: np.linalg.norm(wrist(item) - detector.hands[n][0][0]))
+            places.setdefault(item.id, set()).add((nearest, item.hand.handedness))
+            assert np.linalg.norm(wrist(item) - detector.hands[nearest][0][0]) < 2
+    assert sorted(map(list, places.values())) == [[(0, RIGHT)], [(1, LEFT)]]
+
+
+def test_a_detector_that_insists_changes_the_side():
+    detector = Shuffling()
+    track = Tracker(Predictor(MarkerEngine()), detector=detector, settings=Tracking(detect_every=0.05))
+    sides = []
+    for index in range(30):
+        detector.hands = [(hand_at(150, 160), RIGHT if index == 0 else LEFT)]
+        sides.append([item.hand.handedness for item in track(draw([detector.hands[0][0]]), index / FPS)])
+    assert sides[0] == [RIGHT]
+    assert sides[1] == [RIGHT], "once is no insisting"
+    assert sides[-1] == [LEFT]
+
+
+def test_given_boxes_are_where_hands_are_waited_for():
+    boxes = GivenBoxes([(60, 80, 150, 190), (200, 80, 300, 190)], LEFT)
+    track = Tracker(Predictor(MarkerEngine()), detector=boxes)
+    assert track(draw([]), 0.0) == []
+    (one,) = track(draw([hand_at(100, 170)]), 0.1)
+    assert (one.hand.source, one.hand.handedness) == ("given box", LEFT)
+    both = track(draw([hand_at(104, 170), hand_at(250, 170)]), 0.2)
+    assert [item.id for item in both] == [1, 2]
+
+
+def test_it_goes_on_from_its_state_bit_for_bit():
+    one = Tracker(Predictor(MarkerEngine()))
+    for index in range(5):
+        one(draw([path(index)]), index / FPS)
+    other = Tracker(Predictor(MarkerEngine()))
+    other.restore(json.loads(json.dumps(one.state())))
+    for index in range(5, 20):
+        image = draw([] if index in (8, 9) else [path(index)])
+        results = [t(image, index / FPS) for t in (one, other)]
+        assert [item.id for item in results[0]] == [item.id for item in results[1]]
+        for a, b in zip(*results, strict=True):
+            assert (a.hand.vertices == b.hand.vertices).all()
+            assert a.hand.crop == b.hand.crop
+
+
+def test_time_does_not_run_backwards():
+    track = Tracker(Predictor(MarkerEngine()))
+    track(draw([path(0)]), 1.0)
+    with pytest.raises(ValueError, match="order of time"):
+        track(draw([path(0)]), 0.5)

@@ -1,0 +1,152 @@
+"""A clip through the whole journey, with an ideal network (marker_hands.py): log, overlay, animation, resuming."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from marker_hands import MarkerEngine, draw, hand_at
+
+from handmesh.camera import Intrinsics
+from handmesh.clip import ClipSource, FolderSource
+from handmesh.errors import DataError
+from handmesh.hand import Handedness, builtin_hand
+from handmesh.hand_log import hand_of, posers_of, read_frames, read_header, read_tracks, record_of
+from handmesh.image import encode_image, write_atomically
+from handmesh.predict import Predictor
+from handmesh.skinning import HandPoser
+from handmesh.smoothing import matrix_from_vector
+from handmesh.video import LiveHands, VideoOptions, convert_clip
+
+COUNT = 36
+HIDDEN = range(12, 22)
+
+
+def place(index):
+    return hand_at(90 + 3 * index, 170, 48, 0.02 * index)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A hand that moves, and for ten frames is not there."""
+    folder = tmp_path_factory.mktemp("wave")
+    for index in range(COUNT):
+        image = draw([] if index in HIDDEN else [place(index)])
+        write_atomically(folder / f"{index:03d}.png", encode_image(image))
+    return folder
+
+
+def convert(pictures, out, options=None, **more):
+    predictor = Predictor(MarkerEngine())
+    wanted = options or VideoOptions(codec="mp4v", bvh=True)
+    return convert_clip(FolderSource(pictures, 25.0), out, predictor, options=wanted, **more), predictor.engine
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    result, _ = convert(pictures, out)
+    return out, result
+
+
+def test_it_writes_what_it_says(whole):
+    out, result = whole
+    assert result.frames == COUNT
+    assert result.frames_with_hands >= COUNT - len(HIDDEN)
+    assert result.hands == 1
+    assert {path.name for path in result.files} == {"hands.jsonl", "overlay.mp4", "hand.glb", "right_hand_1.bvh"}
+    assert all(path.stat().st_size > 1000 for path in result.files)
+    assert len(list(iter(ClipSource(out / "overlay.mp4").read, None))) == COUNT
+
+
+def test_the_log_says_where_the_hand_is(whole):
+    out, _ = whole
+    header = read_header(out / "hands.jsonl")
+    assert (header["width"], header["height"], header["fps"]) == (320, 240, 25.0)
+    items = list(read_frames(out / "hands.jsonl"))
+    assert [item["frame"] for item in items] == list(range(COUNT))
+    assert items[7]["time"] == pytest.approx(7 / 25)
+    assert json.loads((out / "hands.jsonl").read_bytes().splitlines()[-1]) == {"end": True, "frames": COUNT}
+    hand = items[0]["hands"][0]
+    assert (hand["id"], hand["handedness"]) == (1, "right")
+    np.testing.assert_allclose(hand["keypoints_px"][0], place(0)[0], atol=1.5)
+    # The numbers belong together: parameters give the joints, and the camera draws them near their keypoints.
+    K = np.array(header["intrinsics_px"])
+    poser = HandPoser(builtin_hand())
+    for item in items:
+        for hand in item["hands"]:
+            posed = poser(matrix_from_vector(hand["pose"]), np.array(hand["betas"]))
+            np.testing.assert_allclose(posed.joints + hand["translation"], hand["joints"], atol=1e-5)
+            drawn = np.array(hand["joints"]) @ K.T
+            drawn = drawn[:, :2] / drawn[:, 2:]
+            assert np.abs(drawn - hand["keypoints_px"]).max() < 6, "weak perspective differs from the pinhole by depth"
+
+
+def test_a_record_is_the_hand(pictures):
+    (hand,) = Predictor(MarkerEngine())(draw([place(3)]), handedness="left")
+    posers = posers_of(builtin_hand())
+    again = hand_of(json.loads(json.dumps(record_of(1, hand, posers))), hand.intrinsics, posers)
+    assert again.handedness == Handedness.LEFT
+    np.testing.assert_allclose(again.vertices, hand.vertices, atol=2e-6)
+    np.testing.assert_allclose(again.vertices_image(), hand.vertices_image(), atol=0.02)
+    np.testing.assert_allclose(again.vertices_cam(), hand.vertices_cam(), atol=1e-5)
+
+
+def test_tracks_are_the_animated_hands(whole):
+    (track,) = read_tracks(whole[0] / "hands.jsonl")
+    assert track.handedness == Handedness.RIGHT
+    assert (np.diff(track.frames) > 1).any(), "it was not seen for a while"
+    assert track.rotations.shape == (len(track.times), 16, 3)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("when", [1, 9, 17])
+def test_a_run_that_was_killed_goes_on_and_ends_the_same(pictures, whole, tmp_path, when):
+    def kill(done, _):
+        if done == when:
+            raise Killed
+
+    with pytest.raises(Killed):
+        convert(pictures, tmp_path, progress=kill)
+    assert {path.name for path in tmp_path.iterdir()} == {"hands.jsonl", ".hands.jsonl.resume"}
+    with open(tmp_path / "hands.jsonl", "ab") as log:
+        log.write(b'{"frame":99,"ti')  # a line that was being written
+    result, _ = convert(pictures, tmp_path)
+    assert result.resumed_at == when
+    assert result.frames == COUNT
+    for name in ("hands.jsonl", "hand.glb", "right_hand_1.bvh"):
+        assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+def test_a_finished_run_is_only_drawn_again(pictures, whole):
+    out, _ = whole
+    before = (out / "hands.jsonl").read_bytes()
+    result, engine = convert(pictures, out, VideoOptions(codec="mp4v", skeleton=True, animation=False))
+    assert engine.looks == 0
+    assert result.resumed_at == COUNT
+    assert (out / "hands.jsonl").read_bytes() == before
+
+
+def test_the_folder_of_another_run_is_refused(pictures, whole):
+    with pytest.raises(DataError, match=r"options.*--restart"):
+        convert(pictures, whole[0], handedness="left")
+
+
+def test_smoothing_can_be_off(pictures):
+    live = LiveHands(Predictor(MarkerEngine(noise=0.03)), smoothing=None)
+    steady = LiveHands(Predictor(MarkerEngine(noise=0.03)), smoothing=VideoOptions().smoothing)
+    poses = [[h(draw([place(0)]), i / 30)[1].pose for i in range(20)] for h in (live, steady)]
+    jitter = [np.abs(np.diff(values, n=2, axis=0)).mean() for values in poses]
+    assert jitter[1] < 0.5 * jitter[0]
+
+
+def test_a_known_camera_is_used(pictures, tmp_path):
+    camera = Intrinsics(900, 900, 160, 120)
+    options = replace(VideoOptions(), overlay=False, animation=False)
+    convert(pictures, tmp_path, options, intrinsics=lambda width, height: camera)
+    header = read_header(tmp_path / "hands.jsonl")
+    assert header["intrinsics_source"] == "given"
+    assert header["intrinsics_px"][0][0] == 900

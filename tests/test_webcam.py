@@ -1,0 +1,152 @@
+"""The live loop without a camera or a window: a folder of pictures, and a screen that is a list."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from marker_hands import MarkerEngine, draw, hand_at
+from typer.testing import CliRunner
+
+from handmesh.cli import app
+from handmesh.clip import ClipSource, FolderSource
+from handmesh.errors import ConfigError, ImageError
+from handmesh.hand_log import read_frames
+from handmesh.image import encode_image, read_image, write_atomically
+from handmesh.predict import Predictor
+from handmesh.smoothing import Smoothing
+from handmesh.video import LiveHands
+from handmesh.webcam import Hud, LiveOptions, LivePipeline, benchmark, check_display, run_headless, run_window
+
+COUNT = 16
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("live")
+    for index in range(COUNT):
+        write_atomically(folder / f"{index:03d}.png", encode_image(draw([hand_at(100 + 5 * index, 170)], (640, 240))))
+    return folder
+
+
+def pipeline_of(pictures, predictor):
+    live = LiveHands(predictor, smoothing=Smoothing())
+    return LivePipeline(FolderSource(pictures), live, newest=False)
+
+
+def run(pictures, keys, out, **options):
+    """The pictures that were shown; `keys` are pressed one after the other, one each picture."""
+    predictor = Predictor(MarkerEngine())
+    shown, said, pressed = [], [], iter(keys)
+
+    def show(picture):
+        shown.append(picture)
+        return ord(next(pressed, " "))
+
+    pipeline = pipeline_of(pictures, predictor)
+    count = run_window(pipeline, predictor, LiveOptions(out=out, **options), say=said.append, show=show)
+    assert count == len(shown)
+    assert not pipeline._thread.is_alive()
+    return shown, said
+
+
+def test_it_draws_hands_and_ends_with_the_pictures(pictures, tmp_path):
+    shown, _ = run(pictures, "", tmp_path)
+    assert len(shown) == COUNT
+    plain = draw([hand_at(100, 170)], (640, 240))
+    x, y = 100, 140  # on the palm
+    assert np.abs(shown[0][y, x].astype(int) - plain[y, x]).sum() > 60
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys(pictures, tmp_path):
+    shown, said = run(pictures, "mf" + "c    c" + "s" + "h" + "   q", tmp_path)
+    assert len(shown) == 14
+    assert np.abs(shown[0].astype(int) - shown[1]).max() > 40, "mesh, then bones"
+    right = shown[2][:, 320:]
+    assert (right != 96).any(axis=-1).sum() > 2000, "mirrored, the hand is on the right"
+    recording = tmp_path / "recording_001"
+    assert {path.name for path in recording.iterdir()} >= {"overlay.mp4", "hands.jsonl", "hand.glb"}
+    items = list(read_frames(recording / "hands.jsonl"))
+    assert len(items) == 5
+    assert items[0]["time"] == 0
+    assert all(item["hands"] for item in items)
+    assert ClipSource(recording / "overlay.mp4").read().image.shape == (240, 640, 3)
+    assert (read_image(tmp_path / "screenshot_001.png") == shown[8]).all()
+    assert len(said) == 2
+
+
+def test_a_recording_is_finished_when_the_pictures_end(pictures, tmp_path):
+    run(pictures, "c", tmp_path)
+    assert len(list(read_frames(tmp_path / "recording_001" / "hands.jsonl"))) == COUNT - 1
+
+
+def test_headless(pictures):
+    seen = []
+    count = run_headless(pipeline_of(pictures, Predictor(MarkerEngine())), most_frames=5, seen=seen.append)
+    assert count == 5
+    assert [looked.frame.index for looked in seen] == list(range(5))
+    assert all(list(looked.hands) == [1] for looked in seen)
+
+
+def test_the_benchmark_counts_every_stage(tmp_path):
+    for index in range(130):
+        write_atomically(tmp_path / f"{index:03d}.png", encode_image(draw([hand_at(100, 100)], (160, 120))))
+    predictor = Predictor(MarkerEngine())
+    live = LiveHands(predictor, smoothing=None)
+    found = benchmark(FolderSource(tmp_path), live, predictor)
+    assert found.frames == found.followed == 130
+    assert 1 <= found.looks_per_frame < 1.3
+    assert min(found.stages_ms.values()) > 0
+    assert found.loop_fps > 0
+
+
+def test_the_hud_is_readable():
+    hud = Hud("a network")
+    for _ in range(3):
+        hud.tick(captured=0.0)
+    picture = np.full((240, 640, 3), 128, np.uint8)
+    hud.draw(picture, ["one line"])
+    assert picture.max() == 255
+    assert picture.min() < 30
+
+
+def test_what_breaks_in_a_thread_is_raised(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    with pytest.raises(ImageError, match="damaged"):
+        run(tmp_path, "", tmp_path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="displays are named by the environment on Linux")
+def test_without_a_display_it_says_so(monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(ConfigError, match="--headless"):
+        check_display()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="displays are named by the environment on Linux")
+def test_a_display_that_is_not_there_does_not_abort_us(monkeypatch):
+    """Qt ends the process when it cannot reach its display (exit code 134): a child asks first."""
+    monkeypatch.setitem(os.environ, "DISPLAY", ":87")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(ConfigError, match="No window can be opened"):
+        check_display()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["webcam", "--benchmark"], "goes with --headless"),
+        (["webcam", "--headless", "--guide", "--box", "1,2,3,4"], "give one of them"),
+        (["webcam", "--headless", "--source", "nothing.mp4"], "No video at nothing.mp4"),
+        (["video", "nothing.mp4"], "No video at nothing.mp4"),
+        (["video", "nothing.mp4", "--codec", "divx"], "wanted one of auto"),
+        (["video", "nothing.mp4", "--smooth", "-1"], "smoothing strength"),
+        (["predict", "x.jpg", "--detector", "yolo"], "wanted none, mediapipe"),
+        (["predict", "x.jpg", "--detector", "palm.onnx", "--box", "1,2,3,4"], "give one of them"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    result = CliRunner().invoke(app, arguments)
+    assert message in str(result.exception)
