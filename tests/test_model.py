@@ -31,7 +31,7 @@ def network(backbone: str, **settings: object) -> HandMeshNet:
 def some_targets(count: int) -> HandTargets:
     pose, betas = matrix_from_vector(0.4 * torch.randn(count, 16, 3)), torch.randn(count, 10)
     vertices, joints = HandModel(builtin_hand())(pose, betas)
-    return HandTargets(joints[..., :2] * 5, joints, vertices, pose, betas)
+    return HandTargets.complete(joints[..., :2] * 5, joints, vertices, pose, betas)
 
 
 def largest_difference(first: HandOutput, second: HandOutput) -> float:

@@ -150,7 +150,7 @@ def test_two_processes_make_the_run_of_one(settings, tmp_path):
     """
     plain = settings(steps=3, evaluate_every=3, batch_size=4, checkpoint_every=3)
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(plain))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     outcome = run(*torchrun, "-m", "handmesh", "train", "two.yaml", "--out", "two", folder=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.count("Done") == 1
