@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]
-Source = Literal["given box", "whole image"]
+Source = Literal["given box", "whole image", "tracking", "mediapipe", "palm detector"]
 
 # Crop side over the extent of the hand's keypoints, in the range that training draws (Augmentation.margin). A found
 # hand gets more room than a given box: where the network is unsure it draws the hand too small, and a crop too tight
@@ -171,6 +171,28 @@ class Predictor:
         if not crops:
             return []
         return self._look(photo.image, crops, sides, source, intrinsics or _intrinsics_of(photo))
+
+    def look_once(
+        self,
+        image: NDArray[np.uint8],
+        crops: Sequence[CropTransform],
+        *,
+        source: Source = "tracking",
+        intrinsics: Intrinsics | None = None,
+    ) -> list[HandPrediction]:
+        """One look at each crop, all as one batch, for those who know where the hands are and how they are turned.
+
+        `image` is (H, W, 3) uint8 RGB. A mirrored crop is of a left hand. Nothing can be compared, so `score` is 1.
+        """
+        if not crops:
+            return []
+        known = intrinsics or Intrinsics.default_for(image.shape[1], image.shape[0])
+        output = self.engine(np.stack([crop.warp(image, self.engine.resolution) for crop in crops]))
+        sides = [Handedness.LEFT if crop.mirror else Handedness.RIGHT for crop in crops]
+        return [
+            self._prediction(output, index, crop, side, source, 1.0, known)
+            for index, (crop, side) in enumerate(zip(crops, sides, strict=True))
+        ]
 
     def _look(
         self,

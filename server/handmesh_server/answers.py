@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -36,8 +37,15 @@ MEDIA_TYPES: Final[dict[str, str]] = {
     "application/x-npz": "everything, as numpy arrays",
     "image/png": "the photo with the meshes drawn on it",
     "image/jpeg": "the same, smaller",
+    "model/obj": "meshes, as text",
 }
-_SUFFIXES: Final = {"model/gltf-binary": ".glb", "application/x-npz": ".npz", "image/png": ".png", "image/jpeg": ".jpg"}
+_SUFFIXES: Final = {
+    "model/gltf-binary": ".glb",
+    "application/x-npz": ".npz",
+    "image/png": ".png",
+    "image/jpeg": ".jpg",
+    "model/obj": ".obj",
+}
 
 # In the `numbers` encoding: metres to the micrometre, pixels to the hundredth; the rest is scale-free.
 _DECIMALS: Final = {"vertices": 6, "joints": 6, "translation": 6, "keypoints_px": 2, "box_px": 2}
@@ -112,11 +120,22 @@ def _json(hands: Sequence[HandPrediction], photo: Photo, query: HandsQuery, requ
                 "orientation": photo.orientation,
             },
             "hands": [
-                _hand(hand, index, side != "auto", query.encoding)
-                for index, (hand, side) in enumerate(zip(hands, query.sides, strict=False))
+                _hand(hand, index, _side_was_given(hand, query), query.encoding) for index, hand in enumerate(hands)
             ],
         }
     )
+
+
+def _side_was_given(hand: HandPrediction, query: HandsQuery) -> bool:
+    """Whether the query said which hand this is.
+
+    Hands are told apart by where they are, not by their place in the list: of some boxes nothing may have come.
+    """
+    if len(query.hand) == 1:
+        return query.hand[0] != "auto"
+    x, y = hand.crop.center
+    distances = [math.hypot((x0 + x1) / 2 - x, (y0 + y1) / 2 - y) for x0, y0, x1, y1 in query.boxes or ()]
+    return query.hand[distances.index(min(distances))] != "auto"
 
 
 def _hand(hand: HandPrediction, index: int, side_given: bool, encoding: Encoding) -> dict[str, Any]:
