@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trimesh
 import yaml
 from handmesh_server.answers import MEDIA_TYPES, negotiate
 from handmesh_server.refusals import NotAcceptable
@@ -108,6 +109,34 @@ def test_each_box_may_have_its_own_side(server):
     ]
 
 
+@pytest.mark.parametrize(("kept", "sources"), [([1], ["given"]), ([1, 0], ["given", "assumed"]), ([2], ["assumed"])])
+def test_a_hand_keeps_its_own_side_when_others_are_not_found(kept, sources):
+    """Of three boxes one or two give a hand, in any order. Sides were once paired by place in the list."""
+
+    class Choosy(Predictor):
+        def __call__(self, image, **asked):
+            hands = super().__call__(image, **asked)
+            return [hands[index] for index in kept] if len(hands) == 3 else hands
+
+    query = {"box": ["100,40,200,140", "120,60,180,110", "20,20,90,90"], "hand": ["auto", "left", "auto"]}
+    with running(predictor=Choosy(DotEngine())) as server:
+        hands = server.client.post("/v1/hands", params=query, content=photo()).json()["hands"]
+    assert [hand["handedness_source"] for hand in hands] == sources
+    assert [hand["handedness"] for hand in hands] == ["left" if index == 1 else "right" for index in kept]
+
+
+def test_one_side_for_all_is_of_all_the_hands_that_are_found():
+    """A detector may find two where one was asked for."""
+
+    class Generous(Predictor):
+        def __call__(self, image, **asked):
+            return super().__call__(image, **asked) * 2
+
+    with running(predictor=Generous(DotEngine())) as server:
+        hands = server.client.post("/v1/hands", params={"hand": "left"}, content=photo()).json()["hands"]
+    assert [hand["handedness_source"] for hand in hands] == ["given", "given"]
+
+
 def test_boxes_are_in_the_upright_photo(server):
     """A box beside the dot in the stored image of a turned photo, and around it in the upright one."""
     np.testing.assert_allclose(wrist(post(server, photo("PNG", 6), "?box=120,60,180,120")), DOT, atol=0.7)
@@ -158,6 +187,13 @@ def test_glb_holds_the_mesh(server):
     scene = GLTF2.load_from_bytes(response.content)
     (mesh,) = scene.meshes
     assert scene.accessors[mesh.primitives[0].attributes.POSITION].count == 778
+
+
+def test_obj_holds_the_mesh(server):
+    response = post(server, accept="model/obj")
+    assert response.headers["content-type"] == "model/obj"
+    mesh = trimesh.load_mesh(io.BytesIO(response.content), "obj", process=False)
+    assert (mesh.vertices.shape, mesh.faces.shape) == ((778, 3), (1538, 3))
 
 
 def test_npz_holds_the_arrays(server):
@@ -417,7 +453,7 @@ def test_openapi_names_every_answer(server):
 
 
 def test_the_manual_page_fetches_nothing(server):
-    page = server.client.get("/", follow_redirects=True)
+    page = server.client.get("/docs")
     assert page.status_code == 200
 
     class Links(html.parser.HTMLParser):

@@ -36,8 +36,15 @@ MEDIA_TYPES: Final[dict[str, str]] = {
     "application/x-npz": "everything, as numpy arrays",
     "image/png": "the photo with the meshes drawn on it",
     "image/jpeg": "the same, smaller",
+    "model/obj": "meshes, as text",
 }
-_SUFFIXES: Final = {"model/gltf-binary": ".glb", "application/x-npz": ".npz", "image/png": ".png", "image/jpeg": ".jpg"}
+_SUFFIXES: Final = {
+    "model/gltf-binary": ".glb",
+    "application/x-npz": ".npz",
+    "image/png": ".png",
+    "image/jpeg": ".jpg",
+    "model/obj": ".obj",
+}
 
 # In the `numbers` encoding: metres to the micrometre, pixels to the hundredth; the rest is scale-free.
 _DECIMALS: Final = {"vertices": 6, "joints": 6, "translation": 6, "keypoints_px": 2, "box_px": 2}

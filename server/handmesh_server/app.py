@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -24,13 +24,15 @@ from handmesh.errors import HandMeshError
 from handmesh.predict import Predictor
 from handmesh_server import answers
 from handmesh_server.batching import Ticket
+from handmesh_server.manual import manual_page
 from handmesh_server.middleware import REQUEST_ID, RequestMiddleware
-from handmesh_server.page import docs_page
+from handmesh_server.page import page_routes
 from handmesh_server.problems import PROBLEM_TYPE, problem_response, verdict_on
 from handmesh_server.refusals import ClientGone, Refused, Unauthorized
 from handmesh_server.schemas import HandsAnswer, HandsQuery, Health, ModelCard, Problem, Topology
 from handmesh_server.service import HandService, Work
 from handmesh_server.settings import Settings
+from handmesh_server.sockets import StreamSocket
 from handmesh_server.upload import IMAGE_FIELD, read_body
 
 MODEL_NAME = "handmesh"  # in the Open Inference Protocol's paths
@@ -78,7 +80,9 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     app.state.service = service
     app.include_router(_hands_routes(service), dependencies=_authorisation(settings))
     app.include_router(_health_routes(service))
-    app.include_router(_page_routes(app))
+    app.include_router(_manual_routes(app))
+    app.include_router(page_routes(settings))
+    app.router.add_websocket_route("/v1/stream", StreamSocket(service))
     _name_problems(app)
     app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _on_invalid_query)  # type: ignore[arg-type]
@@ -333,17 +337,13 @@ def _health_routes(service: HandService) -> APIRouter:
     return router
 
 
-def _page_routes(app: FastAPI) -> APIRouter:
+def _manual_routes(app: FastAPI) -> APIRouter:
     router = APIRouter(include_in_schema=False)
-
-    @router.get("/")
-    async def root() -> Response:
-        return RedirectResponse("docs")
 
     @router.get("/docs")
     async def docs() -> Response:
         policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-        return HTMLResponse(docs_page(app.openapi()), headers={"Content-Security-Policy": policy})
+        return HTMLResponse(manual_page(app.openapi()), headers={"Content-Security-Policy": policy})
 
     return router
 

@@ -51,6 +51,13 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        self.frames = Counter(
+            "handmesh_frames",
+            "Frames of streams: answered, skipped (a newer one came before its turn), or refused.",
+            ("outcome",),
+            registry=registry,
+        )
+        self.streams = Gauge("handmesh_streams", "Open streams.", registry=registry)
         self.ready = Gauge("handmesh_ready", "1 when requests are accepted.", registry=registry)
         self.queue_depth = Gauge("handmesh_queue_depth", "Crops waiting for the model.", registry=registry)
         self.in_flight = Gauge("handmesh_in_flight", "Hands waiting or in work.", registry=registry)
@@ -58,6 +65,8 @@ class Metrics:
         self.model = Info("handmesh_model", "Which model answers.", registry=registry)
         for stage in _STAGES:
             self.stages.labels(stage)
+        for outcome in ("answered", "skipped", "refused"):
+            self.frames.labels(outcome)
 
     def on_batch(self, crops: int, seconds: float) -> None:
         self.batch_sizes.observe(crops)

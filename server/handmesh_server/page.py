@@ -1,76 +1,100 @@
-"""The manual page at /docs, made from the OpenAPI document: plain HTML, no scripts, nothing fetched."""
+"""The web page at /, as files: plain HTML, CSS and JavaScript modules in `static/`, sent as they are.
+
+Nothing is built, and nothing comes from elsewhere: the page works without a network. What it must know that Python
+knows better (colours, samples, limits) it reads from `static/page.json`.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from html import escape
-from textwrap import dedent
-from typing import Any
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Final
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
-pre { overflow-x: auto; padding: .8rem 1rem; border: 1px solid #8886; border-radius: .5rem; font-size: .85rem; }
-h2 { font-size: 1.1rem; margin: 2.2rem 0 .3rem; padding-top: .6rem; border-top: 1px solid #8886; }
-h2 span { font: 600 .8rem ui-monospace, monospace; border: 1px solid; border-radius: .3rem; padding: .1rem .4rem; }
-dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem 1rem; margin: .6rem 0; }
-dt { font-family: ui-monospace, monospace; font-size: .9rem; } dd { margin: 0; }
-"""
+from fastapi import APIRouter, Request, Response
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+
+from handmesh.hand import FINGER_NAMES, JOINT_NAMES
+from handmesh.render import FINGER_COLORS, HAND_COLORS, WRIST_COLOR
+from handmesh_server.settings import Settings
+
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".jpg": "image/jpeg",
+}
+
+# Everything from this server, nothing inline, no strings turned into code, in nobody's frame.
+_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "object-src 'none'; require-trusted-types-for 'script'",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",  # kept, but asked about: after an upgrade no old module meets a new one
+}
 
 
-def docs_page(openapi: Mapping[str, Any]) -> str:
-    """HTML of an OpenAPI document."""
-    title = f"{openapi['info']['title']} {openapi['info']['version']}"
-    prose, example, rest = _split(openapi["info"].get("description", ""))
-    sections = [
-        _operation(method, path, operation)
-        for path, operations in openapi["paths"].items()
-        for method, operation in operations.items()
-    ]
-    return dedent("""\
-        <!doctype html>
-        <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-        <meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head><body>
-        <h1>{title}</h1><p>{prose}</p><pre>{example}</pre><p>{rest}</p>
-        <p>For programs: <a href="openapi.json">openapi.json</a></p>
-        {sections}
-        </body></html>
-        """).format(
-        title=escape(title),
-        style=_STYLE,
-        prose=escape(prose),
-        example=escape(example),
-        rest=escape(rest),
-        sections="\n".join(sections),
+def page_routes(settings: Settings) -> APIRouter:
+    """`/` and `/static/...`. Open without a token, for there is nothing in them."""
+    static, samples = files("handmesh_server") / "static", files("handmesh") / "assets" / "samples"
+    # Only names that are there now are ever opened, so that no name leads elsewhere.
+    known: dict[str, Callable[[], bytes]] = {
+        **{name: file.read_bytes for name, file in _walk(static, "")},
+        **{name: file.read_bytes for name, file in _walk(samples, "samples/")},
+    }
+    sample_names = sorted(name for name in known if name.startswith("samples/"))
+    known["page.json"] = partial(_facts, settings, sample_names)
+    router = APIRouter(include_in_schema=False)
+
+    def answer(request: Request, name: str) -> Response:
+        content = known[name]()
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        headers = {**_HEADERS, "ETag": tag}
+        if tag in (part.strip().removeprefix("W/") for part in request.headers.get("if-none-match", "").split(",")):
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=_TYPES[name[name.rindex(".") :]], headers=headers)
+
+    @router.get("/")
+    def page(request: Request) -> Response:
+        return answer(request, "index.html")
+
+    @router.get("/static/{name:path}")
+    def static_file(request: Request, name: str) -> Response:
+        if name not in known:
+            raise HTTPException(404)
+        return answer(request, name)
+
+    return router
+
+
+def _walk(folder: Traversable, prefix: str) -> list[tuple[str, Traversable]]:
+    found = []
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            found += _walk(entry, f"{prefix}{entry.name}/")
+        elif entry.name[entry.name.rfind(".") :] in _TYPES:
+            found.append((prefix + entry.name, entry))
+    return found
+
+
+def _facts(settings: Settings, sample_names: list[str]) -> bytes:
+    """static/page.json"""
+    stems = [name.removeprefix("samples/").rpartition(".")[0] for name in sample_names]
+    fingers = [name.partition("_")[0] for name in JOINT_NAMES]
+    return to_json(
+        {
+            "samples": [
+                {"name": stem, "src": f"static/{name}", "hand": "left" if "left" in stem else "right"}
+                for stem, name in zip(stems, sample_names, strict=True)
+            ],
+            "hand_colors": {str(side): color for side, color in HAND_COLORS.items()},
+            "joint_colors": [FINGER_COLORS[one] if one in FINGER_NAMES else WRIST_COLOR for one in fingers],
+            "max_body_bytes": settings.max_body_bytes,
+        }
     )
-
-
-def _split(description: str) -> tuple[str, str, str]:
-    """Text, the indented example in its middle, and text."""
-    blocks = description.strip().split("\n\n")
-    examples = [index for index, block in enumerate(blocks) if block.startswith("    ")]
-    at = examples[0] if examples else len(blocks)
-    return "\n".join(blocks[:at]), "\n\n".join(map(dedent, blocks[at : at + 1])), "\n".join(blocks[at + 1 :])
-
-
-def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
-    html = [
-        f"<h2><span>{escape(method.upper())}</span> {escape(path)}</h2><p>{escape(operation.get('summary', ''))}</p>"
-    ]
-    body = operation.get("requestBody")
-    if body:
-        html.append(f"<p>{_text(body.get('description', ''))}</p>")
-    rows = [(f"?{one['name']}", one.get("description", "")) for one in operation.get("parameters", [])]
-    for status, response in operation.get("responses", {}).items():
-        if status == "default":
-            continue
-        types = ", ".join(response.get("content", {}))
-        rows.append((status, f"{response.get('description', '')} {f'({types})' if types else ''}"))
-    html.append("<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{_text(text)}</dd>" for name, text in rows) + "</dl>")
-    return "".join(html)
-
-
-def _text(text: str) -> str:
-    """HTML of text in which `code` is marked."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))

@@ -61,5 +61,16 @@ class NotAcceptable(Refused):
     reason = "not_acceptable"
 
 
+class Forbidden(Refused):
+    """A web page that may not open a stream."""
+
+    reason = "forbidden_origin"
+
+
+class StreamsFull(Refused):
+    reason = "streams_full"
+    retry_after = 10
+
+
 class Unauthorized(Refused):
     reason = "unauthorized"

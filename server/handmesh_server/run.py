@@ -15,7 +15,9 @@ from types import FrameType
 from typing import Any, Final, cast
 
 import uvicorn
+from h11 import Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from handmesh.errors import ConfigError, HandMeshError
 from handmesh_server import logs
@@ -71,6 +73,10 @@ class GuardedProtocol(H11Protocol):
             self._request_timer.cancel()  # from here on the application knows how long it waits
             self._request_timer = None
 
+    def handle_websocket_upgrade(self, event: Request) -> None:
+        self._stop_timers()  # GuardedWebSocket has its own
+        super().handle_websocket_upgrade(event)
+
     def on_response_complete(self) -> None:
         self._expect_request()
         super().on_response_complete()
@@ -94,6 +100,32 @@ class GuardedProtocol(H11Protocol):
         for timer in (self._request_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
+
+
+class GuardedWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, which would wait forever for a client that does not read its answers."""
+
+    def __init__(self, *args: Any, settings: Settings, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._write_seconds = settings.write_seconds
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self._write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_write_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_write_timer()
+        super().connection_lost(exc)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
 
 class Server(uvicorn.Server):
@@ -134,6 +166,9 @@ def make_server(settings: Settings, app: Any, announce: Callable[[str], None] = 
         port=settings.port,
         # uvicorn calls it with keywords only, so a partial serves as well as a class.
         http=cast("Any", partial(GuardedProtocol, settings=settings)),
+        ws=cast("Any", partial(GuardedWebSocket, settings=settings)),
+        ws_max_size=settings.stream_frame_bytes,
+        ws_per_message_deflate=False,  # frames are compressed, and a small message must not unpack to a large one
         log_config=None,
         access_log=False,
         server_header=False,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -36,14 +36,20 @@ from handmesh_server.metrics import Metrics
 from handmesh_server.refusals import ClientGone, DeadlineExpired, NotReady, QueryInvalid, QueueFull, UploadTooLarge
 from handmesh_server.schemas import HandsQuery
 from handmesh_server.settings import Settings
+from handmesh_server.stream import Track
 from handmesh_server.upload import MemoryBudget, Reservation, image_bytes
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # Bytes per pixel while a photograph is decoded: an RGBA image turned by EXIF, the worst case, takes this at its peak.
 DECODE_BYTES: Final = 30
 # Afterwards: the photograph; and with a picture to answer, its copy with the hands drawn, and the encoded picture.
 PHOTO_BYTES, OVERLAY_BYTES = 3, 10
+
+# Of a stream's frame: twice that of 1920 x 1080. The hand is cut out and shrunk anyway.
+FRAME_PIXELS: Final = 2**22
 
 # A box may reach beyond the photo by this many times the photo's longer side: a hand that is cut off by the edge.
 _BOX_REACH: Final = 1.0
@@ -212,18 +218,43 @@ class HandService:
         Raises NotReady, QueueFull, DeadlineExpired, ClientGone, and what the thread raises. When the deadline passes
         the answer comes at once; the thread notices at its next step, and keeps its place in the queue until then.
         """
-        slots = work.query.slots
+        return await self._in_a_thread(
+            partial(self._run, work), work.query.slots, work.ticket, work.release, disconnected
+        )
+
+    async def follow(
+        self, frame: bytes, track: Track, ticket: Ticket, disconnected: Callable[[], Coroutine[Any, Any, None]]
+    ) -> tuple[Photo, list[HandPrediction]]:
+        """The hands of a stream's next frame. Admitted, run and refused as a photo is in `answer`."""
+        memory = self.photos.reservation()
+        return await self._in_a_thread(
+            partial(self._run_frame, frame, track, ticket, memory),
+            1,
+            ticket,
+            lambda: memory.shrink_to(0),
+            disconnected,
+        )
+
+    async def _in_a_thread(
+        self,
+        work: Callable[[], Result],
+        slots: int,
+        ticket: Ticket,
+        release: Callable[[], None],
+        disconnected: Callable[[], Coroutine[Any, Any, None]],
+    ) -> Result:
+        """As `answer` says. When this raises, `release` is or will be called."""
         try:
             self.check_open(slots)
             self._admit(slots)
         except (NotReady, QueueFull):
-            work.release()
+            release()
             raise
         admitted = time.monotonic()
 
-        def run() -> Answer:
+        def run() -> Result:
             try:
-                return self._run(work)
+                return work()
             finally:
                 self._leave(slots, time.monotonic() - admitted)
 
@@ -231,7 +262,7 @@ class HandService:
         watching: asyncio.Task[None] = asyncio.ensure_future(disconnected())
         either: set[asyncio.Future[Any]] = {running, watching}
         try:
-            await asyncio.wait(either, timeout=work.ticket.remaining(), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=ticket.remaining(), return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 return running.result()
             if watching.done():
@@ -239,8 +270,8 @@ class HandService:
             seconds = self.settings.deadline_seconds
             raise DeadlineExpired(f"No answer within {seconds:g} s, the deadline. Try again when there is less to do.")
         except BaseException:  # also when this task is cancelled
-            work.ticket.gone = True
-            running.add_done_callback(partial(_abandon, work))
+            ticket.gone = True
+            running.add_done_callback(partial(_abandon, release))
             raise
         finally:
             watching.cancel()
@@ -250,31 +281,60 @@ class HandService:
         ticket, query = work.ticket, work.query
         predictor = self._ready_predictor(even_draining=True)
         with self._processor(ticket), self.metrics.stage("decode", ticket):
-            photo = self._decode(work)
+            encoded = image_bytes(work.body, work.content_type)
+            kept_bytes = OVERLAY_BYTES if work.media_type.startswith("image/") else PHOTO_BYTES
+            photo = self._decode(encoded, ticket, work.photo_memory, kept_bytes)
+            del encoded
             work.body = b""
             work.upload_memory.shrink_to(0)
         _check_boxes(query, photo)
-        waited = ticket.seconds.get("queue", 0.0) + ticket.seconds.get("model", 0.0)
-        with self.metrics.stage("predict", ticket), on_behalf_of(ticket):
+        with self._predicting(ticket):
             hands = _predict(predictor, photo, query)
-        ticket.add("predict", -(ticket.seconds.get("queue", 0.0) + ticket.seconds.get("model", 0.0) - waited))
         with self._processor(ticket), self.metrics.stage("encode", ticket):
             answer = encode_answer(hands, photo, work.media_type, query, work.request_id)
         self.metrics.hands.inc(len(hands))
         return answer
 
-    def _decode(self, work: Work) -> Photo:
-        max_bytes, max_pixels = self.settings.max_body_bytes, self.settings.max_pixels
-        encoded = image_bytes(work.body, work.content_type)
+    def _run_frame(
+        self, frame: bytes, track: Track, ticket: Ticket, memory: Reservation
+    ) -> tuple[Photo, list[HandPrediction]]:
+        """In a thread of its own, like `_run`."""
+        predictor = self._ready_predictor(even_draining=True)
+        with memory:
+            with self._processor(ticket), self.metrics.stage("decode", ticket):
+                photo = self._decode(frame, ticket, memory, PHOTO_BYTES, max_pixels=FRAME_PIXELS)
+            with self._predicting(ticket):
+                hands = track(predictor, photo)
+        self.metrics.hands.inc(len(hands))
+        return photo, hands
+
+    @contextmanager
+    def _predicting(self, ticket: Ticket) -> Iterator[None]:
+        """The stage "predict": crops and what else the Predictor does, without waiting for the model."""
+
+        def waited() -> float:
+            return ticket.seconds.get("queue", 0.0) + ticket.seconds.get("model", 0.0)
+
+        before = waited()
+        with self.metrics.stage("predict", ticket), on_behalf_of(ticket):
+            yield
+        ticket.add("predict", before - waited())
+
+    def _decode(
+        self, encoded: bytes, ticket: Ticket, memory: Reservation, kept_bytes: int, *, max_pixels: int | None = None
+    ) -> Photo:
+        """Reserves memory for decoding, and afterwards keeps `kept_bytes` for each pixel."""
+        max_bytes = self.settings.max_body_bytes
+        max_pixels = min(max_pixels or self.settings.max_pixels, self.settings.max_pixels)
         header = read_header(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
         pixels = header.width * header.height
         if pixels * DECODE_BYTES > self.photos.total:
             raise UploadTooLarge(
                 f"The image is {header.width} x {header.height} pixels, more than this server has memory for."
             )
-        work.photo_memory.grow(pixels * DECODE_BYTES, wait=work.ticket)
+        memory.grow(pixels * DECODE_BYTES, wait=ticket)
         photo = read_photo(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
-        work.photo_memory.shrink_to(pixels * (OVERLAY_BYTES if work.media_type.startswith("image/") else PHOTO_BYTES))
+        memory.shrink_to(pixels * kept_bytes)
         return photo
 
     @contextmanager
@@ -341,7 +401,7 @@ def _usable_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _abandon(work: Work, running: asyncio.Future[Answer]) -> None:
-    work.release()
+def _abandon(release: Callable[[], None], running: asyncio.Future[Any]) -> None:
+    release()
     if not running.cancelled():
         running.exception()  # asyncio would report one that nobody asked for

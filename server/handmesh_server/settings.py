@@ -47,6 +47,11 @@ class Settings(BaseModel):
     memory_bytes: int = Field(2 * 2**30, ge=2**20)  # of uploads and pixels of all requests together
     max_connections: int = Field(1000, ge=1)
 
+    # Live: /v1/stream
+    max_streams: int = Field(16, ge=0, le=1000)  # connections at a time; each can keep the model busy on its own
+    stream_frame_bytes: int = Field(2 * 2**20, ge=1024)  # a 1920 x 1080 JPEG of good quality has about 0.6 MB
+    stream_idle_seconds: Seconds = 30.0  # without a frame, and the place is given to others
+
     # How long we wait for others
     header_seconds: Seconds = 10.0  # for a client to say what it wants
     body_seconds: Seconds = 30.0  # for an upload

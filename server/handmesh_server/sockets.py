@@ -1,0 +1,295 @@
+"""/v1/stream: a WebSocket that takes frames of a camera and answers each with the hand in it.
+
+Who may open one is decided before the upgrade, so that a stranger never gets a connection: the token comes in the
+subprotocol list, the one header that a web page can set, and a page of another origin is refused, since browsers let
+any page open a WebSocket to anywhere. Of frames that come faster than they are answered only the newest is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import hmac
+import json
+import logging
+import secrets
+import time
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from handmesh.errors import HandMeshError
+from handmesh_server.batching import Ticket
+from handmesh_server.problems import problem_response, verdict_on
+from handmesh_server.refusals import (
+    ClientGone,
+    Forbidden,
+    NotReady,
+    QueryInvalid,
+    Refused,
+    StreamsFull,
+    Unauthorized,
+)
+from handmesh_server.service import HandService
+from handmesh_server.settings import Settings
+from handmesh_server.stream import Frame, Track, Wishes, encode_frame
+
+logger = logging.getLogger("handmesh_server.access")
+
+# The first is what we speak; the second, with base64url (RFC 4648, section 5, unpadded) of the token behind it, how a
+# browser shows its token: its WebSocket sends no header of the page's choice but Sec-WebSocket-Protocol.
+PROTOCOL: Final = "handmesh.v1"
+BEARER: Final = "handmesh.bearer."
+
+# Close codes (RFC 6455, section 7.4, and IANA's registry; 4000 and above are ours).
+POLICY, FAILED, RESTART, TRY_LATER, IDLE = 1008, 1011, 1012, 1013, 4408
+
+_MAX_WISHES: Final = 4096  # characters
+_MAX_BAD_FRAMES: Final = 10  # in a row: this is no camera
+_MAX_REASON: Final = 123  # bytes of UTF-8 (RFC 6455, section 5.5)
+
+# A frame is held while it is received, while it waits, and while it is in work.
+_FRAMES_HELD: Final = 3
+
+
+class StreamSocket:
+    """The endpoint. Counts the streams that are open."""
+
+    def __init__(self, service: HandService) -> None:
+        self._service = service
+        self._open = 0
+        service.metrics.watch(service.metrics.streams, lambda: self._open)
+
+    async def __call__(self, websocket: WebSocket) -> None:
+        settings, metrics = self._service.settings, self._service.metrics
+        request_id = secrets.token_hex(16)
+        try:
+            check_handshake(websocket, settings)
+        except Refused as refusal:
+            await self._deny(websocket, refusal, request_id)
+            return
+        await websocket.accept(PROTOCOL)
+        started = time.monotonic()
+        memory = self._service.uploads.reservation()
+        counted = False
+        stream = _Stream(websocket, self._service, request_id)
+        try:
+            self._service.check_open(0)
+            if self._open >= settings.max_streams or not memory.grow(_FRAMES_HELD * settings.stream_frame_bytes):
+                raise StreamsFull(f"{self._open} cameras are being followed, the limit. Try again soon.")
+            self._open += 1
+            counted = True
+            await stream.run()
+        except (NotReady, StreamsFull) as refusal:
+            metrics.refused.labels(refusal.reason).inc()
+            await stream.close(RESTART if refusal.reason == "draining" else TRY_LATER, str(refusal))
+        except (ClientGone, WebSocketDisconnect):
+            pass
+        except Exception:
+            logger.exception("failed", extra={"request_id": request_id})
+            await stream.close(FAILED, f"The server failed; its log has the request id {request_id}.")
+        finally:
+            memory.shrink_to(0)
+            self._open -= counted
+            logger.info(
+                "stream of %d frames, %d answered",
+                stream.received,
+                stream.answered,
+                extra={
+                    "request_id": request_id,
+                    "path": websocket.url.path[:200],
+                    "seconds": round(time.monotonic() - started, 4),
+                    "client": (websocket.client or ("",))[0],
+                },
+            )
+
+    async def _deny(self, websocket: WebSocket, refusal: Refused, request_id: str) -> None:
+        verdict = verdict_on(refusal)
+        assert verdict is not None
+        self._service.metrics.refused.labels(verdict.reason).inc()
+        logger.info(
+            "stream refused", extra={"request_id": request_id, "status": verdict.status, "reason": verdict.reason}
+        )
+        if "websocket.http.response" in websocket.scope.get("extensions", {}):
+            await websocket.send_denial_response(
+                problem_response(verdict.status, verdict.reason, str(refusal), request_id, verdict.headers)
+            )
+        else:  # an ASGI server that can only say 403
+            await websocket.close(POLICY)
+
+
+def check_handshake(websocket: WebSocket, settings: Settings) -> None:
+    """Raises Forbidden, Unauthorized or QueryInvalid."""
+    origin = websocket.headers.get("origin")
+    if origin is not None and not _may_connect(origin, websocket.headers.get("host", ""), settings.cors_origins):
+        raise Forbidden(f"Web pages of {origin[:200]} may not open a stream here; cors_origins is the setting for it.")
+    offered: list[str] = websocket.scope.get("subprotocols", [])
+    if settings.token is not None:
+        wanted = settings.token.get_secret_value().encode()
+        shown = [_decoded(name.removeprefix(BEARER)) for name in offered if name.startswith(BEARER)]
+        scheme, _, credentials = websocket.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            shown.append(credentials.strip().encode("utf-8", "surrogateescape"))
+        if not any(hmac.compare_digest(one, wanted) for one in shown):
+            raise Unauthorized(
+                f"Send the server's token: 'Authorization: Bearer TOKEN', or the subprotocol {BEARER}BASE64URL."
+            )
+    if PROTOCOL not in offered:
+        raise QueryInvalid(f"Offer the subprotocol {PROTOCOL}: Sec-WebSocket-Protocol: {PROTOCOL}.")
+
+
+def _may_connect(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
+    if "*" in allowed or origin in allowed:
+        return True
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower() != ""
+    except ValueError:
+        return False
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except (binascii.Error, ValueError):
+        return b""
+
+
+class _Inbox:
+    """What came and was not looked at yet: only the newest of each kind."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.gone = asyncio.Event()
+        self.frame: tuple[int, bytes] | None = None
+        self.wishes: str | None = None
+
+    def take_frame(self) -> tuple[int, bytes] | None:
+        frame, self.frame = self.frame, None
+        return frame
+
+    def take_wishes(self) -> str | None:
+        wishes, self.wishes = self.wishes, None
+        return wishes
+
+
+class _Stream:
+    """One connection, from accept to close."""
+
+    def __init__(self, websocket: WebSocket, service: HandService, request_id: str) -> None:
+        self._websocket = websocket
+        self._service = service
+        self._request_id = request_id
+        self._inbox = _Inbox()
+        self._track = Track()
+        self.received = 0
+        self.answered = 0
+
+    async def run(self) -> None:
+        """Until one side ends it. Raises NotReady, ClientGone, and what is our own fault."""
+        await self._say({"type": "ready", "request_id": self._request_id, "protocol": PROTOCOL})
+        reading = asyncio.create_task(self._read())
+        idle = self._service.settings.stream_idle_seconds
+        try:
+            last_frame, bad = time.monotonic(), 0
+            while True:
+                try:
+                    async with asyncio.timeout(max(0.0, last_frame + idle - time.monotonic())):
+                        await self._inbox.changed.wait()
+                except TimeoutError:
+                    await self.close(IDLE, f"No frame came for {idle:g} s.")
+                    return
+                self._inbox.changed.clear()
+                if self._inbox.gone.is_set():
+                    return
+                text = self._inbox.take_wishes()
+                if text is not None and not await self._wish(text):
+                    return
+                frame = self._inbox.take_frame()
+                if frame is None:
+                    continue
+                bad = 0 if await self._answer(*frame) else bad + 1
+                last_frame = time.monotonic()
+                if bad >= _MAX_BAD_FRAMES:
+                    await self.close(POLICY, f"{bad} frames in a row were no images.")
+                    return
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def close(self, code: int, reason: str) -> None:
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the client was faster
+            await self._websocket.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
+
+    async def _read(self) -> None:
+        inbox, skipped = self._inbox, self._service.metrics.frames.labels("skipped")
+        while not inbox.gone.is_set():
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                inbox.gone.set()
+            elif message.get("bytes") is not None:
+                if inbox.frame is not None:
+                    skipped.inc()
+                inbox.frame = (self.received, message["bytes"])
+                self.received += 1
+            elif message.get("text") is not None:
+                inbox.wishes = message["text"][: _MAX_WISHES + 1]
+            inbox.changed.set()
+
+    async def _wish(self, text: str) -> bool:
+        """False when the connection was closed for it."""
+        try:
+            if len(text) > _MAX_WISHES:
+                raise ValueError(f"it has more than {_MAX_WISHES:,} characters")
+            self._track.follow_wishes(Wishes.model_validate_json(text))
+        except ValueError as error:
+            first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+            where = ".".join(str(part) for part in first["loc"]) if first else ""
+            why = f"{where}: {first['msg'].removeprefix('Value error, ')}" if first else str(error)
+            await self.close(POLICY, f"A text message says what is wanted, as JSON; this one not: {why.lstrip(': ')}")
+            return False
+        return True
+
+    async def _answer(self, number: int, content: bytes) -> bool:
+        """False when the frame was no image that we read."""
+        service, started = self._service, time.monotonic()
+        ticket = Ticket(deadline=started + service.settings.deadline_seconds)
+
+        async def gone() -> None:
+            await self._inbox.gone.wait()
+
+        try:
+            photo, hands = await service.follow(content, self._track, ticket, gone)
+        except (NotReady, ClientGone):
+            raise
+        except (Refused, HandMeshError) as refusal:
+            verdict = verdict_on(refusal)
+            if verdict is None:
+                raise
+            service.metrics.frames.labels("refused").inc()
+            service.metrics.refused.labels(verdict.reason).inc()
+            await self._say(
+                {
+                    "type": "error",
+                    "frame": number,
+                    "status": verdict.status,
+                    "reason": verdict.reason,
+                    "detail": str(refusal),
+                    "retry_after": int(verdict.headers.get("Retry-After", 0)),
+                }
+            )
+            return not isinstance(refusal, HandMeshError)
+        height, width = photo.image.shape[:2]
+        server_ms, model_ms = 1000 * (time.monotonic() - started), 1000 * ticket.seconds.get("model", 0.0)
+        frame = Frame(number, width, height, server_ms, model_ms)
+        await self._websocket.send_bytes(encode_frame(frame, hands, self._track.wishes))
+        self.answered += 1
+        service.metrics.frames.labels("answered").inc()
+        service.metrics.finish(ticket)
+        return True
+
+    async def _say(self, event: dict[str, Any]) -> None:
+        await self._websocket.send_text(json.dumps(event))
