@@ -1,3 +1,4 @@
+# ruff: noqa: E501, flags and scripts for the browser are longer than a line
 """A headless Chromium, driven over the Chrome DevTools Protocol with nothing but the websockets package."""
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     app.include_router(_health_routes(service))
     app.include_router(_manual_routes(app))
     app.include_router(page_routes(settings))
-    app.router.add_websocket_route("/v1/stream", StreamSocket(service))
+    app.router.add_websocket_route("/v1/stream", StreamSocket(service).serve)
     _name_problems(app)
     app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _on_invalid_query)  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ class StreamSocket:
         self._open = 0
         service.metrics.watch(service.metrics.streams, lambda: self._open)
 
-    async def __call__(self, websocket: WebSocket) -> None:
+    async def serve(self, websocket: WebSocket) -> None:
         settings, metrics = self._service.settings, self._service.metrics
         request_id = secrets.token_hex(16)
         try:

@@ -5,7 +5,7 @@ const HEADER_BYTES = 28;
 const HAND_BYTES = 48;
 const JOINTS = 21;
 const HANDEDNESS = ["right", "left"];
-const HANDEDNESS_SOURCES = ["given", "assumed"];
+const HANDEDNESS_SOURCES = ["given", "assumed", "found"];
 
 export function decodeFrame(buffer) {
   const view = new DataView(buffer);

@@ -1,0 +1,140 @@
+"""The live stream: frames in, the hand's bytes out, over a real socket; strangers and rubbish are turned away."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from handmesh_server.sockets import BEARER, PROTOCOL
+from handmesh_server.stream import HAND, HEADER, MAGIC
+from server_harness import running, settings
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+import handmesh
+from handmesh.engine import open_engine
+
+TOKEN = "correct-horse-battery-staple"
+SHOWN = BEARER + base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running(settings(token=TOKEN, stream_frame_bytes=200_000, max_streams=2), open_engine()) as one:
+        yield one
+
+
+def photo() -> bytes:
+    """Of a left hand."""
+    return (Path(handmesh.__file__).parent / "assets" / "samples" / "left_gun.jpg").read_bytes()
+
+
+@contextmanager
+def stream(server, *, shown: str = SHOWN, origin: str | None = None) -> Iterator[ClientConnection]:
+    """A connection that has said that it is ready."""
+    url = str(server.client.base_url).replace("http", "ws", 1).rstrip("/") + "/v1/stream"
+    with connect(url, subprotocols=[PROTOCOL, shown], origin=origin, proxy=None) as socket:
+        assert json.loads(socket.recv(timeout=20))["type"] == "ready"
+        yield socket
+
+
+def decoded(answer: bytes) -> tuple[tuple, list[tuple[tuple, np.ndarray, np.ndarray]]]:
+    """The header, and of each hand its numbers, keypoints and vertices, as docs/serving.md describes them."""
+    header = HEADER.unpack_from(answer)
+    count, size, hands = header[4:7]
+    at, found = HEADER.size, []
+    for _ in range(hands):
+        numbers = HAND.unpack_from(answer, at)
+        at += HAND.size
+        keypoints = np.frombuffer(answer, "<f4", 42, at).reshape(21, 2)
+        at += 42 * 4 + 63 * 4
+        vertices = np.frombuffer(answer, f"<f{size}", 3 * count, at).reshape(count, 3)
+        at += 3 * count * size
+        found.append((numbers, keypoints, vertices))
+    assert at == len(answer)
+    return header, found
+
+
+def test_frames_are_answered_with_the_hand_in_them(server):
+    """The same hand as the HTTP answer to the same picture, in the first frame, and followed in the next."""
+    wanted = server.client.post(
+        "/v1/hands", params={"hand": "left"}, content=photo(), headers={"Authorization": f"Bearer {TOKEN}"}
+    ).json()["hands"][0]
+    with stream(server) as socket:
+        socket.send(json.dumps({"hand": "left", "vertices": "float32"}))
+        for number in range(3):
+            socket.send(photo())
+            header, [(numbers, keypoints, vertices)] = decoded(socket.recv(timeout=20))
+            assert header[:2] == (MAGIC, number)
+            assert numbers[:2] == (1, 0), "a left hand, as given"
+            if number == 0:
+                np.testing.assert_allclose(keypoints, wanted["keypoints_px"], atol=0.01)
+                np.testing.assert_allclose(vertices, wanted["vertices"], atol=1e-5)
+            distances = np.linalg.norm(keypoints - wanted["keypoints_px"], axis=-1)
+            assert distances.mean() < 0.15 * np.ptp(wanted["keypoints_px"], axis=0).max(), "it is followed"
+
+
+def test_the_side_is_found_and_kept(server):
+    """Half precision, the default, too: a millimetre or two of a hand."""
+    with stream(server) as socket:
+        for _ in range(2):
+            socket.send(photo())
+            _, [(numbers, _, halves)] = decoded(socket.recv(timeout=20))
+            assert numbers[:2] == (1, 2), "a left hand, found"
+    assert halves.dtype == np.float16
+    with stream(server) as socket:
+        socket.send(json.dumps({"vertices": "float32"}))
+        for _ in range(2):
+            socket.send(photo())
+            _, [(_, _, floats)] = decoded(socket.recv(timeout=20))
+    np.testing.assert_allclose(halves, floats, atol=2e-3)
+
+
+STRANGERS = [("nothing", None, 401), (SHOWN, "http://elsewhere.example", 403)]
+
+
+@pytest.mark.parametrize(("shown", "origin", "status"), STRANGERS)
+def test_strangers_get_no_connection(server, shown, origin, status):
+    with pytest.raises(InvalidStatus) as refusal, stream(server, shown=shown, origin=origin):
+        pass
+    assert refusal.value.response.status_code == status
+
+
+def test_a_frame_that_is_no_picture_is_answered_in_words(server):
+    with stream(server) as socket:
+        socket.send(b"no picture")
+        assert json.loads(socket.recv(timeout=20))["type"] != "ready"
+        socket.send(photo())
+        assert decoded(socket.recv(timeout=20))[1]
+
+
+@pytest.mark.parametrize("wish", ["no json", json.dumps({"hand": "both"})])
+def test_a_wish_that_is_none_ends_the_stream_and_says_why(server, wish):
+    with stream(server) as socket:
+        socket.send(wish)
+        with pytest.raises(ConnectionClosed, match="as JSON") as end:
+            socket.recv(timeout=20)
+    assert end.value.rcvd.code == 1008
+
+
+def test_a_frame_that_is_too_large_ends_the_stream(server):
+    with stream(server) as socket:
+        socket.send(b"x" * 300_000)
+        with pytest.raises(ConnectionClosed) as end:
+            socket.recv(timeout=20)
+    assert end.value.rcvd.code in (1008, 1009)
+
+
+def test_no_more_streams_than_allowed(server):
+    with stream(server) as first, stream(server) as second:
+        for socket in (first, second):
+            socket.send(photo())
+            socket.recv(timeout=20)
+        with pytest.raises(ConnectionClosed) as refusal, stream(server):
+            pass
+    assert refusal.value.rcvd.code == 1013
