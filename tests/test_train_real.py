@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,8 @@ def test_the_journey_from_archives_to_scores(freihand, tmp_path):
     official = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert 0 < official["xyz_al_mean3d"] < 6, "cm"
 
+    if find_spec("tensorboard") is None:  # the train extra; the run went on without it
+        return
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
