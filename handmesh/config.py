@@ -64,6 +64,20 @@ class SyntheticData(Settings):
     weight: float = Field(default=1.0, gt=0)  # how often it is drawn in comparison with the other sources
 
 
+class LiveData(Settings):
+    """Synthetic hands that are rendered while training runs: for a GPU that outruns any set on disk."""
+
+    directory: Path = Field(default=Path("data/synthetic"), strict=False)  # of the held-out renders
+    seed: int = Field(default=0, ge=0)
+    size: int = Field(default=160, ge=64, le=512)  # pixels; larger than the crop, so that tight crops stay sharp
+    workers: int = Field(default=0, ge=0)  # rendering processes; 0 = one per available core but one, which trains
+    capacity: int = Field(default=100_000, ge=1)  # renders on the training device, 0.1 MB each at 160 px
+    start: int = Field(default=4096, ge=1)  # renders that are there before the first step
+    # How often a render is seen, on average, at most: beyond that training waits for new ones.
+    reuse: float = Field(default=16.0, gt=0)
+    backgrounds: int = Field(default=1024, ge=1)  # on the device too, 0.3 MB each at twice 160 px
+
+
 class FreiHandData(Settings):
     """FreiHAND's training set, prepared by `handmesh data prepare`."""
 
@@ -91,6 +105,7 @@ class DataConfig(Settings):
     """What a run learns from. Several sources are mixed by their weights, each walked in epochs of its own."""
 
     synthetic: SyntheticData | None = None
+    live: LiveData | None = None  # in place of all the others
     freihand: FreiHandData | None = None
     photos: tuple[PhotoData, ...] = ()
 
@@ -105,8 +120,11 @@ class DataConfig(Settings):
 
     @model_validator(mode="after")
     def _something(self) -> DataConfig:
-        if self.synthetic is None and self.freihand is None and not self.photos:
-            raise ValueError("no source of data: wanted at least one of synthetic, freihand and photos")
+        others = self.synthetic is not None or self.freihand is not None or bool(self.photos)
+        if self.live is None and not others:
+            raise ValueError("no source of data: wanted at least one of synthetic, live, freihand and photos")
+        if self.live is not None and others:
+            raise ValueError("live is a source for itself: it cannot be mixed with synthetic, freihand or photos")
         return self
 
 
@@ -228,6 +246,8 @@ class TrainConfig(Settings):
             low, high = getattr(self.augmentation, name)
             if not 0 < low <= high:
                 raise ValueError(f"augmentation.{name} is (low, high), both above zero")
+        if self.data.live is not None and self.epochs is not None:
+            raise ValueError("epochs count what a source holds, and data.live has no end: give steps")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}")
         decay_at = self.optimizer.decay_at

@@ -34,9 +34,15 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
     return settings.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, warm_again_at: int | None = None
+) -> None:
+    """`warm_again_at`: a step at which the optimiser began anew, without its moments; after it a second warm-up."""
+    rate = learning_rate_at(config, step)
+    if warm_again_at is not None:
+        rate *= min(1.0, (step - warm_again_at + 1) / max(config.optimizer.warmup_steps, 1))
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate_at(config, step)
+        group["lr"] = rate
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from handmesh.backbone_weights import load_backbone_weights
 from handmesh.checkpoint import load_latest_state, load_model, load_weights, save_model, save_state
 from handmesh.config import TrainConfig, parse_config
-from handmesh.data.batches import HandBatch, RunData, open_data, training_batches
+from handmesh.data.batches import HandBatch, RunData, collate, open_data, training_batches
+from handmesh.data.live import live_batches
 from handmesh.distributed import Ranks, gradients_stay, joined_ranks, parallel, sync_batch_norms
 from handmesh.engine import BUNDLED_MODEL, bundled_model_path
 from handmesh.errors import CheckpointError, ConfigError, DataError
@@ -37,7 +38,7 @@ from handmesh.held_out import TEST_SET, draw_samples, evaluate_held_out, make_ta
 from handmesh.losses import hand_loss, label_counts
 from handmesh.mano import HandModel, load_hand
 from handmesh.model import DenseHead, HandMeshNet, to_device
-from handmesh.optimization import learning_rate_at, make_optimizer, set_learning_rate, update_average
+from handmesh.optimization import make_optimizer, set_learning_rate, update_average
 from handmesh.run_record import RunLog, write_json, write_run_record
 from handmesh.synth.dataset import Progress
 from handmesh.unfold import unfold
@@ -83,14 +84,18 @@ def train(
     resume: bool = False,
     on_progress: Callable[[Progressed], None] = lambda _: None,
     on_render: Progress | None = None,
+    stops: Callable[[], bool] | None = None,
 ) -> Path:
     """Train and return the path of the averaged model.
 
     Raises ConfigError, DataError, CheckpointError, or AssetError where MANO is asked for and was not added. Without
     `resume` the directory must not hold a run already: nothing is overwritten by accident. Started by torchrun, every
     process calls this; the first one writes and reports, and `directory` must be the same place for all.
+
+    `stops` is asked in every step: once it says yes the run scores, saves and ends there, to be gone on with later as
+    if it had never stopped.
     """
-    with joined_ranks() as ranks:
+    with joined_ranks() as ranks, ExitStack() as stack:
         settings, device = config.model_dump(mode="json"), ranks.device
         state = _open_run(config, directory, resume, ranks)
         _set_up(config, ranks)
@@ -109,14 +114,16 @@ def train(
         averaged = copy.deepcopy(model).eval().requires_grad_(False)
         average = averaged.state_dict()  # the very tensors of `averaged`
         optimizer = make_optimizer(config, learner)
-        first_step, best = 0, math.inf
+        first_step, best, warm_again_at = 0, math.inf, None
         if state is not None:
             first_step, best = state["step"], state.get("best", math.inf)
+            warm_again_at = state.get("warm_again_at")  # of a run that was carried here without its optimiser
             model.load_state_dict(state["model"])
             averaged.load_state_dict(state["average"])
             if dense is not None:
                 dense.load_state_dict(state["dense"])
-            optimizer.load_state_dict(state["optimizer"])
+            if state["optimizer"] is not None:
+                optimizer.load_state_dict(state["optimizer"])
             logger.info("resuming at step %d of %d", first_step, config.steps)
         log = RunLog(directory, first_step, tensorboard=config.tensorboard) if ranks.first else None
 
@@ -134,14 +141,19 @@ def train(
         sums: dict[str, Tensor] = {}
         started, waited, since = time.perf_counter(), 0.0, first_step
         learner.train()
-        batches = training_batches(data.sources, config, first_step, ranks.index, ranks.count)
+        if config.data.live is not None:
+            batches = live_batches(config, hand, device, first_step)
+        else:
+            batches = training_batches(data.sources, config, first_step, ranks.index, ranks.count)
+        stack.enter_context(closing(batches))
         for step, batch, wait in _timed(batches, first_step):
             done = step + 1
+            last = done == config.steps or (stops is not None and any(ranks.gather(stops())))
             logs, evaluates, saves = (
-                done % every == 0 or done == config.steps
+                done % every == 0 or last
                 for every in (config.log_every, config.evaluate_every, config.checkpoint_every)
             )
-            set_learning_rate(optimizer, config, step)
+            set_learning_rate(optimizer, config, step, warm_again_at)
             torch.manual_seed(_drop_path_seed(config, step, ranks))
             batch = batch.to(device)
             targets = make_targets(batch, model.hand)
@@ -171,7 +183,7 @@ def train(
                 images_per_second, waiting_share = count * config.batch_size / elapsed, waited / elapsed
                 if log is not None:
                     speed = {"img_s": images_per_second, "waiting_share": waiting_share}
-                    log.add(done, {**losses, **speed, "learning_rate": learning_rate_at(config, step)}, "training")
+                    log.add(done, {**losses, **speed, "learning_rate": optimizer.param_groups[0]["lr"]}, "training")
                     on_progress(Progressed(done, config.steps, losses, images_per_second, waiting_share))
                 sums, started, waited, since = {}, time.perf_counter(), 0.0, done
             if evaluates:
@@ -193,8 +205,11 @@ def train(
                     "optimizer": optimizer.state_dict(),
                     "average": average,
                     "best": best,
+                    "warm_again_at": warm_again_at,
                 }
                 save_state(directory, done, state, config.keep_checkpoints)
+            if last:
+                break
         if log is not None:
             log.close()
         ranks.wait()
@@ -220,8 +235,7 @@ def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> Non
     path = bundled_model_path() if config.start_from == BUNDLED_MODEL else Path(config.start_from)
     other, record = load_model(path)
     if other.folded:
-        some = config.model_copy(update={"batch_size": 32, "steps": _UNFOLDING_BATCHES, "loader_workers": 0})
-        other = unfold(other, (batch.image for batch in training_batches(data.sources, some, 0)))
+        other = unfold(other, _pictures(config, data))
     if record["hand_sha256"] != model.hand.sha256:
         logger.warning(
             "%s was trained with another hand (sha256 %s...): its poses carry over, its shapes do not",
@@ -234,6 +248,18 @@ def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> Non
         name: value for name, value in other.state_dict().items() if name in own or not name.startswith(_OPTIONAL_HEADS)
     }
     load_weights(model, {**fresh, **given}, f"start_from: {path}")
+
+
+def _pictures(config: TrainConfig, data: RunData) -> Iterator[Tensor]:
+    """A few batches like those to train on; held-out ones where training renders its own."""
+    some = config.model_copy(update={"batch_size": 32, "steps": _UNFOLDING_BATCHES, "loader_workers": 0})
+    if data.sources:
+        yield from (batch.image for batch in training_batches(data.sources, some, 0))
+        return
+    for held_out in data.held_out:
+        for start in range(0, len(held_out), 32):
+            numbers = range(start, min(start + 32, len(held_out)))
+            yield collate([held_out.still(number, config.model.resolution) for number in numbers]).image
 
 
 def write_model(
@@ -283,6 +309,8 @@ def _open_run(config: TrainConfig, directory: Path, resume: bool, ranks: Ranks) 
 
 
 def _set_up(config: TrainConfig, ranks: Ranks) -> None:
+    if config.data.live is not None and ranks.count > 1:
+        raise ConfigError("data.live feeds one process: start this run without torchrun.")
     if config.batch_size % (ranks.count * config.accumulation):
         raise ConfigError(
             f"batch_size {config.batch_size} cannot be shared by {ranks.count} processes with accumulation "

@@ -21,7 +21,7 @@ LAYERS = {
     "model": "rotation mano mano_check builtin_hand hand_surface hand_rig remesh backbone backbone_training unfold "
     "backbone_weights model checkpoint weights",
     "learning and engines": "data synth losses metrics predictions evaluation_sets evaluate report train imagenet "
-    "distributed held_out optimization run_record onnx_graph graph_cache engine",
+    "distributed held_out optimization run_record carry rehearsal onnx_graph graph_cache engine",
     "predict": "detect predict evaluate_model smoothing track clip hand_log video webcam bench export bench_engines",
     "programs": "handmesh handmesh_server cli __main__ demo doctor evaluate_run",
 }

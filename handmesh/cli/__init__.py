@@ -14,7 +14,7 @@ import typer
 from rich.logging import RichHandler
 
 from handmesh import __version__
-from handmesh.cli import data, engines, learning, machine, mano, photos, video, weights
+from handmesh.cli import carry, data, engines, learning, machine, mano, photos, video, weights
 from handmesh.cli.shell import console, error_console, say_error
 from handmesh.errors import HandMeshError
 
@@ -39,7 +39,7 @@ for command in (
     machine.doctor,
 ):
     app.command()(command)
-for name, group in (("data", data.app), ("mano", mano.app), ("weights", weights.app)):
+for name, group in (("carry", carry.app), ("data", data.app), ("mano", mano.app), ("weights", weights.app)):
     app.add_typer(group, name=name)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -106,7 +106,7 @@ class HeldOutPack:
 class RunData(NamedTuple):
     """What a run learns from, and what it is watched on."""
 
-    sources: list[Source]
+    sources: list[Source]  # none where renders are made while training runs, see `data.live`
     held_out: list[HeldOut]
 
 
@@ -122,6 +122,10 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
         pack = training_pack(data.synthetic, data.synthetic.workers, progress, hand)
         sources.append(PackSource(pack, config.augmentation, config.seed, data.synthetic.weight))
         unseen = held_out_pack(data.synthetic, count, data.synthetic.workers, progress, hand)
+        held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
+    if data.live is not None:
+        live = SyntheticData(directory=data.live.directory, seed=data.live.seed, size=data.live.size)
+        unseen = held_out_pack(live, count, data.live.workers, progress, hand)
         held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
     photos = [] if data.freihand is None else [freihand_source(data.freihand, config, hand)]
     photos += [jsonl_source(settings, number, config) for number, settings in enumerate(data.photos)]
@@ -287,7 +291,7 @@ def collate(samples: Sequence[HandSample]) -> HandBatch:
 
 def training_batches(
     sources: Sequence[Source], config: TrainConfig, first_step: int, rank: int = 0, ranks: int = 1
-) -> Iterator[HandBatch]:
+) -> Generator[HandBatch, None, None]:
     """Of the batches of steps `first_step` to `config.steps`, the part of process `rank` of `ranks`."""
     loader = DataLoader(
         TrainingStream(sources, config),
