@@ -26,7 +26,8 @@ def test_a_farm_delivers_the_samples_of_its_seed_and_survives_a_worker(caplog):
     with RenderFarm(builtin_hand(), SCENES, SIZE, seed=3, first=100, workers=2, background_count=2) as farm:
         harvest = farm.take(at_least=24)
         assert len(harvest.indices) == len(set(harvest.indices.tolist())) >= 24
-        assert harvest.indices.min() == 100
+        # Of the first ones a slow worker may still be drawing some: which are there is a matter of time.
+        assert harvest.indices.min() >= 100
         assert harvest.image.shape[1:] == (SIZE, SIZE, 4)
         renderer = SceneRenderer(builtin_hand(), SCENES, SIZE, backgrounds=Backgrounds(3, count=2))
         for row in (0, 23):
@@ -41,7 +42,7 @@ def test_a_farm_delivers_the_samples_of_its_seed_and_survives_a_worker(caplog):
         more = farm.take(at_least=40)  # more than both can have had ready
         assert not set(more.indices.tolist()) & set(harvest.indices.tolist())
         np.testing.assert_array_equal(harvest.image, before)  # copies: slots are filled anew behind them
-        assert "rendering process 0 ended with signal SIGKILL while it drew sample" in caplog.text
+        assert "rendering process 0 ended with signal SIGKILL while it drew" in caplog.text
         assert "the other 1 go on" in caplog.text
 
         os.kill(farm.workers[0].process.pid, signal.SIGKILL)
