@@ -97,8 +97,8 @@ def train(
     """
     with joined_ranks() as ranks, ExitStack() as stack:
         settings, device = config.model_dump(mode="json"), ranks.device
-        state = _open_run(config, directory, resume, ranks)
         _set_up(config, ranks)
+        state = _open_run(config, directory, resume, ranks)
         hand = load_hand(config.model.hand)
         data = _open_data(config, hand, ranks, on_render)
         config = config.model_copy(update={"steps": count_steps(config, data)})

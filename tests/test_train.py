@@ -15,7 +15,7 @@ import yaml
 from handmesh.backbone import build_backbone
 from handmesh.checkpoint import load_latest_state, load_model
 from handmesh.config import parse_config
-from handmesh.data.batches import open_data
+from handmesh.data.batches import PackSource, RunData, open_data
 from handmesh.distributed import Ranks
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand import HandOutput, builtin_hand
@@ -23,9 +23,9 @@ from handmesh.held_out import evaluate_held_out
 from handmesh.losses import HandTargets
 from handmesh.mano import HandModel
 from handmesh.model import DenseHead, HandMeshNet
-from handmesh.optimization import make_optimizer, set_learning_rate, update_average
+from handmesh.optimization import learning_rate_at, make_optimizer, set_learning_rate, update_average
 from handmesh.rotation import matrix_from_vector
-from handmesh.train import start_weights, train
+from handmesh.train import count_steps, start_weights, train
 from handmesh.weights import add_backbone_weights
 
 ALONE = Ranks(torch.device("cpu"))
@@ -214,6 +214,23 @@ def test_the_learning_rate_warms_up_and_comes_down(tiny_config):
     assert rates[-1] == pytest.approx(1e-5, rel=0.05)
     assert np.all(np.diff(rates[:10]) > 0)
     assert np.all(np.diff(rates[10:]) < 0)
+
+
+def test_the_learning_rate_steps_down_where_it_is_told(tiny_config):
+    """METRO's: a tenth from the middle of the run on, no warm-up."""
+    settings = {"schedule": "step", "warmup_steps": 0, "learning_rate": 1e-4, "decay_at": [0.5, 0.9]}
+    config = tiny_config(steps=200, optimizer=settings)
+    rates = [learning_rate_at(config, step) for step in range(200)]
+    assert rates[:100] == [1e-4] * 100
+    assert rates[100:180] == pytest.approx([1e-5] * 80)
+    assert rates[180:] == pytest.approx([1e-6] * 20)
+
+
+def test_epochs_are_counted_in_samples_of_all_sources(tiny_config, tiny_pack):
+    config = tiny_config(epochs=2.5, batch_size=6)
+    sources = [PackSource(tiny_pack, config.augmentation, 0)] * 2
+    assert count_steps(config, RunData(sources, [])) == 14, "2.5 times 32 samples in sixes"
+    assert count_steps(tiny_config(steps=9), RunData(sources, [])) == 9
 
 
 def test_weight_decay_is_for_kernels_only(tiny_config, lively_network):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ from handmesh.data.batches import open_data, training_batches
 from handmesh.data.check import check
 from handmesh.data.freihand import prepare
 from handmesh.data.like_freihand import write_like_freihand
-from handmesh.errors import CheckpointError, ConfigError
+from handmesh.distributed import Ranks
+from handmesh.errors import AssetError, CheckpointError, ConfigError
 from handmesh.evaluate_run import EvaluationRequest, run_evaluation
 from handmesh.hand import builtin_hand
 from handmesh.synth import Backgrounds
@@ -173,11 +176,97 @@ def test_two_processes_make_the_run_of_one(settings, tmp_path):
     torch.testing.assert_close(steps[1], steps[0], rtol=0.02, atol=1e-6)
 
 
-def test_batches_that_cannot_be_shared_are_refused(settings, tmp_path):
-    (tmp_path / "odd.yaml").write_text(yaml.safe_dump(settings(batch_size=5)))
-    config = load_config(tmp_path / "odd.yaml")
-    with pytest.raises(ConfigError, match="no multiple of accumulation"):
-        parse_config({**config.model_dump(mode="json"), "accumulation": 2}, "test")
+def test_batches_that_cannot_be_shared_are_refused(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("handmesh.train.joined_ranks", lambda: nullcontext(Ranks(torch.device("cpu"), 0, 3)))
+    config = parse_config(settings(batch_size=8, accumulation=2), "test")
+    with pytest.raises(ConfigError, match=r"batch_size 8 cannot be shared by 3 processes .* choose a multiple of 6"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_in_pieces_is_the_batch(settings, tmp_path):
+    """Without dense losses nothing but batch norm sees the pieces: the first losses agree roughly, and it learns."""
+    losses = {}
+    for pieces in (1, 2):
+        config = parse_config(settings(batch_size=8, steps=2, accumulation=pieces), "test")
+        train(config, tmp_path / str(pieces))
+        losses[pieces] = records(tmp_path / str(pieces))[0]
+    assert losses[2]["total"] == pytest.approx(losses[1]["total"], rel=0.02)
+    assert losses[2]["pose"] == pytest.approx(losses[1]["pose"], rel=0.02), "summed once, not twice"
+
+
+def test_a_run_on_mano_needs_mano_and_names_it(settings, stand_in_mano, tmp_path, monkeypatch):
+    """On data of the built-in hand: joints and keypoints teach MANO's hand, meshes of the other hand are left out."""
+    config = parse_config(settings(steps=1, model={"backbone": "fastvit_t8", "resolution": 64, "hand": "mano"}), "test")
+    (source,), _ = open_data(config, stand_in_mano)
+    assert not source.same_hand
+    model, record = load_model(train(config, tmp_path / "run"))
+    assert record["hand_sha256"] == model.hand.sha256 == stand_in_mano.sha256
+    first = records(tmp_path / "run")[0]
+    assert first["vertices"] == first["betas"] == first["pose"] == 0 < first["joints"]
+    monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "nothing"))
+    with pytest.raises(AssetError, match=r"(?s)no MANO model.*Register at https://mano"):
+        train(config, tmp_path / "other")
+
+
+def test_photographs_of_ones_own_and_freihand_make_one_run(settings, prepared, tmp_path):
+    """Lines that know next to nothing, and a left hand, beside samples that know everything."""
+    image = sorted((prepared / "training" / "rgb").glob("*.jpg"))[0]
+    lines = [
+        {"image": str(image), "keypoints": [[60 + 4 * joint, 90 + joint] for joint in range(21)], "handedness": "left"},
+        {"image": str(image), "box": [20, 20, 200, 200]},
+    ]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = settings()["data"] | {"photos": [{"path": str(tmp_path / "labels.jsonl"), "weight": 1.0}]}
+    config = parse_config(settings(data=data, batch_size=8), "test")
+    names = [source.name for source in open_data(config, builtin_hand()).sources]
+    assert names == ["freihand", "photos0"]
+    batch = next(training_batches(open_data(config, builtin_hand()).sources, config, 0))
+    assert 0 < batch.vertices_known.sum() < 8
+    train(config, tmp_path / "run")
+    assert all(np.isfinite(record["total"]) for record in records(tmp_path / "run") if "total" in record)
+
+
+def test_the_best_weights_are_kept_where_that_is_asked_for(settings, tmp_path, monkeypatch):
+    """By the validation set: scores 30, 20, 25 and a killed run in between leave the second evaluation's model."""
+    given = {1: 30.0, 2: 20.0, 3: 25.0, 4: 26.0}
+    seen: list[str] = []
+
+    def scores(model: Any, sets: Any, ranks: Any) -> dict[str, float]:
+        seen.extend(held_out.name for held_out in sets)
+        step = 1 + len(list((tmp_path / "run").glob("state-*.pt")))
+        return {"freihand_pa_mpjpe_mm": given[step], "test_set_pa_mpjpe_mm": -given[step]}
+
+    monkeypatch.setattr("handmesh.train.evaluate_held_out", scores)
+    plain = settings(evaluate_every=1, keep_checkpoints=9, select="validation")
+
+    def stop(progress: Any) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(parse_config(plain, "test"), tmp_path / "run", on_progress=stop)
+    train(parse_config(plain, "test"), tmp_path / "run", resume=True)
+    final = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert (final["steps"], final["selected_by"], final["remark"]) == (2, "validation", None)
+    assert set(seen) == {"freihand"}, "the test set is not even looked at"
+
+    shutil.rmtree(tmp_path / "run")
+    seen.clear()
+    train(parse_config(plain | {"select": "test_set"}, "test"), tmp_path / "run")
+    final = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert (final["steps"], final["selected_by"]) == (1, "test set")
+    assert "do not compare with published" in final["remark"]
+    assert "test_set" in seen
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about torch's own old parts
+def test_a_compiled_run_learns_the_same(settings, tmp_path):
+    for name, compiled in (("eager", False), ("compiled", True)):
+        train(parse_config(settings(steps=2, compile=compiled), "test"), tmp_path / name)
+    eager, compiled_records = records(tmp_path / "eager"), records(tmp_path / "compiled")
+    assert compiled_records[0]["total"] == pytest.approx(eager[0]["total"], rel=1e-4)
 
 
 def test_killed_at_any_moment_it_goes_on_bit_for_bit(settings, tmp_path):

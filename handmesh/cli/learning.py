@@ -76,9 +76,9 @@ def train(
 
         def on_progress(now: Progressed) -> None:
             text = (
-                f"training  loss {now.losses['total']:.3f}  2D {now.losses['keypoints']:.3f}  "
-                f"vertices {1000 * now.losses['vertices']:.1f} mm  {now.images_per_second:.0f} images/s  "
-                f"waiting for data {now.waiting_share:.0%}"
+                f"loss {now.losses['total']:.3g}: 2D {now.losses['keypoints']:.3f}, "
+                f"vertices {1000 * now.losses['vertices']:.1f} mm; {now.images_per_second:.0f} images/s, "
+                f"{now.waiting_share:.0%} waiting"
             )
             progress.update(training, completed=now.step, total=now.steps, visible=True, description=text)
 
