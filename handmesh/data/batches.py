@@ -6,7 +6,6 @@ Step s is made of the examples s * batch_size to (s + 1) * batch_size - 1, which
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -27,6 +26,7 @@ from handmesh.data.mix import Mixture
 from handmesh.data.photos import PhotoSource
 from handmesh.data.sample import HandSample
 from handmesh.hand import HandArrays, builtin_hand
+from handmesh.processors import usable_processors
 from handmesh.synth import Backgrounds, Pack, SceneSettings, render_pack
 from handmesh.synth.dataset import Progress
 
@@ -169,12 +169,8 @@ def _pack(
 ) -> Pack:
     other = "" if hand is None or hand.sha256 == builtin_hand().sha256 else f"-hand{hand.sha256[:8]}"
     path = settings.directory / f"{kind}-{count}-{settings.size}px-seed{settings.seed}{other}"
-    cores = workers or available_cores()
+    cores = workers or usable_processors()
     return render_pack(path, count, seed, settings.size, TRAINING_SCENES, cores, progress, hand=hand)
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def freihand_source(

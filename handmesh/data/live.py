@@ -16,8 +16,9 @@ from torch import Tensor
 
 from handmesh.config import LiveData, TrainConfig
 from handmesh.data.augment_gpu import BatchAugmenter, LabelledCrops, Renders, picture_bank
-from handmesh.data.batches import TRAINING_SCENES, HandBatch, available_cores, resolution_at
+from handmesh.data.batches import TRAINING_SCENES, HandBatch, resolution_at
 from handmesh.hand import JOINT_NAMES, VERTEX_COUNT, HandArrays
+from handmesh.processors import usable_processors
 from handmesh.synth.backgrounds import draw_distractors, procedural_background
 from handmesh.synth.farm import Harvest, RenderFarm
 
@@ -76,7 +77,7 @@ def live_batches(
     ring = RenderRing(live.capacity, live.size, device)
     generator = torch.Generator(device)
     drawn = 0
-    first_render, workers = first_step * _RENDERS_PER_STEP, live.workers or max(1, available_cores() - 1)
+    first_render, workers = first_step * _RENDERS_PER_STEP, live.workers or max(1, usable_processors() - 1)
     with RenderFarm(hand, TRAINING_SCENES, live.size, live.seed, first=first_render, workers=workers) as farm:
         # The workers start while the backgrounds are drawn here.
         augment = BatchAugmenter(*_pictures(live, device), config.augmentation)

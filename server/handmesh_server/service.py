@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -30,6 +29,7 @@ from handmesh.errors import HandMeshError
 from handmesh.hand import builtin_hand
 from handmesh.image import Photo, encode_image, read_header, read_photo
 from handmesh.predict import HandPrediction, Predictor, load_predictor
+from handmesh.processors import usable_processors
 from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer
 from handmesh_server.batching import BatchingEngine, Ticket, on_behalf_of
 from handmesh_server.metrics import Metrics
@@ -98,7 +98,7 @@ class HandService:
         self._in_flight = 0
         self._seconds_per_hand = 0.1  # a running mean, for Retry-After
         self._lock = threading.Lock()
-        self._processors = threading.Semaphore(_usable_processors())
+        self._processors = threading.Semaphore(usable_processors())
         self._threads = ThreadPoolExecutor(settings.queue_size, thread_name_prefix="handmesh-request")
         metrics = self.metrics
         metrics.watch(metrics.ready, lambda: float(self.state == "ready"))
@@ -395,10 +395,6 @@ def _warm_up(predictor: Predictor) -> None:
         hands = _predict(predictor, photo, query)
         for media_type in MEDIA_TYPES:
             encode_answer(hands, photo, media_type, query, "")
-
-
-def _usable_processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _abandon(release: Callable[[], None], running: asyncio.Future[Any]) -> None:
