@@ -74,14 +74,26 @@ def smoothing_factor(cutoff: ArrayLike, dt: float) -> Array:
 _SPEED_CUTOFF = 1.0
 
 
-class OneEuro:
-    """A One-Euro filter for a vector; the speed is the norm of its change, so that no axis lags behind another."""
+class _Filter:
+    """What One-Euro filters remember: their last answer and its speed."""
 
     def __init__(self, cutoff: float, speed: float) -> None:
-        """`cutoff` hertz at rest; `speed` hertz per unit per second."""
+        """`cutoff` hertz at rest; `speed` hertz per unit of speed."""
         self.cutoff, self.speed = cutoff, speed
         self.value: Array | None = None
         self.rate: Array = np.zeros(0)
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, from which `restore` goes on bit for bit."""
+        return {"value": None if self.value is None else self.value.tolist(), "rate": self.rate.tolist()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.value = None if state["value"] is None else np.array(state["value"], np.float64)
+        self.rate = np.array(state["rate"], np.float64)
+
+
+class OneEuro(_Filter):
+    """A One-Euro filter for a vector; the speed is the norm of its change, so that no axis lags behind another."""
 
     def __call__(self, value: ArrayLike, dt: float, unit: ArrayLike = 1.0) -> Array:
         """(N,) after `dt` seconds; its speed is taken in `unit`. The first value is passed on as it is."""
@@ -98,23 +110,9 @@ class OneEuro:
             self.value = self.value + share * (new - self.value)
         return self.value
 
-    def state(self) -> dict[str, Any]:
-        """Plain values, from which `restore` goes on bit for bit."""
-        return {"value": None if self.value is None else self.value.tolist(), "rate": self.rate.tolist()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.value = None if state["value"] is None else np.array(state["value"], np.float64)
-        self.rate = np.array(state["rate"], np.float64)
-
-
-class RotationOneEuro:
-    """One-Euro filters for (N, 3, 3) rotations, each with its own speed."""
-
-    def __init__(self, cutoff: float, speed: float) -> None:
-        """`cutoff` hertz at rest; `speed` hertz per rad/s."""
-        self.cutoff, self.speed = cutoff, speed
-        self.value: Array | None = None
-        self.rate: Array = np.zeros(0)  # (N, 3) rad/s, in the axes of the rotated frame
+class RotationOneEuro(_Filter):
+    """One-Euro filters for (N, 3, 3) rotations, each with its own speed, (N, 3) rad/s in the rotated frame's axes."""
 
     def __call__(self, value: ArrayLike, dt: float) -> Array:
         """(N, 3, 3) after `dt` seconds. The first value is passed on as it is."""
@@ -129,14 +127,6 @@ class RotationOneEuro:
             share = smoothing_factor(self.cutoff + self.speed * speed, dt)
             self.value = self.value @ matrix_from_vector(share * step)
         return self.value
-
-    def state(self) -> dict[str, Any]:
-        """Plain values, from which `restore` goes on bit for bit."""
-        return {"value": None if self.value is None else self.value.tolist(), "rate": self.rate.tolist()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.value = None if state["value"] is None else np.array(state["value"], np.float64)
-        self.rate = np.array(state["rate"], np.float64)
 
 
 def vector_from_matrix(matrix: ArrayLike) -> Array:
