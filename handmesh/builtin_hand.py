@@ -174,7 +174,8 @@ def _numbered(vertices: Floats, faces: Faces) -> tuple[Floats, Faces]:
 
     def give(place: Floats, wanted_ids: tuple[int, ...]) -> None:
         nearest = np.argsort(np.linalg.norm(vertices - place, axis=1), kind="stable")
-        for vertex, wanted in zip(nearest[number[nearest] < 0], wanted_ids, strict=False):
+        free = nearest[number[nearest] < 0]
+        for vertex, wanted in zip(free[: len(wanted_ids)], wanted_ids, strict=True):
             number[vertex] = wanted
 
     for name, tip_id in zip(FINGER_NAMES, FINGERTIP_VERTICES, strict=True):

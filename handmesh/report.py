@@ -389,7 +389,7 @@ def _histogram(errors: Array) -> str:
     axes = _Axes((0.0, top), (0.0, ticks[-1]))
     mean, median = float(errors.mean()), float(np.median(errors))
     axes.grid([tick for tick in _ticks(0, top) if tick <= top], ticks, f"mean {mean:.2f}, median {median:.2f} mm")
-    for count, left, right in zip(counts, edges, edges[1:], strict=False):
+    for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
         x, y = axes.px(float(left)), axes.py(float(count))
         width = axes.px(float(right)) - x - 1
         axes.add(

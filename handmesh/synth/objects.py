@@ -348,7 +348,9 @@ def _placed(bodies: Sequence[Body], center: Floats, frame: Floats) -> Part:
     """Bodies in the frame whose columns are `frame` (3, 3), moved to `center`."""
     starts = np.cumsum([0, *(len(body.vertices) for body in bodies)])
     local = np.concatenate([body.vertices for body in bodies])
-    faces = np.concatenate([body.faces + start for body, start in zip(bodies, starts, strict=False)]).astype(np.int32)
+    faces = np.concatenate([body.faces + start for body, start in zip(bodies, starts[:-1], strict=True)]).astype(
+        np.int32
+    )
     albedo = np.concatenate([np.tile(body.albedo, (len(body.vertices), 1)) for body in bodies])
     attributes = object_attributes(local, albedo)
     return Part(center + local @ frame.T, faces, attributes, np.full(len(faces), Material.OBJECT, np.int32))

@@ -481,7 +481,7 @@ def _assemble(everything: list[parts.Part]) -> parts.Scene:
     """All parts in one vertex list; the first one is the arm."""
     starts = np.cumsum([0, *(len(part.vertices) for part in everything)])
     vertices = np.concatenate([part.vertices for part in everything])
-    faces = np.concatenate([part.faces + start for part, start in zip(everything, starts, strict=False)])
+    faces = np.concatenate([part.faces + start for part, start in zip(everything, starts[:-1], strict=True)])
     attributes = np.concatenate([part.attributes for part in everything])
     materials = np.concatenate([part.materials for part in everything])
     arm = everything[0]
