@@ -6,7 +6,7 @@ import { Live } from "./live.js";
 import { Stage } from "./stage.js";
 
 const $ = (id) => document.getElementById(id);
-const UNSURE = 0.6; // scores below: the looks at the hand do not agree
+const UNSURE = 0.6; // scores below are not to be relied on
 
 const state = {
   mode: "empty", // "empty", "photo" or "live"
