@@ -103,6 +103,8 @@ def export_model(
         raise ExportError(f"{target}: a file for {format} ends in {suffix}.")
     if not target.parent.is_dir():
         raise ExportError(f"Cannot write {target}: there is no folder {target.parent}. Create it first.")
+    if target.is_dir() and not (format == "coreml" and (target / "Manifest.json").is_file()):
+        raise ExportError(f"Cannot write {target}: it is a folder that no export made. Give another name.")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         written = Path(folder) / target.name  # beside the target: moving it there is one step
         if precision == "int8":

@@ -171,3 +171,12 @@ def test_on_the_command_line(model_file, tmp_path):
     assert run.exit_code == 0, run.output
     assert "mm from PyTorch at any vertex" in run.stdout
     assert isinstance(CliRunner().invoke(app, ["export", "--format", "tflite"]).exception, ConfigError)
+
+
+def test_a_folder_of_the_users_is_not_replaced(model_file, tmp_path):
+    folder = tmp_path / "keep.onnx"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
+    with pytest.raises(ExportError, match="a folder that no export made"):
+        export_model(model_file, "onnx", folder)
+    assert (folder / "thesis.txt").read_text() == "precious"
