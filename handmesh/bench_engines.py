@@ -104,6 +104,8 @@ def bench_engines(
     if not variants or not batches:
         raise ConfigError("Nothing to measure: name at least one engine and one batch size.")
     bare = is_bare(model)
+    if not bare and (path := find_model(model)).suffix != ".safetensors":
+        raise ConfigError(f"{path} is an exported file, for one engine: give the model file it was made from.")
     if "torch-unfolded" in variants and not bare:
         raise ConfigError("torch-unfolded needs a bare architecture, such as --model fastvit_ma36.")
     threads = threads or default_threads()

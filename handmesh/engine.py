@@ -8,22 +8,26 @@ half precision with CUDA graphs; on Apple's GPU torch. What each costs and is wo
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import sys
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import CheckpointError, ConfigError
-from handmesh.graph_cache import cached_graph
+from handmesh.graph_cache import cached_graph, forget_graph
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.model_file import config_of, hand_of, read_record
 from handmesh.processors import usable_processors
+
+logger = logging.getLogger(__name__)
 
 BUNDLED_MODEL = "handmesh_t8"
 
@@ -64,11 +68,18 @@ def open_engine(
     """
     path = find_model(model)
     threads = threads or default_threads()
+    if path.suffix in (".onnx", ".xml") and engine == "torch":
+        raise ConfigError(
+            f"{path} is an exported file, which torch does not run: give the model file it was made from."
+        )
     if path.suffix == ".xml":
+        if engine == "onnx":
+            raise ConfigError(f"{path} is OpenVINO's: take that engine, or export the model with --format onnx.")
         return OpenVinoEngine(path, threads=threads, precision=_only("openvino", precision, "float32", "bfloat16"))
     if path.suffix == ".onnx":
         if engine == "openvino":
             return OpenVinoEngine(path, threads=threads, precision=_only(engine, precision, "float32", "bfloat16"))
+        _only("onnx", precision, "float32")
         return OnnxEngine(path, threads=threads, cuda=device == "cuda")
     if device == "auto":
         device = _best_device() if engine in ("auto", "torch") else "cpu"
@@ -126,11 +137,11 @@ class OnnxEngine:
                     "of onnxruntime, or take the torch engine."
                 )
             providers.insert(0, "CUDAExecutionProvider")
-        graph = path if path.suffix == ".onnx" else cached_graph(path)
-        try:
-            self._session = onnxruntime.InferenceSession(_for_runtime(graph), options, providers=providers)
-        except Exception as error:  # its own kinds have no common root
-            raise CheckpointError(f"{path} cannot be run by ONNX Runtime: {error}. Export it again.") from error
+
+        def session(graph: Path | bytes) -> Any:
+            return onnxruntime.InferenceSession(_for_runtime(graph), options, providers=providers)
+
+        self._session = _loaded(path, session, Exception, "ONNX Runtime")  # its own kinds have no common root
         if path.suffix == ".onnx":
             self.record = _record_in(self._session.get_modelmeta().custom_metadata_map, path)
         else:
@@ -157,12 +168,11 @@ class OpenVinoEngine:
         core = openvino_core()
         if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ConfigError("This processor does not multiply bfloat16: take float32.")
-        graph = path if path.suffix in (".onnx", ".xml") else cached_graph(path)
         settings = {"INFERENCE_NUM_THREADS": threads or default_threads(), "PERFORMANCE_HINT": "LATENCY"}
         # Never its own choice of precision: that is bfloat16 wherever the processor has it.
         exact, hinted = {"INFERENCE_PRECISION_HINT": "f32"}, {"INFERENCE_PRECISION_HINT": "bf16"}
+        model = _loaded(path, core.read_model, RuntimeError, "OpenVINO")
         try:
-            model = core.read_model(graph)
             if precision == "float32":
                 self._parts = [core.compile_model(model, "CPU", settings | exact)]
             else:  # rotations and lengths in bfloat16 would move vertices by millimetres
@@ -359,6 +369,25 @@ def _only(engine: str, precision: Precision, *known: Any) -> Any:
     if precision not in known:
         raise ConfigError(f"The {engine} engine computes in {' or '.join(known)}, not in {precision}.")
     return precision
+
+
+Loaded = TypeVar("Loaded")
+
+
+def _loaded(path: Path, load: Callable[[Path | bytes], Loaded], kinds: type[Exception], runtime: str) -> Loaded:
+    """What `load` makes of an exported file, or of a model's cached graph; one that cannot be read is made anew."""
+    exported = path.suffix in (".onnx", ".xml")
+    try:
+        return load(path if exported else cached_graph(path))
+    except kinds as error:
+        if exported:
+            raise CheckpointError(f"{path} cannot be run by {runtime}: {error}. Export it again.") from error
+        logger.warning("The cached graph of %s cannot be read (%s): it is made anew.", path.name, error)
+    forget_graph(path)
+    try:
+        return load(cached_graph(path))
+    except kinds as error:
+        raise CheckpointError(f"{path} cannot be run by {runtime}: {error}.") from error
 
 
 def _for_runtime(graph: Path | bytes) -> str | bytes:

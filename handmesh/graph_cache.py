@@ -7,6 +7,7 @@ may each write one, of the same content, and the last stays. Nothing is lost whe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from handmesh.model_file import config_of, hand_of, read_record, read_weights, s
 
 logger = logging.getLogger(__name__)
 
+_WRITERS = ("onnx_graph", "config", "hand", "backbone")  # modules that a graph's content depends on
 MAX_BYTES = 2_000_000_000  # of all entries; the ones that were used longest ago go first
 
 HAND_LICENCES = {
@@ -44,7 +46,7 @@ def cached_graph(model: Path) -> Path | bytes:
     AssetError where the hand model is missing.
     """
     hand_of(read_record(model), model)  # refused here even if the graph is there: predictions need the hand as well
-    path = graph_folder() / f"{model.stem[:40]}-{sha256_of(model)[:32]}-{_writer()}.onnx"
+    path = _entry(model)
     with suppress(OSError):
         if path.stat().st_size > 0:
             os.utime(path)  # used just now
@@ -60,9 +62,20 @@ def cached_graph(model: Path) -> Path | bytes:
     return path
 
 
+def forget_graph(model: Path) -> None:
+    """Delete the graph of a model file, which a disk or a power cut damaged."""
+    with suppress(OSError):
+        _entry(model).unlink()
+
+
+def _entry(model: Path) -> Path:
+    return graph_folder() / f"{model.stem[:40]}-{sha256_of(model)[:32]}-{_writer()}.onnx"
+
+
 def _writer() -> str:
-    """Identity of the code that writes graphs: nobody has to remember to raise a version."""
-    return sha256_of(Path(__file__).with_name("onnx_graph.py"))[:8]
+    """Identity of the code that shapes graphs: nobody has to remember to raise a version."""
+    digests = [sha256_of(Path(__file__).with_name(f"{name}.py")) for name in _WRITERS]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:8]
 
 
 def graph_of(model: Path) -> bytes:

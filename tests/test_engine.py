@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from handmesh.bench_engines import bench_engines
 from handmesh.checkpoint import save_model
 from handmesh.engine import (
     BUNDLED_MODEL,
@@ -23,6 +24,7 @@ from handmesh.engine import (
     openvino_core,
 )
 from handmesh.errors import CheckpointError, ConfigError
+from handmesh.graph_cache import graph_of
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.mano import HandModel
 from handmesh.model import HandMeshNet
@@ -215,6 +217,18 @@ def test_what_an_engine_cannot_do_is_refused(model_file):
             open_engine(model_file, "cuda", engine="torch")
         with pytest.raises(ConfigError, match=r"no CUDA: install onnxruntime-gpu"):
             open_engine(model_file, "cuda", engine="onnx")
+
+
+def test_an_exported_file_runs_on_its_own_engine_only(model_file, tmp_path):
+    graph = tmp_path / "graph.onnx"
+    graph.write_bytes(graph_of(model_file))
+    assert open_engine(graph).name.startswith("onnxruntime")
+    with pytest.raises(ConfigError, match="which torch does not run"):
+        open_engine(graph, engine="torch")
+    with pytest.raises(ConfigError, match="computes in float32, not in bfloat16"):
+        open_engine(graph, precision="bfloat16")
+    with pytest.raises(ConfigError, match="for one engine"):
+        bench_engines(str(graph))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

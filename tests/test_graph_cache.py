@@ -123,3 +123,13 @@ def test_the_cache_is_where_each_system_wants_it(platform, variable, expected, t
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setenv(variable, str(tmp_path))
     assert user_cache_folder() == tmp_path / expected
+
+
+def test_a_graph_that_a_disk_damaged_is_made_anew(model_file, caplog):
+    """The model itself is whole: it would be no help to be told to export it again."""
+    path = cached_graph(model_file)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert open_engine(model_file).resolution == 64
+    assert "is made anew" in caplog.text
+    assert path.read_bytes() == whole
