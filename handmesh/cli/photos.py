@@ -91,7 +91,7 @@ def predict(
 
     from handmesh.detect import open_detector, predict_detected
     from handmesh.engine import default_threads
-    from handmesh.image import encode_image, open_photo, read_photo, write_atomically
+    from handmesh.image import LargePhoto, Photo, encode_image, open_photo, read_photo, write_atomically
     from handmesh.predict import load_predictor, overlay_hands, save_predictions
 
     finder, finding = open_detector(detector), threading.Lock()
@@ -104,13 +104,16 @@ def predict(
         """What went wrong, or None."""
         path, targets = job
         try:
-            photo = open_photo(path)
-            intrinsics = camera_of(focal, fov, photo.size)
-            if finder is not None:
-                with finding:  # detectors keep buffers
-                    hands = predict_detected(predictor, finder, read_photo(path), side, intrinsics)
-            else:
+            photo: Photo | LargePhoto
+            if finder is None:
+                photo = open_photo(path)
+                intrinsics = camera_of(focal, fov, photo.size)
                 hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics)
+            else:
+                photo = read_photo(path)
+                intrinsics = camera_of(focal, fov, photo.size)
+                with finding:  # detectors keep buffers
+                    hands = predict_detected(predictor, finder, photo, side, intrinsics)
             for target in targets:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if skeleton and target.suffix in (".png", ".jpg"):
