@@ -141,6 +141,12 @@ def test_what_cannot_be_measured_is_refused_at_once():
         bench_engines(None, ["torch-unfolded"])
     with pytest.raises(ConfigError, match="of 2 threads adds up"):
         bench_engines(None, threads=2, clock="processor")
+    for arguments, says in (
+        (["--backbones", "--batch", "1,2"], "one batch size at a time"),
+        (["--size", "96"], "of a bare architecture"),
+        (["--json", "nowhere/x.json"], "there is no folder nowhere"),
+    ):
+        assert says in str(CliRunner().invoke(app, ["bench", *arguments]).exception)
     assert "wanted numbers of crops" in str(CliRunner().invoke(app, ["bench", "--batch", "1,none"]).exception)
 
 

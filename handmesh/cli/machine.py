@@ -55,8 +55,16 @@ def bench(
 
       handmesh bench --backbones --names fastvit_t8,fastvit_ma36 --size 224 --batch 8 --threads 2
     """
+    from handmesh.bench_engines import is_bare
+
     batches = _batches(batch)
     clock: Literal["wall", "processor"] = "processor" if processor_time else "wall"
+    if json is not None and not json.parent.is_dir():
+        raise ConfigError(f"--json {json}: there is no folder {json.parent}. Create it first.")
+    if backbones and len(batches) > 1:
+        raise ConfigError(f"--backbones measures one batch size at a time, found --batch {batch}.")
+    if size is not None and not backbones and not is_bare(model):
+        raise ConfigError("--size is of a bare architecture; a model file has its own.")
     if backbones:
         _bench_backbones(names, engines, size or 256, batches[0], threads, runs, clock, json)
     else:
