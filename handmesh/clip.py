@@ -11,6 +11,7 @@ offered on its own: no browser plays it.
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time as clock
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ CODECS: Final[tuple[Codec, ...]] = ("auto", "h264", "vp9", "mp4v")
 
 PHOTO_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
+_DIGESTED_BYTES = 1_000_000  # at each end of a file
 _PROBED_FRAMES = 200  # whose times tell the frame rate
 
 
@@ -55,6 +57,7 @@ class FrameSource(Protocol):
     live: bool  # a camera or stream: pictures that are not taken are lost
     fps: float  # nominal
     frame_count: int | None  # None: not known
+    digest: str  # of the clip's content: another one of the same name has another. Empty where there is no end
 
     def read(self) -> Frame | None: ...
 
@@ -72,7 +75,9 @@ class ClipSource:
         file = Path(path)
         if not file.is_file():
             raise ImageError(f"No video at {file}.")
-        self.name = file.name
+        file = file.resolve()  # to FFmpeg a relative name with a colon is an address
+        self.name = Path(path).name
+        self.digest = _digest_of([file])
         self.fps = _steady_fps(file)
         self._capture = _open_clip(file)
         import cv2
@@ -112,6 +117,7 @@ class FolderSource:
         if not self._files:
             raise ImageError(f"No images in {folder}: wanted files that end in {', '.join(PHOTO_SUFFIXES)}.")
         self.name, self.fps, self.frame_count = folder.name, fps, len(self._files)
+        self.digest = _digest_of(self._files)
         self._index = 0
 
     def read(self) -> Frame | None:
@@ -133,6 +139,7 @@ class CameraSource:
 
     live: bool = True
     frame_count: int | None = None
+    digest: str = ""
 
     def __init__(self, source: int | str, size: tuple[int, int] | None = None) -> None:
         """`size`: width and height to ask the camera for. Raises ImageError, which says what may be wrong."""
@@ -170,6 +177,22 @@ class CameraSource:
 
     def close(self) -> None:
         self._capture.release()
+
+
+def _digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 of names, sizes, and the first and last megabyte of each: large clips are not read in full for it.
+
+    A video's tables of frames lie at one of its ends, so another one of the same size differs there.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_DIGESTED_BYTES))
+            file.seek(max(0, size - _DIGESTED_BYTES))
+            digest.update(file.read(_DIGESTED_BYTES))
+    return digest.hexdigest()
 
 
 def open_source(source: str, fps: float = 30.0) -> FrameSource:
@@ -342,7 +365,7 @@ class _FfmpegEncoder:
             *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:.6f}", "-i", "-"),
             # Players want 4:2:0, which wants even sides; an odd one gets a black row.
             *("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-c:v", "libx264", "-preset", "veryfast", "-crf", "21"),
-            *("-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path)),
+            *("-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path.resolve())),
         ]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

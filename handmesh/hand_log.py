@@ -37,6 +37,7 @@ class LogHeader:
     """What a whole log shares. Two runs may be joined when all of it is equal."""
 
     clip: str  # name of the file
+    clip_digest: str  # of its content; empty of a camera's recording
     width: int  # px, upright
     height: int
     fps: float  # nominal; every frame has its own time
@@ -184,6 +185,7 @@ def _header_line(header: LogHeader) -> dict[str, Any]:
         "version": LOG_VERSION,
         "generator": generator(),
         "clip": header.clip,
+        "clip_digest": header.clip_digest,
         "width": header.width,
         "height": header.height,
         "fps": header.fps,

@@ -170,6 +170,7 @@ def convert_clip(
     known = intrinsics(width, height)
     header = LogHeader(
         clip=source.name,
+        clip_digest=source.digest,
         width=width,
         height=height,
         fps=round(source.fps, 4),

@@ -181,7 +181,7 @@ class Recording:
         self._intrinsics = Intrinsics.default_for(width, height)
         self._posers = posers_of(predictor.engine.hand)
         self._hand = predictor.engine.hand
-        header = LogHeader("camera", width, height, round(fps, 2), self._intrinsics, predictor.engine.name, {})
+        header = LogHeader("camera", "", width, height, round(fps, 2), self._intrinsics, predictor.engine.name, {})
         self._log = HandLog(folder / LOG_NAME, header, resume=False)
         self._writer = VideoWriter(folder / OVERLAY_NAME, (width, height), fps, codec)
         self._start: float | None = None

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -160,7 +161,7 @@ def test_what_breaks_in_the_thread_is_told_to_the_reader(tmp_path):
 
 def test_a_source_that_hangs_is_not_waited_for_without_end():
     class Hanging:
-        name, live, fps, frame_count = "hanging", True, 30.0, None
+        name, live, fps, frame_count, digest = "hanging", True, 30.0, None, ""
 
         def read(self):
             time.sleep(0.5)
@@ -202,3 +203,15 @@ def test_opencv_is_as_talkative_as_before():
     with pytest.raises(ImageError):
         open_source("rtsp://127.0.0.1:1/nothing")
     assert cv2.utils.logging.getLogLevel() == before
+
+
+def test_a_colon_in_a_name_is_no_address(tmp_path, monkeypatch):
+    """FFmpeg takes what stands before a colon in a relative name for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    Path("take:1").mkdir()
+    writer = VideoWriter(Path("take:1/10:30.mp4"), (64, 48), 10.0)
+    writer.write(np.full((48, 64, 3), 90, np.uint8), 0.0)
+    writer.close()
+    frame = ClipSource(Path("take:1/10:30.mp4")).read()
+    assert frame is not None
+    assert frame.image.shape == (48, 64, 3)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from marker_hands import MarkerEngine, draw, hand_at
 
+from handmesh.cli.video import _finder
 from handmesh.detect import Detection, GivenBoxes
 from handmesh.hand import Handedness
 from handmesh.predict import Predictor
@@ -137,3 +138,14 @@ def test_time_does_not_run_backwards():
     track(draw([path(0)]), 1.0)
     with pytest.raises(ValueError, match="order of time"):
         track(draw([path(0)]), 0.5)
+
+
+def test_a_given_box_leaves_the_side_to_the_tracker():
+    """In a window with --box, the key for the other hand did nothing: the box had a side of its own."""
+    finder, most = _finder("none", ["20,20,300,220"], 1)
+    tracker = Tracker(Predictor(MarkerEngine()), detector=finder, settings=Tracking(most_hands=most))
+    image = draw([hand_at(160, 170, 48)])
+    for time, side in enumerate((Handedness.RIGHT, Handedness.LEFT)):
+        tracker.handedness = side
+        tracker.forget()
+        assert [tracked.hand.handedness for tracked in tracker(image, float(time))] == [side]

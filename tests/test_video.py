@@ -1,13 +1,16 @@
 """A clip through the whole journey, with an ideal network (marker_hands.py): log, overlay, animation, resuming."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from marker_hands import MarkerEngine, draw, hand_at
+from typer.testing import CliRunner
 
 from handmesh.camera import Intrinsics
+from handmesh.cli import app
 from handmesh.clip import ClipSource, FolderSource
 from handmesh.errors import DataError
 from handmesh.hand import Handedness, builtin_hand
@@ -150,3 +153,23 @@ def test_a_known_camera_is_used(pictures, tmp_path):
     header = read_header(tmp_path / "hands.jsonl")
     assert header["intrinsics_source"] == "given"
     assert header["intrinsics_px"][0][0] == 900
+
+
+@pytest.mark.parametrize("option", ["--fov", "--focal"])
+def test_a_camera_that_is_given_looks_through_the_middle(option, pictures, tmp_path):
+    """Width and height were once exchanged on the way from the command line: right for square clips alone."""
+    arguments = ["video", str(pictures), "--out", str(tmp_path / "out"), "--no-overlay", "--no-glb", option, "70"]
+    outcome = CliRunner().invoke(app, arguments)
+    assert outcome.exit_code == 0, outcome.output
+    K = np.array(read_header(tmp_path / "out" / "hands.jsonl")["intrinsics_px"])
+    assert K[:2, 2].tolist() == [159.5, 119.5]
+
+
+def test_another_clip_of_the_same_name_and_size_is_refused(pictures, tmp_path):
+    """Else it would be given the hands of the one before it."""
+    clip = tmp_path / "take"
+    shutil.copytree(pictures, clip)
+    convert(clip, tmp_path / "out")
+    write_atomically(clip / "003.png", encode_image(draw([hand_at(200, 100, 48, 1.0)])))
+    with pytest.raises(DataError, match=r"another clip.*clip_digest"):
+        convert(clip, tmp_path / "out")

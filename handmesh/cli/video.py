@@ -75,7 +75,7 @@ def video(
     side = parse_side(hand)
     smoothing = _smoothing(smooth)
     camera_of(focal, fov, (1, 1))
-    finder, most = _finder(detector, box, side, hands)
+    finder, most = _finder(detector, box, hands)
     source = open_source(clip, fps)
     if source.live:
         raise ConfigError(f"{clip} is a camera or stream, which has no end: see `handmesh webcam`.")
@@ -84,7 +84,7 @@ def video(
     def camera(width: int, height: int) -> Any:
         from handmesh.camera import Intrinsics
 
-        return camera_of(focal, fov, (height, width)) or Intrinsics.default_for(width, height)
+        return camera_of(focal, fov, (width, height)) or Intrinsics.default_for(width, height)
 
     predictor = load_predictor(model, threads=threads)
     with progress_bar() as progress:
@@ -178,7 +178,7 @@ def webcam(
             raise ConfigError(f"{source} has no pictures.")
         square = _guide(first.image.shape)
         box = [",".join(f"{edge:.1f}" for edge in square)]
-    finder, most = _finder(detector, box, side, hands)
+    finder, most = _finder(detector, box, hands)
     predictor = load_predictor(model, threads=threads)
     live = LiveHands(
         predictor, detector=finder, handedness=side, tracking=Tracking(most_hands=most), smoothing=smoothing
@@ -238,15 +238,14 @@ def _smoothing(strength: float) -> Smoothing | None:
     return None if strength == 0 else Smoothing.of_strength(strength)
 
 
-def _finder(detector: str, box: list[str] | None, side: str, hands: int) -> tuple[Detector | None, int]:
+def _finder(detector: str, box: list[str] | None, hands: int) -> tuple[Detector | None, int]:
     """Who finds hands, and how many there can be."""
     from handmesh.detect import GivenBoxes, open_detector
-    from handmesh.hand import Handedness
 
     if box:
         if detector != "none":
             raise ConfigError("--box and --detector both say where hands are: give one of them.")
-        return GivenBoxes([parse_box(text) for text in box], Handedness(side)), len(box)
+        return GivenBoxes([parse_box(text) for text in box]), len(box)  # of the side that the tracker is told
     found = open_detector(detector, hands)
     return found, hands if found is not None else 1
 
