@@ -62,6 +62,8 @@ class SyntheticData(Settings):
     size: int = Field(default=160, ge=64, le=512)  # pixels; larger than the crop, so that tight crops stay sharp
     workers: int = Field(default=0, ge=0)  # rendering processes; 0 = one per available core
     weight: float = Field(default=1.0, gt=0)  # how often it is drawn in comparison with the other sources
+    # What to draw otherwise: fields of `synth.SceneSettings`, as in {second_hand: 0, pose: {single_fingers: 0}}.
+    scenes: dict[str, Any] = Field(default_factory=dict)
 
 
 class LiveData(Settings):
@@ -76,6 +78,7 @@ class LiveData(Settings):
     # How often a render is seen, on average, at most: beyond that training waits for new ones.
     reuse: float = Field(default=16.0, gt=0)
     backgrounds: int = Field(default=1024, ge=1)  # on the device too, 0.3 MB each at twice 160 px
+    scenes: dict[str, Any] = Field(default_factory=dict)  # as in `SyntheticData`
 
 
 class FreiHandData(Settings):

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from handmesh.camera import Intrinsics
-from handmesh.config import Augmentation, TrainConfig
+from handmesh.config import Augmentation, SyntheticData, TrainConfig
 from handmesh.crop import CropTransform, upright_rotation
 from handmesh.data.augment import augment, labelled, sample_crop, scaled_effects, without_hand
 from handmesh.data.batches import (
+    TRAINING_SCENES,
     HandBatch,
     HeldOutPack,
     PackSource,
@@ -25,13 +26,14 @@ from handmesh.data.batches import (
     resolution_at,
     training_batches,
     training_pack,
+    training_scenes,
 )
 from handmesh.data.sample import HandSample
-from handmesh.errors import DataError
+from handmesh.errors import ConfigError, DataError
 from handmesh.hand import JOINT_NAMES, builtin_hand
 from handmesh.held_out import make_targets
 from handmesh.mano import HandModel
-from handmesh.synth import Backgrounds, CameraEffects, Pack
+from handmesh.synth import Backgrounds, CameraEffects, Pack, PoseSettings, SceneSettings
 
 HAND = HandModel(builtin_hand()).double()
 WRIST, MIDDLE = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
@@ -335,3 +337,36 @@ def test_shares_of_mirrored_absent_and_wide_samples_are_as_asked(tiny_pack):
     sides = np.array([sample_crop(keypoints, rng, settings).size for _ in range(300)])
     extent = np.ptp(keypoints, axis=0).max()
     assert (sides / extent > 2).mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_runs_scenes_can_be_changed_by_name():
+    changed = training_scenes({"second_hand": 0, "pose": {"single_fingers": 0.5}, "crop_share": [0.4, 0.6]})
+    assert changed.second_hand == 0
+    assert changed.pose == PoseSettings(single_fingers=0.5)
+    assert changed.crop_share == (0.4, 0.6)
+    assert replace(changed, second_hand=SceneSettings().second_hand, pose=PoseSettings()) == replace(
+        TRAINING_SCENES, crop_share=(0.4, 0.6)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"secnd_hand": 0}, r"scenes.secnd_hand does not exist: did you mean second_hand\?"),
+        ({"pose": {"fingers": 0}}, r"scenes.pose.fingers does not exist"),
+        ({"pose": 0}, r"scenes.pose is 0, wanted names and values of PoseSettings"),
+        ({"glove": "often"}, r"scenes.glove is 'often', wanted something like 0.05"),
+        ({"crop_share": [0.4]}, r"scenes.crop_share is \[0.4\], wanted something like"),
+    ],
+)
+def test_a_scene_setting_that_is_none_is_refused_by_name(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        training_scenes(changes)
+
+
+def test_sets_of_other_scenes_lie_beside_each_other(tmp_path):
+    plain = SyntheticData(directory=tmp_path, count=2, size=64)
+    bare = plain.model_copy(update={"scenes": {"object": 0, "stray_object": 0}})
+    assert training_pack(bare, 1).meta["settings"]["object"] == 0
+    assert training_pack(plain, 1).meta["settings"]["object"] == SceneSettings().object
+    assert len(list(tmp_path.iterdir())) == 2

@@ -5,15 +5,20 @@ Step s is made of the examples s * batch_size to (s + 1) * batch_size - 1, which
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_type_hints
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,6 +30,7 @@ from handmesh.data.labels import PROTOCOLS
 from handmesh.data.mix import Mixture
 from handmesh.data.photos import PhotoSource
 from handmesh.data.sample import HandSample
+from handmesh.errors import ConfigError
 from handmesh.hand import HandArrays, builtin_hand
 from handmesh.processors import usable_processors
 from handmesh.synth import Backgrounds, Pack, SceneSettings, render_pack
@@ -124,7 +130,7 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
         unseen = held_out_pack(data.synthetic, count, data.synthetic.workers, progress, hand)
         held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
     if data.live is not None:
-        live = SyntheticData(directory=data.live.directory, seed=data.live.seed, size=data.live.size)
+        live = SyntheticData.model_validate(data.live.model_dump(include={"directory", "seed", "size", "scenes"}))
         unseen = held_out_pack(live, count, data.live.workers, progress, hand)
         held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
     photos = [] if data.freihand is None else [freihand_source(data.freihand, config, hand)]
@@ -168,9 +174,44 @@ def _pack(
     hand: HandArrays | None,
 ) -> Pack:
     other = "" if hand is None or hand.sha256 == builtin_hand().sha256 else f"-hand{hand.sha256[:8]}"
-    path = settings.directory / f"{kind}-{count}-{settings.size}px-seed{settings.seed}{other}"
+    changed = f"-scenes{_digest(settings.scenes)}" if settings.scenes else ""
+    path = settings.directory / f"{kind}-{count}-{settings.size}px-seed{settings.seed}{other}{changed}"
     cores = workers or usable_processors()
-    return render_pack(path, count, seed, settings.size, TRAINING_SCENES, cores, progress, hand=hand)
+    return render_pack(path, count, seed, settings.size, training_scenes(settings.scenes), cores, progress, hand=hand)
+
+
+def training_scenes(changes: Mapping[str, Any]) -> SceneSettings:
+    """What training draws, with some settings changed: names of fields, nested for nested ones, and their values.
+
+    Raises ConfigError for a field that does not exist or a value that is none of it.
+    """
+    return _changed(TRAINING_SCENES, changes, "scenes")
+
+
+def _changed(settings: Any, changes: Mapping[str, Any], where: str) -> Any:
+    types = get_type_hints(type(settings))
+    values = {}
+    for name, value in changes.items():
+        if name not in types:
+            close = get_close_matches(str(name), types, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(types)}."
+            raise ConfigError(f"{where}.{name} does not exist: {hint}")
+        current = getattr(settings, name)
+        if is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}.{name} is {value!r}, wanted names and values of {type(current).__name__}.")
+            values[name] = _changed(current, value, f"{where}.{name}")
+            continue
+        try:
+            values[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise ConfigError(f"{where}.{name} is {value!r}, wanted something like {current}: {problem}.") from None
+    return replace(settings, **values)
+
+
+def _digest(changes: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def freihand_source(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from handmesh.config import LiveData, TrainConfig
 from handmesh.data.augment_gpu import BatchAugmenter, LabelledCrops, Renders, picture_bank
-from handmesh.data.batches import TRAINING_SCENES, HandBatch, resolution_at
+from handmesh.data.batches import HandBatch, resolution_at, training_scenes
 from handmesh.hand import JOINT_NAMES, VERTEX_COUNT, HandArrays
 from handmesh.processors import usable_processors
 from handmesh.synth.backgrounds import draw_distractors, procedural_background
@@ -78,7 +78,8 @@ def live_batches(
     generator = torch.Generator(device)
     drawn = 0
     first_render, workers = first_step * _RENDERS_PER_STEP, live.workers or max(1, usable_processors() - 1)
-    with RenderFarm(hand, TRAINING_SCENES, live.size, live.seed, first=first_render, workers=workers) as farm:
+    scenes = training_scenes(live.scenes)
+    with RenderFarm(hand, scenes, live.size, live.seed, first=first_render, workers=workers) as farm:
         # The workers start while the backgrounds are drawn here.
         augment = BatchAugmenter(*_pictures(live, device), config.augmentation)
         ring.put(farm.take(at_least=live.start))

@@ -1,6 +1,6 @@
 """Renders on many cores into shared memory, for as long as somebody takes them out.
 
-    with RenderFarm(builtin_hand(), TRAINING_SCENES, size=160, seed=0, workers=15) as farm:
+    with RenderFarm(builtin_hand(), SceneSettings(), size=160, seed=0, workers=15) as farm:
         harvest = farm.take(at_least=1000)          # waits; without a number: what is ready now
 
 Sample i depends on (seed, i) and the settings only; in which order samples arrive depends on the machine. Every worker
