@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.config import PhotoAugmentation, parse_config
-from handmesh.data.batches import TrainingStream
+from handmesh.config import PhotoAugmentation, PhotoData, TrainConfig, parse_config
+from handmesh.data.batches import TrainingStream, jsonl_source
 from handmesh.data.check import check
 from handmesh.data.jsonl import MAX_LINE_BYTES, JsonlData
 from handmesh.data.labels import BOX, FRAME, crop_sample
@@ -333,6 +333,16 @@ def test_meshes_of_another_hand_are_left_out(sources):
         assert sample.joints_known
         assert sample.keypoint_known.all()
         assert not any((sample.vertices_known, sample.pose_known, sample.betas_known))
+
+
+def test_labels_of_another_hand_are_known_from_their_record(synthetic, folder, stand_in_mano, caplog):
+    """A set that `handmesh synth` drew says whose hand it is; of others nothing is known but what the run trains."""
+    settings, config = PhotoData(path=synthetic), TrainConfig()
+    assert jsonl_source(settings, 0, config, builtin_hand())[0].same_hand
+    assert not jsonl_source(settings, 0, config, stand_in_mano)[0].same_hand
+    assert "are those of the hand builtin" in caplog.text
+    unnamed = written(folder, {"betas": [0.0] * 10})
+    assert jsonl_source(PhotoData(path=unnamed.path), 0, config, stand_in_mano)[0].same_hand
 
 
 def test_gains_change_colours_and_no_label(sources):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -21,7 +22,7 @@ from handmesh.config import Augmentation, FreiHandData, PhotoData, SyntheticData
 from handmesh.data.augment import augment
 from handmesh.data.freihand import FreiHand, Split, split_by_annotation
 from handmesh.data.jsonl import JsonlData
-from handmesh.data.labels import PROTOCOLS
+from handmesh.data.labels import PROTOCOLS, LabelledHand
 from handmesh.data.mix import Mixture
 from handmesh.data.photos import PhotoSource
 from handmesh.data.sample import HandSample
@@ -128,7 +129,7 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
         unseen = held_out_pack(live, count, data.live.workers, progress, hand)
         held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
     photos = [] if data.freihand is None else [freihand_source(data.freihand, config, hand)]
-    photos += [jsonl_source(settings, number, config) for number, settings in enumerate(data.photos)]
+    photos += [jsonl_source(settings, number, config, hand) for number, settings in enumerate(data.photos)]
     for training, watched in photos:
         sources.append(training)
         if watched is not None:
@@ -198,26 +199,39 @@ def freihand_test_set(settings: FreiHandData, config: TrainConfig, hand: HandArr
 
 def _freihand(settings: FreiHandData, split: Split, hand: HandArrays) -> tuple[FreiHand, bool]:
     data = FreiHand(settings.directory, split)
-    name, sha256 = data.meta["hand"]["name"], data.meta["hand"]["sha256"]
-    if not data.belongs_to(hand):
-        logger.warning(
-            "The meshes of %s are those of the hand %r, and this run trains another: its joints and keypoints are "
-            "used, its vertices, poses and shapes are not (for them: --hand-model mano).",
-            data.path,
-            name if sha256 is None else f"{name} ({sha256[:12]})",
-        )
+    if not data.labelled_hand.is_(hand):
+        _say_other_hand(data.path, data.labelled_hand)
         return data, False
     return FreiHand(settings.directory, split, hand), True
 
 
-def jsonl_source(settings: PhotoData, number: int, config: TrainConfig) -> tuple[PhotoSource, PhotoSource | None]:
+def _say_other_hand(path: Path, labelled: LabelledHand) -> None:
+    logger.warning(
+        "The meshes of %s are those of the hand %s, and this run trains another: its joints and keypoints are used, "
+        "its vertices, poses and shapes are not%s.",
+        path,
+        labelled,
+        " (for them: --hand-model mano)" if labelled.name == "mano" else "",
+    )
+
+
+def jsonl_source(
+    settings: PhotoData, number: int, config: TrainConfig, hand: HandArrays
+) -> tuple[PhotoSource, PhotoSource | None]:
     """Photographs of a JSONL file, and what of them is held out."""
     data = JsonlData(settings.path)
+    same_hand = data.labelled_hand is None or data.labelled_hand.is_(hand)
+    if not same_hand and data.labelled_hand is not None:
+        _say_other_hand(data.path, data.labelled_hand)
     order = np.random.default_rng((settings.split_seed, 0x50484F54)).permutation(len(data))
     kept = round(settings.validation * len(data))
     name, protocol = f"photos{number}", PROTOCOLS[settings.crop]
-    source = PhotoSource(name, data, protocol, settings.weight, np.sort(order[kept:]), config.photo_augmentation)
-    watched = PhotoSource(name, data, protocol, indices=_spread(np.sort(order[:kept]), config.evaluation_count))
+    source = PhotoSource(
+        name, data, protocol, settings.weight, np.sort(order[kept:]), config.photo_augmentation, same_hand=same_hand
+    )
+    watched = PhotoSource(
+        name, data, protocol, indices=_spread(np.sort(order[:kept]), config.evaluation_count), same_hand=same_hand
+    )
     return source, watched if kept else None
 
 

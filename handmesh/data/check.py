@@ -21,7 +21,7 @@ from handmesh.data.freihand import (
 from handmesh.data.jsonl import LABELS_FILE, JsonlData, parse_labels
 from handmesh.data.labels import HandLabels
 from handmesh.errors import AssetError, DataError, ImageError
-from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, HandArrays, builtin_hand
+from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand
 from handmesh.image import MAX_BYTES, read_header
 from handmesh.mano_file import load_hand
 from handmesh.metrics import pa_mean_error
@@ -183,16 +183,10 @@ def _measure(chunk: dict[str, Floats], hand: HandArrays | None, sums: _Sums) -> 
     if hand is None or verts is None:
         return
     if xyz is not None:
-        sums.add("joints", np.linalg.norm(joints_of(verts, hand) - xyz, axis=-1))
+        sums.add("joints", np.linalg.norm(hand.joints_of(verts) - xyz, axis=-1))
     if "mano" in chunk:
         decoded = _decoded_vertices(chunk["mano"], K, hand)
         sums.add("mano", np.linalg.norm(decoded - verts, axis=-1))
-
-
-def joints_of(vertices: Floats, hand: HandArrays) -> Floats:
-    """(*B, 778, 3) -> (*B, 21, 3): FreiHAND's joints, regressed from the posed mesh, and its fingertip vertices."""
-    joints = np.concatenate([hand.J_regressor @ vertices, vertices[..., list(FINGERTIP_VERTICES), :]], axis=-2)
-    return joints[..., list(JOINTS_FROM_MANO), :]
 
 
 def _decoded_vertices(parameters: Floats, K: Floats, hand: HandArrays) -> Floats:

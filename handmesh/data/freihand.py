@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 from handmesh.anatomy import rotation_from_vector
 from handmesh.camera import Intrinsics
 from handmesh.data.json_arrays import iterate_json_array, read_json_array
-from handmesh.data.labels import HandLabels, RawSample
+from handmesh.data.labels import HandLabels, LabelledHand, RawSample
 from handmesh.errors import DataError
-from handmesh.hand import FINGERTIP_VERTICES, HandArrays, builtin_hand
+from handmesh.hand import FINGERTIP_VERTICES, HandArrays
 
 __all__ = [
     "FreiHand",
@@ -61,6 +61,7 @@ IMAGE_SIZE = 224  # px
 FORMAT = 1  # of the prepared folder; raised when files or their meaning change
 PREPARED = "prepared"  # the folder's name inside the data set's own
 ABOUT = "handmesh.json"  # names the hand of a synthetic set in FreiHAND's form; the real one does not have it
+PUBLISHED_HAND = LabelledHand("mano", None)  # the real one's
 
 # name -> (shape of one annotation, dtype on disk). Vertices are float32: 0.06 micrometres at a metre.
 ARRAYS: dict[str, tuple[tuple[int, ...], str]] = {
@@ -488,13 +489,22 @@ class _Sources:
         """Which hand the labels belong to: MANO, unless the set says otherwise."""
         if self.has(ABOUT):
             with self.open(ABOUT) as file:
-                content = file.read(1 << 16)
-            try:
-                about = json.loads(content)
-                return {"name": str(about["hand"]), "sha256": str(about["hand_sha256"])}
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{self.where(ABOUT)} cannot be read ({error!r}).") from error
-        return {"name": "mano", "sha256": None} if before is None else dict(before["hand"])
+                return dict(vars(_read_about(file.read(1 << 16), self.where(ABOUT))))
+        return dict(vars(PUBLISHED_HAND)) if before is None else dict(before["hand"])
+
+
+def _read_about(content: bytes, where: str) -> LabelledHand:
+    try:
+        about = json.loads(content)
+        return LabelledHand(str(about["hand"]), str(about["hand_sha256"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{where} cannot be read ({error!r}).") from error
+
+
+def labelled_hand_of(folder: Path) -> LabelledHand:
+    """Whose hand an unpacked FreiHAND's labels are: MANO's, unless its `ABOUT` says otherwise. Raises DataError."""
+    file = folder / ABOUT
+    return _read_about(file.read_bytes(), str(file)) if file.is_file() else PUBLISHED_HAND
 
 
 def _looks_unpacked(root: Path) -> bool:
@@ -545,11 +555,10 @@ class FreiHand:
         self.split: Split = split
         self.hands_mean = None if hand is None else hand.hands_mean
 
-    def belongs_to(self, hand: HandArrays) -> bool:
-        """Whether its vertices, poses and shapes are those of this hand. The published data are MANO's."""
-        return hand.sha256 == self.meta["hand"]["sha256"] or (
-            self.meta["hand"]["sha256"] is None and hand.sha256 != builtin_hand().sha256
-        )
+    @property
+    def labelled_hand(self) -> LabelledHand:
+        """Whose vertices, poses and shapes it holds. The published data are MANO's."""
+        return LabelledHand(self.meta["hand"]["name"], self.meta["hand"]["sha256"])
 
     @property
     def annotation_count(self) -> int:
