@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from handmesh.camera import Intrinsics
 from handmesh.crop import CropTransform
 from handmesh.data import freihand, json_arrays
-from handmesh.data.check import ZERO_SCORES_CM, check
+from handmesh.data.check import ZERO_SCORES_CM, check, check_freihand
 from handmesh.data.freihand import (
     FreiHand,
     available_splits,
@@ -786,6 +786,21 @@ def test_a_wrong_order_of_joints_is_caught(own_prepared):
     xyz = np.load(path)
     np.save(path, xyz[:, [0, *range(17, 21), *range(13, 17), *range(9, 13), *range(5, 9), *range(1, 5)]])
     assert verdicts(own_prepared)["training: joints regressed from vertices"] is False
+
+
+def test_a_synthetic_set_of_mano_is_not_taken_for_the_real_one(stand_in_mano, backgrounds, tmp_path):
+    """It was asked for 32,560 annotations, since its hand is called mano as the real one's is."""
+    folder = tmp_path / "FreiHAND"
+    write_like_freihand(folder, 2, 1, hand=stand_in_mano, hand_name="mano", backgrounds=backgrounds)
+    prepare(folder)
+    rows = check(folder)
+    assert all(row.passed is not False for row in rows), [row for row in rows if row.passed is False]
+    (decoded,) = (row for row in rows if row.subject == "training: MANO parameters, decoded again")
+    assert decoded.passed
+    theirs = check_freihand(folder, hand=builtin_hand())
+    (decoded,) = (row for row in theirs if row.subject == "training: MANO parameters, decoded again")
+    assert decoded.passed is None
+    assert "of the hand mano" in decoded.found
 
 
 def test_the_real_set_is_held_to_its_real_counts(own_source, monkeypatch, tmp_path):

@@ -68,15 +68,17 @@ def check_freihand(
 ) -> list[CheckRow]:
     """All claims about a prepared FreiHAND. `hand` is the model of its labels; by default the one that it names."""
     splits = available_splits(directory)
-    meta = FreiHand(directory, splits[0]).meta
-    synthetic = meta["hand"]["name"] != "mano"
+    labelled = FreiHand(directory, splits[0]).labelled_hand
+    synthetic = labelled.sha256 is not None  # one that `handmesh synth --like-freihand` drew, of whichever hand
     rows: list[CheckRow] = []
     why_no_hand = ""
     if hand is None:
         try:
-            hand = builtin_hand() if synthetic else load_hand("mano")
+            hand = builtin_hand() if labelled.is_(builtin_hand()) else load_hand("mano")
         except AssetError:
             why_no_hand = "not checked: needs MANO, run `handmesh mano add MANO_RIGHT.pkl`"
+    if hand is not None and synthetic and not labelled.is_(hand):
+        why_no_hand, hand = f"not checked: of the hand {labelled}, and here is {hand.sha256[:12]}", None
     for split in splits:
         data = FreiHand(directory, split)
         rows += [_labelled(row, split) for row in _check_split(data, hand, why_no_hand, synthetic, images, progress)]
