@@ -262,6 +262,28 @@ def test_images_may_be_deleted_once_they_are_packed(own_source):
     assert FreiHand(own_source).mask(5).any()
 
 
+def test_packed_images_stay_packed(own_source):
+    """Prepared again without --pack, the packed files were forgotten and left lying about."""
+    out = prepare(own_source, pack=True)
+    before = listing(out)
+    prepare(own_source)
+    assert listing(out) == before
+    changed = own_source / "training" / "rgb" / "00000000.jpg"
+    changed.write_bytes((own_source / "training" / "rgb" / "00000001.jpg").read_bytes())
+    prepare(own_source)
+    assert FreiHand(out).image_bytes(0) == changed.read_bytes()
+
+
+def test_the_result_may_lie_behind_a_link(own_source, tmp_path):
+    """As on clusters, whose fast disks are elsewhere; and with what macOS leaves in folders that it has unpacked."""
+    elsewhere = tmp_path / "a" / "fast" / "disk"
+    elsewhere.mkdir(parents=True)
+    (own_source / "prepared").symlink_to(elsewhere)
+    (own_source / "training" / "rgb" / "._00000000.jpg").write_bytes(b"Mac OS X")
+    prepare(own_source)
+    assert FreiHand(own_source).image_bytes(1) == (own_source / "training" / "rgb" / "00000001.jpg").read_bytes()
+
+
 def test_what_has_changed_is_done_again_and_nothing_else(own_source, tmp_path):
     out = prepare(own_source, tmp_path / "out")
     scale = (annotations(own_source, "training", "scale") * 2).tolist()

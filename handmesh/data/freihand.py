@@ -78,6 +78,7 @@ _MEMBER = re.compile(
     r"(?:.*/)?(handmesh\.json|(?:training|evaluation)_(?:K|scale|xyz|mano|verts)\.json"
     r"|(?:training|evaluation)/(?:rgb|mask)/\d{8}\.jpg)"
 )
+_IMAGE_NAME = re.compile(r"\d{8}\.jpg")  # not what macOS and others leave beside: ._00000000.jpg
 _MAX_JPEG_BYTES = 4 << 20  # a FreiHAND photograph has some 20 kB
 _PACK_BATCH = 500  # images between two marks that an interrupted run can go on from
 
@@ -244,12 +245,14 @@ def _prepare_images(
         return None
     _check_image_count(sources, folder, count, annotations, split, kind)
     unpacked = sources.folder_of(folder)
-    if unpacked is not None and not pack:
-        return {"count": count, "folder": os.path.relpath(unpacked, out)}
     data_file, index_file = out / f"{split}_{kind}.bin", out / f"{split}_{kind}.index.npy"
     source = sources.fingerprint_of_images(folder, count)
     record = done.get(data_file.name)
-    if record is None or record["source"] != source or not (data_file.exists() and index_file.exists()):
+    packed = record is not None and record["source"] == source and data_file.exists() and index_file.exists()
+    if unpacked is not None and not pack and not packed:
+        # Between the places themselves: one of them may be a link to another disk.
+        return {"count": count, "folder": os.path.relpath(unpacked.resolve(), out.resolve())}
+    if not packed:
         _pack_images(sources, folder, count, data_file, index_file, source, report)
         done[data_file.name] = {"source": source, "count": count}
         _write_mark(out, data_file.name, done[data_file.name])
@@ -459,7 +462,7 @@ class _Sources:
                 folder = f"{split}/{kind}"
                 if (unpacked := self.folder_of(folder)) is not None:
                     with os.scandir(unpacked) as entries:
-                        counts[folder] = sum(entry.name.endswith(".jpg") for entry in entries)
+                        counts[folder] = sum(_IMAGE_NAME.fullmatch(entry.name) is not None for entry in entries)
                 else:
                     named = {name for archive in self.archives for name in archive.members}
                     counts[folder] = sum(name.startswith(f"{folder}/") for name in named)
