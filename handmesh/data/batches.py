@@ -22,10 +22,11 @@ from handmesh.config import Augmentation, FreiHandData, PhotoData, SyntheticData
 from handmesh.data.augment import augment
 from handmesh.data.freihand import FreiHand, Split, split_by_annotation
 from handmesh.data.jsonl import JsonlData
-from handmesh.data.labels import PROTOCOLS, LabelledHand
+from handmesh.data.labels import PROTOCOLS, CropProtocol, LabelledHand
 from handmesh.data.mix import Mixture
 from handmesh.data.photos import PhotoSource
 from handmesh.data.sample import HandSample
+from handmesh.errors import DataError, HandMeshError
 from handmesh.hand import HandArrays, builtin_hand
 from handmesh.processors import usable_processors
 from handmesh.synth import Backgrounds, Pack, SceneSettings, render_pack
@@ -226,6 +227,7 @@ def jsonl_source(
     order = np.random.default_rng((settings.split_seed, 0x50484F54)).permutation(len(data))
     kept = round(settings.validation * len(data))
     name, protocol = f"photos{number}", PROTOCOLS[settings.crop]
+    _check_lines(data, protocol)
     source = PhotoSource(
         name, data, protocol, settings.weight, np.sort(order[kept:]), config.photo_augmentation, same_hand=same_hand
     )
@@ -233,6 +235,19 @@ def jsonl_source(
         name, data, protocol, indices=_spread(np.sort(order[:kept]), config.evaluation_count), same_hand=same_hand
     )
     return source, watched if kept else None
+
+
+def _check_lines(data: JsonlData, protocol: CropProtocol) -> None:
+    """Rather now than after hours: is every label sound, every image there, and a crop to be had of it?"""
+    for index in range(len(data)):
+        labels, image = data.labels(index), data.image_path(index)
+        if protocol.share is None and labels.hand_box() is None:
+            raise DataError(
+                f"{data.where(index)} has no box, and no keypoints to make one from: give one of them, or set this "
+                "source's crop to frame."
+            )
+        if not image.is_file():
+            raise DataError(f"{data.where(index)}: there is no image {image}.")
 
 
 def _spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -302,19 +317,45 @@ def collate(samples: Sequence[HandSample]) -> HandBatch:
 def training_batches(
     sources: Sequence[Source], config: TrainConfig, first_step: int, rank: int = 0, ranks: int = 1
 ) -> Generator[HandBatch, None, None]:
-    """Of the batches of steps `first_step` to `config.steps`, the part of process `rank` of `ranks`."""
+    """Of the batches of steps `first_step` to `config.steps`, the part of process `rank` of `ranks`.
+
+    Raises DataError or ImageError for a sample that cannot be read, in whichever process that was found out.
+    """
     loader = DataLoader(
-        TrainingStream(sources, config),
+        _Answers(TrainingStream(sources, config)),
         batch_size=config.batch_size // ranks,
         sampler=_Share(config.batch_size, range(first_step, config.steps), rank, ranks),
         num_workers=config.loader_workers,
         prefetch_factor=6 if config.loader_workers else None,
-        collate_fn=collate,
+        collate_fn=_collate_answers,
         worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from torch's own at every start, and resuming would differ
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, HandMeshError):
+            raise batch
+        yield batch
+
+
+class _Answers(Dataset["HandSample | HandMeshError"]):
+    """A stream whose errors are answers: what a worker process raises arrives as the text of its traceback."""
+
+    def __init__(self, stream: TrainingStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, g: int) -> HandSample | HandMeshError:
+        try:
+            return self.stream[g]
+        except HandMeshError as error:
+            return error
+
+
+def _collate_answers(answers: Sequence[HandSample | HandMeshError]) -> HandBatch | HandMeshError:
+    samples = [answer for answer in answers if not isinstance(answer, HandMeshError)]
+    if len(samples) == len(answers):
+        return collate(samples)
+    return next(answer for answer in answers if isinstance(answer, HandMeshError))
 
 
 class _Share:

@@ -307,7 +307,7 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
     problems: list[str] = []
     image_problems: list[str] = []
     tallies = dict.fromkeys(("box", "intrinsics", "keypoints", "joints", "vertices", "pose", "betas"), 0)
-    left = outside = points = 0
+    left = outside = points = croppable = opened = 0
     agreement: list[float] = []
     for index in range(count):
         labels, size = None, None
@@ -315,6 +315,7 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
             record = data.record(index)
             labels = parse_labels(record, data.where(index))
             if index in chosen:
+                opened += 1
                 size = _image_size(data.path.parent / record["image"])
         except DataError as error:
             problems.append(str(error))
@@ -324,6 +325,7 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
             left += labels.handedness == "left"
             for name in tallies:
                 tallies[name] += getattr(labels, name) is not None
+            croppable += labels.hand_box() is not None
             agreement += _disagreement_px(labels)
             if size is not None and (seen := labels.keypoints_or_projection()) is not None:
                 known = seen[0][seen[1]]
@@ -336,13 +338,13 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
         CheckRow("lines", "objects with known keys and sound values", _problems(problems, count), not problems),
         CheckRow("labels", "any subset", f"{there}; {left} left hands of {count}", None),
         CheckRow(
-            f"{len(chosen)} images opened", "JPEG, PNG or WebP", _problems(image_problems, len(chosen)),
-            not image_problems,
+            f"{opened} images opened", "JPEG, PNG or WebP", _problems(image_problems, opened),
+            not image_problems if opened else None,
         ),
         CheckRow(
             "a box or keypoints", "on every line, for crops around the hand",
-            f"{tallies['box']} boxes, {tallies['keypoints']} with keypoints",
-            max(tallies["box"], tallies["keypoints"]) == count or None,
+            f"on {croppable} of {count}" + ("" if croppable == count else ": crop: frame will do, crop: box will not"),
+            croppable == count or None,
         ),
     ]  # fmt: skip
     if points:
