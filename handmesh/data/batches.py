@@ -26,7 +26,7 @@ from handmesh.data.labels import PROTOCOLS, CropProtocol, LabelledHand
 from handmesh.data.mix import Mixture
 from handmesh.data.photos import PhotoSource
 from handmesh.data.sample import HandSample
-from handmesh.errors import DataError, HandMeshError
+from handmesh.errors import ConfigError, DataError, HandMeshError
 from handmesh.hand import HandArrays, builtin_hand
 from handmesh.processors import usable_processors
 from handmesh.synth import Backgrounds, Pack, SceneSettings, render_pack
@@ -115,11 +115,17 @@ class RunData(NamedTuple):
 def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None = None) -> RunData:
     """All sources of a run, rendered now where they are synthetic and not there yet.
 
-    Raises DataError for what is missing or does not belong to `hand`.
+    Raises DataError for what is missing or does not belong to `hand`, ConfigError for a choice that cannot be made.
     """
     sources: list[Source] = []
     held_out: list[HeldOut] = []
     data, count = config.data, config.evaluation_count
+    test_set: PhotoSource | None = None
+    # Photographs first: what is wrong with them is known in seconds, while rendering may take hours.
+    photos = [] if data.freihand is None else [freihand_source(data.freihand, config, hand)]
+    photos += [jsonl_source(settings, number, config, hand) for number, settings in enumerate(data.photos)]
+    if config.select == "test_set" and data.freihand is not None:
+        test_set = freihand_test_set(data.freihand, config, hand)
     if data.synthetic is not None:
         pack = training_pack(data.synthetic, data.synthetic.workers, progress, hand)
         sources.append(PackSource(pack, config.augmentation, config.seed, data.synthetic.weight))
@@ -129,14 +135,17 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
         live = SyntheticData(directory=data.live.directory, seed=data.live.seed, size=data.live.size)
         unseen = held_out_pack(live, count, data.live.workers, progress, hand)
         held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
-    photos = [] if data.freihand is None else [freihand_source(data.freihand, config, hand)]
-    photos += [jsonl_source(settings, number, config, hand) for number, settings in enumerate(data.photos)]
     for training, watched in photos:
         sources.append(training)
         if watched is not None:
             held_out.append(watched)
-    if config.select == "test_set" and data.freihand is not None:
-        held_out.append(freihand_test_set(data.freihand, config, hand))
+    if test_set is not None:
+        held_out.append(test_set)
+    if config.select == "validation" and not held_out:
+        raise ConfigError(
+            "select: validation needs samples that are held out: set the validation of data.freihand or of a file "
+            "in data.photos above 0, or select: last."
+        )
     for source in sources:
         logger.info("%s: %d samples, weight %g", source.name, len(source), source.weight)
     return RunData(sources, held_out)
