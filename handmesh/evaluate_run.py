@@ -169,6 +169,9 @@ def _predict(
         facts["margin"] = request.margin
     if request.protocol != PREDICT and views.passes > 1:
         facts["tta"] = f"{views.name}, {views.passes} passes"
+    trained = engine.record.get("training", {}).get("crops", {}).get("freihand")
+    if data.kind == "FreiHAND" and trained is not None and not request.protocol.startswith(trained):
+        facts["trained on"] = f"crops of protocol {trained!r}: --protocol {trained} shows it what it knows"
     if answers.remark:
         facts["remark"] = answers.remark
     return answers.points, answers.keypoints, facts
@@ -239,7 +242,7 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    for key in ("protocol", "tta", "remark", "true meshes", "time per image", "ground truth"):
+    for key in ("protocol", "trained on", "tta", "remark", "true meshes", "time per image", "ground truth"):
         if key in result.run:
             console.print(f"{key}: {result.run[key]}", markup=False, highlight=False, soft_wrap=True)
     console.print("Written: " + ", ".join(map(str, result.files)), markup=False, highlight=False, soft_wrap=True)

@@ -290,6 +290,7 @@ def write_model(
         "steps": steps,
         "samples": steps * config.batch_size,
         "held_out": scores,
+        "crops": _crops(config),
         "selected_by": {"last": "last evaluation", "validation": "validation", TEST_SET: "test set"}[config.select],
     }
     save_model(directory / "model.safetensors", averaged, training=training)
@@ -303,6 +304,13 @@ def write_model(
     hand = {"name": config.model.hand, "sha256": averaged.hand.sha256}
     content = {"model": "model.safetensors", **training, "of_steps": config.steps, "hand": hand, "remark": remark}
     write_json(directory / "scores.json", content)
+
+
+def _crops(config: TrainConfig) -> dict[str, str]:
+    """The protocol that photographs were cropped by, source by source: scores are to be had under the same one."""
+    freihand, photos = config.data.freihand, config.data.photos
+    crops: dict[str, str] = {} if freihand is None else {"freihand": freihand.crop}
+    return crops | {f"photos{number}": source.crop for number, source in enumerate(photos)}
 
 
 def _is_stopped(stops: Callable[[], bool] | None, done: int, ranks: Ranks) -> bool:

@@ -155,7 +155,8 @@ def test_a_run_leaves_a_record_of_itself(tiny_config, tmp_path):
     assert steps == [1, 2, 2]
     scores = records(tmp_path / "run")[-1]["held_out"]
     model, record = load_model(path)
-    assert record["training"] == {"steps": 2, "samples": 4, "held_out": scores, "selected_by": "last evaluation"}
+    told = {"steps": 2, "samples": 4, "held_out": scores, "crops": {}, "selected_by": "last evaluation"}
+    assert record["training"] == told
     assert not model.folded
     final = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert final["held_out"] == scores

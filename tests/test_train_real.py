@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,9 @@ def test_the_journey_from_archives_to_scores(freihand, tmp_path):
     assert 0 < scores["held_out"]["freihand_pa_mpjpe_mm"] < 60
 
     request = EvaluationRequest(data=freihand, model=str(path), protocol="metro", out=tmp_path / "scores", report=False)
-    run_evaluation(request, lambda *_: None)
+    assert "trained on" not in run_evaluation(request).run
+    other = replace(request, protocol="frame", limit=2, out=tmp_path / "other")
+    assert "--protocol metro" in run_evaluation(other).run["trained on"]
     official = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert 0 < official["xyz_al_mean3d"] < 6, "cm"
 
