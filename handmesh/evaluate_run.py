@@ -224,7 +224,11 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
         row(name, dict(zip(PAPER_KEYS, values, strict=True)), "dim")
     console.print(table)
 
-    unaligned = {key: evaluation.official[key] for key in UNALIGNED_KEYS}
+    unaligned = {
+        key: evaluation.official[key]
+        for key in UNALIGNED_KEYS
+        if not key.startswith("mesh") or evaluation.curves.vertices is not None  # not the official -1 for "none"
+    }
     if evaluation.camera_coordinates:
         listed = ", ".join(f"{key} {value:.4f}{' cm' if 'mean' in key else ''}" for key, value in unaligned.items())
         console.print(f"Unaligned: {listed}", highlight=False, soft_wrap=True)
