@@ -33,6 +33,7 @@ from handmesh.data.check import check
 from handmesh.data.freihand import prepare
 from handmesh.data.like_freihand import write_like_freihand
 from handmesh.distributed import Ranks
+from handmesh.engine import open_engine
 from handmesh.errors import AssetError, CheckpointError, ConfigError, DataError
 from handmesh.evaluate_run import EvaluationRequest, run_evaluation
 from handmesh.hand import builtin_hand
@@ -207,13 +208,16 @@ def test_a_run_on_mano_needs_mano_and_names_it(settings, stand_in_mano, tmp_path
     config = parse_config(settings(steps=1, model={"backbone": "fastvit_t8", "resolution": 64, "hand": "mano"}), "test")
     (source,), _ = open_data(config, stand_in_mano)
     assert not source.same_hand
-    model, record = load_model(train(config, tmp_path / "run"))
+    path = train(config, tmp_path / "run")
+    model, record = load_model(path)
     assert record["hand_sha256"] == model.hand.sha256 == stand_in_mano.sha256
     first = records(tmp_path / "run")[0]
     assert first["vertices"] == first["betas"] == first["pose"] == 0 < first["joints"]
     monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "nothing"))
     with pytest.raises(AssetError, match=r"(?s)no MANO model.*Register at https://mano"):
         train(config, tmp_path / "other")
+    with pytest.raises(AssetError, match=r"^There is no MANO model"):  # not that some runtime cannot run it
+        open_engine(str(path))
 
 
 def test_photographs_of_ones_own_and_freihand_make_one_run(settings, prepared, tmp_path):
