@@ -844,6 +844,15 @@ def test_the_real_set_is_held_to_its_real_counts(own_source, monkeypatch, tmp_pa
     assert zero.passed is None, "three images cannot score what 3,960 do"
 
 
+def test_labels_of_the_test_set_are_said_to_come_in_the_second_archive(own_source):
+    for name in ("xyz", "verts", "mano"):
+        (own_source / f"evaluation_{name}.json").unlink()
+    (own_source / "handmesh.json").unlink()
+    (labels,) = (row for row in check(prepare(own_source)) if row.subject == "evaluation: labels")
+    assert labels.passed is False
+    assert labels.found == "missing xyz, verts, mano: they come in a second archive, FreiHAND_pub_v2_eval.zip"
+
+
 def test_checking_what_is_not_prepared_says_how_to(source, tmp_path):
     with pytest.raises(DataError, match="run `handmesh data prepare"):
         check(tmp_path)

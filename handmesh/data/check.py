@@ -111,7 +111,10 @@ def _check_split(
     )  # fmt: skip
     if not synthetic or "xyz" in arrays:
         missing = [name for name in ("xyz", "verts", "mano", "scale") if name not in arrays]
-        yield CheckRow("labels", "K, scale, xyz, verts, mano", _or_none("missing ", missing, "all there"), not missing)
+        found = _or_none("missing ", missing, "all there")
+        if missing and data.split == "evaluation":
+            found += ": they come in a second archive, FreiHAND_pub_v2_eval.zip"
+        yield CheckRow("labels", "K, scale, xyz, verts, mano", found, not missing)
     yield from _check_camera(arrays["K"])
 
     sums = _Sums()
