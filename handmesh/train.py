@@ -113,10 +113,10 @@ def train(
     with joined_ranks() as ranks, ExitStack() as stack:
         settings, device = config.model_dump(mode="json"), ranks.device
         _set_up(config, ranks)
-        hand = load_hand(config.model.hand)
+        hand = ranks.lead(lambda: load_hand(config.model.hand)) or load_hand(config.model.hand)
         state = _open_run(config, directory, resume, hand, ranks)
         if state is None:
-            _check_start(config)
+            ranks.lead(lambda: _check_start(config))
         data = _open_data(config, hand, ranks, on_render)
         config = config.model_copy(update={"steps": count_steps(config, data)})
         if ranks.first:
@@ -351,6 +351,12 @@ def _open_run(
         if resume and any(directory.glob("state-*.pt")):
             raise CheckpointError(f"No state in {directory} can be read: start again with another --out.")
         return None
+    ranks.lead(lambda: _check_state(state, config, directory, hand))
+    return state
+
+
+def _check_state(state: dict[str, Any], config: TrainConfig, directory: Path, hand: HandArrays) -> None:
+    """Is it of a run with these settings and this hand?"""
     if changes := _changes(parse_config(state["config"], f"the state in {directory}"), config):
         shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
         raise ConfigError(f"{directory} was started with other settings ({shown}): resume with those.")
@@ -360,7 +366,6 @@ def _open_run(
             f"now called {config.model.hand!r} ({hand.sha256[:12]}...): add that file again, or start with another "
             "--out."
         )
-    return state
 
 
 def _changes(before: TrainConfig, now: TrainConfig) -> list[str]:
