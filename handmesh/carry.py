@@ -121,8 +121,9 @@ def unpack(carried: Path, run: Path) -> Packed:
 
 def _reduced(state: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     if kind == "weights":
+        hand = {"hand_sha256": state.get("hand_sha256")}
         halved = {name: _converted(state[name], _half(name)) for name in ("average", "dense")}
-        return {"step": state["step"], "config": state["config"], "best": state.get("best", math.inf), **halved}
+        return {"step": state["step"], "config": state["config"], "best": state.get("best", math.inf), **hand, **halved}
     moments = _converted(state["optimizer"], lambda value: value.bfloat16() if value.ndim else value)
     return {**state, "optimizer": moments}
 

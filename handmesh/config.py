@@ -260,6 +260,8 @@ class TrainConfig(Settings):
             raise ValueError("pretrained and start_from are two beginnings: give one of them")
         if self.select == "test_set" and self.data.freihand is None:
             raise ValueError("select: test_set means FreiHAND's, and there is no data.freihand")
+        if self.select == "test_set" and self.data.freihand is not None and self.data.freihand.crop == "box":
+            raise ValueError("select: test_set goes with crop frame or metro: FreiHAND's test set gives no boxes")
         return self
 
 
@@ -325,6 +327,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 def _describe(problem: Any) -> str:
     path = [str(part) for part in problem["loc"]]
     name = ".".join(path)
+    if problem["type"] == "value_error":  # ours, and it says what was found
+        return f"{name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"])
     if problem["type"] != "extra_forbidden":
         return f"{name or 'settings'}: {problem['msg']}, found {problem['input']!r}"
     section: Any = TrainConfig

@@ -11,7 +11,7 @@ Only what drop path draws differs: each process has random numbers of its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from handmesh.errors import HandMeshError
 
 T = TypeVar("T")
 
@@ -45,6 +47,25 @@ class Ranks:
         """Until all are here."""
         if self.count > 1:
             dist.barrier()
+
+    def lead(self, work: Callable[[], T]) -> T | None:
+        """`work`, done by the first process while the others wait; None in those.
+
+        What it raises of ours ends them all: the first process with that error, the others without a word.
+        """
+        result: T | None = None
+        error: HandMeshError | None = None
+        if self.first:
+            try:
+                result = work()
+            except HandMeshError as caught:
+                error = caught
+        failed = any(self.gather(error is not None))
+        if error is not None:
+            raise error
+        if failed:
+            raise SystemExit(1)
+        return result
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of scalars with the same names everywhere: their means over all processes, in one message."""

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.errors import CheckpointError, ConfigError
+from handmesh.errors import CheckpointError, ConfigError, HandMeshError
 from handmesh.graph_cache import cached_graph, forget_graph
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.model_file import config_of, hand_of, read_record
@@ -379,6 +379,8 @@ def _loaded(path: Path, load: Callable[[Path | bytes], Loaded], kinds: type[Exce
     exported = path.suffix in (".onnx", ".xml")
     try:
         return load(path if exported else cached_graph(path))
+    except HandMeshError:  # of ours, before any graph: a missing file, or another hand
+        raise
     except kinds as error:
         if exported:
             raise CheckpointError(f"{path} cannot be run by {runtime}: {error}. Export it again.") from error

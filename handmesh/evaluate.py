@@ -115,22 +115,30 @@ class Evaluation:
 
 
 def evaluate(
-    truth: HandPoints, predicted: HandPoints, *, workers: int | None = None, progress: Progress | None = None
+    truth: HandPoints,
+    predicted: HandPoints,
+    *,
+    same_hand: bool = True,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Score predictions. `workers`: threads; None takes the processors that this process may use, at most eight.
 
+    `same_hand`: whether meshes of as many vertices have them in the same places. If not, only what needs no
+    correspondence is scored of them: F-scores, aligned by the joints.
     Raises DataError when the shapes do not fit. What can be scored but looks wrong (other units, another joint order,
     mirrored hands) is scored as the official tool would, and named in `warnings`.
     """
     _check_shapes(truth, predicted)
     count = len(truth.joints)
+    comparable = same_hand and _as_many_vertices(truth, predicted)
     threads = workers or min(
         8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     starts = range(0, count, _CHUNK)
     parts: list[_Part] = []
     with ThreadPoolExecutor(threads) as pool:  # numpy's SVD and scipy's trees run without Python's lock
-        for part in pool.map(lambda start: _score(truth, predicted, start), starts):
+        for part in pool.map(lambda start: _score(truth, predicted, start, comparable), starts):
             parts.append(part)
             if progress is not None:
                 progress(min(len(parts) * _CHUNK, count), count)
@@ -138,7 +146,6 @@ def evaluate(
     frames = FrameScores(
         *(np.concatenate([getattr(part.frames, f.name) for part in parts]) for f in fields(FrameScores))
     )
-    comparable = _comparable(truth, predicted)
     curves = _curves(frames, parts, comparable)
     per_frame = dict(zip(PAPER_KEYS, _per_frame_mm(frames, "aligned"), strict=True))
     rigid = dict(zip(PAPER_KEYS, _per_frame_mm(frames, "rigid"), strict=True))
@@ -292,8 +299,8 @@ class _Part(NamedTuple):
     vertex_sum: Array | None  # (V,)
 
 
-def _comparable(truth: HandPoints, predicted: HandPoints) -> bool:
-    """Whether vertices correspond; the official tool asks whether there are 778."""
+def _as_many_vertices(truth: HandPoints, predicted: HandPoints) -> bool:
+    """What the official tool takes for correspondence: it asks whether there are 778."""
     return (
         truth.vertices is not None
         and predicted.vertices is not None
@@ -301,7 +308,7 @@ def _comparable(truth: HandPoints, predicted: HandPoints) -> bool:
     )
 
 
-def _score(truth: HandPoints, predicted: HandPoints, start: int) -> _Part:
+def _score(truth: HandPoints, predicted: HandPoints, start: int, comparable: bool) -> _Part:
     chosen = slice(start, start + _CHUNK)
     joints, found = truth.joints[chosen], predicted.joints[chosen]
     similarity, rigid = metrics.find_similarity(joints, found), metrics.find_rigid_similarity(joints, found)
@@ -319,7 +326,6 @@ def _score(truth: HandPoints, predicted: HandPoints, start: int) -> _Part:
     if truth.vertices is None or predicted.vertices is None:
         return _Part(FrameScores(**scores), None, None)
     vertices, mesh = truth.vertices[chosen], predicted.vertices[chosen]
-    comparable = _comparable(truth, predicted)
     if comparable:
         similarity = metrics.find_similarity(vertices, mesh)
     aligned = similarity.apply(mesh)
@@ -449,7 +455,7 @@ def _warnings(truth: HandPoints, predicted: HandPoints) -> list[str]:
     clouds = [("xyz", truth.joints, predicted.joints)]
     if truth.vertices is not None and predicted.vertices is not None:
         clouds.append(("verts", truth.vertices, predicted.vertices))
-        if not _comparable(truth, predicted):
+        if not _as_many_vertices(truth, predicted):
             found.append(
                 f"The meshes have {predicted.vertices.shape[1]} vertices, the true ones {truth.vertices.shape[1]}: "
                 "mesh errors do not exist (the official tool prints -100 and -1), and aligned F-scores use the "

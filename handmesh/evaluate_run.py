@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from handmesh import __version__
+from handmesh.engine import Engine
 from handmesh.errors import ConfigError
 from handmesh.evaluate import (
     PAPER_KEYS,
@@ -74,16 +75,21 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
     Raises DataError, ImageError, CheckpointError, ConfigError and ExportError, each with one clear message.
     """
     assert request.data is not None
-    data = open_evaluation_set(request.data)
+    engine = None
+    if request.predictions is None:
+        from handmesh.engine import open_engine
+
+        engine = open_engine(request.model, threads=request.threads)
+    data = open_evaluation_set(request.data, None if engine is None else engine.hand)
     run: dict[str, Any] = {"handmesh": __version__, "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
     run |= {"test set": str(data.path), "frames": len(data), "machine": f"{platform.system()} {platform.machine()}"}
-    if request.predictions is not None:
+    if engine is None:
         points, keypoints, facts = _read(request, data, show)
     else:
         if request.limit is not None and request.limit < len(data):
             run["frames"] = f"the first {request.limit} of {len(data)}"
             data = data.first(request.limit)
-        points, keypoints, facts = _predict(request, data, show)
+        points, keypoints, facts = _predict(request, data, engine, show)
     run = {"subject": facts.pop("subject"), **facts, **run}
     note = _ground_truth_note(data)
     if note is not None:
@@ -92,7 +98,15 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
     def scored(done: int, total: int) -> None:
         show("scoring", done, total)
 
-    evaluation = evaluate(data.truth, points, workers=request.workers, progress=scored)
+    same_hand = engine is None or data.labelled_hand is None or data.labelled_hand.is_(engine.hand)
+    if not same_hand:
+        run["true meshes"] = (
+            f"those of {data.labelled_hand}, whose vertices are in other places than the model's: mesh errors do not "
+            "exist, and aligned F-scores use the alignment of the joints"
+        )
+    elif data.meshes is not None:
+        run["true meshes"] = data.meshes
+    evaluation = evaluate(data.truth, points, same_hand=same_hand, workers=request.workers, progress=scored)
     if keypoints is None and evaluation.camera_coordinates and data.intrinsics is not None:
         keypoints = _projected(points, data)
     if keypoints is not None and data.keypoints is not None and np.isfinite(keypoints).all():
@@ -127,12 +141,11 @@ def _read(
 
 
 def _predict(
-    request: EvaluationRequest, data: EvaluationSet, show: Show
+    request: EvaluationRequest, data: EvaluationSet, engine: Engine, show: Show
 ) -> tuple[HandPoints, Array | None, dict[str, Any]]:
-    from handmesh.engine import BUNDLED_MODEL, bundled_model_path, open_engine
+    from handmesh.engine import BUNDLED_MODEL, bundled_model_path
 
     views = parse_views(request.tta)
-    engine = open_engine(request.model, threads=request.threads)
     path = bundled_model_path() if request.model in (None, BUNDLED_MODEL) else Path(str(request.model))
     answers = predict_set(
         data,
@@ -156,6 +169,9 @@ def _predict(
         facts["margin"] = request.margin
     if request.protocol != PREDICT and views.passes > 1:
         facts["tta"] = f"{views.name}, {views.passes} passes"
+    trained = engine.record.get("training", {}).get("crops", {}).get("freihand")
+    if data.kind == "FreiHAND" and trained is not None and not request.protocol.startswith(trained):
+        facts["trained on"] = f"crops of protocol {trained!r}: --protocol {trained} shows it what it knows"
     if answers.remark:
         facts["remark"] = answers.remark
     return answers.points, answers.keypoints, facts
@@ -208,7 +224,11 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
         row(name, dict(zip(PAPER_KEYS, values, strict=True)), "dim")
     console.print(table)
 
-    unaligned = {key: evaluation.official[key] for key in UNALIGNED_KEYS}
+    unaligned = {
+        key: evaluation.official[key]
+        for key in UNALIGNED_KEYS
+        if not key.startswith("mesh") or evaluation.curves.vertices is not None  # not the official -1 for "none"
+    }
     if evaluation.camera_coordinates:
         listed = ", ".join(f"{key} {value:.4f}{' cm' if 'mean' in key else ''}" for key, value in unaligned.items())
         console.print(f"Unaligned: {listed}", highlight=False, soft_wrap=True)
@@ -226,7 +246,7 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    for key in ("protocol", "tta", "remark", "time per image", "ground truth"):
+    for key in ("protocol", "trained on", "tta", "remark", "true meshes", "time per image", "ground truth"):
         if key in result.run:
             console.print(f"{key}: {result.run[key]}", markup=False, highlight=False, soft_wrap=True)
     console.print("Written: " + ", ".join(map(str, result.files)), markup=False, highlight=False, soft_wrap=True)

@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.camera import Intrinsics
-from handmesh.data.freihand import PREPARED, FreiHand
+from handmesh.data.freihand import PREPARED, FreiHand, labelled_hand_of
 from handmesh.data.jsonl import JsonlData, parse_labels
-from handmesh.data.labels import HandLabels, RawSample
+from handmesh.data.labels import HandLabels, LabelledHand, RawSample
 from handmesh.errors import AssetError, DataError
 from handmesh.hand import BONES, JOINT_NAMES, VERTEX_COUNT, HandArrays, Handedness, builtin_hand
 from handmesh.image import read_image
@@ -34,7 +34,9 @@ Array = NDArray[np.float64]
 
 # A mesh of another topology, read with our faces, has edges all over the hand.
 _EDGE_TOLERANCE = 0.35
-_SAME_HAND = 1e-4  # metres between given joints and those of the posed hand
+# Metres between given joints and those of the posed hand, on average: rounding, and where the hand is the model's own
+# (whose poses and shapes they are said to be) as much as joints that were measured apart from the mesh may be off.
+_SAME_HAND, _OWN_HAND = 1e-4, 5e-3
 
 _SECOND_ARCHIVE = (
     "FreiHAND's evaluation annotations come in a second archive, FreiHAND_pub_v2_eval.zip, which unpacks into the same "
@@ -58,6 +60,8 @@ class EvaluationSet:
     boxes: tuple[Array | None, ...]  # (N,) given boxes x0, y0, x1, y1 px, not made from the labels here
     facts: tuple[Mapping[str, Any], ...]  # (N,) whatever else the set says about an image
     packed: FreiHand | None = None  # where the images are if they are not files
+    labelled_hand: LabelledHand | None = None  # whose vertices the true ones are; None: not known, or there are none
+    meshes: str | None = None  # how the true vertices were come by, where they were not given
 
     def __len__(self) -> int:
         return len(self.truth.joints)
@@ -102,14 +106,16 @@ class EvaluationSet:
         )
 
 
-def open_evaluation_set(path: Path) -> EvaluationSet:
-    """Open FreiHAND's folder, prepared or not, or one with labels.jsonl.
+def open_evaluation_set(path: Path, hand: HandArrays | None = None) -> EvaluationSet:
+    """Open FreiHAND's folder, prepared or not, or one with labels.jsonl, or a JSONL file.
 
-    Raises DataError when it is none of these, or damaged.
+    `hand`: the right hand of the model that is to be scored. A labels.jsonl may give pose and betas in place of
+    vertices; they are then posed with that hand, the built-in one or MANO, whichever gives the joints of the labels.
+    Raises DataError when the folder is none of these, or damaged.
     """
     path = Path(path)
-    if (path / "labels.jsonl").is_file():
-        return _open_jsonl(path)
+    if (path / "labels.jsonl").is_file() or (path.suffix == ".jsonl" and path.is_file()):
+        return _open_jsonl(path, hand)
     missing = [name for name in _FREIHAND_FILES if not (path / name).is_file()]
     if not missing:
         return _open_freihand(path)
@@ -118,7 +124,8 @@ def open_evaluation_set(path: Path) -> EvaluationSet:
     if len(missing) < len(_FREIHAND_FILES) or (path / "evaluation_K.json").is_file():
         raise DataError(f"{path} has no {missing[0]}: {_SECOND_ARCHIVE}")
     raise DataError(
-        f"{path} is no test set: wanted FreiHAND's folder ({', '.join(_FREIHAND_FILES)}) or a folder with labels.jsonl."
+        f"{path} is no test set: wanted FreiHAND's folder ({', '.join(_FREIHAND_FILES)}), a folder with labels.jsonl, "
+        "or a JSONL file."
     )
 
 
@@ -191,7 +198,7 @@ def _open_freihand(path: Path) -> EvaluationSet:
     if (path / "evaluation_K.json").is_file():
         intrinsics = read_points(path / "evaluation_K.json", 3)
     images = tuple(path / "evaluation" / "rgb" / f"{index:08d}.jpg" for index in range(len(joints)))
-    return _freihand(path, HandPoints(joints, vertices), intrinsics, images, None)
+    return _freihand(path, HandPoints(joints, vertices), intrinsics, images, labelled_hand_of(path))
 
 
 def _open_prepared(path: Path) -> EvaluationSet:
@@ -200,11 +207,16 @@ def _open_prepared(path: Path) -> EvaluationSet:
     if missing:
         raise DataError(f"{packed.path} has no evaluation_{missing[0]}.npy: {_SECOND_ARCHIVE}")
     joints, vertices, intrinsics = (np.array(packed.arrays[name], np.float64) for name in ("xyz", "verts", "K"))
-    return _freihand(path, HandPoints(joints, vertices), intrinsics, (), packed)
+    return _freihand(path, HandPoints(joints, vertices), intrinsics, (), packed.labelled_hand, packed)
 
 
 def _freihand(
-    path: Path, truth: HandPoints, intrinsics: Array | None, images: tuple[Path, ...], packed: FreiHand | None
+    path: Path,
+    truth: HandPoints,
+    intrinsics: Array | None,
+    images: tuple[Path, ...],
+    labelled_hand: LabelledHand,
+    packed: FreiHand | None = None,
 ) -> EvaluationSet:
     count = len(truth.joints)
     keypoints = None
@@ -225,10 +237,11 @@ def _freihand(
         boxes=(None,) * count,
         facts=({},) * count,
         packed=packed,
+        labelled_hand=labelled_hand,
     )
 
 
-def _open_jsonl(path: Path) -> EvaluationSet:
+def _open_jsonl(path: Path, hand: HandArrays | None) -> EvaluationSet:
     data = JsonlData(path, for_scoring=True)
     records = [data.record(index) for index in range(len(data))]
     labels = [parse_labels(record, data.where(index)) for index, record in enumerate(records)]
@@ -240,21 +253,26 @@ def _open_jsonl(path: Path) -> EvaluationSet:
     handedness = tuple(known.handedness for known in labels)
     vertices = _stacked([known.vertices for known in labels])
     translations = _stacked([_translation(record, data.where(index)) for index, record in enumerate(records)])
-    if vertices is None and translations is not None:
-        vertices = _posed_vertices(labels, handedness, translations)
     joints = _stacked([known.joints for known in labels])
     assert joints is not None
+    labelled_hand, meshes = data.labelled_hand, None
+    pose, betas = _stacked([known.pose for known in labels]), _stacked([known.betas for known in labels])
+    if vertices is None and pose is not None and betas is not None:
+        posed = _pose_meshes(pose, betas, handedness, joints, translations, hand)
+        vertices, labelled_hand, meshes = posed.vertices, posed.hand, posed.how
     return EvaluationSet(
         path=path,
         kind="JSONL",
         truth=HandPoints(joints, vertices),
         handedness=handedness,
         intrinsics=_stacked([None if known.intrinsics is None else known.intrinsics.matrix for known in labels]),
-        images=tuple(path / record["image"] for record in records),
+        images=tuple(data.path.parent / record["image"] for record in records),
         keypoints=keypoints,
         visible=_stacked([known.visible for known in labels]),
         boxes=tuple(known.box for known in labels),
         facts=tuple(record.get("facts") or {} for record in records),
+        labelled_hand=None if vertices is None else labelled_hand,
+        meshes=meshes,
     )
 
 
@@ -276,23 +294,63 @@ def _translation(record: Mapping[str, Any], where: str) -> Array | None:
     return found
 
 
-def _posed_vertices(
-    labels: Sequence[HandLabels], handedness: Sequence[Handedness], translations: Array
-) -> Array | None:
-    """From the built-in hand; None when some image has no pose or shape, or its joints say that it is another hand."""
-    pose, betas = _stacked([known.pose for known in labels]), _stacked([known.betas for known in labels])
-    if pose is None or betas is None:
-        return None
-    vertices = np.empty((len(labels), VERTEX_COUNT, 3))
-    for side in set(handedness):
-        chosen = np.flatnonzero([other == side for other in handedness])
-        vertices[chosen] = _posed(builtin_hand(side), pose[chosen], betas[chosen]) + translations[chosen, None]
-    wrists = builtin_hand().J_regressor[0] @ vertices
-    given = np.stack([known.joints[0] for known in labels if known.joints is not None])
-    if np.abs(wrists - given).max() > _SAME_HAND:
-        logger.warning("poses are not those of the built-in hand (joints differ): meshes are not scored")
-        return None
-    return vertices
+class _Posed(NamedTuple):
+    vertices: Array | None  # None where no hand has the joints that the labels have
+    hand: LabelledHand | None
+    how: str  # for the report
+
+
+def _pose_meshes(
+    pose: Array,
+    betas: Array,
+    handedness: Sequence[Handedness],
+    joints: Array,
+    translations: Array | None,
+    own: HandArrays | None,
+) -> _Posed:
+    """The meshes of the hand that comes nearest to the given joints, if it comes near enough.
+
+    Without `translations` each is put where its given wrist is. Left hands are posed with the mirrored right one.
+    """
+    nearest: tuple[float, str, HandArrays, Array] | None = None
+    for name, hand in _candidates(own):
+        vertices = np.empty((len(pose), VERTEX_COUNT, 3))
+        for side in set(handedness):
+            chosen = np.flatnonzero([other == side for other in handedness])
+            model = hand if side == Handedness.RIGHT else hand.mirrored()
+            vertices[chosen] = _posed(model, pose[chosen], betas[chosen])
+        if translations is None:
+            vertices += joints[:, :1] - hand.joints_of(vertices)[:, :1]
+        else:
+            vertices += translations[:, None]
+        off = float(np.linalg.norm(hand.joints_of(vertices) - joints, axis=-1).mean())
+        if nearest is None or off < nearest[0]:
+            nearest = off, name, hand, vertices
+    assert nearest is not None
+    off, name, hand, vertices = nearest
+    if off < (_SAME_HAND if hand is not own else _OWN_HAND):
+        how = f"posed with {name}, whose joints are {1000 * off:.2g} mm off the given ones on average"
+        return _Posed(vertices, LabelledHand(name, hand.sha256), how)
+    names = " or ".join(name for name, _ in _candidates(own))
+    how = f"not scored: poses and shapes are not those of {names} (the joints are {1000 * off:.2g} mm off or more)"
+    logger.warning("meshes are %s", how)
+    return _Posed(None, None, how)
+
+
+def _candidates(own: HandArrays | None) -> list[tuple[str, HandArrays]]:
+    """Right hands that poses may belong to, the model's own first."""
+    hands = [] if own is None else [("the model's own hand", own)]
+    hands.append(("the built-in hand", builtin_hand()))
+    if mano_file().is_file():
+        try:
+            hands.append(("MANO", load_hand("mano")))
+        except AssetError as error:
+            logger.warning("MANO is not tried: %s", error)
+    return [
+        (name, hand)
+        for place, (name, hand) in enumerate(hands)
+        if hand.sha256 not in [other.sha256 for _, other in hands[:place]]
+    ]
 
 
 def _posed(hand: HandArrays, pose: Array, betas: Array) -> Array:

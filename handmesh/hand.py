@@ -169,6 +169,11 @@ class HandArrays:
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         return digest.hexdigest()
 
+    def joints_of(self, vertices: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(*B, 778, 3) posed vertices -> (*B, 21, 3) FreiHAND's joints: regressed from the mesh, and fingertips."""
+        joints = np.concatenate([self.J_regressor @ vertices, vertices[..., list(FINGERTIP_VERTICES), :]], axis=-2)
+        return joints[..., list(JOINTS_FROM_MANO), :]
+
     def mirrored(self) -> HandArrays:
         """The other hand: x -> -x. Rotation vectors mirror as (x, -y, -z); faces are rewound to stay outward."""
         flip = np.array([-1.0, 1.0, 1.0])

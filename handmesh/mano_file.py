@@ -40,6 +40,7 @@ from handmesh.image import write_atomically
 HandName = Literal["mano", "builtin"]
 
 MAX_FILE_BYTES = 64 << 20  # the originals have 3.8 MB
+_LENGTHS = (0.05, 0.5)  # metres, the longest side at rest; MANO's has about 0.2
 MAX_VALUES = 4_000_000  # numbers in one array; the largest there is, posedirs, has 315,090
 
 # The files as they are published, for messages only: converted copies are common and welcome.
@@ -229,8 +230,23 @@ def _read_file(path: Path) -> bytes:
 
 
 def _parse(content: bytes, source: str) -> HandArrays:
+    return _checked(HandArrays.from_mapping(_arrays_in(content, source), source), source)
+
+
+def _checked(arrays: HandArrays, source: str) -> HandArrays:
+    """Is it the size of a hand in metres? Some copies are in millimetres."""
+    length = float(np.ptp(arrays.v_template, axis=0).max())
+    if not _LENGTHS[0] < length < _LENGTHS[1]:
+        raise AssetError(
+            f"{source}: the hand at rest is {length:.3g} long, wanted metres, {_LENGTHS[0]} to {_LENGTHS[1]}. Is it a "
+            "copy in millimetres, or of another thing?"
+        )
+    return arrays
+
+
+def _arrays_in(content: bytes, source: str) -> dict[str, Any]:
     if content.startswith(b"PK"):
-        return HandArrays.from_mapping(_read_npz(content, source), source)
+        return _read_npz(content, source)
     if content.startswith(b"version https://git-lfs"):
         raise AssetError(f"{source} is a Git LFS pointer, not the file itself: run `git lfs pull` where it came from.")
     _scan(content, source)
@@ -256,7 +272,7 @@ def _parse(content: bytes, source: str) -> HandArrays:
         ) from error
     if "hands_coeffs" not in arrays:  # some copies leave the training poses out
         arrays["hands_coeffs"] = np.empty((0, 45))
-    return HandArrays.from_mapping(arrays, source)
+    return arrays
 
 
 def _read_npz(content: bytes, source: str) -> dict[str, Any]:

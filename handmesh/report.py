@@ -470,6 +470,7 @@ class _Painter:
             and vertices is not None
             and report.data.truth.vertices is not None
             and report.data.truth.vertices.shape == vertices.shape
+            and report.evaluation.vertex_errors_aligned is not None
         )
         placed = self.keypoints is not None or (self.evaluation.camera_coordinates and self.data.intrinsics is not None)
         self.placed = placed

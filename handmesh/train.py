@@ -38,6 +38,7 @@ from handmesh.held_out import TEST_SET, draw_samples, evaluate_held_out, make_ta
 from handmesh.losses import hand_loss, label_counts
 from handmesh.mano import HandModel, load_hand
 from handmesh.model import DenseHead, HandMeshNet, to_device
+from handmesh.model_file import read_record
 from handmesh.optimization import make_optimizer, set_learning_rate, update_average
 from handmesh.run_record import RunLog, write_json, write_run_record
 from handmesh.synth.dataset import Progress
@@ -49,6 +50,20 @@ logger = logging.getLogger(__name__)
 # What drop path draws in a step depends on (seed, this, step, process): nothing to remember when a run goes on.
 _DROP_PATH_STREAM = 6
 _UNFOLDING_BATCHES = 16  # of 32 samples, to measure batch-norm statistics on
+_STEPS_BETWEEN_AGREEMENTS = 10  # of several processes, on whether to stop
+# Settings with these names may differ when a run goes on: where its files lie now, and how it is watched and fed.
+_MAY_CHANGE = frozenset(
+    (
+        "directory",
+        "path",
+        "workers",
+        "loader_workers",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "tensorboard",
+    )
+)
 _OPTIONAL_HEADS = ("confidence_head.", "right_head.")
 
 
@@ -98,8 +113,10 @@ def train(
     with joined_ranks() as ranks, ExitStack() as stack:
         settings, device = config.model_dump(mode="json"), ranks.device
         _set_up(config, ranks)
-        state = _open_run(config, directory, resume, ranks)
-        hand = load_hand(config.model.hand)
+        hand = ranks.lead(lambda: load_hand(config.model.hand)) or load_hand(config.model.hand)
+        state = _open_run(config, directory, resume, hand, ranks)
+        if state is None:
+            ranks.lead(lambda: _check_start(config))
         data = _open_data(config, hand, ranks, on_render)
         config = config.model_copy(update={"steps": count_steps(config, data)})
         if ranks.first:
@@ -148,7 +165,7 @@ def train(
         stack.enter_context(closing(batches))
         for step, batch, wait in _timed(batches, first_step):
             done = step + 1
-            last = done == config.steps or (stops is not None and any(ranks.gather(stops())))
+            last = done == config.steps or _is_stopped(stops, done, ranks)
             logs, evaluates, saves = (
                 done % every == 0 or last
                 for every in (config.log_every, config.evaluate_every, config.checkpoint_every)
@@ -189,6 +206,8 @@ def train(
             if evaluates:
                 scores = evaluate_held_out(averaged, data.held_out, ranks)
                 score = selection_score(scores, config.select)
+                if config.select != "last" and math.isnan(score) and ranks.first:
+                    logger.warning("no held-out set has 3D joints to select by: the last weights become the model")
                 if log is not None:
                     _report(log, done, scores, averaged, data)
                     if config.select == "last" or not score > best:
@@ -200,6 +219,7 @@ def train(
                 state = {
                     "step": done,
                     "config": settings,
+                    "hand_sha256": hand.sha256,
                     "model": model.state_dict(),
                     "dense": {} if dense is None else dense.state_dict(),
                     "optimizer": optimizer.state_dict(),
@@ -270,6 +290,7 @@ def write_model(
         "steps": steps,
         "samples": steps * config.batch_size,
         "held_out": scores,
+        "crops": _crops(config),
         "selected_by": {"last": "last evaluation", "validation": "validation", TEST_SET: "test set"}[config.select],
     }
     save_model(directory / "model.safetensors", averaged, training=training)
@@ -285,16 +306,43 @@ def write_model(
     write_json(directory / "scores.json", content)
 
 
-def _open_run(config: TrainConfig, directory: Path, resume: bool, ranks: Ranks) -> dict[str, Any] | None:
+def _crops(config: TrainConfig) -> dict[str, str]:
+    """The protocol that photographs were cropped by, source by source: scores are to be had under the same one."""
+    freihand, photos = config.data.freihand, config.data.photos
+    crops: dict[str, str] = {} if freihand is None else {"freihand": freihand.crop}
+    return crops | {f"photos{number}": source.crop for number, source in enumerate(photos)}
+
+
+def _is_stopped(stops: Callable[[], bool] | None, done: int, ranks: Ranks) -> bool:
+    """Whether somebody asked to stop. Several processes have to agree, which costs time: not in every step."""
+    if stops is None or (ranks.count > 1 and done % _STEPS_BETWEEN_AGREEMENTS):
+        return False
+    return any(ranks.gather(stops()))
+
+
+def _check_start(config: TrainConfig) -> None:
+    """Are the weights there that the run begins with? Asked before hours of rendering, not after."""
+    if config.pretrained is not None:
+        find_backbone_weights(config.pretrained)
+    if config.start_from not in (None, BUNDLED_MODEL):
+        read_record(Path(str(config.start_from)))
+
+
+def _open_run(
+    config: TrainConfig, directory: Path, resume: bool, hand: HandArrays, ranks: Ranks
+) -> dict[str, Any] | None:
     """The state to go on from, or None; the directory is there afterwards. The same in all processes."""
-    if ranks.first:
+
+    def claim() -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        held = any(directory.glob("state-*.pt"))
-        if held and not resume:
+        if any(directory.glob("state-*.pt")) and not resume:
             raise ConfigError(
                 f"{directory} already holds a run: add --resume to go on with it, or choose another --out."
             )
-    ranks.wait()
+        for leftover in directory.glob(".*.partial"):  # of a process that was killed while it wrote: up to a state
+            leftover.unlink(missing_ok=True)
+
+    ranks.lead(claim)
     state = load_latest_state(directory) if resume else None
     steps = ranks.gather(None if state is None else state["step"])
     if len(set(steps)) > 1:
@@ -303,9 +351,42 @@ def _open_run(config: TrainConfig, directory: Path, resume: bool, ranks: Ranks) 
         if resume and any(directory.glob("state-*.pt")):
             raise CheckpointError(f"No state in {directory} can be read: start again with another --out.")
         return None
-    if parse_config(state["config"], f"the state in {directory}") != config:
-        raise ConfigError(f"{directory} was started with other settings (see its config.yaml): resume with those.")
+    ranks.lead(lambda: _check_state(state, config, directory, hand))
     return state
+
+
+def _check_state(state: dict[str, Any], config: TrainConfig, directory: Path, hand: HandArrays) -> None:
+    """Is it of a run with these settings and this hand?"""
+    if changes := _changes(parse_config(state["config"], f"the state in {directory}"), config):
+        shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+        raise ConfigError(f"{directory} was started with other settings ({shown}): resume with those.")
+    if state.get("hand_sha256") not in (None, hand.sha256):
+        raise CheckpointError(
+            f"{directory} was started with another hand (sha256 {state['hand_sha256'][:12]}...) than the one that is "
+            f"now called {config.model.hand!r} ({hand.sha256[:12]}...): add that file again, or start with another "
+            "--out."
+        )
+
+
+def _changes(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """The settings that differ, but for those that no number of the run depends on: `_MAY_CHANGE`."""
+    old, new = (_flat(config.model_dump(mode="json")) for config in (before, now))
+    return [
+        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name.split(".")[-1] not in _MAY_CHANGE
+    ]
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    if not isinstance(tree, dict | list):
+        return {name: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= _flat(value, f"{name}.{key}" if name else str(key))
+    return flat
 
 
 def _set_up(config: TrainConfig, ranks: Ranks) -> None:
@@ -325,8 +406,7 @@ def _set_up(config: TrainConfig, ranks: Ranks) -> None:
 
 def _open_data(config: TrainConfig, hand: HandArrays, ranks: Ranks, on_render: Progress | None) -> RunData:
     """The first process renders what has to be rendered; the others then find it."""
-    data = open_data(config, hand, on_render) if ranks.first else None
-    ranks.wait()
+    data = ranks.lead(lambda: open_data(config, hand, on_render))
     return open_data(config, hand) if data is None else data
 
 

@@ -16,6 +16,7 @@ from handmesh.engine import TorchEngine
 from handmesh.errors import ConfigError, DataError
 from handmesh.evaluate import evaluate
 from handmesh.evaluate_model import METRO_VIEWS, SINGLE, SMALL_VIEWS, Views, parse_views, predict_set
+from handmesh.evaluate_run import EvaluationRequest, run_evaluation
 from handmesh.evaluation_sets import EvaluationSet, hand_lengths, match_hand, open_evaluation_set, palm_angles
 from handmesh.hand import Handedness, HandOutput, builtin_hand
 from handmesh.synth import write_dataset
@@ -194,7 +195,57 @@ def test_keypoints_are_projected_where_they_are_not_given(data, directory, tmp_p
 def test_poses_of_another_hand_are_not_taken_for_ours(directory, tmp_path, caplog):
     opened = open_evaluation_set(rewritten(directory, tmp_path, lambda record: record.update(betas=[2.0] * 10)))
     assert opened.truth.vertices is None
-    assert "not those of the built-in hand" in caplog.text
+    assert "not those of the built-in hand (the joints are" in caplog.text
+    assert opened.meshes in caplog.text
+
+
+def test_meshes_are_posed_with_the_hand_that_has_the_given_joints(data, directory, stand_in_mano, tmp_path):
+    """Once all poses were taken for the built-in hand's, and a model of MANO got no mesh scores."""
+    other = write_dataset(tmp_path / "of_mano", 2, 3, size=96, background_count=2, hand=stand_in_mano)
+    for hand, name in ((stand_in_mano, "the model's own hand"), (builtin_hand(), "MANO"), (None, "MANO")):
+        opened = open_evaluation_set(other, hand)
+        np.testing.assert_allclose(stand_in_mano.joints_of(opened.truth.vertices), opened.truth.joints, atol=2e-6)
+        assert opened.labelled_hand.sha256 == stand_in_mano.sha256
+        assert opened.meshes.startswith(f"posed with {name}, whose joints are")
+    of_ours = open_evaluation_set(directory, stand_in_mano)
+    assert of_ours.labelled_hand.is_(builtin_hand())
+    np.testing.assert_array_equal(of_ours.truth.vertices, data.truth.vertices)
+
+
+def test_without_places_meshes_hang_on_their_wrists(data, directory, tmp_path):
+    def change(record):  # joints that were measured apart from the mesh, and a left hand
+        del record["translation"]
+        record["joints"] = [[-x, y + 0.002, z] for x, y, z in record["joints"]]
+        mirror = np.array([-1.0, 1.0, 1.0])
+        record["pose"] = (np.array(record["pose"]) * mirror[:, None] * mirror).tolist()
+        record["handedness"] = "left"
+        record["joints"][8][0] += 0.02
+
+    moved = rewritten(directory, tmp_path, change)
+    opened = open_evaluation_set(moved, builtin_hand())
+    expected = data.truth.vertices * (-1, 1, 1) + (0, 0.002, 0)
+    np.testing.assert_allclose(opened.truth.vertices, expected, atol=1e-5)
+    assert "off the given ones" in opened.meshes
+    assert open_evaluation_set(moved).truth.vertices is None  # nobody says that they are ours
+
+
+def test_meshes_of_another_hand_are_not_compared_vertex_by_vertex(directory, model_file, stand_in_mano, tmp_path):
+    """778 vertices on both sides are no correspondence: once they were compared all the same."""
+    other = write_dataset(tmp_path / "of_mano", 3, 3, size=96, background_count=2, hand=stand_in_mano)
+    freihand = tmp_path / "freihand"
+    (freihand / "evaluation" / "rgb").mkdir(parents=True)
+    data = open_evaluation_set(other)
+    for index, image in enumerate(data.images):
+        shutil.copy(image, freihand / "evaluation" / "rgb" / f"{index:08d}.jpg")
+    for name, array in (("K", data.intrinsics), ("xyz", data.truth.joints), ("verts", data.truth.vertices)):
+        (freihand / f"evaluation_{name}.json").write_text(json.dumps(array.tolist()))
+    for path, comparable in ((directory, True), (other, False), (freihand, False)):
+        request = EvaluationRequest(data=path, model=str(model_file), out=tmp_path / "scores")
+        result = run_evaluation(request)
+        scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+        assert (scores["pa_mpvpe_mm"] is not None) == comparable
+        assert 0 < scores["f_at_15"] < 1
+        assert ("other places" in result.run["true meshes"]) != comparable
 
 
 @pytest.mark.parametrize(

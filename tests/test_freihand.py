@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from handmesh.camera import Intrinsics
 from handmesh.crop import CropTransform
 from handmesh.data import freihand, json_arrays
-from handmesh.data.check import ZERO_SCORES_CM, check
+from handmesh.data.check import ZERO_SCORES_CM, check, check_freihand
 from handmesh.data.freihand import (
     FreiHand,
     available_splits,
@@ -260,6 +260,28 @@ def test_images_may_be_deleted_once_they_are_packed(own_source):
     prepare(own_source)
     assert FreiHand(own_source).image_bytes(5) == before
     assert FreiHand(own_source).mask(5).any()
+
+
+def test_packed_images_stay_packed(own_source):
+    """Prepared again without --pack, the packed files were forgotten and left lying about."""
+    out = prepare(own_source, pack=True)
+    before = listing(out)
+    prepare(own_source)
+    assert listing(out) == before
+    changed = own_source / "training" / "rgb" / "00000000.jpg"
+    changed.write_bytes((own_source / "training" / "rgb" / "00000001.jpg").read_bytes())
+    prepare(own_source)
+    assert FreiHand(out).image_bytes(0) == changed.read_bytes()
+
+
+def test_the_result_may_lie_behind_a_link(own_source, tmp_path):
+    """As on clusters, whose fast disks are elsewhere; and with what macOS leaves in folders that it has unpacked."""
+    elsewhere = tmp_path / "a" / "fast" / "disk"
+    elsewhere.mkdir(parents=True)
+    (own_source / "prepared").symlink_to(elsewhere)
+    (own_source / "training" / "rgb" / "._00000000.jpg").write_bytes(b"Mac OS X")
+    prepare(own_source)
+    assert FreiHand(own_source).image_bytes(1) == (own_source / "training" / "rgb" / "00000001.jpg").read_bytes()
 
 
 def test_what_has_changed_is_done_again_and_nothing_else(own_source, tmp_path):
@@ -788,6 +810,21 @@ def test_a_wrong_order_of_joints_is_caught(own_prepared):
     assert verdicts(own_prepared)["training: joints regressed from vertices"] is False
 
 
+def test_a_synthetic_set_of_mano_is_not_taken_for_the_real_one(stand_in_mano, backgrounds, tmp_path):
+    """It was asked for 32,560 annotations, since its hand is called mano as the real one's is."""
+    folder = tmp_path / "FreiHAND"
+    write_like_freihand(folder, 2, 1, hand=stand_in_mano, hand_name="mano", backgrounds=backgrounds)
+    prepare(folder)
+    rows = check(folder)
+    assert all(row.passed is not False for row in rows), [row for row in rows if row.passed is False]
+    (decoded,) = (row for row in rows if row.subject == "training: MANO parameters, decoded again")
+    assert decoded.passed
+    theirs = check_freihand(folder, hand=builtin_hand())
+    (decoded,) = (row for row in theirs if row.subject == "training: MANO parameters, decoded again")
+    assert decoded.passed is None
+    assert "of the hand mano" in decoded.found
+
+
 def test_the_real_set_is_held_to_its_real_counts(own_source, monkeypatch, tmp_path):
     """Without handmesh.json it claims to be FreiHAND; and without MANO some claims cannot be checked."""
     monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "none"))
@@ -805,6 +842,15 @@ def test_the_real_set_is_held_to_its_real_counts(own_source, monkeypatch, tmp_pa
     assert found["training: MANO parameters, decoded again"].passed
     zero = found["evaluation: all-zero prediction, joints"]
     assert zero.passed is None, "three images cannot score what 3,960 do"
+
+
+def test_labels_of_the_test_set_are_said_to_come_in_the_second_archive(own_source):
+    for name in ("xyz", "verts", "mano"):
+        (own_source / f"evaluation_{name}.json").unlink()
+    (own_source / "handmesh.json").unlink()
+    (labels,) = (row for row in check(prepare(own_source)) if row.subject == "evaluation: labels")
+    assert labels.passed is False
+    assert labels.found == "missing xyz, verts, mano: they come in a second archive, FreiHAND_pub_v2_eval.zip"
 
 
 def test_checking_what_is_not_prepared_says_how_to(source, tmp_path):

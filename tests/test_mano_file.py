@@ -385,6 +385,7 @@ NAN = np.where(np.arange(16)[:, None] == 3, np.nan, RIGHT.J)
         (lambda: with_array("f", RIGHT.f.astype(float)), "f is float64"),
         (lambda: with_array("weights", 2 * RIGHT.weights), "rows of weights sum to one"),
         (lambda: with_array("kintree_table", np.zeros((2, 16), int)), "joint tree"),
+        (lambda: with_array("v_template", 1000 * RIGHT.v_template), "201 long, wanted metres"),
         (lambda: write({"v_template": pickled_array(RIGHT.v_template)}), "missing f, shapedirs"),
         (lambda: write({**original_form(RIGHT), "J": "text"}), "J is a str"),
         (lambda: write({**original_form(RIGHT), "J": Global("numpy", "ndarray")}), "J is a type"),

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from handmesh.backbone import build_backbone
-from handmesh.checkpoint import load_latest_state, load_model
+from handmesh.checkpoint import load_latest_state, load_model, save_state
 from handmesh.config import parse_config
 from handmesh.data.batches import PackSource, RunData, open_data
 from handmesh.distributed import Ranks
@@ -155,7 +155,8 @@ def test_a_run_leaves_a_record_of_itself(tiny_config, tmp_path):
     assert steps == [1, 2, 2]
     scores = records(tmp_path / "run")[-1]["held_out"]
     model, record = load_model(path)
-    assert record["training"] == {"steps": 2, "samples": 4, "held_out": scores, "selected_by": "last evaluation"}
+    told = {"steps": 2, "samples": 4, "held_out": scores, "crops": {}, "selected_by": "last evaluation"}
+    assert record["training"] == told
     assert not model.folded
     final = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert final["held_out"] == scores
@@ -170,9 +171,36 @@ def test_nothing_is_overwritten_by_accident(tiny_config, tmp_path):
     before = {file.name: file.read_bytes() for file in run.iterdir()}
     with pytest.raises(ConfigError, match=r"run already holds a run: add --resume"):
         train(config, run)
-    with pytest.raises(ConfigError, match=r"run was started with other settings"):
+    with pytest.raises(ConfigError, match=r"run was started with other settings \(steps was 1, now 2\)"):
         train(tiny_config(steps=2), run, resume=True)
     assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
+def test_what_no_number_depends_on_may_change_when_a_run_goes_on(tiny_config, tmp_path):
+    """Another machine has its data elsewhere and another number of cores; what is half written there goes away."""
+    run, half = tmp_path / "run", tmp_path / "run" / ".state-00000002.pt.99.partial"
+    train(tiny_config(steps=2, checkpoint_every=1), run)
+    (run / "state-00000002.pt").unlink()
+    half.write_bytes(b"half a state")
+    moved = tmp_path / "moved"
+    changed = tiny_config(steps=2, checkpoint_every=2, loader_workers=1, keep_checkpoints=1, log_every=2)
+    moved.symlink_to(changed.data.synthetic.directory)
+    tree = changed.model_dump(mode="json")
+    tree["data"]["synthetic"]["directory"] = str(moved)
+    train(parse_config(tree, "test"), run, resume=True)
+    assert [path.name for path in sorted(run.glob("state-*"))] == ["state-00000002.pt"]
+    assert not half.exists()
+
+
+def test_a_run_goes_on_with_its_own_hand_only(tiny_config, tmp_path):
+    """A state names its hand as a model file does: a MANO file that was replaced since would spoil the run unseen."""
+    config = tiny_config(steps=1)
+    train(config, tmp_path)
+    state = load_latest_state(tmp_path)
+    assert state["hand_sha256"] == builtin_hand().sha256
+    save_state(tmp_path, 1, state | {"hand_sha256": "0" * 64}, keep=1)
+    with pytest.raises(CheckpointError, match=r"another hand \(sha256 000000000000\.\.\.\) than the one .* 'builtin'"):
+        train(config, tmp_path, resume=True)
 
 
 def test_a_run_without_a_readable_state_is_not_started_over(tiny_config, tmp_path, caplog):

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from handmesh.data.check import check
 from handmesh.data.freihand import prepare
 from handmesh.data.like_freihand import write_like_freihand
 from handmesh.distributed import Ranks
-from handmesh.errors import AssetError, CheckpointError, ConfigError
+from handmesh.engine import open_engine
+from handmesh.errors import AssetError, CheckpointError, ConfigError, DataError
 from handmesh.evaluate_run import EvaluationRequest, run_evaluation
 from handmesh.hand import builtin_hand
 from handmesh.synth import Backgrounds
@@ -108,7 +110,9 @@ def test_the_journey_from_archives_to_scores(freihand, tmp_path):
     assert 0 < scores["held_out"]["freihand_pa_mpjpe_mm"] < 60
 
     request = EvaluationRequest(data=freihand, model=str(path), protocol="metro", out=tmp_path / "scores", report=False)
-    run_evaluation(request, lambda *_: None)
+    assert "trained on" not in run_evaluation(request).run
+    other = replace(request, protocol="frame", limit=2, out=tmp_path / "other")
+    assert "--protocol metro" in run_evaluation(other).run["trained on"]
     official = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert 0 < official["xyz_al_mean3d"] < 6, "cm"
 
@@ -160,6 +164,10 @@ def test_two_processes_make_the_run_of_one(settings, tmp_path):
     outcome = run(*torchrun, "-m", "handmesh", "train", "two.yaml", "--out", "two", folder=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.count("Done") == 1
+    again = run(*torchrun, "-m", "handmesh", "train", "two.yaml", "--out", "two", folder=tmp_path)
+    assert again.returncode == 1
+    assert again.stderr.count("already holds a run") == 1
+    assert "handmesh/" not in again.stderr, "the other process leaves without a traceback"
     train(parse_config(plain, "test"), tmp_path / "one")
 
     one, two = records(tmp_path / "one"), records(tmp_path / "two")
@@ -200,13 +208,16 @@ def test_a_run_on_mano_needs_mano_and_names_it(settings, stand_in_mano, tmp_path
     config = parse_config(settings(steps=1, model={"backbone": "fastvit_t8", "resolution": 64, "hand": "mano"}), "test")
     (source,), _ = open_data(config, stand_in_mano)
     assert not source.same_hand
-    model, record = load_model(train(config, tmp_path / "run"))
+    path = train(config, tmp_path / "run")
+    model, record = load_model(path)
     assert record["hand_sha256"] == model.hand.sha256 == stand_in_mano.sha256
     first = records(tmp_path / "run")[0]
     assert first["vertices"] == first["betas"] == first["pose"] == 0 < first["joints"]
     monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "nothing"))
     with pytest.raises(AssetError, match=r"(?s)no MANO model.*Register at https://mano"):
         train(config, tmp_path / "other")
+    with pytest.raises(AssetError, match=r"^There is no MANO model"):  # not that some runtime cannot run it
+        open_engine(str(path))
 
 
 def test_photographs_of_ones_own_and_freihand_make_one_run(settings, prepared, tmp_path):
@@ -339,6 +350,27 @@ def test_every_shipped_config_runs_with_its_own_network(path, prepared, tiny_pac
     backbone = load_config(path).model.backbone
     model, _ = load_model(train(small(path, backbone, prepared, tiny_pack_directory), tmp_path / "run"))
     assert model.config.backbone == backbone
+
+
+@pytest.mark.parametrize("missing", [{"pretrained": "nothing"}, {"start_from": "nothing"}, {"data": "nothing"}])
+def test_what_is_missing_is_said_before_anything_is_rendered(missing, settings, tmp_path, monkeypatch):
+    """freihand_ma36_plus.yaml renders 60,000 hands first: hours, and then there were no weights to begin with."""
+    monkeypatch.setenv("HANDMESH_WEIGHTS_DIR", str(tmp_path))
+    data = settings()["data"] | {"synthetic": {"directory": str(tmp_path / "renders"), "count": 10**6}}
+    if missing == {"data": "nothing"}:
+        data, missing = data | {"freihand": {"directory": str(tmp_path / "nothing")}}, {}
+    with pytest.raises((CheckpointError, DataError), match="nothing"):
+        train(parse_config(settings(data=data, **missing), "test"), tmp_path / "run")
+    assert not (tmp_path / "renders").exists()
+
+
+def test_a_choice_needs_samples_to_choose_by(settings, prepared, tmp_path):
+    without = {"freihand": {"directory": str(prepared), "validation": 0.0}}
+    with pytest.raises(ConfigError, match="select: validation needs samples that are held out"):
+        train(parse_config(settings(data=without, select="validation"), "test"), tmp_path / "run")
+    boxes = {"freihand": {"directory": str(prepared), "crop": "box"}}
+    with pytest.raises(ConfigError, match=r"^test: select: test_set goes with crop frame or metro: [^{]*$"):
+        parse_config(settings(data=boxes, select="test_set"), "test")
 
 
 @pytest.mark.parametrize("name", ["freihand_ma36", "freihand_ma36_plus"])

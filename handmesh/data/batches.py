@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_type_hints
 
 import cv2
@@ -26,11 +27,11 @@ from handmesh.config import Augmentation, FreiHandData, PhotoData, SyntheticData
 from handmesh.data.augment import augment
 from handmesh.data.freihand import FreiHand, Split, split_by_annotation
 from handmesh.data.jsonl import JsonlData
-from handmesh.data.labels import PROTOCOLS
+from handmesh.data.labels import PROTOCOLS, CropProtocol, LabelledHand
 from handmesh.data.mix import Mixture
 from handmesh.data.photos import PhotoSource
 from handmesh.data.sample import HandSample
-from handmesh.errors import ConfigError
+from handmesh.errors import ConfigError, DataError, HandMeshError
 from handmesh.hand import HandArrays, builtin_hand
 from handmesh.processors import usable_processors
 from handmesh.synth import Backgrounds, Pack, SceneSettings, render_pack
@@ -119,11 +120,17 @@ class RunData(NamedTuple):
 def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None = None) -> RunData:
     """All sources of a run, rendered now where they are synthetic and not there yet.
 
-    Raises DataError for what is missing or does not belong to `hand`.
+    Raises DataError for what is missing or does not belong to `hand`, ConfigError for a choice that cannot be made.
     """
     sources: list[Source] = []
     held_out: list[HeldOut] = []
     data, count = config.data, config.evaluation_count
+    test_set: PhotoSource | None = None
+    # Photographs first: what is wrong with them is known in seconds, while rendering may take hours.
+    photos = [] if data.freihand is None else [freihand_source(data.freihand, config, hand)]
+    photos += [jsonl_source(settings, number, config, hand) for number, settings in enumerate(data.photos)]
+    if config.select == "test_set" and data.freihand is not None:
+        test_set = freihand_test_set(data.freihand, config, hand)
     if data.synthetic is not None:
         pack = training_pack(data.synthetic, data.synthetic.workers, progress, hand)
         sources.append(PackSource(pack, config.augmentation, config.seed, data.synthetic.weight))
@@ -133,14 +140,17 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
         live = SyntheticData.model_validate(data.live.model_dump(include={"directory", "seed", "size", "scenes"}))
         unseen = held_out_pack(live, count, data.live.workers, progress, hand)
         held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
-    photos = [] if data.freihand is None else [freihand_source(data.freihand, config, hand)]
-    photos += [jsonl_source(settings, number, config) for number, settings in enumerate(data.photos)]
     for training, watched in photos:
         sources.append(training)
         if watched is not None:
             held_out.append(watched)
-    if config.select == "test_set" and data.freihand is not None:
-        held_out.append(freihand_test_set(data.freihand, config, hand))
+    if test_set is not None:
+        held_out.append(test_set)
+    if config.select == "validation" and not held_out:
+        raise ConfigError(
+            "select: validation needs samples that are held out: set the validation of data.freihand or of a file "
+            "in data.photos above 0, or select: last."
+        )
     for source in sources:
         logger.info("%s: %d samples, weight %g", source.name, len(source), source.weight)
     return RunData(sources, held_out)
@@ -239,27 +249,54 @@ def freihand_test_set(settings: FreiHandData, config: TrainConfig, hand: HandArr
 
 def _freihand(settings: FreiHandData, split: Split, hand: HandArrays) -> tuple[FreiHand, bool]:
     data = FreiHand(settings.directory, split)
-    name, sha256 = data.meta["hand"]["name"], data.meta["hand"]["sha256"]
-    if not data.belongs_to(hand):
-        logger.warning(
-            "The meshes of %s are those of the hand %r, and this run trains another: its joints and keypoints are "
-            "used, its vertices, poses and shapes are not (for them: --hand-model mano).",
-            data.path,
-            name if sha256 is None else f"{name} ({sha256[:12]})",
-        )
+    if not data.labelled_hand.is_(hand):
+        _say_other_hand(data.path, data.labelled_hand)
         return data, False
     return FreiHand(settings.directory, split, hand), True
 
 
-def jsonl_source(settings: PhotoData, number: int, config: TrainConfig) -> tuple[PhotoSource, PhotoSource | None]:
+def _say_other_hand(path: Path, labelled: LabelledHand) -> None:
+    logger.warning(
+        "The meshes of %s are those of the hand %s, and this run trains another: its joints and keypoints are used, "
+        "its vertices, poses and shapes are not%s.",
+        path,
+        labelled,
+        " (for them: --hand-model mano)" if labelled.name == "mano" else "",
+    )
+
+
+def jsonl_source(
+    settings: PhotoData, number: int, config: TrainConfig, hand: HandArrays
+) -> tuple[PhotoSource, PhotoSource | None]:
     """Photographs of a JSONL file, and what of them is held out."""
     data = JsonlData(settings.path)
+    same_hand = data.labelled_hand is None or data.labelled_hand.is_(hand)
+    if not same_hand and data.labelled_hand is not None:
+        _say_other_hand(data.path, data.labelled_hand)
     order = np.random.default_rng((settings.split_seed, 0x50484F54)).permutation(len(data))
     kept = round(settings.validation * len(data))
     name, protocol = f"photos{number}", PROTOCOLS[settings.crop]
-    source = PhotoSource(name, data, protocol, settings.weight, np.sort(order[kept:]), config.photo_augmentation)
-    watched = PhotoSource(name, data, protocol, indices=_spread(np.sort(order[:kept]), config.evaluation_count))
+    _check_lines(data, protocol)
+    source = PhotoSource(
+        name, data, protocol, settings.weight, np.sort(order[kept:]), config.photo_augmentation, same_hand=same_hand
+    )
+    watched = PhotoSource(
+        name, data, protocol, indices=_spread(np.sort(order[:kept]), config.evaluation_count), same_hand=same_hand
+    )
     return source, watched if kept else None
+
+
+def _check_lines(data: JsonlData, protocol: CropProtocol) -> None:
+    """Rather now than after hours: is every label sound, every image there, and a crop to be had of it?"""
+    for index in range(len(data)):
+        labels, image = data.labels(index), data.image_path(index)
+        if protocol.share is None and labels.hand_box() is None:
+            raise DataError(
+                f"{data.where(index)} has no box, and no keypoints to make one from: give one of them, or set this "
+                "source's crop to frame."
+            )
+        if not image.is_file():
+            raise DataError(f"{data.where(index)}: there is no image {image}.")
 
 
 def _spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -329,19 +366,45 @@ def collate(samples: Sequence[HandSample]) -> HandBatch:
 def training_batches(
     sources: Sequence[Source], config: TrainConfig, first_step: int, rank: int = 0, ranks: int = 1
 ) -> Generator[HandBatch, None, None]:
-    """Of the batches of steps `first_step` to `config.steps`, the part of process `rank` of `ranks`."""
+    """Of the batches of steps `first_step` to `config.steps`, the part of process `rank` of `ranks`.
+
+    Raises DataError or ImageError for a sample that cannot be read, in whichever process that was found out.
+    """
     loader = DataLoader(
-        TrainingStream(sources, config),
+        _Answers(TrainingStream(sources, config)),
         batch_size=config.batch_size // ranks,
         sampler=_Share(config.batch_size, range(first_step, config.steps), rank, ranks),
         num_workers=config.loader_workers,
         prefetch_factor=6 if config.loader_workers else None,
-        collate_fn=collate,
+        collate_fn=_collate_answers,
         worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from torch's own at every start, and resuming would differ
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, HandMeshError):
+            raise batch
+        yield batch
+
+
+class _Answers(Dataset["HandSample | HandMeshError"]):
+    """A stream whose errors are answers: what a worker process raises arrives as the text of its traceback."""
+
+    def __init__(self, stream: TrainingStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, g: int) -> HandSample | HandMeshError:
+        try:
+            return self.stream[g]
+        except HandMeshError as error:
+            return error
+
+
+def _collate_answers(answers: Sequence[HandSample | HandMeshError]) -> HandBatch | HandMeshError:
+    samples = [answer for answer in answers if not isinstance(answer, HandMeshError)]
+    if len(samples) == len(answers):
+        return collate(samples)
+    return next(answer for answer in answers if isinstance(answer, HandMeshError))
 
 
 class _Share:

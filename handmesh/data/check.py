@@ -21,7 +21,7 @@ from handmesh.data.freihand import (
 from handmesh.data.jsonl import LABELS_FILE, JsonlData, parse_labels
 from handmesh.data.labels import HandLabels
 from handmesh.errors import AssetError, DataError, ImageError
-from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, HandArrays, builtin_hand
+from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand
 from handmesh.image import MAX_BYTES, read_header
 from handmesh.mano_file import load_hand
 from handmesh.metrics import pa_mean_error
@@ -68,15 +68,17 @@ def check_freihand(
 ) -> list[CheckRow]:
     """All claims about a prepared FreiHAND. `hand` is the model of its labels; by default the one that it names."""
     splits = available_splits(directory)
-    meta = FreiHand(directory, splits[0]).meta
-    synthetic = meta["hand"]["name"] != "mano"
+    labelled = FreiHand(directory, splits[0]).labelled_hand
+    synthetic = labelled.sha256 is not None  # one that `handmesh synth --like-freihand` drew, of whichever hand
     rows: list[CheckRow] = []
     why_no_hand = ""
     if hand is None:
         try:
-            hand = builtin_hand() if synthetic else load_hand("mano")
+            hand = builtin_hand() if labelled.is_(builtin_hand()) else load_hand("mano")
         except AssetError:
             why_no_hand = "not checked: needs MANO, run `handmesh mano add MANO_RIGHT.pkl`"
+    if hand is not None and synthetic and not labelled.is_(hand):
+        why_no_hand, hand = f"not checked: of the hand {labelled}, and here is {hand.sha256[:12]}", None
     for split in splits:
         data = FreiHand(directory, split)
         rows += [_labelled(row, split) for row in _check_split(data, hand, why_no_hand, synthetic, images, progress)]
@@ -109,7 +111,10 @@ def _check_split(
     )  # fmt: skip
     if not synthetic or "xyz" in arrays:
         missing = [name for name in ("xyz", "verts", "mano", "scale") if name not in arrays]
-        yield CheckRow("labels", "K, scale, xyz, verts, mano", _or_none("missing ", missing, "all there"), not missing)
+        found = _or_none("missing ", missing, "all there")
+        if missing and data.split == "evaluation":
+            found += ": they come in a second archive, FreiHAND_pub_v2_eval.zip"
+        yield CheckRow("labels", "K, scale, xyz, verts, mano", found, not missing)
     yield from _check_camera(arrays["K"])
 
     sums = _Sums()
@@ -183,16 +188,10 @@ def _measure(chunk: dict[str, Floats], hand: HandArrays | None, sums: _Sums) -> 
     if hand is None or verts is None:
         return
     if xyz is not None:
-        sums.add("joints", np.linalg.norm(joints_of(verts, hand) - xyz, axis=-1))
+        sums.add("joints", np.linalg.norm(hand.joints_of(verts) - xyz, axis=-1))
     if "mano" in chunk:
         decoded = _decoded_vertices(chunk["mano"], K, hand)
         sums.add("mano", np.linalg.norm(decoded - verts, axis=-1))
-
-
-def joints_of(vertices: Floats, hand: HandArrays) -> Floats:
-    """(*B, 778, 3) -> (*B, 21, 3): FreiHAND's joints, regressed from the posed mesh, and its fingertip vertices."""
-    joints = np.concatenate([hand.J_regressor @ vertices, vertices[..., list(FINGERTIP_VERTICES), :]], axis=-2)
-    return joints[..., list(JOINTS_FROM_MANO), :]
 
 
 def _decoded_vertices(parameters: Floats, K: Floats, hand: HandArrays) -> Floats:
@@ -311,7 +310,7 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
     problems: list[str] = []
     image_problems: list[str] = []
     tallies = dict.fromkeys(("box", "intrinsics", "keypoints", "joints", "vertices", "pose", "betas"), 0)
-    left = outside = points = 0
+    left = outside = points = croppable = opened = 0
     agreement: list[float] = []
     for index in range(count):
         labels, size = None, None
@@ -319,6 +318,7 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
             record = data.record(index)
             labels = parse_labels(record, data.where(index))
             if index in chosen:
+                opened += 1
                 size = _image_size(data.path.parent / record["image"])
         except DataError as error:
             problems.append(str(error))
@@ -328,6 +328,7 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
             left += labels.handedness == "left"
             for name in tallies:
                 tallies[name] += getattr(labels, name) is not None
+            croppable += labels.hand_box() is not None
             agreement += _disagreement_px(labels)
             if size is not None and (seen := labels.keypoints_or_projection()) is not None:
                 known = seen[0][seen[1]]
@@ -340,13 +341,13 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
         CheckRow("lines", "objects with known keys and sound values", _problems(problems, count), not problems),
         CheckRow("labels", "any subset", f"{there}; {left} left hands of {count}", None),
         CheckRow(
-            f"{len(chosen)} images opened", "JPEG, PNG or WebP", _problems(image_problems, len(chosen)),
-            not image_problems,
+            f"{opened} images opened", "JPEG, PNG or WebP", _problems(image_problems, opened),
+            not image_problems if opened else None,
         ),
         CheckRow(
             "a box or keypoints", "on every line, for crops around the hand",
-            f"{tallies['box']} boxes, {tallies['keypoints']} with keypoints",
-            max(tallies["box"], tallies["keypoints"]) == count or None,
+            f"on {croppable} of {count}" + ("" if croppable == count else ": crop: frame will do, crop: box will not"),
+            croppable == count or None,
         ),
     ]  # fmt: skip
     if points:

@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 from handmesh.anatomy import rotation_from_vector
 from handmesh.camera import Intrinsics
 from handmesh.data.json_arrays import iterate_json_array, read_json_array
-from handmesh.data.labels import HandLabels, RawSample
+from handmesh.data.labels import HandLabels, LabelledHand, RawSample
 from handmesh.errors import DataError
-from handmesh.hand import FINGERTIP_VERTICES, HandArrays, builtin_hand
+from handmesh.hand import FINGERTIP_VERTICES, HandArrays
 
 __all__ = [
     "FreiHand",
@@ -61,6 +61,7 @@ IMAGE_SIZE = 224  # px
 FORMAT = 1  # of the prepared folder; raised when files or their meaning change
 PREPARED = "prepared"  # the folder's name inside the data set's own
 ABOUT = "handmesh.json"  # names the hand of a synthetic set in FreiHAND's form; the real one does not have it
+PUBLISHED_HAND = LabelledHand("mano", None)  # the real one's
 
 # name -> (shape of one annotation, dtype on disk). Vertices are float32: 0.06 micrometres at a metre.
 ARRAYS: dict[str, tuple[tuple[int, ...], str]] = {
@@ -77,6 +78,7 @@ _MEMBER = re.compile(
     r"(?:.*/)?(handmesh\.json|(?:training|evaluation)_(?:K|scale|xyz|mano|verts)\.json"
     r"|(?:training|evaluation)/(?:rgb|mask)/\d{8}\.jpg)"
 )
+_IMAGE_NAME = re.compile(r"\d{8}\.jpg")  # not what macOS and others leave beside: ._00000000.jpg
 _MAX_JPEG_BYTES = 4 << 20  # a FreiHAND photograph has some 20 kB
 _PACK_BATCH = 500  # images between two marks that an interrupted run can go on from
 
@@ -243,12 +245,14 @@ def _prepare_images(
         return None
     _check_image_count(sources, folder, count, annotations, split, kind)
     unpacked = sources.folder_of(folder)
-    if unpacked is not None and not pack:
-        return {"count": count, "folder": os.path.relpath(unpacked, out)}
     data_file, index_file = out / f"{split}_{kind}.bin", out / f"{split}_{kind}.index.npy"
     source = sources.fingerprint_of_images(folder, count)
     record = done.get(data_file.name)
-    if record is None or record["source"] != source or not (data_file.exists() and index_file.exists()):
+    packed = record is not None and record["source"] == source and data_file.exists() and index_file.exists()
+    if unpacked is not None and not pack and not packed:
+        # Between the places themselves: one of them may be a link to another disk.
+        return {"count": count, "folder": os.path.relpath(unpacked.resolve(), out.resolve())}
+    if not packed:
         _pack_images(sources, folder, count, data_file, index_file, source, report)
         done[data_file.name] = {"source": source, "count": count}
         _write_mark(out, data_file.name, done[data_file.name])
@@ -458,7 +462,7 @@ class _Sources:
                 folder = f"{split}/{kind}"
                 if (unpacked := self.folder_of(folder)) is not None:
                     with os.scandir(unpacked) as entries:
-                        counts[folder] = sum(entry.name.endswith(".jpg") for entry in entries)
+                        counts[folder] = sum(_IMAGE_NAME.fullmatch(entry.name) is not None for entry in entries)
                 else:
                     named = {name for archive in self.archives for name in archive.members}
                     counts[folder] = sum(name.startswith(f"{folder}/") for name in named)
@@ -488,13 +492,22 @@ class _Sources:
         """Which hand the labels belong to: MANO, unless the set says otherwise."""
         if self.has(ABOUT):
             with self.open(ABOUT) as file:
-                content = file.read(1 << 16)
-            try:
-                about = json.loads(content)
-                return {"name": str(about["hand"]), "sha256": str(about["hand_sha256"])}
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{self.where(ABOUT)} cannot be read ({error!r}).") from error
-        return {"name": "mano", "sha256": None} if before is None else dict(before["hand"])
+                return dict(vars(_read_about(file.read(1 << 16), self.where(ABOUT))))
+        return dict(vars(PUBLISHED_HAND)) if before is None else dict(before["hand"])
+
+
+def _read_about(content: bytes, where: str) -> LabelledHand:
+    try:
+        about = json.loads(content)
+        return LabelledHand(str(about["hand"]), str(about["hand_sha256"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{where} cannot be read ({error!r}).") from error
+
+
+def labelled_hand_of(folder: Path) -> LabelledHand:
+    """Whose hand an unpacked FreiHAND's labels are: MANO's, unless its `ABOUT` says otherwise. Raises DataError."""
+    file = folder / ABOUT
+    return _read_about(file.read_bytes(), str(file)) if file.is_file() else PUBLISHED_HAND
 
 
 def _looks_unpacked(root: Path) -> bool:
@@ -545,11 +558,10 @@ class FreiHand:
         self.split: Split = split
         self.hands_mean = None if hand is None else hand.hands_mean
 
-    def belongs_to(self, hand: HandArrays) -> bool:
-        """Whether its vertices, poses and shapes are those of this hand. The published data are MANO's."""
-        return hand.sha256 == self.meta["hand"]["sha256"] or (
-            self.meta["hand"]["sha256"] is None and hand.sha256 != builtin_hand().sha256
-        )
+    @property
+    def labelled_hand(self) -> LabelledHand:
+        """Whose vertices, poses and shapes it holds. The published data are MANO's."""
+        return LabelledHand(self.meta["hand"]["name"], self.meta["hand"]["sha256"])
 
     @property
     def annotation_count(self) -> int:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from handmesh.anatomy import rotation_from_vector
 from handmesh.camera import Intrinsics
-from handmesh.data.labels import JOINT_COUNT, HandLabels, RawSample
+from handmesh.data.labels import JOINT_COUNT, HandLabels, LabelledHand, RawSample
 from handmesh.errors import ConfigError, DataError, ImageError
-from handmesh.hand import BETA_COUNT, VERTEX_COUNT, Handedness
+from handmesh.hand import BETA_COUNT, VERTEX_COUNT, Handedness, builtin_hand
 from handmesh.image import read_image
 
 Floats = NDArray[np.float64]
@@ -87,6 +87,21 @@ class JsonlData:
 
     def __len__(self) -> int:
         return len(self._starts[0])
+
+    @cached_property
+    def labelled_hand(self) -> LabelledHand | None:
+        """Whose vertices, poses and shapes the labels are, where the meta.json of `handmesh synth --out` says so.
+
+        Of other files it is not known: they are taken for those of the hand that is trained or scored.
+        """
+        try:
+            meta = json.loads((self.path.parent / "meta.json").read_text(encoding="utf-8"))
+            sha256 = meta["hand_sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not isinstance(sha256, str):
+            return None
+        return LabelledHand("builtin" if sha256 == builtin_hand().sha256 else "another hand", sha256)
 
     def where(self, index: int) -> str:
         """File and line of a sample, for messages."""

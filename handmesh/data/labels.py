@@ -17,7 +17,7 @@ from handmesh.camera import Intrinsics
 from handmesh.crop import CropTransform
 from handmesh.data.sample import HandSample, hand_sample
 from handmesh.errors import DataError
-from handmesh.hand import JOINT_NAMES, Handedness
+from handmesh.hand import JOINT_NAMES, HandArrays, Handedness, builtin_hand
 
 Floats = NDArray[np.float64]
 
@@ -67,6 +67,21 @@ class HandLabels:
 
 def _finite_rows(points: Floats) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(points).all(axis=1), bool)
+
+
+@dataclass(frozen=True)
+class LabelledHand:
+    """Whose vertices, poses and shapes a data set's labels are."""
+
+    name: str
+    sha256: str | None  # of `HandArrays`; None for MANO as FreiHAND was made with, of which several files are about
+
+    def is_(self, hand: HandArrays) -> bool:
+        """Whether this hand's vertices are in the same places, and its poses and shapes mean the same."""
+        return hand.sha256 == self.sha256 or (self.sha256 is None and hand.sha256 != builtin_hand().sha256)
+
+    def __str__(self) -> str:
+        return self.name if self.sha256 is None else f"{self.name} ({self.sha256[:12]})"
 
 
 @dataclass(frozen=True, eq=False)

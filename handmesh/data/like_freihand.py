@@ -28,7 +28,7 @@ from handmesh.anatomy import pose_mesh, vector_from_rotation
 from handmesh.camera import Intrinsics
 from handmesh.data.freihand import ABOUT, IMAGE_SIZE, SPLITS, VERSIONS, encode_mano
 from handmesh.errors import DataError
-from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, HandArrays, builtin_hand
+from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand
 from handmesh.synth import (
     Backgrounds,
     CameraEffects,
@@ -149,8 +149,7 @@ class _Frame:
         assert np.abs(old_pose[1:] - pose[1:]).max() == 0
         translation = turn @ (wrist + sample.translation.astype(np.float64)) - wrist
         self.vertices = vertices + translation
-        joints = np.concatenate([hand.J_regressor @ self.vertices, self.vertices[list(FINGERTIP_VERTICES)]])
-        self.joints = joints[list(JOINTS_FROM_MANO)]
+        self.joints = hand.joints_of(self.vertices)
 
     def annotation(self) -> dict[str, Any]:
         mano = encode_mano(self.vectors, self.betas, self.joints[_ROOT], self.K, self.hand.hands_mean)

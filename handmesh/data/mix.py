@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,8 @@ BLOCK = 1024  # examples over which the shares are exact (to one example)
 class Mixture:
     """Example g of an endless stream over sources of `counts` samples, in shares `weights`.
 
-    Within each source every sample is visited once per epoch, in an order of its own. Nothing is remembered between
-    calls, so a stream can be resumed anywhere and dealt out to any number of workers.
+    Within each source every sample is visited once per epoch, in an order of its own. That depends on nothing that was
+    asked before, so a stream can be resumed anywhere and dealt out to any number of workers.
     """
 
     def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int = 0) -> None:
@@ -42,7 +43,7 @@ class Mixture:
         source = int(order[place])
         visit = block * int(self.block_counts[source]) + int((order[:place] == source).sum())
         epoch, position = divmod(visit, self.counts[source])
-        return source, self._shuffled(source, epoch, position)
+        return source, int(_shuffled(self.seed, epoch, source, self.counts[source])[position])
 
     def _order(self, block: int) -> NDArray[np.int64]:
         if len(self.counts) == 1:
@@ -50,11 +51,7 @@ class Mixture:
         sources = np.repeat(np.arange(len(self.counts)), self.block_counts)
         return np.random.default_rng((self.seed, 3, block)).permutation(sources)
 
-    def _shuffled(self, source: int, epoch: int, position: int) -> int:
-        """An affine walk over the samples: no permutation of the whole set is ever held."""
-        count = self.counts[source]
-        rng = np.random.default_rng((self.seed, 2, epoch, source))
-        offset = int(rng.integers(count))
-        while np.gcd(stride := int(rng.integers(1, count + 1)), count) != 1:
-            pass
-        return (offset + position * stride) % count
+
+@lru_cache(maxsize=16)  # of each source the epoch that is under way, and the next while both are being dealt out
+def _shuffled(seed: int, epoch: int, source: int, count: int) -> NDArray[np.uint32]:
+    return np.random.default_rng((seed, 2, epoch, source)).permutation(count).astype(np.uint32)
