@@ -28,9 +28,10 @@ from handmesh.predict import Box, HandPrediction, Predictor, Source
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
 
 # Two boxes are one hand when they share this much of their union; hands that cross share less. Of one side, half is
-# enough: it would take two right hands in the same place.
+# enough, or that one lies within the other: it would take two right hands in the same place.
 SAME_HAND_OVERLAP = 0.7
 SAME_SIDE_OVERLAP = 0.5
+SAME_SIDE_WITHIN = 0.8  # of the smaller box; MediaPipe takes fingers for a hand of their own
 
 
 @dataclass(frozen=True)
@@ -239,12 +240,18 @@ def decode_palms(
 
 def overlap(first: Sequence[float], second: Sequence[float]) -> float:
     """Intersection over union of two boxes; 0 when one is empty."""
+    shared = _intersection(first, second)
+    return shared / (_area(first) + _area(second) - shared) if shared else 0.0
+
+
+def _intersection(first: Sequence[float], second: Sequence[float]) -> float:
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return width * height / (sum(areas) - width * height)
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def deduplicate(detections: Sequence[Detection]) -> list[Detection]:
@@ -257,8 +264,11 @@ def deduplicate(detections: Sequence[Detection]) -> list[Detection]:
 
 
 def _same_hand(first: Detection, second: Detection) -> bool:
-    same_side = first.handedness is not None and first.handedness == second.handedness
-    return overlap(first.box, second.box) > (SAME_SIDE_OVERLAP if same_side else SAME_HAND_OVERLAP)
+    shared = overlap(first.box, second.box)
+    if first.handedness is None or first.handedness != second.handedness:
+        return shared > SAME_HAND_OVERLAP
+    within = _intersection(first.box, second.box) / max(min(_area(first.box), _area(second.box)), 1e-9)
+    return shared > SAME_SIDE_OVERLAP or within > SAME_SIDE_WITHIN
 
 
 def predict_detected(
