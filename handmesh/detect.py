@@ -23,7 +23,7 @@ from handmesh.camera import Intrinsics
 from handmesh.errors import AssetError, ConfigError
 from handmesh.hand import Handedness
 from handmesh.image import Photo
-from handmesh.predict import Box, HandPrediction, Predictor, Source
+from handmesh.predict import AUTO, Box, HandPrediction, Predictor, Source
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
 
@@ -278,9 +278,9 @@ def predict_detected(
     handedness: Handedness | str,
     intrinsics: Intrinsics | None = None,
 ) -> list[HandPrediction]:
-    """The hands that a detector finds in a photograph; `handedness` is of those whose side it does not say."""
+    """The hands that a detector finds in a photograph, of the given side; with "auto" of the one that it says."""
     found = detector(photo.image)
-    sides: list[Handedness | str] = [item.handedness or handedness for item in found]
+    sides = [item.handedness or AUTO if handedness == AUTO else handedness for item in found]
     hands = predictor(photo, boxes=[item.box for item in found], handedness=sides, intrinsics=intrinsics)
     return [replace(hand, source=item.source) for hand, item in zip(hands, found, strict=True)]
 

@@ -30,11 +30,11 @@ from handmesh.errors import ConfigError, HandMeshError
 from handmesh.hand import Handedness
 from handmesh.hand_log import HandLog, LogHeader, posers_of, read_tracks, record_of
 from handmesh.image import encode_image, write_atomically
-from handmesh.predict import Box, HandPrediction, Predictor, overlay_hands
+from handmesh.predict import AUTO, Box, HandPrediction, Predictor, overlay_hands, parse_side
 from handmesh.video import ANIMATION_NAME, LOG_NAME, OVERLAY_NAME, LiveHands, Tracked
 
 WINDOW = "handmesh"
-KEYS = "h left/right   m mesh/bones   f mirror   c record   s screenshot   r search again   q quit"
+KEYS = "h which hand   m mesh/bones   f mirror   c record   s screenshot   r search again   q quit"
 
 
 class Looked(NamedTuple):
@@ -81,10 +81,10 @@ class LivePipeline:
         # Smoothed here, in the thread that draws: the network's has enough to do.
         return Looked(frame, self._live.smooth(tracked), seconds)
 
-    def choose(self, handedness: Handedness) -> None:
-        """From now on hands are of this side, and searched for anew."""
+    def choose(self, handedness: Handedness | str) -> None:
+        """From now on hands are of this side ("auto": of that which they are found to be), and searched for anew."""
         with self._lock:
-            self._live.tracker.handedness = handedness
+            self._live.tracker.handedness = parse_side(handedness)
             self._live.forget()
 
     def search_again(self) -> None:
@@ -218,7 +218,7 @@ def run_window(
     predictor: Predictor,
     options: LiveOptions,
     *,
-    handedness: Handedness = Handedness.RIGHT,
+    handedness: Handedness | str = AUTO,
     say: Callable[[str], None],
     show: Callable[[Image], int | None] | None = None,
 ) -> int:
@@ -228,7 +228,9 @@ def run_window(
     """
     shown = show or _window()
     hud = Hud(predictor.engine.name)
-    skeleton, mirror, side = options.skeleton, options.mirror, handedness
+    skeleton, mirror = options.skeleton, options.mirror
+    sides = (AUTO, str(Handedness.RIGHT), str(Handedness.LEFT))
+    side = parse_side(handedness)
     recording: Recording | None = None
     count = 0
     try:
@@ -245,13 +247,13 @@ def run_window(
                 cv2.rectangle(drawn, (x0, y0), (x1, y1), (255, 255, 255), 2, cv2.LINE_AA)
             picture = np.ascontiguousarray(drawn[:, ::-1]) if mirror else drawn
             hud.tick(looked.frame.captured)
-            state = f"{side} hand" + ("   recording" if recording else "") + ("" if looked.hands else "   searching")
+            state = _state(side, looked.hands) + ("   recording" if recording else "")
             hud.draw(picture, [state, KEYS])
             key = shown(picture)
             if key is None or key in (ord("q"), 27):
                 break
             if key == ord("h"):
-                side = Handedness.LEFT if side == Handedness.RIGHT else Handedness.RIGHT
+                side = sides[(sides.index(side) + 1) % len(sides)]
                 pipeline.choose(side)
             elif key == ord("r"):
                 pipeline.search_again()
@@ -276,6 +278,15 @@ def run_window(
         if show is None:
             cv2.destroyAllWindows()
     return count
+
+
+def _state(side: str, hands: Mapping[int, HandPrediction]) -> str:
+    """Which hands are meant, and which are seen."""
+    meant = "either hand" if side == AUTO else f"{side} hand"
+    seen = " and ".join(dict.fromkeys(str(hand.handedness) for hand in hands.values()))
+    if not hands:
+        return f"{meant}   searching"
+    return f"{meant}: {seen}" if side == AUTO else meant
 
 
 def _screenshot(out: Path, picture: Image) -> Path:
