@@ -289,11 +289,22 @@ def test_the_page_knows_every_half_precision_number(page):
     assert all(number is None or not np.isfinite(number) for number in np.array(read)[~finite])
 
 
+def test_a_sample_does_not_say_which_hand_the_next_one_is(page):
+    """A sample once set the switch to its own side, where it stayed: a left hand then was drawn as a right one."""
+    for name, side in (("palm", "Right"), ("left_gun", "Left")):
+        page.run(f"document.querySelector('[data-sample={name}]').click()")
+        page.wait_for(f"document.getElementById('status').textContent === '{side} hand found.'")
+        assert page.run("document.querySelector('#sides input:checked').value") == "auto"
+    page.choose(SAMPLES / "palm.jpg")
+    page.wait_for("document.getElementById('status').textContent === 'Right hand found.'")
+
+
 def test_a_phone_has_room_for_everything(page):
-    """360 px wide: nothing sticks out to the side, whatever is shown."""
+    """360 px wide: nothing sticks out to the side, whatever is shown, and nothing lies over what is to be touched."""
     page.resize(360, 740, mobile=True)
     assert page.run("document.documentElement.scrollWidth") == 360
-    choose(page)
+    page.click(".welcome [data-sample=palm]")
+    page.wait_for(FOUND)
     assert page.run("document.documentElement.scrollWidth") == 360
     page.click("#camera")
     page.wait_for("document.getElementById('status').textContent.startsWith('Following')")
