@@ -94,7 +94,7 @@ _SUREST = 4.0
 _DETECTOR_SURE = 2.0
 # Seconds that an opinion stands for: those of the looks that found the hand (as a right and as a left one), and of a
 # detector. A look at a tracked hand stands for the time since the one before it.
-_FOUND_STANDS, _DETECTION_STANDS = 0.2, 0.5
+_FOUND_STANDS, _DETECTION_STANDS = 0.2, 0.3
 _OTHER_SIDE = 0.25  # what a detection of the other side is farther from a track, see `_distance`
 _SIDE_MEMORY = 5.0  # s; the mean is of so much time
 _SIDE_CLEAR = 0.5  # the mean log-odds at which a hand takes the other side: 0.62 to 0.38

@@ -53,7 +53,7 @@ ANIMATION_NAME = "hand.glb"
 
 _DRAWN_AHEAD = 8  # frames that may wait for the encoder
 # How long frames wait for the side of a new hand, and how many bytes of pictures may wait.
-_SIDE_SECONDS, _SIDE_BYTES = 0.7, 256_000_000
+_SIDE_SECONDS, _SIDE_BYTES = 1.0, 256_000_000
 
 
 class Tracked(NamedTuple):
@@ -133,7 +133,7 @@ def with_sides_settled(
 ) -> Iterator[tuple[Frame, dict[int, HandPrediction], dict[str, Any]]]:
     """Each frame with its hands by id, and the state of `live` after it; no hand begins as the one that it is not.
 
-    Where a hand is new, its frame and those after it wait for 0.7 s. If it turns out to be the other one by
+    Where a hand is new, its frame and those after it wait for a second. If it turns out to be the other one by
     then, they are looked at again from there on, with its side known.
     """
     waiting: list[_Waiting] = []
