@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from handmesh_server.sockets import BEARER, PROTOCOL
-from handmesh_server.stream import HAND, HEADER, MAGIC
+from handmesh_server.stream import HAND, HEADER, MAGIC, Track, Wishes
 from marker_hands import MarkerEngine, draw, hand_at
 from server_harness import running, settings
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -20,6 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 import handmesh
 from handmesh.engine import open_engine
 from handmesh.image import encode_image, read_photo
+from handmesh.predict import Predictor
 
 TOKEN = "correct-horse-battery-staple"
 SHOWN = BEARER + base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")
@@ -127,21 +128,27 @@ def test_a_hand_that_the_network_doubts_is_lost():
         assert seen_in(socket, [hand] * 2) == [1, 1]
 
 
-def test_what_is_tracked_is_smoothed_as_wished(server):
-    """A hand that jumps by a hundredth of itself: shown at once without smoothing, else later."""
-    still = read_photo(photo()).image
-    jumped = encode_image(np.roll(still, 4, axis=1), "png")
+def test_what_is_tracked_is_smoothed_as_wished():
+    """A hand that jumps by a tenth of itself: shown at once without smoothing, else later. By the clock of the frames."""
     moved = {}
-    for smooth in (0, 2):
-        with stream(server) as socket:
-            socket.send(json.dumps({"hand": "left", "smooth": smooth}))
-            wrists = []
-            for frame in [encode_image(still, "png")] * 2 + [jumped]:
-                socket.send(frame)
-                wrists.append(decoded(socket.recv(timeout=20))[1][0][1].mean(axis=0)[0])
-            moved[smooth] = wrists[2] - wrists[1]
-    assert moved[0] == pytest.approx(4, abs=1.5)
+    for smooth in (0.0, 2.0):
+        track = Track()
+        track.wishes = Wishes(smooth=smooth)
+        middles = [
+            track(Predictor(MarkerEngine()), read_photo(draw([hand_at(x, 170)])), 5 + index / 30)[0]
+            .keypoints_image()
+            .mean(axis=0)[0]
+            for index, x in enumerate((160, 160, 165))
+        ]
+        moved[smooth] = middles[2] - middles[1]
+    assert moved[0] == pytest.approx(5, abs=0.5)
     assert moved[2] < 0.8 * moved[0]
+
+
+def test_clocks_that_stand_still_are_no_reason_to_fail():
+    track = Track()
+    for time in (3.0, 3.0, 2.0):
+        assert len(track(Predictor(MarkerEngine()), read_photo(draw([hand_at(160, 170)])), time)) == 1
 
 
 STRANGERS = [("nothing", None, 401), (SHOWN, "http://elsewhere.example", 403)]
