@@ -282,7 +282,12 @@ def predict_detected(
     found = detector(photo.image)
     sides = [item.handedness or AUTO if handedness == AUTO else handedness for item in found]
     hands = predictor(photo, boxes=[item.box for item in found], handedness=sides, intrinsics=intrinsics)
-    return [replace(hand, source=item.source) for hand, item in zip(hands, found, strict=True)]
+    answers = []
+    for hand, item in zip(hands, found, strict=True):
+        if handedness == AUTO and item.handedness is not None:
+            hand = replace(hand, handedness_source="found", handedness_score=item.score)
+        answers.append(replace(hand, source=item.source))
+    return answers
 
 
 def open_detector(choice: str, most: int = 4) -> Detector | None:

@@ -202,7 +202,7 @@ def test_a_photograph_is_predicted_where_the_detector_says():
 
     photo = read_photo(draw([hand_at(120, 170), hand_at(260, 170)]))
     (hand,) = predict_detected(Predictor(MarkerEngine()), Finder(), photo, "auto")
-    assert (hand.handedness, hand.source) == (LEFT, "mediapipe")
+    assert (hand.handedness, hand.handedness_source, hand.source) == (LEFT, "found", "mediapipe")
     np.testing.assert_allclose(hand.keypoints_image()[0], (120, 170), atol=1.0)
     (hand,) = predict_detected(Predictor(MarkerEngine()), Finder(), photo, "right")
     assert hand.handedness == RIGHT, "who says it knows it"

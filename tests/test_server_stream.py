@@ -129,7 +129,7 @@ def test_a_hand_that_the_network_doubts_is_lost():
 
 
 def test_what_is_tracked_is_smoothed_as_wished():
-    """A hand that jumps by a tenth of itself: shown at once without smoothing, else later; by the clock of the frames."""
+    """A hand that jumps by a tenth of itself: shown at once unsmoothed, else later; by the clock of the frames."""
     moved = {}
     for smooth in (0.0, 2.0):
         track = Track()
