@@ -34,7 +34,10 @@ from handmesh.predict import AUTO, Box, HandPrediction, Predictor, overlay_hands
 from handmesh.video import ANIMATION_NAME, LOG_NAME, OVERLAY_NAME, LiveHands, Tracked
 
 WINDOW = "handmesh"
-KEYS = "h which hand   m mesh/bones   f mirror   c record   s screenshot   r search again   q quit"
+KEYS = "[h] which hand   [m] mesh/bones   [f] mirror   [c] record   [s] screenshot   [r] search again   [q] quit"
+
+
+_SMALLEST_TEXT = 0.45  # of OpenCV's font, that can still be read
 
 
 class Looked(NamedTuple):
@@ -147,10 +150,12 @@ class Hud:
     def draw(self, image: Image, lines: Sequence[str] = ()) -> None:
         """Into the image itself."""
         first = f"{self.fps:.1f} fps   {1000 * self.latency:.0f} ms   {self.engine}"
-        scale = max(0.4, min(image.shape[1] / 1280, 1.0))
-        step = round(34 * scale + 4)
-        for number, text in enumerate([first, *lines]):
-            _write(image, text, (round(12 * scale), round(step * (number + 0.9))), scale * 0.8)
+        scale = max(_SMALLEST_TEXT, min(image.shape[1] / 1280, 1.0) * 0.8)
+        step = round(42 * scale + 4)
+        margin = round(15 * scale)
+        shown = [part for line in (first, *lines) for part in _broken(line, image.shape[1] - 2 * margin, scale)]
+        for number, text in enumerate(shown):
+            _write(image, text, (margin, round(step * (number + 0.9))), scale)
 
 
 def draw_hands(image: Image, hands: Mapping[int, HandPrediction], *, skeleton: bool = False) -> Image:
@@ -162,10 +167,23 @@ def draw_hands(image: Image, hands: Mapping[int, HandPrediction], *, skeleton: b
     return drawn
 
 
+def _broken(text: str, width: int, scale: float) -> list[str]:
+    """A line as lines of at most `width` pixels, broken where it has three spaces."""
+    lines = [""]
+    for part in text.split("   "):
+        longer = f"{lines[-1]}   {part}" if lines[-1] else part
+        fits = cv2.getTextSize(longer, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] <= width
+        lines = [*lines[:-1], longer] if fits or not lines[-1] else [*lines, part]
+    return lines
+
+
 def _write(image: Image, text: str, place: tuple[int, int], scale: float) -> None:
     """White on a dark rim: to be read on anything."""
-    for color, width in (((20, 20, 20), 3), ((255, 255, 255), 1)):
-        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, color, width, cv2.LINE_AA)
+    # The rim is the text itself, moved: a bolder one is wider in OpenCV 5, so that no letter would lie over its own.
+    x, y = place
+    rim = [((x + dx, y + dy), (20, 20, 20)) for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+    for where, color in (*rim, (place, (255, 255, 255))):
+        cv2.putText(image, text, where, cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)
 
 
 class Recording:
@@ -316,7 +334,8 @@ def check_display() -> None:
 
 def _window() -> Callable[[Image], int | None]:
     check_display()
-    cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+    # Without Qt's buttons, which take the picture's place.
+    cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
     sized = False
 
     def show(picture: Image) -> int | None:
