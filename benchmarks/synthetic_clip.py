@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
 from handmesh.clip import VideoWriter
 from handmesh.hand import builtin_hand
-from handmesh.synth import Backgrounds, SceneRenderer, SceneSettings, scene
+from handmesh.synth import Backgrounds, SceneRenderer, SceneSettings, Shot, view_rotation
 from handmesh.synth.camera_effects import composite
 from handmesh.synth.pose_prior import BASE_POSES
 
@@ -61,7 +60,7 @@ class Motion:
         share = share * share * (3 - 2 * share)
         angles = (1 - share) * BASE_POSES[POSES[index]].angles + share * BASE_POSES[POSES[index + 1]].angles
         toward = np.array([0.5 * np.sin(1.1 * eased + self.phase), 0.35 * np.sin(0.8 * eased), -1.0])
-        view = scene.view_rotation(toward, 0.5 * np.sin(0.9 * eased) + 0.2 * np.sin(2.1 * eased))
+        view = view_rotation(toward, 0.5 * np.sin(0.9 * eased) + 0.2 * np.sin(2.1 * eased))
         place = np.array(
             [
                 self.middle[0] + self.reach[0] * np.sin(1.3 * eased),
@@ -72,26 +71,13 @@ class Motion:
         return angles, view, place
 
 
-class _ClipRenderer(SceneRenderer):
-    """The scene renderer with pose, view and camera given; everything random comes from one seed for all frames."""
-
-    def frame(self, seed: int, motion: Motion, time: float) -> Any:
-        angles, view, place = motion.at(time)
-        self._rotations = self.prior.rotations(angles)
-        fixed_view = scene._View("clip", view, float(place[2]), np.arctan(place[:2] / place[2]))
-        middle = (self.size - 1) / 2
-        camera = np.array([[FOCAL, 0, middle], [0, FOCAL, middle], [0, 0, 1.0]])
-        with (
-            mock.patch.object(scene, "_sample_view", return_value=fixed_view),
-            mock.patch.object(scene, "_crop_intrinsics", return_value=camera),
-        ):
-            return self.render_foreground(np.random.default_rng(seed))
-
-    def _pose_hand(self, rng: np.random.Generator) -> Any:
-        sampled = mock.Mock(rotations=self._rotations, holds="")
-        sampled.name = "clip"
-        with mock.patch.object(self.prior, "sample", return_value=sampled):
-            return super()._pose_hand(np.random.default_rng(1))  # the same shape for every frame
+def shot(renderer: SceneRenderer, motion: Motion, time: float) -> Shot:
+    """The hand of a moment before the clip's camera; its shape is the same at all times."""
+    angles, view, place = motion.at(time)
+    middle = (SIZE - 1) / 2
+    camera = np.array([[FOCAL, 0, middle], [0, FOCAL, middle], [0, 0, 1.0]])
+    betas = np.clip(np.random.default_rng(1).normal(0, renderer.settings.beta_scale, 10), -3, 3)
+    return Shot(renderer.prior.rotations(angles), betas, view, place, camera)
 
 
 def frames(
@@ -104,8 +90,16 @@ def frames(
     noise: float = 2.0,
 ) -> Iterator[ClipFrame]:
     """The clip, frame by frame. `two`: a left hand comes from the other side, and they pass each other."""
-    settings = replace(SceneSettings(), sleeve=1.0, occluder=0.0, stray_object=0.0, least_clear=0.0, least_visible=0.0)
-    renderer = _ClipRenderer(builtin_hand(), settings, SIZE, 2, Backgrounds(count=8))
+    settings = replace(
+        SceneSettings(),
+        sleeve=1.0,
+        occluder=0.0,
+        stray_object=0.0,
+        second_hand=0.0,
+        least_clear=0.0,
+        least_visible=0.0,
+    )
+    renderer = SceneRenderer(builtin_hand(), settings, SIZE, 2, Backgrounds(count=8))
     background = renderer.backgrounds.sample(np.random.default_rng(seed), SIZE)
     one = Motion()
     motions = [one]
@@ -118,7 +112,8 @@ def frames(
         time = index / fps
         image, keypoints, joints, poses = background.copy(), [], [], []
         for number, motion in enumerate(motions):
-            sample = renderer.frame(seed + number, motion, time)
+            # All but the shot is random by one seed for all frames, so the same throughout.
+            sample = renderer.render_foreground(np.random.default_rng(seed + number), shot(renderer, motion, time))
             picture, alpha = sample.image, sample.alpha
             points, places, pose = sample.keypoints.copy(), sample.joints.copy(), sample.pose.copy()
             if number == 1:  # a left hand is a right one in a mirror

@@ -478,12 +478,13 @@ def _quiet_opencv() -> Iterator[None]:
     """OpenCV prints its own guesses when something does not open; our errors say what to do instead."""
     import cv2
 
-    before = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(0)
+    levels: Any = cv2.utils.logging if hasattr(cv2.utils, "logging") else cv2  # OpenCV 5 moved them, 4 has them on top
+    before = levels.getLogLevel()
+    levels.setLogLevel(0)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(before)
+        levels.setLogLevel(before)
 
 
 def _check_camera(number: int) -> None:

@@ -23,14 +23,15 @@ from handmesh.camera import Intrinsics
 from handmesh.errors import AssetError, ConfigError
 from handmesh.hand import Handedness
 from handmesh.image import Photo
-from handmesh.predict import Box, HandPrediction, Predictor, Source
+from handmesh.predict import AUTO, Box, HandPrediction, Predictor, Source
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
 
 # Two boxes are one hand when they share this much of their union; hands that cross share less. Of one side, half is
-# enough: it would take two right hands in the same place.
+# enough, or that one lies within the other: it would take two right hands in the same place.
 SAME_HAND_OVERLAP = 0.7
 SAME_SIDE_OVERLAP = 0.5
+SAME_SIDE_WITHIN = 0.8  # of the smaller box; MediaPipe takes fingers for a hand of their own
 
 
 @dataclass(frozen=True)
@@ -239,12 +240,18 @@ def decode_palms(
 
 def overlap(first: Sequence[float], second: Sequence[float]) -> float:
     """Intersection over union of two boxes; 0 when one is empty."""
+    shared = _intersection(first, second)
+    return shared / (_area(first) + _area(second) - shared) if shared else 0.0
+
+
+def _intersection(first: Sequence[float], second: Sequence[float]) -> float:
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return width * height / (sum(areas) - width * height)
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def deduplicate(detections: Sequence[Detection]) -> list[Detection]:
@@ -257,8 +264,11 @@ def deduplicate(detections: Sequence[Detection]) -> list[Detection]:
 
 
 def _same_hand(first: Detection, second: Detection) -> bool:
-    same_side = first.handedness is not None and first.handedness == second.handedness
-    return overlap(first.box, second.box) > (SAME_SIDE_OVERLAP if same_side else SAME_HAND_OVERLAP)
+    shared = overlap(first.box, second.box)
+    if first.handedness is None or first.handedness != second.handedness:
+        return shared > SAME_HAND_OVERLAP
+    within = _intersection(first.box, second.box) / max(min(_area(first.box), _area(second.box)), 1e-9)
+    return shared > SAME_SIDE_OVERLAP or within > SAME_SIDE_WITHIN
 
 
 def predict_detected(
@@ -268,11 +278,16 @@ def predict_detected(
     handedness: Handedness | str,
     intrinsics: Intrinsics | None = None,
 ) -> list[HandPrediction]:
-    """The hands that a detector finds in a photograph; `handedness` is of those whose side it does not say."""
+    """The hands that a detector finds in a photograph, of the given side; with "auto" of the one that it says."""
     found = detector(photo.image)
-    sides: list[Handedness | str] = [item.handedness or handedness for item in found]
+    sides = [item.handedness or AUTO if handedness == AUTO else handedness for item in found]
     hands = predictor(photo, boxes=[item.box for item in found], handedness=sides, intrinsics=intrinsics)
-    return [replace(hand, source=item.source) for hand, item in zip(hands, found, strict=True)]
+    answers = []
+    for hand, item in zip(hands, found, strict=True):
+        if handedness == AUTO and item.handedness is not None:
+            hand = replace(hand, handedness_source="found", handedness_score=item.score)
+        answers.append(replace(hand, source=item.source))
+    return answers
 
 
 def open_detector(choice: str, most: int = 4) -> Detector | None:

@@ -84,15 +84,13 @@ def vertex_normals(vertices: NDArray[np.floating[Any]], faces: NDArray[np.intege
     Zero where a vertex has no face, or faces without area. Values that are not finite spread no further than the
     faces that hold them.
     """
-    corners = vertices.astype(np.float64)[faces]
+    first, second, third = np.ascontiguousarray(vertices.T, np.float64)[:, faces.T].swapaxes(0, 1)  # (3, F) each
+    indices = faces.ravel()
     with np.errstate(invalid="ignore", over="ignore"):
-        across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        (ax, ay, az), (bx, by, bz) = second - first, third - first
+        across = (ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx)  # np.cross, which takes twice as long
         normals = np.stack(
-            [
-                np.bincount(faces.ravel(), weights=np.repeat(across[:, axis], 3), minlength=len(vertices))
-                for axis in range(3)
-            ],
-            axis=-1,
+            [np.bincount(indices, weights=np.repeat(along, 3), minlength=len(vertices)) for along in across], axis=-1
         )
         length = np.linalg.norm(normals, axis=-1, keepdims=True)
         normals = np.divide(normals, length, out=np.zeros(normals.shape), where=length > 0)

@@ -149,8 +149,9 @@ class Predictor:
         self.passes = passes
         self.margin = margin
         heads = engine.record.get("model", {})
-        self._tells_sides = bool(heads.get("handedness_head"))
-        self._tells_confidence = bool(heads.get("confidence_head"))
+        # What the network has heads for.
+        self.tells_sides = bool(heads.get("handedness_head"))
+        self.tells_confidence = bool(heads.get("confidence_head"))
         self._hands = {Handedness.RIGHT: engine.hand, Handedness.LEFT: engine.hand.mirrored()}
 
     def __call__(
@@ -179,9 +180,9 @@ class Predictor:
                 crop = CropTransform.whole_image(width, height)
             else:
                 crop = CropTransform.around_box(boxes[index], self.margin)
-            possible = tuple(Handedness) if side == AUTO and self._tells_sides else (side,)
+            possible = tuple(Handedness) if side == AUTO and self.tells_sides else (side,)
             for one in possible:
-                source: SideSource = "given" if side != AUTO else "found" if self._tells_sides else "assumed"
+                source: SideSource = "given" if side != AUTO else "found" if self.tells_sides else "assumed"
                 hand = Handedness.RIGHT if one == AUTO else Handedness(one)
                 looks.append(_Look(index, hand, source, replace(crop, mirror=hand == Handedness.LEFT)))
         if not looks:
@@ -199,18 +200,22 @@ class Predictor:
     ) -> list[HandPrediction]:
         """One look at each crop, all as one batch, for those who know where the hands are and how they are turned.
 
-        `image` is (H, W, 3) uint8 RGB. A mirrored crop is of a left hand. `score` is the network's
-        confidence; 1 where it has no such head, for nothing can be compared.
+        `image` is (H, W, 3) uint8 RGB. A mirrored crop is of a left hand. `score` is the network's confidence, and
+        `handedness_score` how probable it takes that side; 1 where it has no such heads, for nothing can be compared.
         """
         if not crops:
             return []
         known = intrinsics or Intrinsics.default_for(image.shape[1], image.shape[0])
         output = self.engine(np.stack([crop.warp(image, self.engine.resolution) for crop in crops]))
         sides = [Handedness.LEFT if crop.mirror else Handedness.RIGHT for crop in crops]
-        looks = [_Look(index, side, "given", crop) for index, (crop, side) in enumerate(zip(crops, sides, strict=True))]
+        probable = [float(value) if self.tells_sides else 1.0 for value in output.right]
+        looks = [
+            _Look(index, side, "given", crop, score)
+            for index, (crop, side, score) in enumerate(zip(crops, sides, probable, strict=True))
+        ]
         return [
             self._prediction(
-                output, row, look, source, float(output.confidence[row]) if self._tells_confidence else 1.0, known
+                output, row, look, source, float(output.confidence[row]) if self.tells_confidence else 1.0, known
             )
             for row, look in enumerate(looks)
         ]
@@ -233,7 +238,7 @@ class Predictor:
                 else:
                     looks = [look.at(self._closer(look.crop, points, photo.size)) for look, points in pairs]
                 previous = found
-        if self._tells_confidence:
+        if self.tells_confidence:
             scores = [float(value) for value in output.confidence]
         elif previous is not None:
             scores = [agreement(before, now) for before, now in zip(previous, found, strict=True)]
@@ -392,13 +397,14 @@ def as_mesh_hand(hand: HandPrediction, index: int, suffix: str) -> MeshHand:
 def _sides(handedness: Handedness | str | Sequence[Handedness | str], count: int) -> list[str]:
     """For each hand "right", "left" or "auto". Raises ValueError for anything else."""
     if isinstance(handedness, str):
-        return [_side(handedness)] * count
+        return [parse_side(handedness)] * count
     if len(handedness) != count:
         raise ValueError(f"{len(handedness)} sides for {count} hands: give one for all, or one for each box.")
-    return [_side(side) for side in handedness]
+    return [parse_side(side) for side in handedness]
 
 
-def _side(handedness: str) -> str:
+def parse_side(handedness: Handedness | str) -> str:
+    """What was said, as "right", "left" or "auto". Raises ValueError for anything else."""
     return AUTO if handedness == AUTO else Handedness(handedness)
 
 

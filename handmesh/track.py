@@ -12,6 +12,10 @@ a wall draws a hand there all the same. So every answer is judged:
 A hand that fails is kept in mind for a moment, its crop waiting where it was, then given up and searched for: by the
 detector if there is one, else where it was last seen and in the places that were given (a box, the whole picture).
 Found again soon enough, it keeps its id.
+
+Which hand it is may be given. Else all that was ever said about it counts: each look of a network that tells sides, and
+each detection, is an opinion (the log-odds that it is a right hand) that stands for some time, and their mean decides.
+It has to be clear before a hand changes its side, and a look at the mirrored crop has to agree.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from handmesh.crop import CropTransform, upright_rotation
 from handmesh.detect import Detection, Detector, WholeImage, overlap
 from handmesh.errors import ConfigError
 from handmesh.hand import Handedness
-from handmesh.predict import HandPrediction, Predictor, agreement
+from handmesh.predict import AUTO, SIDE_LOOKS, HandPrediction, Predictor, agreement, parse_side
 from handmesh.smoothing import OneEuro
 
 Image = NDArray[np.uint8]
@@ -46,8 +50,11 @@ class Tracking:
     patience: float = 0.2  # how long a hand may look wrong before it is given up
     memory: float = 3.0  # found again within this, a hand keeps its id
     least_agreement: float = 0.6  # of two looks at a tracked hand
-    least_found: float = 0.7  # of the looks that find a hand; a false find costs more than a late one
-    least_score: float = 0.3  # of the network, where it says one
+    least_score: float = 0.3  # of the network at a tracked hand, where it says one
+    # Of a hand that is newly found: the network's score, where it says one, else the agreement of looks. A false find
+    # costs more than a late one.
+    least_found_score: float = 0.5
+    least_found_agreement: float = 0.7
     most_hands: int = 2
 
     def __post_init__(self) -> None:
@@ -81,6 +88,19 @@ _LEAST_INSIDE = 0.4  # of the keypoints within the picture
 _SMALLEST_EXTENT_PX = 10.0
 _SIZE_KEPT = (0.6, 1.7)  # of a hand that was lost and is found again
 
+# Opinions on sides, as log-odds that a hand is a right one. No single look is surer than this, however sure it says it
+# is: a network is wrong about a pose for as long as the pose lasts.
+_SUREST = 4.0
+_DETECTOR_SURE = 2.0
+# Seconds that an opinion stands for: those of the looks that found the hand (as a right and as a left one), and of a
+# detector. A look at a tracked hand stands for the time since the one before it.
+_FOUND_STANDS, _DETECTION_STANDS = 0.2, 0.3
+_OTHER_SIDE = 0.25  # what a detection of the other side is farther from a track, see `_distance`
+_SIDE_MEMORY = 5.0  # s; the mean is of so much time
+_SIDE_CLEAR = 0.5  # the mean log-odds at which a hand takes the other side: 0.62 to 0.38
+# Seconds of opinions, and their mean, from which on a lost hand is searched for as what it was.
+_SIDE_SETTLED = (1.0, 1.5)
+
 
 @dataclass
 class _Track:
@@ -93,7 +113,8 @@ class _Track:
     checked: float  # when a second look last agreed
     since: float  # when it was first found
     usual_extent: float  # px, over about the last second: what a moment's wrong answers do not change
-    votes: int = 0  # of a detector, for the other side than `handedness`
+    right_odds: float = 0.0  # mean log-odds that it is a right hand
+    side_seconds: float = 0.0  # of how much time; 0: nobody said anything
 
     @property
     def extent(self) -> float:
@@ -108,6 +129,18 @@ class _Track:
     def mirror(self) -> bool:
         return self.handedness == Handedness.LEFT
 
+    @property
+    def side_odds(self) -> float:
+        """That the hand has the side it is taken to have."""
+        return -self.right_odds if self.mirror else self.right_odds
+
+    def hear(self, side: Handedness, odds: float, seconds: float) -> None:
+        """An opinion that stands for some seconds: the log-odds that the hand is of a side."""
+        right = min(max(odds if side == Handedness.RIGHT else -odds, -_SUREST), _SUREST)
+        self.side_seconds = min(self.side_seconds + seconds, _SIDE_MEMORY)
+        if self.side_seconds > 0:
+            self.right_odds += (right - self.right_odds) * min(1.0, seconds / self.side_seconds)
+
 
 class Tracker:
     """Follows hands through pictures in order of time. One per camera or clip; not for several threads at once."""
@@ -117,20 +150,22 @@ class Tracker:
         predictor: Predictor,
         *,
         detector: Detector | None = None,
-        handedness: Handedness | str = Handedness.RIGHT,
+        handedness: Handedness | str = AUTO,
         settings: Tracking | None = None,
     ) -> None:
         """`detector` says where to look for new hands; None searches the whole picture for one.
 
-        `handedness` is of hands whose detector does not say.
+        `handedness` is that of all hands; "auto" finds out what each is, and takes right ones where neither network nor
+        detector can tell. It may be set anew, followed by `forget`.
         """
         self.settings = settings or Tracking()
         self.detector: Detector = WholeImage() if detector is None else detector
-        self.handedness = Handedness(handedness)
+        self.handedness = parse_side(handedness)
         self.predictor = predictor
         self._tracks: list[_Track] = []
         self._lost: list[_Track] = []
         self._next_id = 1
+        self._expected: dict[int, Handedness] = {}
         self._time = -math.inf
         self._detected = -math.inf
         self.looks = 0  # crops that the network was shown
@@ -156,6 +191,15 @@ class Tracker:
         """Start anew, with new ids: the camera was moved, or the other hand is meant now."""
         self._tracks, self._lost = [], []
 
+    def expect(self, id: int, side: Handedness) -> None:
+        """A hand that will have this id will be of this side: for those who have seen what comes, and went back."""
+        self._expected[id] = side
+
+    @property
+    def next_id(self) -> int:
+        """Of the next hand that is new; hands that were there have smaller ones."""
+        return self._next_id
+
     @property
     def remembered(self) -> set[int]:
         """Ids that may still come back."""
@@ -167,6 +211,7 @@ class Tracker:
             "tracks": [_state(track) for track in self._tracks],
             "lost": [_state(track) for track in self._lost],
             "next_id": self._next_id,
+            "expected": {str(id): str(side) for id, side in self._expected.items()},
             "time": self._time,
             "detected": self._detected,
         }
@@ -175,6 +220,7 @@ class Tracker:
         self._tracks = [_restored(track) for track in state["tracks"]]
         self._lost = [_restored(track) for track in state["lost"]]
         self._next_id, self._time, self._detected = state["next_id"], state["time"], state["detected"]
+        self._expected = {int(id): Handedness(side) for id, side in state["expected"].items()}
 
     # --------------------------------------------------------------------------------------------------- following
 
@@ -197,11 +243,12 @@ class Tracker:
                 self._tracks[index].checked = time
             else:
                 wrong.add(index)
+        self._weigh_sides(image, crops, answers, points, wrong, time, intrinsics)
         hands, kept = {}, []
         for index, (track, answer) in enumerate(zip(self._tracks, answers, strict=True)):
             if index not in wrong:
                 self._advance(track, points[index], time)
-                hands[track.id] = TrackedHand(track.id, answer, False)
+                hands[track.id] = TrackedHand(track.id, self._with_side(answer, track), False)
             if time - track.seen <= self.settings.patience:
                 kept.append(track)
             else:
@@ -209,6 +256,46 @@ class Tracker:
         self._tracks = kept
         self._lost = [track for track in self._lost if time - track.seen <= self.settings.memory]
         return hands
+
+    def _weigh_sides(
+        self,
+        image: Image,
+        crops: list[CropTransform],
+        answers: list[HandPrediction],
+        points: list[Keypoints],
+        wrong: set[int],
+        time: float,
+        intrinsics: Intrinsics,
+    ) -> None:
+        """Hear the looks that were not wrong. A hand that turns out to be the other one gets an answer as that one."""
+        if self.handedness != AUTO:
+            return
+        doubted = []
+        for index, (track, answer) in enumerate(zip(self._tracks, answers, strict=True)):
+            if index not in wrong:
+                if self.predictor.tells_sides:
+                    track.hear(track.handedness, _log_odds(answer.handedness_score), min(time - track.seen, 0.1))
+                if track.side_odds < -_SIDE_CLEAR:
+                    doubted.append(index)
+        mirrored = [replace(crops[index], mirror=not crops[index].mirror) for index in doubted]
+        others = self.predictor.look_once(image, mirrored, intrinsics=intrinsics)
+        self.looks += len(mirrored)
+        for index, other in zip(doubted, others, strict=True):
+            track = self._tracks[index]
+            there = other.keypoints_image().astype(np.float64)
+            agrees = other.handedness_score >= answers[index].handedness_score
+            if agrees and self._judge(track, other, there, crops[index], image.shape) != "wrong":
+                track.handedness, answers[index], points[index] = other.handedness, other, there
+            else:
+                track.right_odds = 0.0
+
+    def _with_side(self, hand: HandPrediction, track: _Track) -> HandPrediction:
+        """The answer with how its side is known."""
+        if self.handedness != AUTO:
+            return hand
+        if not track.side_seconds:
+            return replace(hand, handedness_source="assumed", handedness_score=1.0)
+        return replace(hand, handedness_source="found", handedness_score=1 / (1 + math.exp(-track.side_odds)))
 
     def _next_crop(self, track: _Track, time: float) -> CropTransform:
         """Around the keypoints, turned upright and moved on by their speed, without their jitter."""
@@ -308,77 +395,97 @@ class Tracker:
         return hands
 
     def _unmatched(self, detections: list[Detection]) -> list[Detection]:
-        """Detections of no tracked hand. Those of tracked hands vote on their sides."""
+        """Detections of no tracked hand. Those of tracked hands say their sides."""
         if not (detections and self._tracks):
             return detections
         from scipy.optimize import linear_sum_assignment  # on first use: it takes a tenth of a second to import
 
-        cost = np.array([[_distance(track.box, item.box) for item in detections] for track in self._tracks])
+        cost = np.array(
+            [
+                [
+                    _distance(track.box, item.box)
+                    + (_OTHER_SIDE if item.handedness not in (None, track.handedness) else 0.0)
+                    for item in detections
+                ]
+                for track in self._tracks
+            ]
+        )
         matched = set()
         for row, column in zip(*linear_sum_assignment(np.minimum(cost, 10.0)), strict=True):
             if cost[row, column] < 1:
                 matched.add(column)
-                self._vote(self._tracks[row], detections[column].handedness)
+                if (side := detections[column].handedness) is not None:
+                    self._tracks[row].hear(side, _DETECTOR_SURE, _DETECTION_STANDS)
         return [item for index, item in enumerate(detections) if index not in matched]
-
-    def _vote(self, track: _Track, side: Handedness | None) -> None:
-        """A hand changes its side only when the detector insists: three times more often the other than this."""
-        if side is None:
-            return
-        track.votes = max(0, track.votes + (1 if side != track.handedness else -1))
-        if track.votes >= 3:
-            track.handedness, track.votes = side, 0
 
     def _look_at(self, image: Image, place: Detection, time: float, intrinsics: Intrinsics) -> TrackedHand | None:
         """The hand at a place, if there is one."""
-        side = place.handedness or self._usual_side(place)
+        side = self._side_to_try(place)
         whole = place.source == "whole image"
         (hand,) = self.predictor(image, boxes=None if whole else [place.box], handedness=side, intrinsics=intrinsics)
-        self.looks += self.predictor.passes
+        both = side == AUTO and self.predictor.tells_sides
+        self.looks += self.predictor.passes + (min(SIDE_LOOKS, self.predictor.passes) if both else 0)
         points = hand.keypoints_image().astype(np.float64)
         extent = float(np.ptp(points, axis=0).max())
         height, width = image.shape[:2]
         inside = ((points >= -0.5) & (points <= (width - 0.5, height - 0.5))).all(axis=1).mean()
         # What imagines a hand, imagines it in any size; the one that was lost a moment ago has the size it had.
         usual = [track.usual_extent for track in self._lost] if not self.detector.looks else []
-        # With a single pass its score says nothing; the second look does.
+        says = self.predictor.tells_confidence
+        least_agreement = self.settings.least_agreement if says else self.settings.least_found_agreement
+        # Without a score of its own, `score` is the agreement of the last two looks; with a single one it says nothing.
         if not (
             np.isfinite(points).all()
-            and hand.score >= self.settings.least_found
+            and hand.score >= (self.settings.least_found_score if says else least_agreement)
             and _SMALLEST_EXTENT_PX <= extent <= 2 * max(height, width)
             and inside >= _LEAST_INSIDE
             and (not usual or any(_SIZE_KEPT[0] < extent / size < _SIZE_KEPT[1] for size in usual))
         ):
             return None
         mirror = hand.handedness == Handedness.LEFT
-        if self._check(image, [(points, mirror)], time, both=True)[0] < self.settings.least_found:
+        if self._check(image, [(points, mirror)], time, both=True)[0] < least_agreement:
             return None
         track = self._started(hand.handedness, points, time)
+        if hand.handedness_source == "found":
+            track.hear(hand.handedness, _log_odds(hand.handedness_score), _FOUND_STANDS)
+        if place.handedness is not None and self.handedness == AUTO:
+            track.hear(place.handedness, _DETECTOR_SURE, _DETECTION_STANDS)
         self._tracks.append(track)
-        return TrackedHand(track.id, replace(hand, source=place.source), True)
+        return TrackedHand(track.id, self._with_side(replace(hand, source=place.source), track), True)
 
-    def _usual_side(self, place: Detection) -> Handedness:
-        """Of a lost hand that was near, else the one that was said."""
-        near = [track for track in self._lost if _distance(track.box, place.box) < 1]
-        return near[-1].handedness if near else self.handedness
+    def _side_to_try(self, place: Detection) -> str:
+        """What is given; else what a lost hand that was near was; else what the detector says; else both."""
+        if self.handedness != AUTO:
+            return self.handedness
+        seconds, odds = _SIDE_SETTLED
+        for track in reversed(self._lost):
+            if _distance(track.box, place.box) < 1 and track.side_seconds >= seconds and track.side_odds >= odds:
+                return track.handedness
+        return self._expected.get(self._next_id) or place.handedness or AUTO
 
     def _started(self, side: Handedness, points: Keypoints, time: float) -> _Track:
-        """A track for a hand that was found: the nearest lost one of its side, or a new one."""
+        """A track for a hand that was found: that of a lost one, or a new one."""
         (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
         box = (float(x0), float(y0), float(x1), float(y1))
-        lost = [track for track in self._lost if track.handedness == side]
-        if lost:
-            nearest = min(lost, key=lambda track: _distance(track.box, box))
-            self._lost = [track for track in self._lost if track is not nearest]
-            id, since = nearest.id, nearest.since
-        else:
-            id, since = self._next_id, time
-            self._next_id += 1
         # Slower than this is jitter of the crop, which would become jitter of the answer.
         crop_filter = OneEuro(cutoff=2.0, speed=4.0)
         crop_filter(self._crop_values(points), 0.0)
         extent = float(np.ptp(points, axis=0).max())
-        return _Track(id, side, points, crop_filter, np.zeros(2), time, time, since, extent)
+        # The nearest of its side; or one just here, whose side was mistaken then or is mistaken now.
+        costs = {
+            index: _distance(track.box, box) + (track.handedness != side) for index, track in enumerate(self._lost)
+        }
+        likely = [i for i, cost in costs.items() if self._lost[i].handedness == side or cost < 2]
+        if likely:
+            lost = self._lost.pop(min(likely, key=lambda index: costs[index]))
+            track = _Track(lost.id, side, points, crop_filter, np.zeros(2), time, time, lost.since, extent)
+            track.right_odds, track.side_seconds = lost.right_odds, lost.side_seconds
+            return track
+        track = _Track(self._next_id, side, points, crop_filter, np.zeros(2), time, time, time, extent)
+        self._next_id += 1
+        if (expected := self._expected.pop(track.id, None)) is not None:
+            track.hear(expected, _SUREST, _DETECTION_STANDS)
+        return track
 
     def _drop_doubles(self, hands: dict[int, TrackedHand]) -> None:
         """Two tracks of one hand become the older one."""
@@ -410,6 +517,11 @@ def _is_same(first: HandPrediction, second: HandPrediction) -> bool:
     return overlap(first.box, second.box) > 0.7
 
 
+def _log_odds(probability: float) -> float:
+    likely = min(max(probability, 1e-6), 1 - 1e-6)
+    return math.log(likely / (1 - likely))
+
+
 def _grown(box: tuple[float, float, float, float], factor: float) -> tuple[float, float, float, float]:
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     half = factor * max(box[2] - box[0], box[3] - box[1]) / 2
@@ -426,7 +538,8 @@ def _state(track: _Track) -> dict[str, Any]:
         "checked": track.checked,
         "since": track.since,
         "usual_extent": track.usual_extent,
-        "votes": track.votes,
+        "right_odds": track.right_odds,
+        "side_seconds": track.side_seconds,
         "crop_filter": track.crop_filter.state(),
     }
 
@@ -443,6 +556,7 @@ def _restored(state: Mapping[str, Any]) -> _Track:
         checked=state["checked"],
         since=state["since"],
         usual_extent=state["usual_extent"],
-        votes=state["votes"],
+        right_odds=state["right_odds"],
+        side_seconds=state["side_seconds"],
         crop_filter=crop_filter,
     )

@@ -4,6 +4,9 @@ One loop over the frames. What is found goes to `hands.jsonl` at once; everythin
 is in the log already is only drawn, so a run that was killed goes on where it was, and ends with the same files as one
 that was not. Drawing and encoding happen in a thread beside the network. Nothing grows with the clip but the log on the
 disk, until the animation is made of it (0.5 KB for each frame of each hand).
+
+"At once" has one exception: which hand a new one is may show only after some pictures. So while a hand is new, frames
+wait; if it turns out to be the other one, they are looked at again, with that known.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import itertools
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,7 +40,7 @@ from handmesh.hand_log import (
     record_of,
 )
 from handmesh.image import write_atomically
-from handmesh.predict import HandPrediction, Predictor, overlay_hands
+from handmesh.predict import AUTO, HandPrediction, Predictor, overlay_hands
 from handmesh.skinning import HandPoser
 from handmesh.smoothing import Smoother, Smoothing
 from handmesh.track import Tracker, Tracking
@@ -49,6 +52,8 @@ OVERLAY_NAME = "overlay.mp4"
 ANIMATION_NAME = "hand.glb"
 
 _DRAWN_AHEAD = 8  # frames that may wait for the encoder
+# How long frames wait for the side of a new hand, and how many bytes of pictures may wait.
+_SIDE_SECONDS, _SIDE_BYTES = 1.0, 256_000_000
 
 
 class Tracked(NamedTuple):
@@ -67,7 +72,7 @@ class LiveHands:
         predictor: Predictor,
         *,
         detector: Detector | None = None,
-        handedness: Handedness | str = Handedness.RIGHT,
+        handedness: Handedness | str = AUTO,
         tracking: Tracking | None = None,
         smoothing: Smoothing | None = None,
     ) -> None:
@@ -106,10 +111,69 @@ class LiveHands:
             "smoother": None if self.smoother is None else self.smoother.state(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         self.tracker.restore(state["tracker"])
         if self.smoother is not None:
             self.smoother.restore(state["smoother"])
+
+
+@dataclass
+class _Waiting:
+    """A frame that was looked at, and may be looked at again."""
+
+    frame: Frame
+    before: dict[str, Any]  # state, from which looking again starts
+    after: dict[str, Any]
+    hands: dict[int, HandPrediction]
+    new: dict[int, Handedness]  # hands that are new here, and what they were taken for
+
+
+def with_sides_settled(
+    frames: Iterable[Frame], live: LiveHands, intrinsics: Intrinsics | None = None
+) -> Iterator[tuple[Frame, dict[int, HandPrediction], dict[str, Any]]]:
+    """Each frame with its hands by id, and the state of `live` after it; no hand begins as the one that it is not.
+
+    Where a hand is new, its frame and those after it wait for a second. If it turns out to be the other one by
+    then, they are looked at again from there on, with its side known.
+    """
+    waiting: list[_Waiting] = []
+    state = live.state()
+    for frame in frames:
+        waiting.append(_look(frame, live, state, intrinsics))
+        now = waiting[-1].hands
+        mistaken = [
+            index
+            for index, item in enumerate(waiting)
+            if any(id in now and now[id].handedness != side for id, side in item.new.items())
+        ]
+        if mistaken:
+            first = mistaken[0]
+            known = {id: now[id].handedness for id in waiting[first].new if id in now}
+            live.restore(waiting[first].before)
+            for id, side in known.items():
+                live.tracker.expect(id, side)
+            for index in range(first, len(waiting)):
+                waiting[index] = _look(waiting[index].frame, live, live.state(), intrinsics)
+                for id in known:
+                    waiting[index].new.pop(id, None)
+        state = waiting[-1].after
+        while waiting and not (waiting[0].new and _is_young(waiting)):
+            done = waiting.pop(0)
+            yield done.frame, done.hands, done.after
+    for done in waiting:
+        yield done.frame, done.hands, done.after
+
+
+def _look(frame: Frame, live: LiveHands, before: dict[str, Any], intrinsics: Intrinsics | None) -> _Waiting:
+    next_id = live.tracker.next_id
+    hands = live(frame.image, frame.time, intrinsics)
+    new = {id: hand.handedness for id, hand in hands.items() if id >= next_id and hand.handedness_source == "found"}
+    return _Waiting(frame, before, live.state(), hands, new)
+
+
+def _is_young(waiting: Sequence[_Waiting]) -> bool:
+    first, last = waiting[0].frame, waiting[-1].frame
+    return last.time - first.time < _SIDE_SECONDS and len(waiting) * first.image.nbytes < _SIDE_BYTES
 
 
 @dataclass(frozen=True)
@@ -144,7 +208,7 @@ def convert_clip(
     predictor: Predictor,
     *,
     detector: Detector | None = None,
-    handedness: Handedness | str = Handedness.RIGHT,
+    handedness: Handedness | str = AUTO,
     intrinsics: Callable[[int, int], Intrinsics] = Intrinsics.default_for,
     options: VideoOptions | None = None,
     settings: dict[str, Any] | None = None,
@@ -177,7 +241,7 @@ def convert_clip(
         intrinsics=known,
         model=_model_name(predictor),
         options={
-            "handedness": str(Handedness(handedness)),
+            "handedness": str(live.tracker.handedness),
             "detector": live.tracker.detector.name,
             "passes": predictor.passes,
             "tracking": asdict(wanted.tracking),
@@ -229,6 +293,26 @@ def _run(
     already = log.frame_count
     writer = VideoWriter(out / OVERLAY_NAME, size, source.fps, options.codec) if options.overlay else None
 
+    def checked() -> Iterator[Frame]:
+        for frame in frames:
+            if frame.image.shape[:2] != size[::-1]:
+                raise ExportError(
+                    f"{source.name}: frame {frame.index} is {frame.image.shape[1]} x {frame.image.shape[0]}, the "
+                    f"first was {size[0]} x {size[1]}."
+                )
+            if frame.index >= already and log.finished:
+                raise DataError(f"{log.path} ends before {source.name} does: start it anew with --restart.")
+            yield frame
+
+    def with_records() -> Iterator[tuple[Frame, list[dict[str, Any]]]]:
+        every = checked()
+        for frame in itertools.islice(every, already):
+            yield frame, next(done)["hands"]
+        for frame, hands, state in with_sides_settled(every, live, intrinsics):
+            records = [record_of(id, hand, posers) for id, hand in hands.items()]
+            log.append(frame.index, frame.time, records, state)
+            yield frame, records
+
     def draw(frame: Frame, records: list[dict[str, Any]]) -> None:
         assert writer is not None
         hands = [hand_of(record, intrinsics, posers) for record in records]
@@ -237,20 +321,7 @@ def _run(
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="overlay") as pool:
         try:
-            for frame in frames:
-                if frame.image.shape[:2] != size[::-1]:
-                    raise ExportError(
-                        f"{source.name}: frame {frame.index} is {frame.image.shape[1]} x {frame.image.shape[0]}, the "
-                        f"first was {size[0]} x {size[1]}."
-                    )
-                if frame.index < already:
-                    records = next(done)["hands"]
-                elif log.finished:
-                    raise DataError(f"{log.path} ends before {source.name} does: start it anew with --restart.")
-                else:
-                    hands = live(frame.image, frame.time, intrinsics)
-                    records = [record_of(id, hand, posers) for id, hand in hands.items()]
-                    log.append(frame.index, frame.time, records, live.state())
+            for frame, records in with_records():
                 if writer is not None:
                     waiting.append(pool.submit(draw, frame, records))
                     while len(waiting) > _DRAWN_AHEAD:

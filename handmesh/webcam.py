@@ -30,11 +30,14 @@ from handmesh.errors import ConfigError, HandMeshError
 from handmesh.hand import Handedness
 from handmesh.hand_log import HandLog, LogHeader, posers_of, read_tracks, record_of
 from handmesh.image import encode_image, write_atomically
-from handmesh.predict import Box, HandPrediction, Predictor, overlay_hands
+from handmesh.predict import AUTO, Box, HandPrediction, Predictor, overlay_hands, parse_side
 from handmesh.video import ANIMATION_NAME, LOG_NAME, OVERLAY_NAME, LiveHands, Tracked
 
 WINDOW = "handmesh"
-KEYS = "h left/right   m mesh/bones   f mirror   c record   s screenshot   r search again   q quit"
+KEYS = "[h] which hand   [m] mesh/bones   [f] mirror   [c] record   [s] screenshot   [r] search again   [q] quit"
+
+
+_SMALLEST_TEXT = 0.45  # of OpenCV's font, that can still be read
 
 
 class Looked(NamedTuple):
@@ -81,10 +84,10 @@ class LivePipeline:
         # Smoothed here, in the thread that draws: the network's has enough to do.
         return Looked(frame, self._live.smooth(tracked), seconds)
 
-    def choose(self, handedness: Handedness) -> None:
-        """From now on hands are of this side, and searched for anew."""
+    def choose(self, handedness: Handedness | str) -> None:
+        """From now on hands are of this side ("auto": of that which they are found to be), and searched for anew."""
         with self._lock:
-            self._live.tracker.handedness = handedness
+            self._live.tracker.handedness = parse_side(handedness)
             self._live.forget()
 
     def search_again(self) -> None:
@@ -147,10 +150,12 @@ class Hud:
     def draw(self, image: Image, lines: Sequence[str] = ()) -> None:
         """Into the image itself."""
         first = f"{self.fps:.1f} fps   {1000 * self.latency:.0f} ms   {self.engine}"
-        scale = max(0.4, min(image.shape[1] / 1280, 1.0))
-        step = round(34 * scale + 4)
-        for number, text in enumerate([first, *lines]):
-            _write(image, text, (round(12 * scale), round(step * (number + 0.9))), scale * 0.8)
+        scale = max(_SMALLEST_TEXT, min(image.shape[1] / 1280, 1.0) * 0.8)
+        step = round(42 * scale + 4)
+        margin = round(15 * scale)
+        shown = [part for line in (first, *lines) for part in _broken(line, image.shape[1] - 2 * margin, scale)]
+        for number, text in enumerate(shown):
+            _write(image, text, (margin, round(step * (number + 0.9))), scale)
 
 
 def draw_hands(image: Image, hands: Mapping[int, HandPrediction], *, skeleton: bool = False) -> Image:
@@ -162,10 +167,23 @@ def draw_hands(image: Image, hands: Mapping[int, HandPrediction], *, skeleton: b
     return drawn
 
 
+def _broken(text: str, width: int, scale: float) -> list[str]:
+    """A line as lines of at most `width` pixels, broken where it has three spaces."""
+    lines = [""]
+    for part in text.split("   "):
+        longer = f"{lines[-1]}   {part}" if lines[-1] else part
+        fits = cv2.getTextSize(longer, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] <= width
+        lines = [*lines[:-1], longer] if fits or not lines[-1] else [*lines, part]
+    return lines
+
+
 def _write(image: Image, text: str, place: tuple[int, int], scale: float) -> None:
     """White on a dark rim: to be read on anything."""
-    for color, width in (((20, 20, 20), 3), ((255, 255, 255), 1)):
-        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, color, width, cv2.LINE_AA)
+    # The rim is the text itself, moved: a bolder one is wider in OpenCV 5, so that no letter would lie over its own.
+    x, y = place
+    rim = [((x + dx, y + dy), (20, 20, 20)) for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+    for where, color in (*rim, (place, (255, 255, 255))):
+        cv2.putText(image, text, where, cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)
 
 
 class Recording:
@@ -218,7 +236,7 @@ def run_window(
     predictor: Predictor,
     options: LiveOptions,
     *,
-    handedness: Handedness = Handedness.RIGHT,
+    handedness: Handedness | str = AUTO,
     say: Callable[[str], None],
     show: Callable[[Image], int | None] | None = None,
 ) -> int:
@@ -228,7 +246,9 @@ def run_window(
     """
     shown = show or _window()
     hud = Hud(predictor.engine.name)
-    skeleton, mirror, side = options.skeleton, options.mirror, handedness
+    skeleton, mirror = options.skeleton, options.mirror
+    sides = (AUTO, str(Handedness.RIGHT), str(Handedness.LEFT))
+    side = parse_side(handedness)
     recording: Recording | None = None
     count = 0
     try:
@@ -245,13 +265,13 @@ def run_window(
                 cv2.rectangle(drawn, (x0, y0), (x1, y1), (255, 255, 255), 2, cv2.LINE_AA)
             picture = np.ascontiguousarray(drawn[:, ::-1]) if mirror else drawn
             hud.tick(looked.frame.captured)
-            state = f"{side} hand" + ("   recording" if recording else "") + ("" if looked.hands else "   searching")
+            state = _state(side, looked.hands) + ("   recording" if recording else "")
             hud.draw(picture, [state, KEYS])
             key = shown(picture)
             if key is None or key in (ord("q"), 27):
                 break
             if key == ord("h"):
-                side = Handedness.LEFT if side == Handedness.RIGHT else Handedness.RIGHT
+                side = sides[(sides.index(side) + 1) % len(sides)]
                 pipeline.choose(side)
             elif key == ord("r"):
                 pipeline.search_again()
@@ -276,6 +296,15 @@ def run_window(
         if show is None:
             cv2.destroyAllWindows()
     return count
+
+
+def _state(side: str, hands: Mapping[int, HandPrediction]) -> str:
+    """Which hands are meant, and which are seen."""
+    meant = "either hand" if side == AUTO else f"{side} hand"
+    seen = " and ".join(dict.fromkeys(str(hand.handedness) for hand in hands.values()))
+    if not hands:
+        return f"{meant}   searching"
+    return f"{meant}: {seen}" if side == AUTO else meant
 
 
 def _screenshot(out: Path, picture: Image) -> Path:
@@ -305,7 +334,8 @@ def check_display() -> None:
 
 def _window() -> Callable[[Image], int | None]:
     check_display()
-    cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+    # Without Qt's buttons, which take the picture's place.
+    cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
     sized = False
 
     def show(picture: Image) -> int | None:

@@ -128,7 +128,7 @@ class Page:
         mouse("mouseReleased", *end, button="left", clickCount=1)
 
     def press(self, key: str, code: int = 0, **more: Any) -> None:
-        text = {"text": key} if len(key) == 1 else {}
+        text = {"text": key} if len(key) == 1 and not more.get("modifiers") else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text, **more)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code, **more)
 
@@ -136,6 +136,25 @@ class Page:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def drop(self, path: Path, at: tuple[float, float]) -> None:
+        """A file, dragged here from a folder."""
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=at[0], y=at[1], data=data)
+
+    def paste(self, path: Path) -> None:
+        """A picture from the clipboard; browsers keep PNG there."""
+        origin = self.run("location.origin")
+        self.call(
+            "Browser.grantPermissions", origin=origin, permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
+        )
+        png = base64.b64encode(path.read_bytes()).decode()
+        self.run(
+            "navigator.clipboard.write([new ClipboardItem({'image/png': new Blob([Uint8Array.from(atob("
+            f"{png!r}), (c) => c.charCodeAt(0))], {{type: 'image/png'}})}})])"
+        )
+        self.press("v", 86, modifiers=2, commands=["paste"])
 
     def resize(self, width: int, height: int, *, mobile: bool = False, ratio: float = 1) -> None:
         self.call(

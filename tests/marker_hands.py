@@ -1,6 +1,7 @@
 """Pictures of hands that a computer can read exactly, and the network that reads them.
 
-A hand is a red dot at its wrist and a blue one at its middle knuckle. `MarkerEngine` answers as an ideal network would:
+A hand is a red dot at its wrist and a blue one at its middle knuckle, and may have a green one for a thumb: on the left
+of a right hand that points up. `MarkerEngine` answers as an ideal network would:
 it finds the dots nearest to the middle of the crop and puts a flat hand on them; where there are none it imagines a
 hand in the middle of the crop, as real networks do. So tests of tracking know every answer, and take no time.
 """
@@ -19,25 +20,36 @@ UPRIGHT = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
 
 
 def draw(hands, size=(320, 240)):
-    """(H, W, 3) grey picture with hands, each ((x, y) of the wrist, (x, y) of the middle knuckle) in pixels."""
+    """(H, W, 3) grey picture with hands, each ((x, y) of wrist, of middle knuckle[, of thumb]) in pixels."""
     image = np.full((size[1], size[0], 3), 96, np.uint8)
-    for wrist, knuckle in hands:
-        cv2.circle(image, tuple(round(16 * v) for v in wrist), 16 * 6, (255, 0, 0), -1, cv2.LINE_AA, 4)
-        cv2.circle(image, tuple(round(16 * v) for v in knuckle), 16 * 6, (0, 0, 255), -1, cv2.LINE_AA, 4)
+    for hand in hands:
+        for dot, color in zip(hand, ((255, 0, 0), (0, 0, 255), (0, 255, 0)), strict=False):
+            cv2.circle(image, tuple(round(16 * v) for v in dot), 16 * 6, color, -1, cv2.LINE_AA, 4)
     return image
 
 
-def hand_at(x, y, length=50.0, angle=0.0):
-    """A hand with its wrist at (x, y), pointing up, turned clockwise by `angle`."""
-    return (x, y), (x + length * np.sin(angle), y - length * np.cos(angle))
+def hand_at(x, y, length=50.0, angle=0.0, side=None):
+    """A hand with its wrist at (x, y), pointing up, turned clockwise by `angle`; with a thumb if it has a `side`."""
+    up = length * np.array([np.sin(angle), -np.cos(angle)])
+    wrist = np.array([x, y])
+    if side is None:
+        return (x, y), tuple(wrist + up)
+    left = np.array([up[1], -up[0]])
+    return (x, y), tuple(wrist + up), tuple(wrist + 0.6 * up + (0.5 if side == "right" else -0.5) * left)
 
 
 class MarkerEngine:
-    name, resolution, record = "marker reader", 128, {"model": {"backbone": "markers"}}
+    name, resolution = "marker reader", 128
 
-    def __init__(self, noise=0.0):
-        """`noise`: radians of jitter of every joint, to be smoothed."""
+    def __init__(self, noise=0.0, *, heads=False):
+        """`noise`: radians of jitter of every joint, to be smoothed. `heads`: says sides, and how sure it is of a hand.
+
+        It is sure by `confidence` where there are dots, and by 0.05 where there are none.
+        """
+        self.record = {"model": {"backbone": "markers", "handedness_head": heads, "confidence_head": heads}}
+        self.confidence = 0.9
         self.hand = builtin_hand()
+        self._heads = heads
         self.looks = 0
         self._poser = HandPoser(self.hand)
         self._rng, self._noise = np.random.default_rng(0), noise
@@ -49,7 +61,8 @@ class MarkerEngine:
 
     def _answer(self, crop):
         wrist, knuckle = self._dot(crop, 0), self._dot(crop, 2)
-        if wrist is None or knuckle is None:
+        thumb, imagined = self._dot(crop, 1), wrist is None or knuckle is None
+        if imagined:
             wrist, knuckle = np.array([0.0, 0.5]), np.array([0.0, -0.1])
         pose = np.tile(np.eye(3), (16, 1, 1))
         if self._noise:
@@ -65,7 +78,13 @@ class MarkerEngine:
         vertices, joints = self._poser(pose, np.zeros(10))
         scale = np.linalg.norm(now) / np.linalg.norm(was)
         camera = np.array([scale, *(wrist / scale - joints[WRIST, :2])])
-        return camera, pose, np.zeros(10), vertices, joints, np.float32(1), np.float32(1)
+        confidence, right = 1.0, 1.0
+        if self._heads:
+            confidence, right = 0.05 if imagined else self.confidence, 0.5
+            if thumb is not None and not imagined:
+                (x, y), (u, v) = knuckle - wrist, thumb - wrist
+                right = 0.95 if x * v - y * u < 0 else 0.05
+        return camera, pose, np.zeros(10), vertices, joints, np.float32(confidence), np.float32(right)
 
     def _dot(self, crop, channel):
         """(2,) ndc of the dot of a colour that is nearest to the middle, weighted by how much it is that colour."""

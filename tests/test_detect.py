@@ -46,6 +46,14 @@ def test_one_hand_found_twice_is_one_and_crossing_hands_are_two():
     assert deduplicate([right, again, crossing, as_left]) == [again, crossing]
 
 
+def test_fingers_are_no_hand_of_their_own():
+    """MediaPipe 0.10.21 on a frame of FreiHAND: a right hand, and a smaller right hand in its fingers."""
+    hand, fingers = found((63, 83, 116, 150), RIGHT, 0.95), found((64, 115, 104, 149), RIGHT, 0.83)
+    assert deduplicate([fingers, hand]) == [hand]
+    other = found((64, 115, 104, 149), LEFT, 0.83)
+    assert len(deduplicate([other, hand])) == 2, "of the other side it may be a hand that holds it"
+
+
 def palms(*hands):
     """The network's tensors for palms ((x, y) centre, side, turn of the fingers from up), all in input pixels."""
     values, logits = np.zeros((2016, 18)), np.full(2016, -9.0)
@@ -193,6 +201,8 @@ def test_a_photograph_is_predicted_where_the_detector_says():
             return [found((80, 60, 170, 200), LEFT, 0.9)]
 
     photo = read_photo(draw([hand_at(120, 170), hand_at(260, 170)]))
-    (hand,) = predict_detected(Predictor(MarkerEngine()), Finder(), photo, "right")
-    assert (hand.handedness, hand.source) == (LEFT, "mediapipe")
+    (hand,) = predict_detected(Predictor(MarkerEngine()), Finder(), photo, "auto")
+    assert (hand.handedness, hand.handedness_source, hand.source) == (LEFT, "found", "mediapipe")
     np.testing.assert_allclose(hand.keypoints_image()[0], (120, 170), atol=1.0)
+    (hand,) = predict_detected(Predictor(MarkerEngine()), Finder(), photo, "right")
+    assert hand.handedness == RIGHT, "who says it knows it"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import cv2
 import numpy as np
 import pytest
 import trimesh
 from browser import CHROMIUM, Page, chromium
+from handmesh_server.stream import Frame, Wishes, encode_frame
+from marker_hands import MarkerEngine, draw, hand_at
 from server_harness import running, settings
 
 import handmesh
 from handmesh.engine import open_engine
+from handmesh.predict import Predictor
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
@@ -107,6 +112,62 @@ def test_a_photo_is_answered_with_the_mesh_over_it(page, server):
     assert foreign == [], "nothing comes from elsewhere"
 
 
+def image_point(page: Page, x: float, y: float) -> tuple[float, float]:
+    """Where a pixel of the photo is on the screen, while the view is as it was at first."""
+    left, top, width, height = page.run(
+        "(r => [r.x, r.y, r.width, r.height])(document.getElementById('lines').getBoundingClientRect())"
+    )
+    scale = min(width / PHOTO[0], height / PHOTO[1])
+    return (
+        left + (width - scale * PHOTO[0]) / 2 + scale * (x + 0.5),
+        top + (height - scale * PHOTO[1]) / 2 + scale * (y + 0.5),
+    )
+
+
+PHOTO = (384, 384)  # width and height of the samples
+
+
+def test_a_photo_may_be_dropped(page):
+    page.drop(SAMPLES / "palm.jpg", (400, 300))
+    page.wait_for(FOUND)
+    assert not page.run("document.getElementById('drop').classList.contains('over')")
+    assert page.errors == []
+
+
+def test_a_photo_may_be_pasted(page, tmp_path):
+    path = tmp_path / "palm.png"
+    cv2.imwrite(str(path), cv2.imread(str(SAMPLES / "palm.jpg")))
+    page.paste(path)
+    page.wait_for(FOUND)
+    assert page.errors == []
+
+
+def test_a_box_is_drawn_where_it_is_asked_for(page):
+    """In pixels of the photo, whatever the size of the screen; and taken back by the same button."""
+    choose(page)
+    page.click("#box")
+    page.drag(image_point(page, 20, 30), image_point(page, 200, 190))
+    page.wait_for("document.getElementById('box-label').textContent === 'Clear box'")
+    page.wait_for(FOUND)
+    asked = [url for url in page.requested if "/v1/hands" in url][-1]
+    box = [float(edge) for edge in parse_qs(urlsplit(asked).query)["box"][0].split(",")]
+    np.testing.assert_allclose(box, [20, 30, 200, 190], atol=1)
+    page.click("#box")
+    page.wait_for("document.getElementById('box-label').textContent === 'Box'")
+    page.wait_for(FOUND)
+    assert "box" not in [url for url in page.requested if "/v1/hands" in url][-1]
+
+
+def test_a_box_can_be_drawn_with_keys_alone(page):
+    choose(page)
+    page.press("b", 66)
+    for key in ("Enter", "ArrowLeft", "ArrowUp", "Enter"):
+        page.press(key, {"Enter": 13, "ArrowLeft": 37, "ArrowUp": 38}[key])
+    page.wait_for("document.getElementById('box-label').textContent === 'Clear box'")
+    page.wait_for(FOUND)
+    assert "box=" in [url for url in page.requested if "/v1/hands" in url][-1]
+
+
 def test_dragging_turns_the_hand_and_reset_brings_it_back(page):
     choose(page)
     before = until_still(page)
@@ -158,7 +219,7 @@ def test_mistakes_are_told_in_plain_words(page, tmp_path, kind):
 
 def test_the_camera_is_followed_and_switched_off(page):
     page.click("#camera")
-    page.wait_for("document.getElementById('status').textContent === 'Following the hand.'")
+    page.wait_for("document.getElementById('status').textContent.startsWith('Following')")
     page.wait_for("/frames/.test(document.getElementById('live-rate').textContent)")
     page.click("#camera")
     page.wait_for("document.getElementById('app').dataset.mode !== 'live'")
@@ -166,14 +227,87 @@ def test_the_camera_is_followed_and_switched_off(page):
     assert page.errors == []
 
 
+def test_a_camera_that_is_refused_is_told_how_to_be_allowed(server, tmp_path):
+    """By the person, whom a browser of its own stands in for: it says no to every page that asks."""
+    with chromium(tmp_path, "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream=deny") as page:
+        page.open(server.url + "/")
+        page.click("#camera")
+        page.wait_for("!document.getElementById('notice').hidden")
+        assert page.run("document.getElementById('notice-title').textContent") == "The camera was not allowed"
+        assert not page.run("document.getElementById('notice-retry').hidden")
+        assert page.run("document.getElementById('app').dataset.mode") == "empty"
+        choose(page)
+        assert page.run("document.getElementById('notice').hidden")
+
+
+def decoded_by_the_page(page: Page, content: bytes) -> dict:
+    encoded = base64.b64encode(content).decode()
+    return page.run(
+        "import('./static/js/wire.js').then(({ decodeFrame }) => { const frame = decodeFrame("
+        f"Uint8Array.from(atob({encoded!r}), (c) => c.charCodeAt(0)).buffer);"
+        "for (const hand of frame.hands) for (const name of ['keypoints', 'joints', 'vertices'])"
+        "hand[name] = [...hand[name]]; return frame; })"
+    )
+
+
+@pytest.mark.parametrize("vertices", ["float16", "float32"])
+def test_the_page_reads_what_the_server_writes(page, vertices):
+    """Every number of the stream, by the page's own decoder, for none, one and two hands."""
+    predictor = Predictor(MarkerEngine(heads=True))
+    picture = draw([hand_at(90, 170, 48, 0.3, "right"), hand_at(230, 170, 40, -0.2, "left")])
+    hands = predictor(picture, boxes=[(50, 90, 150, 200), (180, 90, 280, 200)])
+    assert [hand.handedness for hand in hands] == ["right", "left"]
+    for shown in ([], hands[:1], hands):
+        sent = encode_frame(Frame(4_000_000_000, 320, 240, 12.5, 7.25), shown, Wishes(vertices=vertices))
+        frame = decoded_by_the_page(page, sent)
+        assert [frame[name] for name in ("number", "width", "height")] == [4_000_000_000, 320, 240]
+        assert [frame["serverMs"], frame["modelMs"], len(frame["hands"])] == [12.5, 7.25, len(shown)]
+        for read, hand in zip(frame["hands"], shown, strict=True):
+            assert [read["handedness"], read["handednessSource"]] == [hand.handedness, "found"]
+            exact = {
+                "score": hand.score,
+                "cropCenter": hand.crop.center,
+                "cropSize": hand.crop.size,
+                "scale": hand.camera.scale,
+                "translation": hand.camera.translation,
+                "keypoints": hand.keypoints_image().ravel(),
+                "joints": hand.joints.ravel(),
+                "vertices": hand.vertices.astype(vertices).ravel(),
+            }
+            for name, value in exact.items():
+                np.testing.assert_array_equal(np.float32(read[name]), np.float32(value), err_msg=name)
+
+
+def test_the_page_knows_every_half_precision_number(page):
+    bits = np.arange(2**16, dtype=np.uint16)
+    read = page.run(
+        "import('./static/js/wire.js').then(({ halfFloat }) => Array.from({ length: 65536 }, (_, b) => halfFloat(b)))"
+    )
+    wanted = bits.view(np.float16).astype(float)
+    finite = np.isfinite(wanted)
+    np.testing.assert_array_equal(np.array(read, float)[finite], wanted[finite])
+    assert all(number is None or not np.isfinite(number) for number in np.array(read)[~finite])
+
+
+def test_a_sample_does_not_say_which_hand_the_next_one_is(page):
+    """A sample once set the switch to its own side, where it stayed: a left hand then was drawn as a right one."""
+    for name, side in (("palm", "Right"), ("left_gun", "Left")):
+        page.run(f"document.querySelector('[data-sample={name}]').click()")
+        page.wait_for(f"document.getElementById('status').textContent === '{side} hand found.'")
+        assert page.run("document.querySelector('#sides input:checked').value") == "auto"
+    page.choose(SAMPLES / "palm.jpg")
+    page.wait_for("document.getElementById('status').textContent === 'Right hand found.'")
+
+
 def test_a_phone_has_room_for_everything(page):
-    """360 px wide: nothing sticks out to the side, whatever is shown."""
+    """360 px wide: nothing sticks out to the side, whatever is shown, and nothing lies over what is to be touched."""
     page.resize(360, 740, mobile=True)
     assert page.run("document.documentElement.scrollWidth") == 360
-    choose(page)
+    page.click(".welcome [data-sample=palm]")
+    page.wait_for(FOUND)
     assert page.run("document.documentElement.scrollWidth") == 360
     page.click("#camera")
-    page.wait_for("document.getElementById('status').textContent === 'Following the hand.'")
+    page.wait_for("document.getElementById('status').textContent.startsWith('Following')")
     outside = page.run(
         "[...document.querySelectorAll('button')].filter(b => b.offsetParent && b.scrollWidth > b.clientWidth + 1)"
         ".map(b => b.textContent.trim() || b.ariaLabel)"

@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from handmesh_server.sockets import BEARER, PROTOCOL
-from handmesh_server.stream import HAND, HEADER, MAGIC
+from handmesh_server.stream import HAND, HEADER, MAGIC, Track, Wishes
+from marker_hands import MarkerEngine, draw, hand_at
 from server_harness import running, settings
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 import handmesh
 from handmesh.engine import open_engine
+from handmesh.image import encode_image, read_photo
+from handmesh.predict import Predictor
 
 TOKEN = "correct-horse-battery-staple"
 SHOWN = BEARER + base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")
@@ -82,17 +85,70 @@ def test_frames_are_answered_with_the_hand_in_them(server):
 def test_the_side_is_found_and_kept(server):
     """Half precision, the default, too: a millimetre or two of a hand."""
     with stream(server) as socket:
+        socket.send(json.dumps({"smooth": 0}))
         for _ in range(2):
             socket.send(photo())
             _, [(numbers, _, halves)] = decoded(socket.recv(timeout=20))
             assert numbers[:2] == (1, 2), "a left hand, found"
     assert halves.dtype == np.float16
     with stream(server) as socket:
-        socket.send(json.dumps({"vertices": "float32"}))
+        socket.send(json.dumps({"smooth": 0, "vertices": "float32"}))
         for _ in range(2):
             socket.send(photo())
             _, [(_, _, floats)] = decoded(socket.recv(timeout=20))
     np.testing.assert_allclose(halves, floats, atol=2e-3)
+
+
+def seen_in(socket, frames):
+    """How many hands each frame is answered with."""
+    seen = []
+    for frame in frames:
+        socket.send(frame)
+        seen.append(len(decoded(socket.recv(timeout=20))[1]))
+    return seen
+
+
+def test_a_hand_that_is_gone_is_not_drawn_any_more(server):
+    """The network draws a hand on a wall, too, but is not sure of it: not one frame shows that hand."""
+    wall = np.random.default_rng(0).normal(120, 8, read_photo(photo()).image.shape).clip(0, 255).astype(np.uint8)
+    empty = encode_image(wall, "jpeg")
+    with stream(server) as socket:
+        assert seen_in(socket, [photo()] * 3 + [empty] * 3 + [photo()] * 2) == [1] * 3 + [0] * 3 + [1] * 2
+
+
+def test_a_hand_that_the_network_doubts_is_lost():
+    """Its answer does not change, and is in the right place: its confidence alone says that this is no hand."""
+    engine = MarkerEngine(heads=True)
+    hand = encode_image(draw([hand_at(160, 170, 48, 0, "left")]), "png")
+    with running(settings(), engine) as server, stream(server) as socket:
+        assert seen_in(socket, [hand] * 2) == [1, 1]
+        engine.confidence = 0.2
+        assert seen_in(socket, [hand] * 2) == [0, 0]
+        engine.confidence = 0.9
+        assert seen_in(socket, [hand] * 2) == [1, 1]
+
+
+def test_what_is_tracked_is_smoothed_as_wished():
+    """A hand that jumps by a tenth of itself: shown at once unsmoothed, else later; by the clock of the frames."""
+    moved = {}
+    for smooth in (0.0, 2.0):
+        track = Track()
+        track.wishes = Wishes(smooth=smooth)
+        middles = [
+            track(Predictor(MarkerEngine()), read_photo(draw([hand_at(x, 170)])), 5 + index / 30)[0]
+            .keypoints_image()
+            .mean(axis=0)[0]
+            for index, x in enumerate((160, 160, 165))
+        ]
+        moved[smooth] = middles[2] - middles[1]
+    assert moved[0] == pytest.approx(5, abs=0.5)
+    assert moved[2] < 0.8 * moved[0]
+
+
+def test_clocks_that_stand_still_are_no_reason_to_fail():
+    track = Track()
+    for time in (3.0, 3.0, 2.0):
+        assert len(track(Predictor(MarkerEngine()), read_photo(draw([hand_at(160, 170)])), time)) == 1
 
 
 STRANGERS = [("nothing", None, 401), (SHOWN, "http://elsewhere.example", 403)]
@@ -113,7 +169,7 @@ def test_a_frame_that_is_no_picture_is_answered_in_words(server):
         assert decoded(socket.recv(timeout=20))[1]
 
 
-@pytest.mark.parametrize("wish", ["no json", json.dumps({"hand": "both"})])
+@pytest.mark.parametrize("wish", ["no json", json.dumps({"hand": "both"}), json.dumps({"smooth": 0.01})])
 def test_a_wish_that_is_none_ends_the_stream_and_says_why(server, wish):
     with stream(server) as socket:
         socket.send(wish)

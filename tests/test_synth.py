@@ -14,6 +14,7 @@ from handmesh.synth import (
     CameraEffects,
     SceneRenderer,
     SceneSettings,
+    Shot,
     SyntheticSample,
     camera_effects,
     composite,
@@ -22,6 +23,7 @@ from handmesh.synth import (
     mix_amplitude,
     place_on_background,
     sample_generator,
+    view_rotation,
 )
 from handmesh.synth.backgrounds import (
     _FAMILIES,
@@ -31,7 +33,6 @@ from handmesh.synth.backgrounds import (
     procedural_background,
 )
 from handmesh.synth.parts import LightSettings, sample_lights, sphere_directions
-from handmesh.synth.scene import view_rotation
 
 SIZE = 96
 COUNT = 12
@@ -167,6 +168,23 @@ def test_occluders_hide_joints_and_the_mask(backgrounds):
         assert (hidden.visible <= clean.visible).all()
         lost += int((clean.visible & ~hidden.visible).sum())
     assert lost > 0
+
+
+def test_a_shot_is_drawn_as_it_is_given(renderer, bare):
+    """Hand and camera are those; with another seed only the rest differs. Frames of a clip are made so."""
+    angles = bare.prior.sample(np.random.default_rng(4)).rotations
+    camera = np.array([[SIZE * 1.1, 0, 40], [0, SIZE * 1.1, 50], [0, 0, 1.0]])
+    betas, place = np.linspace(-1, 1, 10), np.array([0.02, -0.01, 0.4])
+    shot = Shot(angles, betas, view_rotation(np.array([0.2, 0.1, -1.0]), 0.3), place, camera)
+    first, second = (renderer.render(sample_generator(12, seed), shot) for seed in (0, 1))
+    np.testing.assert_array_equal(first.keypoints, second.keypoints)
+    assert (first.image != second.image).mean() > 0.5
+    np.testing.assert_allclose(first.pose[1:], angles[1:], atol=1e-6)
+    np.testing.assert_allclose(first.betas, betas, atol=1e-6)
+    np.testing.assert_allclose(first.vertices.mean(axis=0), place, atol=1e-5)
+    np.testing.assert_allclose(first.vertices, skinned(first.pose, betas) + first.translation, atol=1e-5)
+    drawn = first.joints @ camera.T
+    np.testing.assert_allclose(first.keypoints, drawn[:, :2] / drawn[:, 2:], atol=1e-3)
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_was_drawn_before(renderer, backgrounds):

@@ -108,6 +108,70 @@ def test_a_detector_that_insists_changes_the_side():
     assert sides[-1] == [LEFT]
 
 
+def follow(track, hands):
+    """What is tracked in pictures of hands, one after the other."""
+    return [track(draw([] if hand is None else [hand]), index / FPS) for index, hand in enumerate(hands)]
+
+
+def thumbed(index, side):
+    return hand_at(160 + 50 * np.sin(index / 15), 160, 46, 0.01 * index, side)
+
+
+@pytest.mark.parametrize("side", [RIGHT, LEFT])
+def test_the_side_is_found_and_the_hand_is_there(side):
+    """A left hand is looked at in a mirror, and turned back."""
+    track = Tracker(Predictor(MarkerEngine(heads=True)))
+    for index, (item,) in enumerate(follow(track, [thumbed(i, side) for i in range(20)])):
+        assert (item.id, item.hand.handedness, item.hand.handedness_source) == (1, side, "found")
+        assert item.hand.handedness_score > 0.9
+        np.testing.assert_allclose(wrist(item), thumbed(index, side)[0], atol=1.0)
+
+
+def test_a_side_that_was_mistaken_at_first_is_put_right_and_then_stays():
+    """Three frames show the thumb of the other hand; so do ten frames later on, then five do not show it."""
+    engine = MarkerEngine(heads=True)
+    sides = [RIGHT] * 3 + [LEFT] * 60 + [RIGHT] * 10 + [None] * 5 + [LEFT] * 10
+    tracked = follow(Tracker(Predictor(engine)), [thumbed(index, side) for index, side in enumerate(sides)])
+    assert [[item.id for item in items] for items in tracked] == [[1]] * len(sides)
+    found = [item.hand.handedness for (item,) in tracked]
+    change = found.index(LEFT)
+    assert found[:3] == [RIGHT] * 3
+    assert change < 0.5 * FPS
+    assert found[change:] == [LEFT] * (len(sides) - change)
+    for index, (item,) in enumerate(tracked):
+        np.testing.assert_allclose(wrist(item), thumbed(index, LEFT)[0], atol=1.0)
+
+
+def test_a_side_that_is_given_stays():
+    track = Tracker(Predictor(MarkerEngine(heads=True)), handedness="left")
+    for (item,) in follow(track, [thumbed(index, RIGHT) for index in range(30)]):
+        assert (item.hand.handedness, item.hand.handedness_source) == (LEFT, "given")
+
+
+def test_a_network_that_tells_no_sides_is_given_right_hands():
+    (item,) = follow(Tracker(Predictor(MarkerEngine())), [thumbed(0, LEFT)])[0]
+    assert (item.hand.handedness, item.hand.handedness_source) == (RIGHT, "assumed")
+
+
+def test_what_the_network_doubts_is_not_shown():
+    """The dots are there and all is in its place, but the network says that this is no hand: then it is none."""
+    engine = MarkerEngine(heads=True)
+    track = Tracker(Predictor(engine))
+    shown = []
+    for index in range(60):
+        engine.confidence = 0.2 if 10 <= index < 30 else 0.4 if 40 <= index < 50 else 0.9
+        shown.append([item.id for item in track(draw([thumbed(0, RIGHT)]), index / FPS)])
+    assert shown == [[1]] * 10 + [[]] * 20 + [[1]] * 30, (
+        "found again at once; 0.4 is enough for a hand that is followed"
+    )
+
+
+def test_a_hand_is_found_only_when_the_network_is_surer():
+    engine = MarkerEngine(heads=True)
+    engine.confidence = 0.4
+    assert follow(Tracker(Predictor(engine)), [thumbed(0, RIGHT)] * 5) == [[]] * 5
+
+
 def test_given_boxes_are_where_hands_are_waited_for():
     boxes = GivenBoxes([(60, 80, 150, 190), (200, 80, 300, 190)], LEFT)
     track = Tracker(Predictor(MarkerEngine()), detector=boxes)

@@ -18,7 +18,7 @@ from handmesh.hand_log import hand_of, posers_of, read_frames, read_header, read
 from handmesh.image import encode_image, write_atomically
 from handmesh.predict import Predictor
 from handmesh.skinning import HandPoser
-from handmesh.smoothing import matrix_from_vector
+from handmesh.smoothing import Smoothing, matrix_from_vector
 from handmesh.video import LiveHands, VideoOptions, convert_clip
 
 COUNT = 36
@@ -122,6 +122,64 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(pictures, whole, tmp_pa
     assert result.frames == COUNT
     for name in ("hands.jsonl", "hand.glb", "right_hand_1.bvh"):
         assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory):
+    """A left hand that comes in the fifth picture, and in its first three looks like a right one."""
+    folder = tmp_path_factory.mktemp("mistaken")
+    for index in range(COUNT):
+        side = "right" if index < 7 else "left"
+        hands = [hand_at(90 + 3 * index, 170, 48, 0.02 * index, side)] if index >= 4 else []
+        write_atomically(folder / f"{index:03d}.png", encode_image(draw(hands)))
+    return folder
+
+
+def convert_mistaken(pictures, out, **more):
+    engine = MarkerEngine(heads=True)
+    options = VideoOptions(overlay=False)
+    return convert_clip(FolderSource(pictures, 25.0), out, Predictor(engine), options=options, **more)
+
+
+def test_no_hand_begins_as_the_other_one(mistaken, tmp_path):
+    """Live, its side is put right after some frames; a clip can be looked at again. Killed and gone on with, too."""
+    live = LiveHands(Predictor(MarkerEngine(heads=True)), smoothing=Smoothing())
+    sides = [
+        [h.handedness for h in live(f.image, f.time).values()] for f in iter(FolderSource(mistaken, 25.0).read, None)
+    ]
+    assert sides[4] == [Handedness.RIGHT]
+    assert sides[-1] == [Handedness.LEFT]
+
+    result = convert_mistaken(mistaken, tmp_path / "whole")
+    frames = list(read_frames(tmp_path / "whole" / "hands.jsonl"))
+    found = [[(hand["id"], hand["handedness"]) for hand in item["hands"]] for item in frames]
+    assert found == [[]] * 4 + [[(1, "left")]] * (COUNT - 4)
+    assert result.hands == 1
+
+    for when in (2, 5, 12):
+
+        def kill(done, _, when=when):
+            if done == when:
+                raise Killed
+
+        with pytest.raises(Killed):
+            convert_mistaken(mistaken, tmp_path / "killed", progress=kill)
+        assert convert_mistaken(mistaken, tmp_path / "killed").resumed_at == when
+        for name in ("hands.jsonl", "hand.glb"):
+            assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        shutil.rmtree(tmp_path / "killed")
+
+
+def test_smoothing_starts_anew_with_the_other_side(mistaken):
+    """Else a mirrored pose would swing over through poses that no hand takes."""
+    raw, smooth = (LiveHands(Predictor(MarkerEngine(heads=True)), smoothing=s) for s in (None, Smoothing()))
+    before = Handedness.RIGHT
+    for frame in iter(FolderSource(mistaken, 25.0).read, None):
+        one, other = (live(frame.image, frame.time).get(1) for live in (raw, smooth))
+        if one is not None and one.handedness != before:
+            np.testing.assert_allclose(other.vertices, one.vertices, atol=1e-5)
+            return
+    raise AssertionError("the side was not put right")
 
 
 def test_a_finished_run_is_only_drawn_again(pictures, whole):

@@ -16,7 +16,7 @@ from handmesh.image import encode_image, read_image, write_atomically
 from handmesh.predict import Predictor
 from handmesh.smoothing import Smoothing
 from handmesh.video import LiveHands
-from handmesh.webcam import Hud, LiveOptions, LivePipeline, benchmark, check_display, run_headless, run_window
+from handmesh.webcam import KEYS, Hud, LiveOptions, LivePipeline, benchmark, check_display, run_headless, run_window
 
 COUNT = 16
 
@@ -109,6 +109,17 @@ def test_the_hud_is_readable():
     hud.draw(picture, ["one line"])
     assert picture.max() == 255
     assert picture.min() < 30
+
+
+@pytest.mark.parametrize("width", [320, 448, 640, 1920])
+def test_the_hud_fits_the_picture(width):
+    """All keys are named, in letters that can be read, however narrow the picture is: none runs out of it."""
+    picture = np.full((400, width, 3), 128, np.uint8)
+    Hud("onnxruntime 1.32.0 float32 on cpu").draw(picture, ["either hand: right", KEYS])
+    assert (picture[:, -3:] == 128).all()
+    rows = np.flatnonzero((picture == 255).any(axis=(1, 2)))
+    assert np.diff(rows, prepend=0).max() < 40
+    assert 30 < np.ptp(rows) < 200
 
 
 def test_what_breaks_in_a_thread_is_raised(tmp_path):

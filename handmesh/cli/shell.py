@@ -74,13 +74,6 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def parse_side(text: str) -> str:
-    """Of hands in motion, which keep their side."""
-    if text not in ("right", "left"):
-        raise ConfigError(f"--hand {text!r}: wanted right or left.")
-    return text
-
-
 def parse_hand(text: str) -> str:
     if text not in ("right", "left", "auto"):
         raise ConfigError(f"--hand {text!r}: wanted right, left or auto.")

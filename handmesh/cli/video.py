@@ -10,13 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from handmesh.cli.photos import camera_of
-from handmesh.cli.shell import ModelOption, console, parse_box, parse_side, progress_bar, say
+from handmesh.cli.shell import ModelOption, console, parse_box, parse_hand, progress_bar, say
 from handmesh.errors import ConfigError
 
 if TYPE_CHECKING:
     from handmesh.detect import Detector
     from handmesh.smoothing import Smoothing
 
+HandOption = Annotated[
+    str, typer.Option(metavar="right|left|auto", help="Which hands there are; auto: found out, for each.")
+]
 DetectorOption = Annotated[
     str,
     typer.Option(
@@ -34,7 +37,7 @@ def video(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; default: handmesh_out/ and its name.")
     ] = None,
-    hand: Annotated[str, typer.Option(metavar="right|left", help="Which hand, where no detector says it.")] = "right",
+    hand: HandOption = "auto",
     detector: DetectorOption = "none",
     box: BoxOption = None,
     hands: Annotated[int, typer.Option(min=1, help="At most so many hands; several need a detector or boxes.")] = 2,
@@ -72,7 +75,7 @@ def video(
 
     if codec not in CODECS:
         raise ConfigError(f"--codec {codec!r}: wanted one of {', '.join(CODECS)}.")
-    side = parse_side(hand)
+    side = parse_hand(hand)
     smoothing = _smoothing(smooth)
     camera_of(focal, fov, (1, 1))
     finder, most = _finder(detector, box, hands)
@@ -123,7 +126,7 @@ def webcam(
     source: Annotated[
         str, typer.Option(metavar="N|clip.mp4|rtsp://...|FOLDER", help="A camera's number, or what stands in for one.")
     ] = "0",
-    hand: Annotated[str, typer.Option(metavar="right|left", help="Which hand, where no detector says it.")] = "right",
+    hand: HandOption = "auto",
     detector: DetectorOption = "none",
     box: BoxOption = None,
     guide: Annotated[
@@ -143,7 +146,7 @@ def webcam(
     threads: Annotated[int, typer.Option(min=1, help="Threads of the network.")] = 1,
     model: ModelOption = None,
 ) -> None:
-    """Follow hands live in a window: h left/right, m mesh/bones, f mirror, c record, s screenshot, r search, q quit.
+    """Follow hands live in a window: h which hand, m mesh/bones, f mirror, c record, s screenshot, r search, q quit.
 
     Examples:
       handmesh webcam
@@ -153,7 +156,6 @@ def webcam(
       handmesh webcam --source clip.mp4 --headless --benchmark
     """
     from handmesh.clip import open_source
-    from handmesh.hand import Handedness
     from handmesh.predict import load_predictor
     from handmesh.track import Tracking
     from handmesh.video import LiveHands
@@ -164,7 +166,7 @@ def webcam(
         raise ConfigError("--benchmark goes with --headless: a window's own pace would be measured.")
     if guide and (box or detector != "none"):
         raise ConfigError("--guide says where to look, as --box and --detector do: give one of them.")
-    side = parse_side(hand)
+    side = parse_hand(hand)
     smoothing = _smoothing(smooth)
     if not headless:
         check_display()
@@ -213,7 +215,7 @@ def webcam(
         guide=square,
         most_frames=frames,
     )
-    run_window(pipeline, predictor, options, handedness=Handedness(side), say=say)
+    run_window(pipeline, predictor, options, handedness=side, say=say)
 
 
 class _Reporter:

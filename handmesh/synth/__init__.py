@@ -25,7 +25,7 @@ from handmesh.synth.dataset import (
     write_dataset,
 )
 from handmesh.synth.pose_prior import PosePrior, PoseSettings
-from handmesh.synth.scene import SceneRenderer, SceneSettings, SyntheticSample
+from handmesh.synth.scene import SceneRenderer, SceneSettings, Shot, SyntheticSample, view_rotation
 
 __all__ = [
     "Backgrounds",
@@ -36,6 +36,7 @@ __all__ = [
     "PoseSettings",
     "SceneRenderer",
     "SceneSettings",
+    "Shot",
     "SyntheticSample",
     "camera_effects",
     "composite",
@@ -46,5 +47,6 @@ __all__ = [
     "place_on_background",
     "render_pack",
     "sample_generator",
+    "view_rotation",
     "write_dataset",
 ]

@@ -107,6 +107,17 @@ class SceneSettings:
 
 
 @dataclass(frozen=True, eq=False)
+class Shot:
+    """A hand and a camera that are given, so that only the rest of a scene is random: a frame of a clip, say."""
+
+    rotations: Floats  # (16, 3, 3) parent-relative, of the fingers; [0] is the identity, see `rotation`
+    betas: Floats  # (10,)
+    rotation: Floats  # (3, 3): cam from (lateral, distal, dorsal), see `view_rotation`
+    place: Floats  # (3,) m, cam: where the middle of the vertices is
+    intrinsics: Floats  # (3, 3) px
+
+
+@dataclass(frozen=True, eq=False)
 class SyntheticSample:
     """A rendered hand and its labels; S is the image's side."""
 
@@ -189,34 +200,41 @@ class SceneRenderer:
 
     # ---------------------------------------------------------------------------------------------------- public
 
-    def render(self, rng: np.random.Generator) -> SyntheticSample:
-        """A finished photograph: foreground, background, camera effects. The same generator state, the same bytes."""
-        sample = self.render_foreground(rng)
+    def render(self, rng: np.random.Generator, shot: Shot | None = None) -> SyntheticSample:
+        """A finished photograph: foreground, background, camera effects. The same generator state, the same bytes.
+
+        With `shot` hand and camera are those; everything else is drawn from `rng` all the same.
+        """
+        sample = self.render_foreground(rng, shot)
         background = self.backgrounds.sample(rng, self.size)
         image = place_on_background(rng, sample.image, sample.alpha, background, self.settings.shadow)
         if rng.random() < self.settings.amplitude_mix:
             image = mix_amplitude(rng, image, self.backgrounds.sample(rng, self.size))
         return replace(sample, image=camera_effects(rng, image, self.settings.effects))
 
-    def render_foreground(self, rng: np.random.Generator) -> SyntheticSample:
+    def render_foreground(self, rng: np.random.Generator, shot: Shot | None = None) -> SyntheticSample:
         """The same without background and camera effects: `image` is premultiplied by `alpha` (black outside).
 
         `camera_effects.composite` puts it on any background.
         """
         for _ in range(_ATTEMPTS - 1):
-            if (sample := self._draw(rng, self.settings.least_clear, self.settings.least_visible)) is not None:
+            if (sample := self._draw(rng, shot, self.settings.least_clear, self.settings.least_visible)) is not None:
                 return sample
-        sample = self._draw(rng, 0.0, 0.0)
+        sample = self._draw(rng, shot, 0.0, 0.0)
         assert sample is not None
         return sample
 
     # ----------------------------------------------------------------------------------------------------- steps
 
-    def _draw(self, rng: np.random.Generator, least_clear: float, least_visible: float) -> SyntheticSample | None:
+    def _draw(
+        self, rng: np.random.Generator, shot: Shot | None, least_clear: float, least_visible: float
+    ) -> SyntheticSample | None:
         """One scene, or None when too small a share of its joints is clear of other things, or visible."""
         settings = self.settings
-        hand = self._pose_hand(rng)
-        view = _sample_view(rng, settings)
+        if shot is None:
+            hand, view = self._pose_hand(rng), _sample_view(rng, settings)
+        else:
+            hand, view = self._posed(shot.rotations, shot.betas, "given", ""), _view_of(shot)
         skin = parts.sample_skin(rng, settings.nail_polish)
         worn = parts.sample_worn(rng, self._arm.wrist, settings.hair, settings.tattoo, settings.glove)
         arm = self._arm.build(rng, hand.vertices, skin)
@@ -251,7 +269,7 @@ class SceneRenderer:
         shift = place - orientation @ (center - hand.rest_wrist)  # where the wrist lands
         translation = shift - hand.rest_wrist
         vertices = _turn_and_move(hand.vertices, hand.rest_wrist, orientation, shift)
-        intrinsics = _crop_intrinsics(rng, vertices, self.size, settings)
+        intrinsics = _crop_intrinsics(rng, vertices, self.size, settings) if shot is None else shot.intrinsics
         rotations = hand.rotations.copy()
         rotations[0] = orientation
 
@@ -294,12 +312,16 @@ class SceneRenderer:
         )
 
     def _pose_hand(self, rng: np.random.Generator) -> _Hand:
-        """Random shape and pose, skinned with the wrist at its rest place and the palm unturned."""
+        """Random shape and pose."""
         betas = np.clip(rng.normal(0, self.settings.beta_scale, 10), -3, 3)
         sampled = self.prior.sample(rng)
+        return self._posed(sampled.rotations, betas, sampled.name, sampled.holds)
+
+    def _posed(self, finger_rotations: Floats, betas: Floats, name: str, holds: str) -> _Hand:
+        """Skinned with the wrist at its rest place and the palm unturned."""
         shaped = self._template + (self._shape_basis @ betas.astype(np.float32)).reshape(-1, 3)
         rest = self._regressor @ shaped
-        rotations = sampled.rotations.astype(np.float32)
+        rotations = finger_rotations.astype(np.float32)
         features = (rotations[1:] - np.eye(3, dtype=np.float32)).reshape(135)
         bent = shaped + (self._pose_basis @ features).reshape(-1, 3)
         turns, places = forward_kinematics(rotations, rest)
@@ -310,7 +332,7 @@ class SceneRenderer:
         kernels.skin_vertices(bent, self._weights, transforms, vertices)
         ends = self._ends + (rest - self.hand.J)
         segments = bone_segments(turns.astype(float), places.astype(float), rest.astype(float), ends)
-        return _Hand(sampled.rotations, betas, vertices, segments, rest[0].astype(float), sampled.name, sampled.holds)
+        return _Hand(finger_rotations, betas, vertices, segments, rest[0].astype(float), name, holds)
 
     def _with_second_hand(
         self, rng: np.random.Generator, scene: parts.Scene, rotation: Floats, skin: parts.Skin
@@ -555,6 +577,11 @@ def _sample_view(rng: np.random.Generator, settings: SceneSettings) -> _View:
     distance = float(np.exp(rng.uniform(np.log(near), np.log(far))))
     off_axis = np.clip(rng.normal(0, settings.off_axis, 2), -0.45, 0.45)
     return _View(name, rotation, distance, off_axis)
+
+
+def _view_of(shot: Shot) -> _View:
+    x, y, z = shot.place
+    return _View("given", shot.rotation, float(z), np.arctan(np.array([x, y]) / z))
 
 
 def view_rotation(toward_camera: Floats, angle: float) -> Floats:

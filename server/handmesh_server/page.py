@@ -90,8 +90,7 @@ def _facts(settings: Settings, sample_names: list[str]) -> bytes:
     return to_json(
         {
             "samples": [
-                {"name": stem, "src": f"static/{name}", "hand": "left" if "left" in stem else "right"}
-                for stem, name in zip(stems, sample_names, strict=True)
+                {"name": stem, "src": f"static/{name}"} for stem, name in zip(stems, sample_names, strict=True)
             ],
             "hand_colors": {str(side): color for side, color in HAND_COLORS.items()},
             "joint_colors": [FINGER_COLORS[one] if one in FINGER_NAMES else WRIST_COLOR for one in fingers],

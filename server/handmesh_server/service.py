@@ -223,12 +223,20 @@ class HandService:
         )
 
     async def follow(
-        self, frame: bytes, track: Track, ticket: Ticket, disconnected: Callable[[], Coroutine[Any, Any, None]]
+        self,
+        frame: bytes,
+        arrived: float,
+        track: Track,
+        ticket: Ticket,
+        disconnected: Callable[[], Coroutine[Any, Any, None]],
     ) -> tuple[Photo, list[HandPrediction]]:
-        """The hands of a stream's next frame. Admitted, run and refused as a photo is in `answer`."""
+        """The hands of a stream's next frame, which came at `arrived` seconds (`time.monotonic`).
+
+        Admitted, run and refused as a photo is in `answer`.
+        """
         memory = self.photos.reservation()
         return await self._in_a_thread(
-            partial(self._run_frame, frame, track, ticket, memory),
+            partial(self._run_frame, frame, arrived, track, ticket, memory),
             1,
             ticket,
             lambda: memory.shrink_to(0),
@@ -296,7 +304,7 @@ class HandService:
         return answer
 
     def _run_frame(
-        self, frame: bytes, track: Track, ticket: Ticket, memory: Reservation
+        self, frame: bytes, arrived: float, track: Track, ticket: Ticket, memory: Reservation
     ) -> tuple[Photo, list[HandPrediction]]:
         """In a thread of its own, like `_run`."""
         predictor = self._ready_predictor(even_draining=True)
@@ -304,7 +312,7 @@ class HandService:
             with self._processor(ticket), self.metrics.stage("decode", ticket):
                 photo = self._decode(frame, ticket, memory, PHOTO_BYTES, max_pixels=FRAME_PIXELS)
             with self._predicting(ticket):
-                hands = track(predictor, photo)
+                hands = track(predictor, photo, arrived)
         self.metrics.hands.inc(len(hands))
         return photo, hands
 

@@ -164,10 +164,10 @@ class _Inbox:
     def __init__(self) -> None:
         self.changed = asyncio.Event()
         self.gone = asyncio.Event()
-        self.frame: tuple[int, bytes] | None = None
+        self.frame: tuple[int, bytes, float] | None = None  # its number, and when it came
         self.wishes: str | None = None
 
-    def take_frame(self) -> tuple[int, bytes] | None:
+    def take_frame(self) -> tuple[int, bytes, float] | None:
         frame, self.frame = self.frame, None
         return frame
 
@@ -233,7 +233,7 @@ class _Stream:
             elif message.get("bytes") is not None:
                 if inbox.frame is not None:
                     skipped.inc()
-                inbox.frame = (self.received, message["bytes"])
+                inbox.frame = (self.received, message["bytes"], time.monotonic())
                 self.received += 1
             elif message.get("text") is not None:
                 inbox.wishes = message["text"][: _MAX_WISHES + 1]
@@ -244,7 +244,7 @@ class _Stream:
         try:
             if len(text) > _MAX_WISHES:
                 raise ValueError(f"it has more than {_MAX_WISHES:,} characters")
-            self._track.follow_wishes(Wishes.model_validate_json(text))
+            self._track.wishes = Wishes.model_validate_json(text)
         except ValueError as error:
             first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
             where = ".".join(str(part) for part in first["loc"]) if first else ""
@@ -253,7 +253,7 @@ class _Stream:
             return False
         return True
 
-    async def _answer(self, number: int, content: bytes) -> bool:
+    async def _answer(self, number: int, content: bytes, arrived: float) -> bool:
         """False when the frame was no image that we read."""
         service, started = self._service, time.monotonic()
         ticket = Ticket(deadline=started + service.settings.deadline_seconds)
@@ -262,7 +262,7 @@ class _Stream:
             await self._inbox.gone.wait()
 
         try:
-            photo, hands = await service.follow(content, self._track, ticket, gone)
+            photo, hands = await service.follow(content, arrived, self._track, ticket, gone)
         except (NotReady, ClientGone):
             raise
         except (Refused, HandMeshError) as refusal:

@@ -1,38 +1,32 @@
 """A stream's hand, followed from frame to frame, and the bytes that say where it is.
 
-The first frame is searched like a photo, with all the Predictor's looks. From then on one look is enough: where the
-last frame's hand was, turned as it was turned. `next_crop` says where that is, or that the hand was lost; then the same
-frame is searched again. docs/serving.md describes the bytes.
+Following is handmesh.track's: the first frame is searched like a photo, with all the Predictor's looks; from then on
+one look is enough, and each answer is judged, by the network's own confidence among other things. Smoothing is
+handmesh.smoothing's. docs/serving.md describes the bytes.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from handmesh.crop import CropTransform, upright_rotation
+from handmesh.detect import GivenBoxes
 from handmesh.errors import ExportError
 from handmesh.hand import Handedness
 from handmesh.image import Photo
-from handmesh.predict import FOUND_MARGIN, HandPrediction, Predictor, SideSource
+from handmesh.predict import HandPrediction, Predictor
+from handmesh.smoothing import Smoothing
+from handmesh.video import LiveHands
 
-# What an answer may be before the hand counts as lost. A network that is shown no hand draws one all the same, about
-# 0.6 times as large as the crop was made for; hands that move stay well within these.
-_EXTENT_POSSIBLE: Final = (0.6, 1.7)  # of the keypoints, over the extent that the crop was made for
-_JUMP_POSSIBLE: Final = 0.8  # of their middle from the crop's, over the same
-_LEAST_INSIDE: Final = 0.4  # share of the keypoints within the frame
-_SMALLEST_EXTENT: Final = 12.0  # px
-_LEAST_SCORE: Final = 0.3  # of a hand that was searched for; synthetic: 5 % of hands are below, 96 % of no hands
-
-# Share of the new place in the next crop: a crop that follows every tremble would add its own to the hand's.
-_CROP_SMOOTHING: Final = 0.7
+_LEAST_STEP: Final = 1e-3  # s between frames, for clocks that stand still
 
 
 class Wishes(BaseModel):
@@ -43,6 +37,7 @@ class Wishes(BaseModel):
     hand: Literal["auto", "right", "left"] = "auto"
     box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] | None = None  # x0, y0, x1, y1 in pixels
     vertices: Literal["float16", "float32"] = "float16"
+    smooth: float = Field(default=1.0, ge=0, le=20, allow_inf_nan=False)  # 0 not at all, 1 normal, 2 twice as steady
 
     @model_validator(mode="after")
     def _check_box(self) -> Wishes:
@@ -52,70 +47,42 @@ class Wishes(BaseModel):
                 raise ValueError(f"box {self.box} is empty or out of reach: x0 < x1 and y0 < y1, in pixels")
         return self
 
+    @model_validator(mode="after")
+    def _check_smooth(self) -> Wishes:
+        if 0 < self.smooth < 0.05:
+            raise ValueError(f"smooth is {self.smooth:g}: 0, or from 0.05 to 20")
+        return self
+
 
 class Track:
-    """One stream's hand. Called with frame after frame, by one thread at a time."""
+    """One stream's hand, followed and smoothed. Called with frame after frame, from any thread."""
 
-    def __init__(self, wishes: Wishes | None = None) -> None:
-        self.wishes = wishes or Wishes()
-        self._crop: CropTransform | None = None
-        self._size = (0, 0)
-        self._side_source: SideSource = "given"
-        self._side_score = 1.0
+    def __init__(self) -> None:
+        self.wishes = Wishes()  # may be set at any time, and hold from the next frame on
+        self._live: LiveHands | None = None
+        self._made_for: object = None  # wishes and frame size; the hand is searched for anew when they change
+        self._time = -math.inf
+        # A frame whose deadline passed may still be in work when the next one comes.
+        self._lock = threading.Lock()
 
-    def follow_wishes(self, wishes: Wishes) -> None:
-        """From the next frame on; the hand is searched for anew when it is another one."""
-        if (wishes.hand, wishes.box) != (self.wishes.hand, self.wishes.box):
-            self._crop = None
-        self.wishes = wishes
-
-    def __call__(self, predictor: Predictor, photo: Photo) -> list[HandPrediction]:
-        """The hand in this frame, or none. Raises what the predictor raises."""
-        height, width = photo.image.shape[:2]
-        if self._size != (width, height):  # another camera, or the phone was turned
-            self._crop, self._size = None, (width, height)
-        if self._crop is not None:
-            (look,) = predictor.look_once(photo.image, [self._crop])  # of the side that the search told
-            hands = [replace(look, handedness_source=self._side_source, handedness_score=self._side_score)]
-            self._crop = next_crop(hands[0], self._crop, width, height)
-            if self._crop is not None:
-                return hands
-        for hand in self._search(predictor, photo):
-            self._crop = next_crop(hand, None, width, height)
-            if self._crop is not None and hand.score >= _LEAST_SCORE:
-                self._side_source, self._side_score = hand.handedness_source, hand.handedness_score
-                return [hand]
-        self._crop = None
-        return []
-
-    def _search(self, predictor: Predictor, photo: Photo) -> list[HandPrediction]:
-        boxes = None if self.wishes.box is None else [self.wishes.box]
-        return predictor(photo, boxes=boxes, handedness=self.wishes.hand)
+    def __call__(self, predictor: Predictor, photo: Photo, time: float) -> list[HandPrediction]:
+        """The hand in a frame that came at `time` seconds, or none. Raises what the predictor raises."""
+        with self._lock:
+            wishes = self.wishes
+            made_for = (wishes.hand, wishes.box, wishes.smooth, photo.size)
+            if self._live is None or made_for != self._made_for:
+                self._live, self._made_for = _live_hands(predictor, wishes), made_for
+            self._time = max(time, self._time + _LEAST_STEP)
+            return list(self._live(photo.image, self._time).values())
 
 
-def next_crop(hand: HandPrediction, crop: CropTransform | None, width: int, height: int) -> CropTransform | None:
-    """Where to look for this hand in the next frame; None when what was found here is no hand.
-
-    `crop` is where this frame was looked at, None when the hand was searched for. The new one is the square around the
-    hand, turned so that it points up, and a little of the old one.
-    """
-    keypoints = hand.keypoints_image().astype(np.float64)
-    extent = float(np.ptp(keypoints, axis=0).max())
-    inside = ((keypoints >= 0) & (keypoints < (width, height))).all(axis=-1).mean()
-    if not (np.isfinite(keypoints).all() and extent >= _SMALLEST_EXTENT and inside >= _LEAST_INSIDE):
-        return None
-    mirror = hand.handedness == Handedness.LEFT
-    new = CropTransform.around_points(keypoints, FOUND_MARGIN, upright_rotation(keypoints), mirror)
-    if crop is None:
-        return new
-    jump = math.dist(new.center, crop.center)
-    smallest, largest = _EXTENT_POSSIBLE
-    if not (smallest <= new.size / crop.size <= largest and jump <= _JUMP_POSSIBLE * crop.size / FOUND_MARGIN):
-        return None
-    share = _CROP_SMOOTHING
-    turn = math.remainder(new.rotation - crop.rotation, 2 * math.pi)
-    x, y = (now * share + before * (1 - share) for now, before in zip(new.center, crop.center, strict=True))
-    return CropTransform((x, y), new.size**share * crop.size ** (1 - share), crop.rotation + share * turn, mirror)
+def _live_hands(predictor: Predictor, wishes: Wishes) -> LiveHands:
+    return LiveHands(
+        predictor,
+        detector=None if wishes.box is None else GivenBoxes([wishes.box]),
+        handedness=wishes.hand,
+        smoothing=Smoothing.of_strength(wishes.smooth) if wishes.smooth else None,
+    )
 
 
 # The bytes of an answer: little-endian, a header, then each hand's numbers and arrays. docs/serving.md has the table.

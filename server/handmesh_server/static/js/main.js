@@ -88,14 +88,14 @@ const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 
 // Photos
 
-async function takeFile(file, side = null, sample = "") {
+async function takeFile(file, sample = "") {
   hideProblem();
   try {
     const photo = await openPhoto(file, page.max_body_bytes);
     live.stop();
     state.photo?.bitmap.close();
     Object.assign(state, { photo, box: null });
-    if (side) setSide(side);
+    if (sample) setSide("auto"); // what was said of another hand
     markSample(sample);
     setMode("photo");
     stage.view.reset();
@@ -217,8 +217,8 @@ function onFrame(snapshot, frame, rates) {
   stage.setHands(frame.hands);
   if (performance.now() - timingShown < 500) return; // numbers that can be read
   timingShown = performance.now();
-  setStatus(frame.hands.length ? "Following the hand." : "Hold a hand in front of the camera.", !frame.hands.length);
   describe(frame.hands);
+  setStatus(...liveStatus(frame.hands));
   const rate = rates.framesPerSecond;
   $("live-rate").textContent = rate ? `Live, ${rate.toFixed(rate < 10 ? 1 : 0)} frames/s` : "Live";
   showTiming([
@@ -227,6 +227,13 @@ function onFrame(snapshot, frame, rates) {
     ["There and back", ms(rates.median("roundTrip"))],
     ["Frames", `${rate.toFixed(1)} /s`, true],
   ]);
+}
+
+/** What is said, and whether something is still being looked for. */
+function liveStatus([hand]) {
+  if (hand) return [`Following the ${hand.handedness} hand.`, false];
+  if (state.side === "auto") return ["Hold a hand in front of the camera.", true];
+  return [`Looking for a ${state.side} hand. Is it the other one? Choose Auto.`, true];
 }
 
 async function shutter() {
@@ -358,7 +365,7 @@ function markSample(name) {
 
 async function openSample(sample) {
   try {
-    await takeFile(await fetchSample(sample), sample.hand, sample.name);
+    await takeFile(await fetchSample(sample), sample.name);
   } catch (problem) {
     showProblem(problem, () => openSample(sample));
   }
