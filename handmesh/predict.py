@@ -23,7 +23,7 @@ from handmesh.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
 from handmesh.crop import CropTransform, upright_rotation
 from handmesh.engine import Engine, open_engine
 from handmesh.errors import ImageError
-from handmesh.hand import HandArrays, Handedness, HandOutput
+from handmesh.hand import Handedness, HandOutput
 from handmesh.image import LargePhoto, Photo, encode_image, read_photo, write_atomically
 from handmesh.mesh_io import MeshHand, save_hands, vertex_normals
 from handmesh.render import HAND_COLORS, ImageMesh, draw_skeleton, overlay_meshes
@@ -153,6 +153,11 @@ class Predictor:
         self.tells_sides = bool(heads.get("handedness_head"))
         self.tells_confidence = bool(heads.get("confidence_head"))
         self._hands = {Handedness.RIGHT: engine.hand, Handedness.LEFT: engine.hand.mirrored()}
+        # The root joint at rest, as a function of the shape.
+        regressor = engine.hand.J_regressor[0].astype(np.float64)
+        self._root, self._root_from_betas = (
+            np.tensordot(regressor, values, 1) for values in (engine.hand.v_template, engine.hand.shapedirs)
+        )
 
     def __call__(
         self,
@@ -266,7 +271,8 @@ class Predictor:
         self, output: HandOutput, row: int, look: _Look, source: Source, score: float, intrinsics: Intrinsics
     ) -> HandPrediction:
         crop = look.crop
-        shift = _root_shift(self.engine.hand, output.betas[row], crop)
+        root = self._root + self._root_from_betas @ output.betas[row]
+        shift = _root_shift(root, crop)
         vertices = crop.vectors_to_image(output.vertices[row]) + shift
         joints = crop.vectors_to_image(output.joints[row]) + shift
         camera = WeakPerspectiveCamera.from_vector(output.camera[row])
@@ -427,12 +433,11 @@ def agreement(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]
     return max(0.0, 1.0 - 2.0 * distance / extent)
 
 
-def _root_shift(hand: HandArrays, betas: Floats, crop: CropTransform) -> NDArray[np.float64]:
+def _root_shift(root: NDArray[np.float64], crop: CropTransform) -> NDArray[np.float64]:
     """(3,) metres that bring the turned-back hand to where the hand model itself would put it.
 
     A model turns about its root joint, the turned-back hand turned about the origin; they differ by
     `M j - A^T j`, with j the root's rest position, M the mirror and A the crop's axes.
     """
-    root = hand.J_regressor[0] @ (hand.v_template + hand.shapedirs @ betas.astype(np.float64))
     mirrored = root * (-1.0 if crop.mirror else 1.0, 1.0, 1.0)
     return mirrored - crop.vectors_to_image(root)

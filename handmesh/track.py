@@ -316,11 +316,11 @@ class Tracker:
         if not np.isfinite(points).all() or answer.score < self.settings.least_score:
             return "wrong"
         # Extents along the crop's axes: those in the picture change when a hand turns.
-        now, before = (float(np.ptp(crop.to_ndc(p), axis=0).max()) for p in (points, track.keypoints))
+        there, there_before = crop.to_ndc(points), crop.to_ndc(track.keypoints)
+        now, before = (float((p.max(axis=0) - p.min(axis=0)).max()) for p in (there, there_before))
         expected = 2 / self.settings.margin
         size, growth = now / expected, now / max(before, 1e-6)
-        middle = crop.to_ndc(points).mean(axis=0)
-        jump = float(np.linalg.norm(middle - crop.to_ndc(track.keypoints).mean(axis=0))) / expected
+        jump = math.hypot(*(there.mean(axis=0) - there_before.mean(axis=0))) / expected
         height, width = shape[:2]
         inside = ((points >= -0.5) & (points <= (width - 0.5, height - 0.5))).all(axis=1).mean()
         low, high = _EXTENT_POSSIBLE
