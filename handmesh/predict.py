@@ -1,8 +1,9 @@
 """A photograph in, hands out: the one place where pixels, engine, crop and handedness meet.
 
 The answer refines itself. Without a box the network first sees the whole photograph, then the part around the hand that
-it just found, turned so that the hand points up, and so on; with a box only the turn is found. What it says in a crop
-(turned, mirrored for a left hand) is turned back here and nowhere else: a `HandPrediction` is in the photo's own axes.
+it just found, turned so that the hand points up, and so on; with a box only the turn is found. Where the whole
+photograph gives no good hand, its parts are looked at. What the network says in a crop (turned, mirrored for a left
+hand) is turned back here and nowhere else: a `HandPrediction` is in the photo's own axes.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ BOX_MARGIN = 1.5
 FOUND_MARGIN = 1.8
 # Where the side is to be found, a hand is looked at as a right and as a left one this often, then the likelier goes on.
 SIDE_LOOKS = 2
+# A photo whose hand has a score below the first is searched in parts, and what is found there has to have the second:
+# of many parts the likeliest is often a wrong one (measured: docs/bundled_model.md).
+SEARCH_BELOW, FOUND_FROM = 0.7, 0.9
+_PART = 0.34  # side of a part over the longer side of the photo; neighbours overlap by half
+_SMALLEST_PART_PX = 48.0
+_PARTS_LOOKED_INTO = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,34 +173,31 @@ class Predictor:
         boxes: Sequence[Sequence[float]] | None = None,
         handedness: Handedness | str | Sequence[Handedness | str] = AUTO,
         intrinsics: Intrinsics | None = None,
+        search: bool = True,
     ) -> list[HandPrediction]:
         """The hands of one photograph: one per box, or one in the whole image. All boxes run as one batch.
 
         `boxes` are x0, y0, x1, y1 in pixels of the upright photograph. `handedness` is one for all hands or one per
         box; "auto" finds out, if the network has that head, and takes a right one otherwise. `intrinsics` of the
         photograph, if known; otherwise its EXIF focal length or the default lens is used, and only for positions in
-        space. Raises ImageError for an image that cannot be read, ConfigError for a box that is empty, ValueError when
-        the numbers of boxes and sides differ.
+        space. `search`: where the whole image gives no good hand, look for a small one in its parts, which takes
+        several times as long (networks with a confidence head only). Raises ImageError for an image that cannot be
+        read, ConfigError for a box that is empty, ValueError when the numbers of boxes and sides differ.
         """
         photo = image if isinstance(image, Photo | LargePhoto) else read_photo(image)
         width, height = photo.size
         count = 1 if boxes is None else len(boxes)
         sides = _sides(handedness, count)
-        looks = []
-        for index, side in enumerate(sides):
-            if boxes is None:
-                crop = CropTransform.whole_image(width, height)
-            else:
-                crop = CropTransform.around_box(boxes[index], self.margin)
-            possible = tuple(Handedness) if side == AUTO and self.tells_sides else (side,)
-            for one in possible:
-                source: SideSource = "given" if side != AUTO else "found" if self.tells_sides else "assumed"
-                hand = Handedness.RIGHT if one == AUTO else Handedness(one)
-                looks.append(_Look(index, hand, source, replace(crop, mirror=hand == Handedness.LEFT)))
-        if not looks:
-            return []
-        trusted = boxes is not None
-        return self._look(photo, looks, trusted, intrinsics or _intrinsics_of(photo))
+        known = intrinsics or _intrinsics_of(photo)
+        if boxes is not None:
+            crops = [CropTransform.around_box(box, self.margin) for box in boxes]
+            return self._look(photo, self._looks_at(crops, sides), True, known, self.passes) if crops else []
+        looks = self._looks_at([CropTransform.whole_image(width, height)], sides)
+        hands = self._look(photo, looks, False, known, self.passes)
+        if search and self.tells_confidence and self.passes > 1 and hands[0].score < SEARCH_BELOW:
+            found = self._search(photo, sides[0], known)
+            hands = found if found and found[0].score > hands[0].score else hands
+        return hands
 
     def look_once(
         self,
@@ -225,18 +229,54 @@ class Predictor:
             for row, look in enumerate(looks)
         ]
 
+    def _looks_at(self, crops: Sequence[CropTransform], sides: Sequence[str]) -> list[_Look]:
+        """The first looks, one for each crop, or two where the side is to be found."""
+        looks = []
+        for index, (crop, side) in enumerate(zip(crops, sides, strict=True)):
+            possible = tuple(Handedness) if side == AUTO and self.tells_sides else (side,)
+            for one in possible:
+                source: SideSource = "given" if side != AUTO else "found" if self.tells_sides else "assumed"
+                hand = Handedness.RIGHT if one == AUTO else Handedness(one)
+                looks.append(_Look(index, hand, source, replace(crop, mirror=hand == Handedness.LEFT)))
+        return looks
+
+    def _search(self, photo: Photo | LargePhoto, side: str, intrinsics: Intrinsics) -> list[HandPrediction]:
+        """The hand of which the network is sure once it looks at the photo in parts; none or one."""
+        parts = _parts(*photo.size)
+        looks = self._looks_at(parts, [side] * len(parts))
+        if not looks:
+            return []
+        output = self.engine(np.stack([photo.warp(look.crop, self.engine.resolution) for look in looks]))
+        places: list[NDArray[np.floating[Any]]] = []
+        for row in np.argsort(-output.confidence, kind="stable"):
+            points = _keypoints_image(output, int(row), looks[row].crop)
+            if all(_apart(points, other) for other in places):
+                places.append(points)
+            if len(places) == _PARTS_LOOKED_INTO:
+                break
+        whole = CropTransform.whole_image(*photo.size)
+        crops = [self._closer(whole, points, photo.size) for points in places]
+        hands = self._look(photo, self._looks_at(crops, [side] * len(crops)), False, intrinsics, self.passes - 1)
+        best = max(hands, key=lambda hand: hand.score)
+        return [best] if best.score >= FOUND_FROM else []
+
     def _look(
-        self, photo: Photo | LargePhoto, looks: list[_Look], box_is_given: bool, intrinsics: Intrinsics
+        self,
+        photo: Photo | LargePhoto,
+        looks: list[_Look],
+        box_is_given: bool,
+        intrinsics: Intrinsics,
+        passes: int,
     ) -> list[HandPrediction]:
         previous: list[NDArray[np.floating[Any]]] | None = None
-        for done in range(1, self.passes + 1):
+        for done in range(1, passes + 1):
             output = self.engine(np.stack([photo.warp(look.crop, self.engine.resolution) for look in looks]))
-            if done in (SIDE_LOOKS, self.passes):
+            if done in (SIDE_LOOKS, passes):
                 kept, looks = _likelier_sides(looks, output.right)
                 output = HandOutput(*(values[kept] for values in output))
                 previous = [previous[row] for row in kept] if previous is not None else None
             found = [_keypoints_image(output, row, look.crop) for row, look in enumerate(looks)]
-            if done < self.passes:
+            if done < passes:
                 pairs = zip(looks, found, strict=True)
                 if box_is_given:  # the box is trusted: only the turn is new
                     looks = [look.at(replace(look.crop, rotation=upright_rotation(points))) for look, points in pairs]
@@ -309,6 +349,26 @@ class _Look:
 
     def at(self, crop: CropTransform) -> _Look:
         return replace(self, crop=crop)
+
+
+def _parts(width: int, height: int) -> list[CropTransform]:
+    """Overlapping squares that cover a photo of so many pixels; none of one so small that a part shows nothing."""
+    side = _PART * max(width, height)
+    if side < _SMALLEST_PART_PX:
+        return []
+
+    def places(length: int) -> NDArray[np.float64]:
+        if length <= side:
+            return np.array([(length - 1) / 2])
+        count = math.ceil((length - side) / (side / 2) - 1e-9) + 1
+        return np.linspace(side / 2, length - side / 2, count) - 0.5
+
+    return [CropTransform((float(x), float(y)), side) for y in places(height) for x in places(width)]
+
+
+def _apart(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> bool:
+    """Whether (21, 2) and (21, 2) keypoints are of two hands, by their middles."""
+    return float(np.linalg.norm((first - second).mean(axis=0))) > 0.3 * float(np.ptp(second, axis=0).max())
 
 
 def _likelier_sides(looks: list[_Look], right: Floats) -> tuple[list[int], list[_Look]]:

@@ -422,7 +422,8 @@ class Tracker:
         """The hand at a place, if there is one."""
         side = self._side_to_try(place)
         whole = place.source == "whole image"
-        (hand,) = self.predictor(image, boxes=None if whole else [place.box], handedness=side, intrinsics=intrinsics)
+        boxes = None if whole else [place.box]  # in parts, the next picture would have to wait
+        (hand,) = self.predictor(image, boxes=boxes, handedness=side, intrinsics=intrinsics, search=False)
         both = side == AUTO and self.predictor.tells_sides
         self.looks += self.predictor.passes + (min(SIDE_LOOKS, self.predictor.passes) if both else 0)
         points = hand.keypoints_image().astype(np.float64)

@@ -274,7 +274,7 @@ def test_a_turned_crop_of_a_turned_photo_gives_exactly_the_turned_answer(engine,
 
     def look(image: np.ndarray, crop: CropTransform) -> HandPrediction:
         (prediction,) = predictor._look(
-            read_photo(image), [_Look(0, Handedness.RIGHT, "given", crop)], True, intrinsics
+            read_photo(image), [_Look(0, Handedness.RIGHT, "given", crop)], True, intrinsics, predictor.passes
         )
         return prediction
 
