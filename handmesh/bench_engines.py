@@ -296,6 +296,7 @@ def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
 
     from handmesh.engine import OnnxEngine
     from handmesh.graph_cache import graph_of
+    from handmesh.mesh_io import encode_hands
     from handmesh.onnx_graph import POOLED
     from handmesh.predict import Predictor, as_mesh_hand
     from handmesh.synth import SceneRenderer, sample_generator
@@ -311,16 +312,16 @@ def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
     crop = CropTransform.whole_image(width, height)
     crops = crop.warp(photo.image, engine.resolution)[None]
     predictor = Predictor(engine, passes=1)
-    (hand,) = predictor(photo)
+    (hand,) = predictor(photo, handedness="right")
     geometry, features = _geometry(onnx, graph_of(path), POOLED)
     tasks: dict[str, Callable[[], object]] = {
         "decode": lambda: read_photo(encoded),
         "crop": lambda: crop.warp(photo.image, engine.resolution),
         "network": lambda: engine(crops),
         "hand model (in network)": lambda: geometry.run(None, {POOLED: features}),
-        "predict": lambda: predictor(photo),
-        "decode and predict": lambda: predictor(encoded),
-        "encode": lambda: json.dumps(_plain(as_mesh_hand(hand, 0, ".json"))),
+        "predict": lambda: predictor(photo, handedness="right"),
+        "decode and predict": lambda: predictor(encoded, handedness="right"),
+        "encode": lambda: encode_hands([as_mesh_hand(hand, 0, ".json")], ".json"),
         "draw": lambda: hand.overlay(photo.image),
     }
     timings = time_in_turns(tasks, runs=runs, clock=clock)
@@ -328,10 +329,6 @@ def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
         StageRow(path.stem, "onnx", "float32", 1, 1, clock, stage, timing.median_ms, timing.p95_ms, timing.runs)
         for stage, timing in timings.items()
     ]
-
-
-def _plain(hand: Any) -> dict[str, Any]:
-    return {"vertices": hand.vertices.tolist(), "joints": hand.joints.tolist(), "faces": hand.faces.tolist()}
 
 
 def _geometry(onnx: Any, graph: bytes, pooled: str) -> tuple[Any, NDArray[np.float32]]:

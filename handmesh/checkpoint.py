@@ -13,7 +13,7 @@ import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from handmesh.model import HandMeshNet
 from handmesh.model_file import FORMAT, RECORD, config_of, hand_of, read_record
 
 logger = logging.getLogger(__name__)
+
+_OF_A_MEAN = ("steps", "samples")  # of a run's record, that the record of a mean of models repeats
 
 
 @contextmanager
@@ -85,6 +87,36 @@ def load_model(path: Path) -> tuple[HandMeshNet, dict[str, Any]]:
         model = model.reparameterize()
     load_weights(model, read_model_weights(path), str(path))
     return model.eval(), record
+
+
+def average_models(paths: Sequence[Path]) -> tuple[HandMeshNet, dict[str, Any]]:
+    """The mean of the weights of several models -> (model in evaluation mode, what to record of its training).
+
+    Of runs that went on from the same weights it is most often better than the best of them (Wortsman et al., "Model
+    soups", ICML 2022); of runs that did not, it is no model at all. Batch norms' statistics are averaged like weights.
+    Raises CheckpointError for models that differ in more than their weights, and for folded ones, whose mean is not
+    what the mean of the models folds to; AssetError as `load_model`.
+    """
+    first, *others = (load_model(path) for path in paths)
+    for path, (model, record) in zip(paths, (first, *others), strict=True):
+        if record["folded"]:
+            raise CheckpointError(f"{path} is folded: average models as they were trained (model.safetensors).")
+        if model.config.model_copy(update={"drop_path": 0.0}) != first[0].config.model_copy(update={"drop_path": 0.0}):
+            raise CheckpointError(f"{path} and {paths[0]} are of other networks: only their weights may differ.")
+    weights = [model.state_dict() for model, _ in (first, *others)]
+    mean = {
+        name: (sum(one[name].double() for one in weights) / len(weights)).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in weights[0].items()
+    }
+    first[0].load_state_dict(mean)
+    runs = [record["training"] for _, record in (first, *others)]
+    crops = [run["crops"] for run in runs if "crops" in run]
+    training: dict[str, Any] = {"mean_of": [{name: run[name] for name in _OF_A_MEAN if name in run} for run in runs]}
+    if len(crops) == len(runs) and all(one == crops[0] for one in crops):
+        training["crops"] = crops[0]
+    return first[0].eval(), training
 
 
 def read_model_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -401,6 +402,8 @@ def _plain(value: Any, name: str) -> Any:
         if not math.isfinite(value):
             raise ExportError(f"Cannot write .json: {name} holds {value}, and JSON has finite numbers only.")
         return float(f"{value:.7g}")
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and np.isfinite(value).all():
+        return np.array([float(f"{one:.7g}") for one in value.ravel().tolist()]).reshape(value.shape).tolist()
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufU":
         return _plain(value.tolist(), name)
     raise ExportError(f"Cannot write .json: {name} is a {type(value).__name__}; wanted numbers, text or arrays.")
@@ -442,6 +445,7 @@ def _html(hands: Sequence[MeshHand]) -> bytes:
     return page.encode()
 
 
+@cache
 def generator() -> str:
     try:
         return f"handmesh {metadata.version('handmesh')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import resource
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
+from typer.testing import CliRunner
 
 from handmesh.checkpoint import (
+    average_models,
     load_latest_state,
     load_model,
     load_weights,
@@ -24,6 +27,7 @@ from handmesh.checkpoint import (
     save_state,
     written_atomically,
 )
+from handmesh.cli import app
 from handmesh.errors import AssetError, CheckpointError
 from handmesh.hand import builtin_hand
 from handmesh.mano import HandModel
@@ -274,3 +278,62 @@ def test_a_state_cannot_run_code(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert load_latest_state(tmp_path) is None
     assert not (tmp_path / "pwned").exists()
+
+
+def other_network(network: HandMeshNet, change: float) -> HandMeshNet:
+    """The same network with every weight moved by something of its own."""
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        for number, tensor in enumerate(other.state_dict().values()):
+            if tensor.is_floating_point():
+                tensor.mul_(1 + change * (1 + number % 3))
+    return other
+
+
+def test_the_mean_of_models_has_the_mean_of_every_weight(lively_network, tmp_path):
+    crops = {"synthetic": "augmented"}
+    paths = []
+    for number, change in enumerate((0.0, 0.02, -0.05)):
+        paths.append(tmp_path / f"{number}.safetensors")
+        training = {"steps": 10 + number, "samples": 80, "crops": crops, "held_out": {"any": 1.0}}
+        save_model(paths[-1], other_network(lively_network, change), training=training)
+    model, training = average_models(paths)
+    stored = [load(path.read_bytes()) for path in paths]
+    for name, tensor in model.state_dict().items():
+        values = torch.stack([one[name].double() for one in stored])
+        wanted = values.mean(dim=0) if tensor.is_floating_point() else values[0]
+        torch.testing.assert_close(tensor.double(), wanted, rtol=1e-6, atol=1e-7)
+    assert training == {"mean_of": [{"steps": 10 + n, "samples": 80} for n in range(3)], "crops": crops}
+    assert not model.training
+
+
+def test_models_that_have_no_mean_are_refused_by_name(lively_network, model_file, tmp_path):
+    folded = tmp_path / "folded.safetensors"
+    save_model(folded, lively_network.reparameterize(), training={})
+    with pytest.raises(CheckpointError, match=r"folded.safetensors is folded: .*model.safetensors"):
+        average_models([model_file, folded])
+    other = tmp_path / "other.safetensors"
+    config = lively_network.config.model_copy(update={"resolution": 96})
+    save_model(other, HandMeshNet(config, HandModel(builtin_hand())), training={})
+    with pytest.raises(CheckpointError, match=r"other.safetensors and .* are of other networks"):
+        average_models([model_file, other])
+
+
+def test_runs_are_averaged_on_the_command_line(lively_network, model_file, tmp_path):
+    second = tmp_path / "second.safetensors"
+    save_model(second, other_network(lively_network, 0.02), training={"steps": 4})
+    out = tmp_path / "mean"
+    arguments = ["weights", "average", str(model_file), str(second), "--out", str(out)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    as_trained, _ = load_model(out / "model.safetensors")
+    deployed, record = load_model(out / "deploy.safetensors")
+    assert record["folded"]
+    with torch.no_grad():
+        difference = (as_trained(CROPS).vertices - deployed(CROPS).vertices).abs().max()
+    assert float(difference) < 1e-3  # float16, in metres
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 2
+    assert "exists already" in again.output
+    alone = CliRunner().invoke(app, ["weights", "average", str(model_file), "--out", str(tmp_path / "x")])
+    assert alone.exit_code == 2
+    assert "at least two" in alone.output

@@ -357,6 +357,13 @@ def test_a_runs_scenes_can_be_changed_by_name():
         ({"pose": 0}, r"scenes.pose is 0, wanted names and values of PoseSettings"),
         ({"glove": "often"}, r"scenes.glove is 'often', wanted something like 0.05"),
         ({"crop_share": [0.4]}, r"scenes.crop_share is \[0.4\], wanted something like"),
+        (
+            {"crop_share": [3, 1]},
+            r"data.synthetic.scenes.crop_share is \[3, 1\], wanted two numbers from 0 on",
+        ),
+        ({"glove": -0.1}, r"scenes.glove is -0.1, wanted a number from 0 on"),
+        ({"lights": {"spots": [0, math.nan]}}, r"scenes.lights.spots is"),
+        ({"skin": {"relief": [0.1, math.inf]}}, r"scenes.skin.relief is"),
     ],
 )
 def test_a_scene_setting_that_is_none_is_refused_by_name(changes, message):

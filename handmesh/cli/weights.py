@@ -1,4 +1,4 @@
-"""`handmesh weights`: published FastViT weights."""
+"""`handmesh weights`: published FastViT weights, and the mean of several models'."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from handmesh.cli.shell import error_console, progress_bar, say, say_error
 from handmesh.errors import HandMeshError
 
-app = typer.Typer(help="Published FastViT weights: add, list, check.", no_args_is_help=True)
+app = typer.Typer(help="Published FastViT weights: add, list, check. Several runs: average.", no_args_is_help=True)
 
 
 @app.command("add")
@@ -97,6 +97,32 @@ def weights_check(
         f"{score.total / score.seconds:.1f} images/s"
     )
     say(f"released for {classifier.name} on ImageNet's 50000 images: {plain} %, distilled {distilled} %")
+
+
+@app.command("average")
+def weights_average(
+    models: Annotated[list[Path], typer.Argument(help="model.safetensors of runs that began with the same weights.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for model.safetensors and deploy.safetensors.")],
+) -> None:
+    """Average the weights of several runs that went on from the same model: most often better than each of them.
+
+    The runs should differ in their seed. Score the mean before you use it: of unrelated runs it is worthless.
+
+    Example:
+      handmesh weights average runs/a/model.safetensors runs/b/model.safetensors --out runs/mean
+    """
+    from handmesh.checkpoint import average_models, save_model
+
+    if len(models) < 2:
+        raise typer.BadParameter("give the models of at least two runs.", param_hint="MODELS")
+    taken = [path for name in ("model", "deploy") if (path := out / f"{name}.safetensors").exists()]
+    if taken:
+        raise typer.BadParameter(f"{taken[0]} exists already: nothing is overwritten.", param_hint="--out")
+    model, training = average_models(models)
+    save_model(out / "model.safetensors", model, training=training)
+    save_model(out / "deploy.safetensors", model.reparameterize(), training=training, half=True)
+    say(f"{out / 'model.safetensors'}: the mean of {len(models)} models, as trained (goes into `start_from`)")
+    say(f"{out / 'deploy.safetensors'}: the same, folded, float16, for predicting")
 
 
 def _form(folded: bool) -> str:

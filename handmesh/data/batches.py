@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from difflib import get_close_matches
@@ -137,6 +138,7 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
         unseen = held_out_pack(data.synthetic, count, data.synthetic.workers, progress, hand)
         held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
     if data.live is not None:
+        training_scenes(data.live.scenes, "data.live.scenes")  # what is wrong there is named as it was written
         live = SyntheticData.model_validate(data.live.model_dump(include={"directory", "seed", "size", "scenes"}))
         unseen = held_out_pack(live, count, data.live.workers, progress, hand)
         held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
@@ -190,12 +192,12 @@ def _pack(
     return render_pack(path, count, seed, settings.size, training_scenes(settings.scenes), cores, progress, hand=hand)
 
 
-def training_scenes(changes: Mapping[str, Any]) -> SceneSettings:
+def training_scenes(changes: Mapping[str, Any], where: str = "data.synthetic.scenes") -> SceneSettings:
     """What training draws, with some settings changed: names of fields, nested for nested ones, and their values.
 
-    Raises ConfigError for a field that does not exist or a value that is none of it.
+    Raises ConfigError for a field that does not exist or a value that is none of it, which stands under `where`.
     """
-    return _changed(TRAINING_SCENES, changes, "scenes")
+    return _changed(TRAINING_SCENES, changes, where)
 
 
 def _changed(settings: Any, changes: Mapping[str, Any], where: str) -> Any:
@@ -217,6 +219,11 @@ def _changed(settings: Any, changes: Mapping[str, Any], where: str) -> Any:
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise ConfigError(f"{where}.{name} is {value!r}, wanted something like {current}: {problem}.") from None
+        # All of them are shares, spreads and sizes; two are the ends of a range.
+        ends = values[name] if isinstance(values[name], tuple) else (values[name],)
+        if not all(map(math.isfinite, ends)) or min(ends) < 0 or list(ends) != sorted(ends):
+            wanted = "two numbers from 0 on, the smaller one first" if len(ends) > 1 else "a number from 0 on"
+            raise ConfigError(f"{where}.{name} is {value!r}, wanted {wanted}, as {current}.")
     return replace(settings, **values)
 
 
