@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from marker_hands import MarkerEngine, draw, hand_at
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -31,6 +32,7 @@ from handmesh.image import encode_image, read_photo
 from handmesh.mano import HandModel
 from handmesh.metrics import pa_rigid_mean_error
 from handmesh.predict import HandPrediction, Predictor, _Look, load_predictor, overlay_hands, save_predictions
+from handmesh.track import Tracker
 
 SIDES = list(Handedness)
 MIRROR = np.diag([-1.0, 1.0, 1.0])
@@ -609,3 +611,58 @@ def test_predictions_are_values(hand):
         hand.score = 0.5
     assert replace(hand, score=0.5).score == 0.5
     assert Path(handmesh.__file__).is_file()
+
+
+# ------------------------------------------------------------------------------------------- a hand that is small
+
+
+FAR = draw([hand_at(2650, 700, length=40, angle=0.4, side="left")], size=(3200, 2400))  # dots of half a pixel in a look
+
+
+def sure_engine(confidence: float = 0.95) -> MarkerEngine:
+    engine = MarkerEngine(heads=True)
+    engine.confidence = confidence
+    return engine
+
+
+def test_a_hand_too_small_for_the_whole_photo_is_found_in_a_part():
+    predictor = Predictor(sure_engine())
+    without = one(predictor, FAR, search=False)
+    assert without.score < 0.1
+    hand = one(predictor, FAR)
+    assert hand.score == pytest.approx(0.95)
+    assert hand.handedness == "left"
+    assert hand.source == "whole image"
+    wrist, knuckle = hand.keypoints_image()[[WRIST, KNUCKLE]]
+    np.testing.assert_allclose(wrist, (2650, 700), atol=1)
+    np.testing.assert_allclose(knuckle, (2650 + 40 * math.sin(0.4), 700 - 40 * math.cos(0.4)), atol=1)
+
+
+def test_a_hand_in_a_part_has_to_be_sure():
+    predictor = Predictor(sure_engine(0.85))
+    hand, without = one(predictor, FAR), one(predictor, FAR, search=False)
+    assert hand.score == without.score
+    np.testing.assert_array_equal(hand.vertices, without.vertices)
+
+
+@pytest.mark.parametrize(
+    ("image", "arguments", "looks"),
+    [
+        (draw([hand_at(160, 160, side="right")]), {"handedness": "right"}, 3),
+        (draw([hand_at(160, 160, side="right")]), {}, 5),
+        (FAR, {"handedness": "left", "boxes": [(0, 0, 3199, 2399)]}, 3),
+        (FAR, {"handedness": "left", "search": False}, 3),
+        (draw([], size=(130, 100)), {"handedness": "left"}, 3),  # a part of it shows nothing
+    ],
+)
+def test_parts_are_looked_at_only_where_that_may_help(image, arguments, looks):
+    engine = sure_engine()
+    one(Predictor(engine), image, **arguments)
+    assert engine.looks == looks
+
+
+def test_tracking_does_not_wait_for_parts():
+    engine = sure_engine()
+    tracker = Tracker(Predictor(engine), handedness="left")
+    assert tracker(FAR, 0.0) == []
+    assert engine.looks == tracker.looks == 3

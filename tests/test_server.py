@@ -21,6 +21,7 @@ from handmesh_server.answers import MEDIA_TYPES, negotiate
 from handmesh_server.refusals import NotAcceptable
 from handmesh_server.schemas import Hand, HandsAnswer, ModelCard, Problem, Topology
 from handmesh_server.settings import Settings
+from marker_hands import MarkerEngine, draw, hand_at
 from PIL import Image
 from pygltflib import GLTF2
 from server_harness import DOT, SIZE, DotEngine, dot_image, photo, running, settings
@@ -579,3 +580,13 @@ def test_kserve_sets_settings_that_there_are(server):
     assert names <= set(Settings.model_fields)
     for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
         assert server.client.get(container[probe]["httpGet"]["path"]).status_code == 200
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_small_hands_are_searched_for_unless_the_operator_says_no(search):
+    engine = MarkerEngine(heads=True)
+    engine.confidence = 0.95
+    image = draw([hand_at(2650, 700, length=40, side="right")], size=(3200, 2400))
+    with running(settings(search=search), engine) as server:
+        (hand,) = server.client.post("/v1/hands", content=photo(image=image)).json()["hands"]
+    assert hand["score"] == pytest.approx(0.95 if search else 0.05, abs=1e-4)

@@ -297,7 +297,7 @@ class HandService:
             work.upload_memory.shrink_to(0)
         _check_boxes(query, photo)
         with self._predicting(ticket):
-            hands = _predict(predictor, photo, query)
+            hands = _predict(predictor, photo, query, self.settings.search)
         with self._processor(ticket), self.metrics.stage("encode", ticket):
             answer = encode_answer(hands, photo, work.media_type, query, work.request_id)
         self.metrics.hands.inc(len(hands))
@@ -369,14 +369,14 @@ class HandService:
         return self._predictor
 
 
-def _predict(predictor: Predictor, photo: Photo, query: HandsQuery) -> list[HandPrediction]:
+def _predict(predictor: Predictor, photo: Photo, query: HandsQuery, search: bool) -> list[HandPrediction]:
     height, width = photo.image.shape[:2]
     intrinsics = None
     if query.focal is not None:
         intrinsics = Intrinsics(query.focal, query.focal, (width - 1) / 2, (height - 1) / 2)
     elif query.fov_radians is not None:
         intrinsics = Intrinsics.from_fov(query.fov_radians, width, height)
-    return predictor(photo, boxes=query.boxes, handedness=query.sides, intrinsics=intrinsics)
+    return predictor(photo, boxes=query.boxes, handedness=query.sides, intrinsics=intrinsics, search=search)
 
 
 def _check_boxes(query: HandsQuery, photo: Photo) -> None:
@@ -400,7 +400,7 @@ def _warm_up(predictor: Predictor) -> None:
     grey = np.full((64, 48, 3), 128, np.uint8)
     photo = read_photo(encode_image(grey, "jpeg"))
     for query in (HandsQuery(), HandsQuery(hand=["left"])):
-        hands = _predict(predictor, photo, query)
+        hands = _predict(predictor, photo, query, search=False)
         for media_type in MEDIA_TYPES:
             encode_answer(hands, photo, media_type, query, "")
 
