@@ -332,6 +332,9 @@ def small(path: Path, backbone: str, freihand: Path, packs: Path) -> Any:
         overrides += [f"data.freihand.directory={freihand}", "data.freihand.validation=0.1"]
     if shipped.data.synthetic is not None:
         overrides += [f"data.synthetic.directory={packs}", "data.synthetic.count=16", "data.synthetic.size=96"]
+    if shipped.data.live is not None:  # as shipped, its ring alone takes 10 GB
+        overrides += [f"data.live.directory={packs}", "data.live.size=96", "data.live.capacity=32"]
+        overrides += ["data.live.start=8", "data.live.backgrounds=4", "data.live.workers=1"]
     return load_config(path, overrides)
 
 
