@@ -29,7 +29,7 @@ from handmesh.model_file import FORMAT, RECORD, config_of, hand_of, read_record
 
 logger = logging.getLogger(__name__)
 
-_OF_A_MEAN = ("steps", "samples")  # of a run's record, that the record of a mean of models repeats
+_OF_A_MEAN = ("steps", "samples")  # of a run's record, that the record of a mean of models repeats and adds up
 
 
 @contextmanager
@@ -113,7 +113,8 @@ def average_models(paths: Sequence[Path]) -> tuple[HandMeshNet, dict[str, Any]]:
     first[0].load_state_dict(mean)
     runs = [record["training"] for _, record in (first, *others)]
     crops = [run["crops"] for run in runs if "crops" in run]
-    training: dict[str, Any] = {"mean_of": [{name: run[name] for name in _OF_A_MEAN if name in run} for run in runs]}
+    totals = {name: sum(run[name] for run in runs) for name in _OF_A_MEAN if all(name in run for run in runs)}
+    training = totals | {"mean_of": [{name: run[name] for name in _OF_A_MEAN if name in run} for run in runs]}
     if len(crops) == len(runs) and all(one == crops[0] for one in crops):
         training["crops"] = crops[0]
     return first[0].eval(), training

@@ -303,7 +303,8 @@ def test_the_mean_of_models_has_the_mean_of_every_weight(lively_network, tmp_pat
         values = torch.stack([one[name].double() for one in stored])
         wanted = values.mean(dim=0) if tensor.is_floating_point() else values[0]
         torch.testing.assert_close(tensor.double(), wanted, rtol=1e-6, atol=1e-7)
-    assert training == {"mean_of": [{"steps": 10 + n, "samples": 80} for n in range(3)], "crops": crops}
+    each = [{"steps": 10 + n, "samples": 80} for n in range(3)]
+    assert training == {"steps": 33, "samples": 240, "mean_of": each, "crops": crops}
     assert not model.training
 
 
