@@ -52,7 +52,9 @@ def main() -> None:
         both_sides = arguments.hand == "auto" and engine.record["model"]["handedness_head"]
 
         def predict(path: Path) -> None:
-            save_predictions(path.with_suffix(".json"), predictor(read_photo(path), handedness=arguments.hand))
+            save_predictions(
+                path.with_suffix(".json"), predictor(read_photo(path), handedness=arguments.hand, search=False)
+            )
 
         def network(_: Path) -> None:
             for look in range(1, PASSES + 1):

@@ -92,8 +92,8 @@ def load_model(path: Path) -> tuple[HandMeshNet, dict[str, Any]]:
 def average_models(paths: Sequence[Path]) -> tuple[HandMeshNet, dict[str, Any]]:
     """The mean of the weights of several models -> (model in evaluation mode, what to record of its training).
 
-    Of runs that went on from the same weights it is most often better than the best of them (Wortsman et al., "Model
-    soups", ICML 2022); of runs that did not, it is no model at all. Batch norms' statistics are averaged like weights.
+    Of runs that went on from the same weights it is often better than the best of them (Wortsman et al., "Model soups",
+    ICML 2022); of runs that did not, it is no model at all. Batch norms' statistics are averaged like weights.
     Raises CheckpointError for models that differ in more than their weights, and for folded ones, whose mean is not
     what the mean of the models folds to; AssetError as `load_model`.
     """

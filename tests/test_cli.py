@@ -388,6 +388,27 @@ needs_bundled_model = pytest.mark.skipif(
 
 
 @needs_bundled_model
+def test_a_small_hand_is_searched_for_unless_that_is_left_out(handmesh, tmp_path):
+    """A sample, an eighth of the photo wide, on grey."""
+    side, corner = 144, (850, 200)
+    with Image.open(bundled_model_path().parent / "samples" / "spread.jpg") as sample:
+        canvas = Image.new("RGB", (1200, 900), (110, 110, 110))
+        canvas.paste(sample.resize((side, side)), corner)
+    canvas.save(tmp_path / "far.png")
+    scores = {}
+    for option in ("--search", "--no-search"):
+        assert handmesh("predict", "far.png", "--format", "json", "--out", option.strip("-"), option).code == 0
+        (hand,) = json.loads((tmp_path / option.strip("-") / "far.json").read_text())["hands"]
+        scores[option] = hand["score"]
+        if option == "--search":
+            x0, y0, x1, y1 = hand["box_px"]
+            assert corner[0] < x0 < x1 < corner[0] + side
+            assert corner[1] < y0 < y1 < corner[1] + side
+    assert scores["--no-search"] < 0.7
+    assert scores["--search"] > 0.9
+
+
+@needs_bundled_model
 def test_the_demo_and_doctor_run_with_what_is_bundled(handmesh, tmp_path):
     assert handmesh("demo", "--out", "shown").code == 0
     assert (tmp_path / "shown" / "demo.jpg").stat().st_size > 10_000

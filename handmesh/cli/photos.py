@@ -51,6 +51,10 @@ def predict(
     focal: Annotated[float | None, typer.Option(help="Focal length in pixels; for positions in space.")] = None,
     fov: Annotated[float | None, typer.Option(help="Angle of the longer side in degrees, instead of --focal.")] = None,
     passes: Annotated[int, typer.Option(min=1, help="Looks at each hand, each closer than the one before.")] = 3,
+    search: Annotated[
+        bool,
+        typer.Option("--search/--no-search", help="Without a good hand in the whole photo, look at parts of it, too."),
+    ] = True,
     skeleton: Annotated[bool, typer.Option("--skeleton", help="Draw bones instead of the mesh in pictures.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out images whose results are all there: goes on with a run.")
@@ -66,8 +70,9 @@ def predict(
 ) -> None:
     """Find the hand in photographs and write meshes, joints and overlays.
 
-    Without --box the whole photograph is searched by looking ever closer; that suits photos of one hand. A file that
-    cannot be read is reported and the others go on; the exit code is 0 only when all of them worked.
+    Without --box the whole photograph is searched by looking ever closer; that suits photos of one hand. Where it gives
+    no good one, parts are looked at for a small one, which takes about ten times as long: --no-search leaves that out.
+    A file that cannot be read is reported and the others go on; the exit code is 0 only when all of them worked.
 
     Examples:
       handmesh predict photo.jpg
@@ -108,7 +113,7 @@ def predict(
             if finder is None:
                 photo = open_photo(path)
                 intrinsics = camera_of(focal, fov, photo.size)
-                hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics)
+                hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics, search=search)
             else:
                 photo = read_photo(path)
                 intrinsics = camera_of(focal, fov, photo.size)

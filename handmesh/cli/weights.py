@@ -104,7 +104,7 @@ def weights_average(
     models: Annotated[list[Path], typer.Argument(help="model.safetensors of runs that began with the same weights.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for model.safetensors and deploy.safetensors.")],
 ) -> None:
-    """Average the weights of several runs that went on from the same model: most often better than each of them.
+    """Average the weights of several runs that went on from the same model: often better than each of them.
 
     The runs should differ in their seed. Score the mean before you use it: of unrelated runs it is worthless.
 
