@@ -97,6 +97,13 @@ def joined_ranks() -> Iterator[Ranks]:
     dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
     try:
         yield Ranks(device, dist.get_rank(), dist.get_world_size())
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):  # Gloo's own have no type
+            raise HandMeshError(
+                "Another process of this run ended, and this one cannot go on alone: what the other says is why. Start "
+                "again with --resume to go on from the last state."
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -184,6 +184,39 @@ def test_two_processes_make_the_run_of_one(settings, tmp_path):
     torch.testing.assert_close(steps[1], steps[0], rtol=0.02, atol=1e-6)
 
 
+BROKEN_IN_ONE = """
+import os, sys
+import handmesh.train as training
+from handmesh.cli import run
+from handmesh.errors import DataError
+
+loss, steps = training.hand_loss, []
+
+def broken(*arguments):
+    steps.append(1)
+    if os.environ["RANK"] == "1" and len(steps) == 2:
+        raise DataError("photos/7.jpg is broken")
+    return loss(*arguments)
+
+if __name__ == "__main__":
+    training.hand_loss = broken
+    sys.argv = ["handmesh", "train", "two.yaml", "--out", "two"]
+    run()
+"""
+
+
+def test_an_error_in_one_process_ends_the_others_with_a_word(settings, tmp_path):
+    """The other is in the middle of a step then, and waits for gradients that never come."""
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(settings(steps=3, evaluate_every=3, batch_size=4)))
+    (tmp_path / "broken.py").write_text(BROKEN_IN_ONE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    outcome = run(*torchrun, "broken.py", folder=tmp_path)
+    assert outcome.returncode == 1
+    assert outcome.stderr.count("error: photos/7.jpg is broken") == 1
+    assert outcome.stderr.count("error: Another process of this run ended") <= 1  # torchrun may end it before
+    assert "handmesh/train.py" not in outcome.stderr, "neither with a traceback; torchrun has one of its own"
+
+
 def test_batches_that_cannot_be_shared_are_refused(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("handmesh.train.joined_ranks", lambda: nullcontext(Ranks(torch.device("cpu"), 0, 3)))
     config = parse_config(settings(batch_size=8, accumulation=2), "test")
