@@ -195,8 +195,7 @@ class Predictor:
         looks = self._looks_at([CropTransform.whole_image(width, height)], sides)
         hands = self._look(photo, looks, False, known, self.passes)
         if search and self.tells_confidence and self.passes > 1 and hands[0].score < SEARCH_BELOW:
-            found = self._search(photo, sides[0], known)
-            hands = found if found and found[0].score > hands[0].score else hands
+            return self._search(photo, sides[0], known) or hands
         return hands
 
     def look_once(
@@ -243,9 +242,9 @@ class Predictor:
     def _search(self, photo: Photo | LargePhoto, side: str, intrinsics: Intrinsics) -> list[HandPrediction]:
         """The hand of which the network is sure once it looks at the photo in parts; none or one."""
         parts = _parts(*photo.size)
-        looks = self._looks_at(parts, [side] * len(parts))
-        if not looks:
+        if not parts:
             return []
+        looks = self._looks_at(parts, [side] * len(parts))
         output = self.engine(np.stack([photo.warp(look.crop, self.engine.resolution) for look in looks]))
         places: list[NDArray[np.floating[Any]]] = []
         for row in np.argsort(-output.confidence, kind="stable"):
