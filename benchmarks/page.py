@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from serving import photo_640
 
@@ -35,7 +34,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the network")
     arguments = parser.parse_args()
     sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-    from browser import CHROMIUM, chromium
+    from browser import CHROMIUM, chromium, write_camera
     from server_harness import running, settings
 
     if CHROMIUM is None:
@@ -44,7 +43,9 @@ def main() -> None:
         directory = Path(name)
         photo, camera = directory / "photo.jpg", directory / "camera.y4m"
         photo.write_bytes(photo_640())
-        write_camera(camera)
+        swaying = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+        sample = Path(handmesh.__file__).parent / "assets" / "samples" / "rest.jpg"
+        write_camera(camera, sample, 30, [round(80 + 30 * np.sin(angle)) for angle in swaying])
         fake = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
         engine = open_engine(threads=arguments.threads)
         with (
@@ -78,19 +79,6 @@ def report(name: str, rows: list[dict[str, str]]) -> None:
     for part in rows[0]:
         values = [float(row[part].split()[0]) for row in rows]
         print(f"  {part:20} {statistics.median(values):7.1f} {max(values):7.1f} {rows[0][part].split()[1]}")
-
-
-def write_camera(path: Path) -> None:
-    """A clip for the browser's fake camera, as YUV4MPEG2."""
-    sample = Path(handmesh.__file__).parent / "assets" / "samples" / "rest.jpg"
-    hand = cv2.resize(cv2.imread(str(sample)), (480, 480))
-    with path.open("wb") as file:
-        file.write(b"YUV4MPEG2 W640 H480 F30:1 Ip A1:1 C420jpeg\n")
-        for angle in np.linspace(0, 2 * np.pi, 60, endpoint=False):
-            shift = round(80 + 30 * np.sin(angle))
-            frame = np.full((480, 640, 3), 90, np.uint8)
-            frame[:, shift : shift + 480] = hand
-            file.write(b"FRAME\n" + cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420).tobytes())
 
 
 if __name__ == "__main__":

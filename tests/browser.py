@@ -9,11 +9,13 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 from websockets.sync.client import connect
 
 CHROMIUM = next(
@@ -44,6 +46,17 @@ FLAGS = [
     "--disable-client-side-phishing-detection",
     "--disable-features=Translate,OptimizationHints,MediaRouter",
 ]
+
+
+def write_camera(path: Path, picture: Path, fps: int, shifts: Iterable[int]) -> None:
+    """A clip for Chromium's fake camera, as YUV4MPEG2: the square picture on grey, 640 x 480, `shifts` px from the left."""
+    hand = cv2.resize(cv2.imread(str(picture)), (480, 480))
+    with path.open("wb") as file:
+        file.write(f"YUV4MPEG2 W640 H480 F{fps}:1 Ip A1:1 C420jpeg\n".encode())
+        for shift in shifts:
+            frame = np.full((480, 640, 3), 90, np.uint8)
+            frame[:, shift : shift + 480] = hand
+            file.write(b"FRAME\n" + cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420).tobytes())
 
 
 class Page:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import trimesh
-from browser import CHROMIUM, Page, chromium
+from browser import CHROMIUM, Page, chromium, write_camera
 from handmesh_server.stream import Frame, Wishes, encode_frame
 from marker_hands import MarkerEngine, draw, hand_at
 from server_harness import running, settings
@@ -36,15 +36,9 @@ def server():
 
 @pytest.fixture(scope="module")
 def camera(tmp_path_factory) -> Path:
-    """A clip for the browser's fake camera: a hand that sways, 640 x 480, as YUV4MPEG2."""
+    """A clip for the browser's fake camera: a hand that sways."""
     path = tmp_path_factory.mktemp("camera") / "hand.y4m"
-    hand = cv2.resize(cv2.imread(str(SAMPLES / "rest.jpg")), (480, 480))
-    with path.open("wb") as file:
-        file.write(b"YUV4MPEG2 W640 H480 F15:1 Ip A1:1 C420jpeg\n")
-        for shift in (70, 80, 90, 80):
-            frame = np.full((480, 640, 3), 90, np.uint8)
-            frame[:, shift : shift + 480] = hand
-            file.write(b"FRAME\n" + cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420).tobytes())
+    write_camera(path, SAMPLES / "rest.jpg", 15, (70, 80, 90, 80))
     return path
 
 
