@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from handmesh.backbone import build_backbone
-from handmesh.bench import describe_machine, time_in_turns, torch_threads
+from handmesh.bench import describe_machine, lead_in, time_in_turns, torch_threads
 from handmesh.model import to_device
 
 SIZE = 224
@@ -60,7 +60,8 @@ def main() -> None:
     clock = "processor" if arguments.threads == 1 else "wall"
     with torch_threads(arguments.threads):
         tasks = {name: task(network) for name, network in networks.items()}
-        timings = time_in_turns(tasks, runs=arguments.runs, clock=clock)
+        lead_in_s = lead_in(arguments.threads)
+        timings = time_in_turns(tasks, runs=arguments.runs, clock=clock, lead_in_s=lead_in_s)
     base = next(iter(timings.values())).median_ms
     rows = []
     for name, timing in timings.items():

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.bench import Clock, time_in_turns, torch_threads
+from handmesh.bench import Clock, lead_in, time_in_turns, torch_threads
 from handmesh.crop import CropTransform
 from handmesh.engine import Engine, default_threads, find_model, open_engine
 from handmesh.errors import ConfigError
@@ -150,7 +150,7 @@ def _bench_engines(
             )
             expected = reference(images).vertices
             tasks = {variant: _task(engine, images) for variant, engine in engines.items()}
-            timings = time_in_turns(tasks, runs=runs, clock=clock)
+            timings = time_in_turns(tasks, runs=runs, clock=clock, lead_in_s=lead_in(threads))
             base = timings["torch" if "torch" in timings else next(iter(timings))].median_ms
             rows = []
             for variant, timing in timings.items():

@@ -34,6 +34,23 @@ def test_tasks_take_turns_and_are_timed_apart(monkeypatch):
     assert even.runs == uneven.runs == 5
 
 
+def test_a_turn_begins_with_untimed_runs(monkeypatch):
+    """Its first runs are slow, as if the others' threads were still awake; they are not timed."""
+    now, calls = [0.0], []
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def task(name):
+        first = not calls or calls[-1] != name
+        calls.append(name)
+        now[0] += 0.08 if first else 0.03
+
+    timings = time_in_turns(
+        {"one": lambda: task("one"), "other": lambda: task("other")}, runs=2, warm_up=0, lead_in_s=0.1
+    )
+    assert calls == (["one"] * 3 + ["other"] * 3) * 2  # 0.08 + 0.03 of lead-in, then the timed one
+    assert timings["one"].median_ms == pytest.approx(30)
+
+
 def test_processor_time_does_not_pass_while_others_work():
     waiting = {"waiting": lambda: time.sleep(0.02)}
     wall, processor = (time_in_turns(waiting, runs=3, clock=clock)["waiting"] for clock in ("wall", "processor"))
