@@ -25,7 +25,7 @@ from handmesh.errors import CheckpointError, ConfigError, HandMeshError
 from handmesh.graph_cache import cached_graph, forget_graph
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.model_file import config_of, hand_of, read_record
-from handmesh.processors import usable_processors
+from handmesh.processors import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +112,9 @@ def bundled_model_path() -> Path:
 
 
 def default_threads() -> int:
-    """One for each processor that this process may use, but no more than $OMP_NUM_THREADS."""
+    """One for each processor core that this process may use, but no more than $OMP_NUM_THREADS."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    usable = usable_processors()
+    usable = usable_cores()
     return min(usable, int(limit)) if limit.isdecimal() and int(limit) > 0 else usable
 
 

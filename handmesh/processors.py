@@ -7,10 +7,12 @@ threads is several times slower than on one.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def usable_processors() -> int:
@@ -18,7 +20,33 @@ def usable_processors() -> int:
 
     At least 1; a share of 1.5 processors counts as 1.
     """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _within_share(len(_allowed()))
+
+
+def usable_cores() -> int:
+    """Like `usable_processors`, but of a core's hardware threads only one counts: they share its arithmetic units.
+
+    So many threads of one network pay off (ONNX Runtime's and PyTorch's own default is the number of cores). Where
+    the system does not say which processors are one core, each counts; elsewhere than on Linux nobody is asked.
+    """
+    return _within_share(physical_cores(_allowed()))
+
+
+def physical_cores(processors: Collection[int], root: Path = TOPOLOGY) -> int:
+    """How many cores the processors are of (Linux kernel documentation: admin-guide/cputopology.rst)."""
+    return len({_siblings(processor, root) for processor in processors})
+
+
+def _siblings(processor: int, root: Path) -> str:
+    words = _words(root / f"cpu{processor}/topology/thread_siblings_list")
+    return words[0] if words else str(processor)
+
+
+def _allowed() -> Collection[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def _within_share(count: int) -> int:
     share = cgroup_processors()
     return count if share is None else max(1, min(count, int(share)))
 

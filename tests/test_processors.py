@@ -9,7 +9,7 @@ import pytest
 
 from handmesh import processors
 from handmesh.engine import default_threads
-from handmesh.processors import cgroup_processors, usable_processors
+from handmesh.processors import cgroup_processors, physical_cores, usable_cores, usable_processors
 
 
 def files(folder: Path, contents: dict[str, str]) -> Path:
@@ -59,8 +59,26 @@ def test_the_least_of_affinity_and_share(share, expected, monkeypatch):
     assert usable_processors() == expected
 
 
+def test_hardware_threads_of_one_core_count_once(tmp_path):
+    """Four cores of two hardware threads each; Linux numbers the second ones of all cores after the first ones."""
+    siblings = {f"cpu{n}/topology/thread_siblings_list": f"{n % 4},{n % 4 + 4}\n" for n in range(8)}
+    root = files(tmp_path, siblings)
+    assert physical_cores(range(8), root) == 4
+    assert physical_cores({0, 4}, root) == 1
+    assert physical_cores({0, 1, 6}, root) == 3
+    assert physical_cores(range(8), tmp_path / "no such folder") == 8
+
+
+@pytest.mark.parametrize(("share", "expected"), [(None, 2), (1.5, 1), (3.0, 2)])
+def test_cores_are_limited_by_the_share_too(share, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(processors, "physical_cores", lambda allowed: len(allowed) // 2)
+    monkeypatch.setattr(processors, "cgroup_processors", lambda: share)
+    assert usable_cores() == expected
+
+
 @pytest.mark.parametrize(("limit", "expected"), [("", 4), ("2", 2), ("16", 4), ("0", 4), ("4,2", 4)])
 def test_the_usual_variable_limits_threads(limit, expected, monkeypatch):
-    monkeypatch.setattr("handmesh.engine.usable_processors", lambda: 4)
+    monkeypatch.setattr("handmesh.engine.usable_cores", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", limit)
     assert default_threads() == expected

@@ -64,7 +64,7 @@ def predict(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Photos at a time, or threads of one photo; default: the processors."),
+        typer.Option(min=1, help="Photos at a time, or threads of one photo; default: the cores."),
     ] = None,
     model: ModelOption = None,
 ) -> None:
