@@ -1,9 +1,10 @@
 """A photograph in, hands out: the one place where pixels, engine, crop and handedness meet.
 
 The answer refines itself. Without a box the network first sees the whole photograph, then the part around the hand that
-it just found, turned so that the hand points up, and so on; with a box only the turn is found. Where the whole
-photograph gives no good hand, its parts are looked at. What the network says in a crop (turned, mirrored for a left
-hand) is turned back here and nowhere else: a `HandPrediction` is in the photo's own axes.
+it just found, turned so that the hand points up, and so on; with a box only the turn is found. Of the looks after the
+first, the one that the network is surest of counts. Where the whole photograph gives no good hand, its parts are looked
+at. What the network says in a crop (turned, mirrored for a left hand) is turned back here and nowhere else: a
+`HandPrediction` is in the photo's own axes.
 """
 
 from __future__ import annotations
@@ -221,12 +222,8 @@ class Predictor:
             _Look(index, side, "given", crop, score)
             for index, (crop, side, score) in enumerate(zip(crops, sides, probable, strict=True))
         ]
-        return [
-            self._prediction(
-                output, row, look, source, float(output.confidence[row]) if self.tells_confidence else 1.0, known
-            )
-            for row, look in enumerate(looks)
-        ]
+        answers = [_Answer(output, row, look, self._score(output, row)) for row, look in enumerate(looks)]
+        return [self._prediction(answer, source, known) for answer in answers]
 
     def _looks_at(self, crops: Sequence[CropTransform], sides: Sequence[str]) -> list[_Look]:
         """The first looks, one for each crop, or two where the side is to be found."""
@@ -268,6 +265,7 @@ class Predictor:
         passes: int,
     ) -> list[HandPrediction]:
         previous: list[NDArray[np.floating[Any]]] | None = None
+        answers: list[_Answer] = []
         for done in range(1, passes + 1):
             output = self.engine(np.stack([photo.warp(look.crop, self.engine.resolution) for look in looks]))
             if done in (SIDE_LOOKS, passes):
@@ -275,6 +273,10 @@ class Predictor:
                 output = HandOutput(*(values[kept] for values in output))
                 previous = [previous[row] for row in kept] if previous is not None else None
             found = [_keypoints_image(output, row, look.crop) for row, look in enumerate(looks)]
+            if done >= min(SIDE_LOOKS, passes):  # from here on each hand has one side
+                now = [_Answer(output, row, look, self._score(output, row)) for row, look in enumerate(looks)]
+                # Without a confidence the score is the same for all, and the latest answer stays.
+                answers = [max(pair, key=_by_score) for pair in zip(now, answers or now, strict=True)]
             if done < passes:
                 pairs = zip(looks, found, strict=True)
                 if box_is_given:  # the box is trusted: only the turn is new
@@ -282,17 +284,15 @@ class Predictor:
                 else:
                     looks = [look.at(self._closer(look.crop, points, photo.size)) for look, points in pairs]
                 previous = found
-        if self.tells_confidence:
-            scores = [float(value) for value in output.confidence]
-        elif previous is not None:
+        if not self.tells_confidence and previous is not None:
             scores = [agreement(before, now) for before, now in zip(previous, found, strict=True)]
-        else:
-            scores = [1.0] * len(looks)
+            answers = [replace(answer, score=score) for answer, score in zip(answers, scores, strict=True)]
         source: Source = "given box" if box_is_given else "whole image"
-        return [
-            self._prediction(output, row, look, source, score, intrinsics)
-            for row, (look, score) in enumerate(zip(looks, scores, strict=True))
-        ]
+        return [self._prediction(answer, source, intrinsics) for answer in answers]
+
+    def _score(self, output: HandOutput, row: int) -> float:
+        """The network's confidence; 1 where it has no such head, for nothing can be compared."""
+        return float(output.confidence[row]) if self.tells_confidence else 1.0
 
     def _closer(
         self, crop: CropTransform, keypoints: NDArray[np.floating[Any]], size: tuple[int, int]
@@ -306,9 +306,8 @@ class Predictor:
         rotation = upright_rotation(keypoints)
         return CropTransform.around_points(keypoints, FOUND_MARGIN, rotation, crop.mirror)
 
-    def _prediction(
-        self, output: HandOutput, row: int, look: _Look, source: Source, score: float, intrinsics: Intrinsics
-    ) -> HandPrediction:
+    def _prediction(self, answer: _Answer, source: Source, intrinsics: Intrinsics) -> HandPrediction:
+        output, row, look = answer.output, answer.row, answer.look
         crop = look.crop
         root = self._root + self._root_from_betas @ output.betas[row]
         shift = _root_shift(root, crop)
@@ -322,7 +321,7 @@ class Predictor:
             handedness=look.side,
             handedness_source=look.side_source,
             handedness_score=look.side_score,
-            score=score,
+            score=answer.score,
             box=(float(x0), float(y0), float(x1), float(y1)),
             crop=crop.upright,
             camera=WeakPerspectiveCamera(np.float32(camera.scale), camera.translation.astype(np.float32)),
@@ -348,6 +347,20 @@ class _Look:
 
     def at(self, crop: CropTransform) -> _Look:
         return replace(self, crop=crop)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the network said to one look: a row of its output."""
+
+    output: HandOutput
+    row: int
+    look: _Look
+    score: float
+
+
+def _by_score(answer: _Answer) -> float:
+    return answer.score
 
 
 def _parts(width: int, height: int) -> list[CropTransform]:

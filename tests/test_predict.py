@@ -219,6 +219,32 @@ def test_the_score_is_the_networks_own_confidence_if_it_has_one():
     assert one(Predictor(SidedEngine(), passes=1), faint).score == pytest.approx(confidence / 2, abs=0.05)
 
 
+class MoodyEngine(SidedEngine):
+    """Its confidence (looks, rows) is given; its answers have the number of the look as their shape."""
+
+    def __init__(self, *confidences: tuple[float, ...]) -> None:
+        self.confidences = iter(enumerate(confidences, start=1))
+
+    def __call__(self, crops: np.ndarray) -> HandOutput:
+        look, confidence = next(self.confidences)
+        betas = np.full((len(crops), 10), look, np.float32)
+        return super().__call__(crops)._replace(betas=betas, confidence=np.array(confidence, np.float32))
+
+
+def test_the_look_that_the_network_is_surest_of_counts():
+    """Of those after the first, for each hand on its own."""
+    engine = MoodyEngine((0.9, 0.9), (0.4, 0.6), (0.7, 0.2))
+    hands = Predictor(engine)(SIDED, boxes=[(100, 60, 250, 200), (120, 80, 230, 190)], handedness="right")
+    assert [hand.score for hand in hands] == pytest.approx([0.7, 0.6])
+    assert [hand.betas[0] for hand in hands] == [3, 2]
+
+
+def test_without_a_confidence_the_last_look_counts():
+    engine = MoodyEngine((0.9,), (0.6,), (0.2,))
+    engine.record = {}
+    assert one(Predictor(engine), SIDED).betas[0] == 3
+
+
 def test_faces_look_outward(hand):
     volume = signed_volume(hand.vertices.astype(float), hand.faces)
     assert 5e-5 < volume < 1e-3, "a hand holds a few hundred millilitres"
