@@ -40,9 +40,10 @@ AUTO = "auto"  # as a handedness: find out
 
 # Crop side over the extent of the hand's keypoints, in the range that training draws (Augmentation.margin). A found
 # hand gets more room than a given box: where the network is unsure it draws the hand too small, and a crop too tight
-# cuts fingers off that the next pass would need (measured: assets/handmesh_t8.md).
+# cuts fingers off that the next pass would need. From the third look on it is known better where the hand is (measured:
+# docs/bundled_model.md).
 BOX_MARGIN = 1.5
-FOUND_MARGIN = 1.8
+FOUND_MARGIN, FOUND_AGAIN_MARGIN = 1.8, 1.5
 # Where the side is to be found, a hand is looked at as a right and as a left one this often, then the likelier goes on.
 SIDE_LOOKS = 2
 # A photo whose hand has a score below the first is searched in parts, and what is found there has to have the second:
@@ -251,7 +252,7 @@ class Predictor:
             if len(places) == _PARTS_LOOKED_INTO:
                 break
         whole = CropTransform.whole_image(*photo.size)
-        crops = [self._closer(whole, points, photo.size) for points in places]
+        crops = [self._closer(whole, points, photo.size, FOUND_MARGIN) for points in places]
         hands = self._look(photo, self._looks_at(crops, [side] * len(crops)), False, intrinsics, self.passes - 1)
         best = max(hands, key=lambda hand: hand.score)
         return [best] if best.score >= FOUND_FROM else []
@@ -282,7 +283,8 @@ class Predictor:
                 if box_is_given:  # the box is trusted: only the turn is new
                     looks = [look.at(replace(look.crop, rotation=upright_rotation(points))) for look, points in pairs]
                 else:
-                    looks = [look.at(self._closer(look.crop, points, photo.size)) for look, points in pairs]
+                    margin = FOUND_MARGIN if done == 1 else FOUND_AGAIN_MARGIN
+                    looks = [look.at(self._closer(look.crop, points, photo.size, margin)) for look, points in pairs]
                 previous = found
         if not self.tells_confidence and previous is not None:
             scores = [agreement(before, now) for before, now in zip(previous, found, strict=True)]
@@ -295,7 +297,7 @@ class Predictor:
         return float(output.confidence[row]) if self.tells_confidence else 1.0
 
     def _closer(
-        self, crop: CropTransform, keypoints: NDArray[np.floating[Any]], size: tuple[int, int]
+        self, crop: CropTransform, keypoints: NDArray[np.floating[Any]], size: tuple[int, int], margin: float
     ) -> CropTransform:
         """The crop around the hand that was found, turned so that it points up; or the old one if that is no place."""
         width, height = size
@@ -304,7 +306,7 @@ class Predictor:
         if not (0 <= x < width and 0 <= y < height and 8 <= extent <= 2 * max(height, width)):
             return crop
         rotation = upright_rotation(keypoints)
-        return CropTransform.around_points(keypoints, FOUND_MARGIN, rotation, crop.mirror)
+        return CropTransform.around_points(keypoints, margin, rotation, crop.mirror)
 
     def _prediction(self, answer: _Answer, source: Source, intrinsics: Intrinsics) -> HandPrediction:
         output, row, look = answer.output, answer.row, answer.look

@@ -445,6 +445,8 @@ def test_looking_closer_is_looking_where_the_hand_is(photo):
     extent = np.ptp(found.keypoints_image(), axis=0).max()
     assert crop.size < 1.8 * math.sqrt(2) * extent  # the extent along turned axes is at most the diagonal
     np.testing.assert_allclose(crop.center, found.keypoints_image().mean(axis=0), atol=0.3 * extent)
+    closer = one(Predictor(DotEngine(), passes=3), DOTTED).crop
+    assert closer.size == pytest.approx(crop.size * 1.5 / 1.8, rel=0.02), "the third look is closer still"
 
 
 @pytest.mark.parametrize(
