@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from handmesh.backbone import STRIDE, VARIANTS, FastViT, build_backbone
 from handmesh.errors import ConfigError, ExportError
 from handmesh.model import to_device
-from handmesh.processors import usable_processors
+from handmesh.processors import usable_cores
 
 ENGINES = ("torch", "onnxruntime")
 ONNX_OPSET = 18
@@ -104,7 +104,7 @@ def describe_machine() -> dict[str, str | int | float | None]:
 
     return {
         "processor": _processor(),
-        "cores": usable_processors(),
+        "cores": usable_cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # before the measurement
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -173,7 +173,7 @@ def bench_backbones(
             raise ConfigError(f"There is no {kind} {', '.join(map(repr, unknown))}. Known: {', '.join(known)}.")
     if size < STRIDE:
         raise ConfigError(f"Images of {size} px are too small: FastViT needs at least {STRIDE}.")
-    threads = threads or usable_processors()
+    threads = threads or usable_cores()
     if clock == "processor" and threads != 1:
         raise ConfigError(f"Processor time of {threads} threads adds up: give one thread, or use the wall clock.")
     return _bench_backbones(names, size, batch, threads, engines, runs, clock)

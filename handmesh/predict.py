@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,6 +150,7 @@ class Predictor:
 
     def __init__(self, engine: Engine, *, passes: int = 3, margin: float = BOX_MARGIN) -> None:
         """`passes` looks at each hand: the first at the box (or the whole photo), the others turned (and closer).
+        Of those the one that the network is surest of is the answer.
 
         `margin`: side of the first crop over the longer side of a given box.
         """
@@ -254,7 +256,7 @@ class Predictor:
         whole = CropTransform.whole_image(*photo.size)
         crops = [self._closer(whole, points, photo.size, FOUND_MARGIN) for points in places]
         hands = self._look(photo, self._looks_at(crops, [side] * len(crops)), False, intrinsics, self.passes - 1)
-        best = max(hands, key=lambda hand: hand.score)
+        best = max(hands, key=attrgetter("score"))
         return [best] if best.score >= FOUND_FROM else []
 
     def _look(
@@ -277,7 +279,7 @@ class Predictor:
             if done >= min(SIDE_LOOKS, passes):  # from here on each hand has one side
                 now = [_Answer(output, row, look, self._score(output, row)) for row, look in enumerate(looks)]
                 # Without a confidence the score is the same for all, and the latest answer stays.
-                answers = [max(pair, key=_by_score) for pair in zip(now, answers or now, strict=True)]
+                answers = [max(pair, key=attrgetter("score")) for pair in zip(now, answers or now, strict=True)]
             if done < passes:
                 pairs = zip(looks, found, strict=True)
                 if box_is_given:  # the box is trusted: only the turn is new
@@ -359,10 +361,6 @@ class _Answer:
     row: int
     look: _Look
     score: float
-
-
-def _by_score(answer: _Answer) -> float:
-    return answer.score
 
 
 def _parts(width: int, height: int) -> list[CropTransform]:
