@@ -19,6 +19,7 @@ from handmesh.errors import DataError
 from handmesh.hand import builtin_hand
 from handmesh.synth import (
     Backgrounds,
+    CameraEffects,
     Pack,
     SceneRenderer,
     SceneSettings,
@@ -106,8 +107,22 @@ def test_asking_again_returns_the_finished_pack_and_other_arguments_are_refused(
     assert len(again) == COUNT
     with pytest.raises(DataError, match="seed is 5, wanted 6"):
         render_pack(pack.path, COUNT, SEED + 1, SIZE, background_count=2)
-    with pytest.raises(DataError, match="settings"):
+    with pytest.raises(DataError, match=r"arguments: settings\.sleeve is 0\.4, wanted 0\.1\. Choose"):
         render_pack(pack.path, COUNT, SEED, SIZE, SceneSettings(sleeve=0.1), background_count=2)
+
+
+def test_a_pack_stays_valid_when_another_camera_is_wanted(pack, tmp_path):
+    """Its images are clean: another version's camera effects are none of its business, though its record has them."""
+    other = SceneSettings(effects=CameraEffects(defocus=0.9), shadow=0.1)
+    assert len(render_pack(pack.path, COUNT, SEED, SIZE, other, background_count=2)) == COUNT
+    older = tmp_path / "p"
+    older.mkdir()
+    for file in pack.path.iterdir():
+        (older / file.name).write_bytes(file.read_bytes())
+    meta = json.loads((older / "meta.json").read_text())
+    meta["settings"]["effects"] = {"defocus": 0.28}
+    (older / "meta.json").write_text(json.dumps(meta))
+    assert len(render_pack(older, COUNT, SEED, SIZE, background_count=2)) == COUNT
 
 
 def test_a_folder_that_is_no_pack_is_an_error(tmp_path):

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
 PACK_FORMAT = 2  # raised when the same seed would give other images or other files
+# Settings that a pack, whose images are clean, does not depend on: it stays valid when they change.
+_AFTER_THE_FOREGROUND = ("shadow", "amplitude_mix", "effects")
 _CHUNK = 64  # samples a worker writes at a time; at most this many are lost when a run is killed
 
 # name -> (dtype, shape of one sample); the image comes on top, its shape depends on the size
@@ -266,13 +268,16 @@ class _Job:
 
     def meta(self, kind: str) -> dict[str, Any]:
         """What the result depends on, and the versions that made it."""
+        settings = json.loads(json.dumps(asdict(self.settings)))
+        if kind == "pack":  # holds foregrounds alone
+            settings = {name: value for name, value in settings.items() if name not in _AFTER_THE_FOREGROUND}
         return {
             "format": PACK_FORMAT,
             "kind": kind,
             "count": self.count,
             "seed": self.seed,
             "size": self.size,
-            "settings": json.loads(json.dumps(asdict(self.settings))),
+            "settings": settings,
             "hand_sha256": self.hand.sha256,
             "background_folder": str(self.background_folder) if self.background_folder else None,
             "background_count": self.background_count,
@@ -449,7 +454,21 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 def _check_same(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     """Other versions of the libraries are fine to go on with, other arguments are not."""
-    differing = [key for key in wanted if key != "versions" and found.get(key) != wanted[key]]
+    known = _flat(found)
+    differing = [
+        f"{name} is {known.get(name)!r}, wanted {value!r}"
+        for name, value in _flat(wanted).items()
+        if not name.startswith("versions.") and known.get(name) != value
+    ]
     if differing:
-        values = "; ".join(f"{key} is {found.get(key)!r}, wanted {wanted[key]!r}" for key in differing[:3])
-        raise DataError(f"{path} was made with other arguments: {values}. Choose another path or delete it.")
+        raise DataError(
+            f"{path} was made with other arguments: {'; '.join(differing[:3])}. Choose another path or delete it."
+        )
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested values by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return flat
