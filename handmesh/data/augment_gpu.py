@@ -24,10 +24,11 @@ from handmesh.config import Augmentation
 from handmesh.data.augment import scaled_effects
 from handmesh.hand import JOINT_NAMES
 from handmesh.synth import CameraEffects
+from handmesh.synth.camera_effects import DEFOCUS_SIGMA, EXPOSURE_STOPS, MOTION_LENGTH, SMALLER
 
 _WRIST, _MIDDLE_MCP = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of saturation and of JPEG
-_LENS_PADDING = 8  # pixels mirrored around an image before it is filtered as if it were periodic
+_LENS_PADDING = 12  # pixels mirrored around an image before it is filtered as if it were periodic
 _BESIDE_ATTEMPTS = 8
 
 
@@ -359,7 +360,7 @@ def _tone(pixels: Tensor, effects: CameraEffects, draw: _Draws) -> Tensor:
     """Gains, contrast, brightness and gamma, then saturation; or a short exposure, raised with all its noise."""
     gains = 1 + effects.white_balance * draw.normal(3)
     gains = _where(draw.chance(effects.color_cast), gains * torch.exp(0.2 * draw.normal(3)), gains)
-    gains = _where(draw.chance(effects.exposure), gains * 2 ** draw.uniform(-1.3, 1.1, 1), gains)
+    gains = _where(draw.chance(effects.exposure), gains * 2 ** draw.uniform(*EXPOSURE_STOPS, 1), gains)
     contrast, offset = 1 + effects.contrast * draw.normal(1), 0.5 + effects.brightness * draw.normal(1)
     gamma = torch.exp(effects.gamma * draw.normal(1))
     scale, shift = gains * contrast, offset - 0.5 * contrast
@@ -387,10 +388,11 @@ def _lens(pixels: Tensor, effects: CameraEffects, draw: _Draws) -> Tensor:
     defocus = kind < effects.defocus
     motion = (kind < effects.defocus + effects.motion) & ~defocus
     small = (kind < effects.defocus + effects.motion + effects.low_resolution) & ~defocus & ~motion
-    sigma = torch.where(defocus, draw.uniform(0.35, 1.4) * resolution / 224, 0.0)[:, None, None]
-    length = torch.where(motion, draw.uniform(3, max(4, 9 * resolution / 224)), 0.0)[:, None, None]
+    sigma = torch.where(defocus, draw.log_uniform(*DEFOCUS_SIGMA) * resolution / 224, 0.0)[:, None, None]
+    length = (draw.uniform(*MOTION_LENGTH) * resolution / 224).clamp(min=3)
+    length = torch.where(motion, length, 0.0)[:, None, None]
     angle = draw.uniform(0, math.pi)[:, None, None]
-    scale = torch.where(small, draw.uniform(0.25, 0.8), 1.0)
+    scale = torch.where(small, draw.log_uniform(*SMALLER), 1.0)
     cell = torch.where(small, 1 / scale, 0.0)[:, None, None]  # side of the pixels of the small photo
 
     padding = _LENS_PADDING
@@ -405,7 +407,7 @@ def _lens(pixels: Tensor, effects: CameraEffects, draw: _Draws) -> Tensor:
     filtered = filtered[..., padding:-padding, padding:-padding].clamp(0, 1)
 
     # The small photo has `scale` times as many pixels: sample their centres, then enlarge by interpolation.
-    cells = math.ceil(0.8 * resolution)
+    cells = math.ceil(SMALLER[1] * resolution)
     index = torch.arange(cells, device=pixels.device)
     coarse_axis = (2 * index + 1) / (scale[:, None] * resolution) - 1  # NDC of the large image; some lie beyond
     coarse = functional.grid_sample(filtered, _grid(coarse_axis), padding_mode="border", align_corners=False)

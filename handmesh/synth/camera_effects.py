@@ -17,6 +17,14 @@ from numpy.typing import NDArray
 Image = NDArray[Any]
 Floats = NDArray[Any]
 
+# Real hands are often out of focus, or move: edges in 224 px frames of FreiHAND are as soft as Gaussians of 2 to 3 px
+# leave them. A network that was trained on at most 1.4 draws hands blurred by 2.5 px 1.5 times as far off as sharp ones
+# (`benchmarks/twins.py`).
+DEFOCUS_SIGMA = (0.35, 4.0)  # px at 224, standard deviation of the Gaussian; uniform in the logarithm
+MOTION_LENGTH = (5.0, 22.0)  # px at 224, but at least 3 px
+SMALLER = (0.16, 0.8)  # share of the side that a small photo has; uniform in the logarithm
+EXPOSURE_STOPS = (-1.3, 1.3)
+
 
 @dataclass(frozen=True)
 class CameraEffects:
@@ -31,16 +39,16 @@ class CameraEffects:
     brightness: float = 0.035  # standard deviation of the offset, of full scale
     gamma: float = 0.12  # standard deviation of its logarithm
     saturation: float = 0.15  # standard deviation of the factor
-    defocus: float = 0.28  # probability
-    motion: float = 0.12  # probability
-    low_resolution: float = 0.20  # probability: small hands in large photos are enlarged
+    defocus: float = 0.38  # probability; how much: `DEFOCUS_SIGMA`
+    motion: float = 0.16  # probability; how much: `MOTION_LENGTH`
+    low_resolution: float = 0.22  # probability: small hands in large photos are enlarged, `SMALLER` times
     sharpen: float = 0.12  # probability: phones do
     noise: float = 0.7  # probability
     vignette: float = 0.15  # probability
     jpeg: float = 0.6  # probability
     second_jpeg: float = 0.3  # probability, given one: saved, edited and saved again, its blocks shifted by a crop
     color_cast: float = 0.08  # probability of strong gains: stage light, a wrong white balance
-    exposure: float = 0.10  # probability of an exposure wrong by up to 1.3 stops, clipped where it is too bright
+    exposure: float = 0.16  # probability of an exposure wrong by up to 1.3 stops, clipped where it is too bright
     low_light: float = 0.05  # probability: dark, coarse noise, raised again
     grayscale: float = 0.02  # probability; rare, because grey images cost accuracy on colour ones
     flicker: float = 0.03  # probability of bands across the rows: lamps' mains flicker under a rolling shutter
@@ -121,11 +129,11 @@ def camera_effects(rng: np.random.Generator, image: Image, settings: CameraEffec
     image = _tone(rng, image, settings)
     kind = rng.random()
     if kind < settings.defocus:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.35, 1.4) * max(height, width) / 224)
+        image = cv2.GaussianBlur(image, (0, 0), _log_uniform(rng, DEFOCUS_SIGMA) * max(height, width) / 224)
     elif kind < settings.defocus + settings.motion:
         image = _motion_blur(rng, image)
     elif kind < settings.defocus + settings.motion + settings.low_resolution:
-        scale = rng.uniform(0.25, 0.8)
+        scale = _log_uniform(rng, SMALLER)
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         back = cv2.INTER_LINEAR if rng.random() < 0.6 else cv2.INTER_CUBIC
         image = cv2.resize(small, (width, height), interpolation=back)
@@ -149,6 +157,11 @@ def camera_effects(rng: np.random.Generator, image: Image, settings: CameraEffec
             padded = cv2.copyMakeBorder(image, y, 0, x, 0, cv2.BORDER_REPLICATE)
             image = _through_jpeg(padded, int(rng.integers(40, 96)))[y:, x:]
     return np.ascontiguousarray(image)
+
+
+def _log_uniform(rng: np.random.Generator, limits: tuple[float, float]) -> float:
+    low, high = limits
+    return float(low * (high / low) ** rng.random())
 
 
 def _through_jpeg(image: Image, quality: int) -> Image:
@@ -202,7 +215,7 @@ def _tone(rng: np.random.Generator, image: Image, settings: CameraEffects) -> Im
     if rng.random() < settings.color_cast:
         gains = gains * np.exp(rng.normal(0, 0.2, 3))
     if rng.random() < settings.exposure:
-        gains = gains * 2 ** rng.uniform(-1.3, 1.1)
+        gains = gains * 2 ** rng.uniform(*EXPOSURE_STOPS)
     dark = rng.random() < settings.low_light
     contrast, offset = 1 + rng.normal(0, settings.contrast), 0.5 + rng.normal(0, settings.brightness)
     gamma, saturation = np.exp(rng.normal(0, settings.gamma)), 1 + rng.normal(0, settings.saturation)
@@ -228,7 +241,7 @@ def _low_light(rng: np.random.Generator, image: Image, gains: NDArray[np.float64
 
 
 def _motion_blur(rng: np.random.Generator, image: Image) -> Image:
-    length = int(rng.integers(3, max(4, 9 * image.shape[0] // 224 + 1)))
+    length = max(3, round(rng.uniform(*MOTION_LENGTH) * image.shape[0] / 224))
     kernel = np.zeros((length, length), np.float32)
     angle, middle = rng.uniform(0, np.pi), (length - 1) / 2
     reach = np.array([np.cos(angle), np.sin(angle)]) * middle
