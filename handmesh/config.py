@@ -216,7 +216,8 @@ class TrainConfig(Settings):
     seed: int = Field(default=0, ge=0)
     # Name under which `handmesh weights add` stored ImageNet weights of this backbone; None starts from random ones.
     pretrained: str | None = None
-    # A model file, or the name of the bundled model, to start from instead; a folded one is unfolded.
+    # A model file, or the name of the bundled model, to start from instead; a folded one is unfolded, and one with a
+    # smaller backbone grows: fastvit_t8 into fastvit_t12 or fastvit_s12, fastvit_sa12 into sa24, sa36 or ma36.
     start_from: str | None = None
     steps: int = Field(default=30_000, ge=1)
     epochs: float | None = Field(default=None, gt=0)  # takes the place of steps: so many times all sources' samples

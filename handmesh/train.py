@@ -33,12 +33,13 @@ from handmesh.data.live import live_batches
 from handmesh.distributed import Ranks, gradients_stay, joined_ranks, parallel, sync_batch_norms
 from handmesh.engine import BUNDLED_MODEL, bundled_model_path
 from handmesh.errors import CheckpointError, ConfigError, DataError
+from handmesh.grow import check_growth, grow
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.held_out import TEST_SET, draw_samples, evaluate_held_out, make_targets, selection_score
 from handmesh.losses import hand_loss, label_counts
 from handmesh.mano import HandModel, load_hand
 from handmesh.model import DenseHead, HandMeshNet, to_device
-from handmesh.model_file import read_record
+from handmesh.model_file import config_of, read_record
 from handmesh.optimization import make_optimizer, set_learning_rate, update_average
 from handmesh.run_record import RunLog, write_json, write_run_record
 from handmesh.synth.dataset import Progress
@@ -244,18 +245,20 @@ def count_steps(config: TrainConfig, data: RunData) -> int:
 
 
 def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> None:
-    """What a run begins with, if not with random numbers. Raises CheckpointError.
+    """What a run begins with, if not with random numbers. Raises CheckpointError, ConfigError.
 
-    The optional heads are taken over where both models have them.
+    The optional heads are taken over where both models have them; a smaller backbone grows into this one.
     """
     if config.pretrained is not None:
         load_backbone_weights(model.backbone, find_backbone_weights(config.pretrained))
     if config.start_from is None:
         return
-    path = bundled_model_path() if config.start_from == BUNDLED_MODEL else Path(config.start_from)
+    path = _start_path(config.start_from)
     other, record = load_model(path)
     if other.folded:
         other = unfold(other, _pictures(config, data))
+    if other.config.backbone != config.model.backbone:
+        other = grow(other, config.model.backbone)
     if record["hand_sha256"] != model.hand.sha256:
         logger.warning(
             "%s was trained with another hand (sha256 %s...): its poses carry over, its shapes do not",
@@ -324,8 +327,15 @@ def _check_start(config: TrainConfig) -> None:
     """Are the weights there that the run begins with? Asked before hours of rendering, not after."""
     if config.pretrained is not None:
         find_backbone_weights(config.pretrained)
-    if config.start_from not in (None, BUNDLED_MODEL):
-        read_record(Path(str(config.start_from)))
+    if config.start_from is not None:
+        path = _start_path(config.start_from)
+        backbone = config_of(read_record(path), path).backbone
+        if backbone != config.model.backbone:
+            check_growth(backbone, config.model.backbone)
+
+
+def _start_path(name: str) -> Path:
+    return bundled_model_path() if name == BUNDLED_MODEL else Path(name)
 
 
 def _open_run(

@@ -368,9 +368,27 @@ def test_heads_that_are_not_wanted_are_left_behind(tiny_config, tmp_path):
     assert network.confidence_head is None
 
 
-def test_another_architecture_cannot_be_started_from(tiny_config, tmp_path):
+def test_a_small_network_grows_into_a_larger_one(tiny_config, tmp_path):
+    """Folded or not, the larger backbone begins with the small one's answers; what is new learns along."""
+    train(tiny_config(steps=2, evaluate_every=2), tmp_path / "t8")
+    start = tmp_path / "t8" / "deploy.safetensors"
+    larger = tiny_config(steps=1, model={"backbone": "fastvit_t12", "resolution": 64}, start_from=str(start))
+    data = open_data(larger, builtin_hand())
+    network = HandMeshNet(larger.model, HandModel(builtin_hand()))
+    start_weights(network, larger, data)
+    small, _ = load_model(start)
+    image = torch.from_numpy(data.held_out[0].still(0, 64).image[None])
+    with torch.no_grad():
+        ours, theirs = (one.eval()(image).vertices for one in (network, small))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    train(larger, tmp_path / "t12")
+    assert load_model(tmp_path / "t12" / "model.safetensors")[0].config.backbone == "fastvit_t12"
+
+
+def test_a_network_cannot_grow_into_one_of_another_kind(tiny_config, tmp_path):
+    """Said before anything is rendered, with what it could grow into."""
     train(tiny_config(steps=1), tmp_path / "t8")
     start = str(tmp_path / "t8" / "model.safetensors")
-    other = tiny_config(model={"backbone": "fastvit_t12", "resolution": 64}, start_from=start)
-    with pytest.raises(CheckpointError, match="does not fit"):
-        train(other, tmp_path / "t12")
+    other = tiny_config(model={"backbone": "fastvit_sa12", "resolution": 64}, start_from=start)
+    with pytest.raises(ConfigError, match=r"attention\. It can into: fastvit_t12, fastvit_s12"):
+        train(other, tmp_path / "sa12")

@@ -1,0 +1,78 @@
+"""A network that grew answers as the small one did, and all of it learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_unfold import images, trained
+
+from handmesh.backbone import VARIANTS
+from handmesh.errors import ConfigError
+from handmesh.grow import check_growth, grow
+
+
+@pytest.fixture(scope="module", params=[("fastvit_t8", "fastvit_s12"), ("fastvit_sa12", "fastvit_ma36")])
+def pair(request):
+    """Wider, deeper and with a larger perceptron; and the same with attention, whose heads get more."""
+    small, name = request.param
+    torch.manual_seed(3)
+    model = trained(small)
+    return model, grow(model, name)
+
+
+@torch.no_grad()
+def test_the_larger_network_answers_the_same(pair):
+    small, large = pair
+    batch = images(3, 50)
+    assert sum(p.numel() for p in large.parameters()) > 2 * sum(p.numel() for p in small.parameters())
+    for name, wanted, found in zip(small(batch)._fields, small(batch), large(batch), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_new_weights_change_the_answer_and_can_learn(pair):
+    """Old channels ignore new ones at first, but can learn to listen: their weights have gradients."""
+    small, large = pair
+    large.train().requires_grad_(True)
+    answer = large(images(8, 70))
+    (answer.vertices.square().sum() + answer.camera.sum()).backward()
+    known = dict(small.named_parameters())
+    listening = large.pose_head.weight.grad
+    assert listening[:, known["pose_head.weight"].shape[1] :].any(dim=0).all()
+    for name, value in large.named_parameters():
+        if name.endswith("fc2.weight") and name in known:
+            old_outputs, old_inputs = known[name].shape[:2]
+            assert value.grad[:old_outputs, old_inputs:].any(), name
+    large.zero_grad()
+    large.eval()
+
+
+def test_what_is_new_begins_at_random(pair):
+    """Copies of old channels would learn the same as those; random ones do not."""
+    small, large = pair
+    name = "backbone.network.0.0.convffn.fc1.weight"
+    new = large.state_dict()[name][small.state_dict()[name].shape[0] :]
+    assert len(new.flatten(1).unique(dim=0)) == len(new)
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "message"),
+    [
+        ("fastvit_t8", "fastvit_sa12", "the last stage of the one has RepMixer, of the other attention"),
+        ("fastvit_s12", "fastvit_t12", "which has fewer mlp_ratio. It is the largest of its kind"),
+        ("fastvit_ma36", "fastvit_sa36", "which has fewer channels. It is the largest of its kind"),
+        ("fastvit_t12", "fastvit_t8", "which has fewer blocks. It can into: fastvit_s12"),
+    ],
+)
+def test_a_network_does_not_shrink_or_change_its_kind(small, large, message):
+    with pytest.raises(ConfigError, match=message):
+        check_growth(small, large)
+
+
+def test_what_can_grow_is_what_contains_the_other():
+    for small in VARIANTS:
+        check_growth(small, small)
+
+
+def test_a_folded_network_is_refused(pair):
+    with pytest.raises(ValueError, match="folded"):
+        grow(pair[0].reparameterize(), pair[1].config.backbone)
