@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -112,11 +113,14 @@ def parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
     """The module with gradients averaged over all processes; itself if there is only one."""
     if ranks.count == 1:
         return module
+    # Synced batch norms agree already. torch 2.13 renamed the setting, and warns about the old name.
+    renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    unsynced: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(
         module,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-        broadcast_buffers=False,  # synced batch norms agree already
         gradient_as_bucket_view=True,
+        **unsynced,
     )
 
 
