@@ -224,10 +224,10 @@ class BranchedConv(nn.Module):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """nn.Conv2d with one group per channel, "same" padding and no bias, which trains fast on a CPU."""
+    """nn.Conv2d with one group per channel and "same" padding, which trains fast on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv(x, self.weight, self.stride[0])
+        return depthwise_conv(x, self.weight, self.stride[0], self.bias)
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int) -> nn.Sequential:
@@ -626,7 +626,8 @@ def pad_kernel(kernel: Tensor, size: int) -> Tensor:
 def conv_from(kernel: Tensor, bias: Tensor, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution with this kernel and bias and "same" padding."""
     out_channels, per_group, size, _ = kernel.shape
-    conv = nn.Conv2d(per_group * groups, out_channels, size, stride, padding=size // 2, groups=groups, bias=True)
+    convolution = DepthwiseConv2d if per_group == 1 and groups > 1 else nn.Conv2d
+    conv = convolution(per_group * groups, out_channels, size, stride, padding=size // 2, groups=groups, bias=True)
     conv = conv.to(kernel)
     assert conv.bias is not None
     conv.weight.copy_(kernel)

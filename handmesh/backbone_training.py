@@ -18,8 +18,8 @@ from torch import Tensor, nn
 FAST_COLUMNS = 3  # widest kernel for which oneDNN has a fast gradient of depthwise weights
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """(B, C, H, W), (m C, 1, k, k) with odd k -> (B, m C, ceil(H / stride), ceil(W / stride)), "same" padding.
+def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1, bias: Tensor | None = None) -> Tensor:
+    """(B, C, H, W), (m C, 1, k, k) with odd k, (m C,) -> (B, m C, ceil(H / stride), ceil(W / stride)), "same" padding.
 
     Output channels [m c, m c + m) see input channel c, as in conv2d with groups=C. First derivatives only when this
     takes its own path: training on a CPU, outside autocast and torch.compile.
@@ -29,10 +29,13 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     fast_already = multiplier == 1 and weight.shape[-1] <= FAST_COLUMNS
     learning = weight.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if fast_already or not learning or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=channels)
+        return F.conv2d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2, groups=channels)
     if multiplier == 1:
-        return _DepthwiseConv.apply(x, weight, stride)
-    outputs = [_DepthwiseConv.apply(x, weight[i::multiplier], stride) for i in range(multiplier)]
+        return _DepthwiseConv.apply(x, weight, bias, stride)
+    outputs = [
+        _DepthwiseConv.apply(x, weight[i::multiplier], None if bias is None else bias[i::multiplier], stride)
+        for i in range(multiplier)
+    ]
     # Interleave where channels are innermost in memory: the result is channels-last, like everything in fast training.
     return torch.stack([output.permute(0, 2, 3, 1) for output in outputs], dim=-1).flatten(3).permute(0, 3, 1, 2)
 
@@ -41,23 +44,26 @@ class _DepthwiseConv(torch.autograd.Function):
     """Depthwise convolution with one output channel per input channel."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
-        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
+        return F.conv2d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        grad_x = grad_weight = None
+        grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             padding = weight.shape[-1] // 2
             grad_x, _ = _convolution_backward(grad, x, weight, ctx.stride, padding, of_input=True)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(grad, x, weight, ctx.stride)
-        return grad_x, grad_weight, None
+        if ctx.needs_input_grad[2]:
+            rows = _rows(grad)
+            grad_bias = (rows.new_ones(1, len(rows)) @ rows).flatten()  # faster than sum(dim=0)
+        return grad_x, grad_weight, grad_bias, None
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:

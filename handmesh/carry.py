@@ -29,10 +29,10 @@ from torch import Tensor
 from handmesh.checkpoint import load_latest_state, save_state, written_atomically
 from handmesh.config import TrainConfig, parse_config
 from handmesh.errors import CheckpointError, ConfigError
-from handmesh.mano import HandModel, load_hand
+from handmesh.mano import load_hand
 from handmesh.model import HandMeshNet
 from handmesh.run_record import METRICS, write_json
-from handmesh.train import write_model
+from handmesh.train import build_network, write_model
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _converted(tree: Any, convert: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _averaged(config: TrainConfig, average: Mapping[str, Tensor]) -> HandMeshNet:
-    model = HandMeshNet(config.model, HandModel(load_hand(config.model.hand))).eval()
+    model = build_network(config, load_hand(config.model.hand)).eval()
     model.load_state_dict(dict(average))
     return model
 

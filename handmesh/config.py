@@ -219,6 +219,9 @@ class TrainConfig(Settings):
     # A model file, or the name of the bundled model, to start from instead; a folded one is unfolded, and one with a
     # smaller backbone grows: fastvit_t8 into fastvit_t12 or fastvit_s12, fastvit_sa12 into sa24, sa36 or ma36.
     start_from: str | None = None
+    # Train the network as it is shipped, its branches and batch norms folded away: 1.5 times as fast on a CPU, and
+    # without the noise of small batches' statistics. To go on from a trained model, at a low learning rate.
+    folded: bool = False
     steps: int = Field(default=30_000, ge=1)
     epochs: float | None = Field(default=None, gt=0)  # takes the place of steps: so many times all sources' samples
     # Samples per step, in all processes together. Batch norm sees batch_size / accumulation of them at a time.
@@ -259,6 +262,8 @@ class TrainConfig(Settings):
             raise ValueError("optimizer.decay_at holds shares of the run, between 0 and 1, in increasing order")
         if self.pretrained is not None and self.start_from is not None:
             raise ValueError("pretrained and start_from are two beginnings: give one of them")
+        if self.folded and self.start_from is None:
+            raise ValueError("folded goes on from a trained model: give start_from")
         if self.select == "test_set" and self.data.freihand is None:
             raise ValueError("select: test_set means FreiHAND's, and there is no data.freihand")
         if self.select == "test_set" and self.data.freihand is not None and self.data.freihand.crop == "box":

@@ -124,7 +124,7 @@ def train(
             write_run_record(config, directory, ranks.count)
 
         torch.manual_seed(config.seed)
-        model = to_device(HandMeshNet(config.model, HandModel(hand)), device)
+        model = to_device(build_network(config, hand), device)
         if state is None:
             start_weights(model, config, data)
         dense = to_device(DenseHead(model.backbone.pyramid_channels), device) if _wants_dense(config) else None
@@ -244,6 +244,12 @@ def count_steps(config: TrainConfig, data: RunData) -> int:
     return math.ceil(config.epochs * sum(map(len, data.sources)) / config.batch_size)
 
 
+def build_network(config: TrainConfig, hand: HandArrays) -> HandMeshNet:
+    """The network to train, with fresh weights."""
+    model = HandMeshNet(config.model, HandModel(hand))
+    return model.reparameterize().requires_grad_(True) if config.folded else model
+
+
 def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> None:
     """What a run begins with, if not with random numbers. Raises CheckpointError, ConfigError.
 
@@ -255,10 +261,13 @@ def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> Non
         return
     path = _start_path(config.start_from)
     other, record = load_model(path)
-    if other.folded:
+    grows = other.config.backbone != config.model.backbone
+    if other.folded and (grows or not model.folded):
         other = unfold(other, _pictures(config, data))
-    if other.config.backbone != config.model.backbone:
+    if grows:
         other = grow(other, config.model.backbone)
+    if model.folded:
+        other = other.reparameterize()
     if record["hand_sha256"] != model.hand.sha256:
         logger.warning(
             "%s was trained with another hand (sha256 %s...): its poses carry over, its shapes do not",

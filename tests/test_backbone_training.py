@@ -12,6 +12,7 @@ from handmesh.backbone import RepMixer
 from handmesh.backbone_training import depthwise_conv
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(
     ("channels", "multiplier", "kernel", "stride", "height", "width"),
@@ -25,20 +26,21 @@ from handmesh.backbone_training import depthwise_conv
         (3, 1, 7, 1, 1, 1),
     ],
 )
-def test_depthwise_conv_is_conv2d(channels, multiplier, kernel, stride, height, width, channels_last):
+def test_depthwise_conv_is_conv2d(channels, multiplier, kernel, stride, height, width, channels_last, biased):
     torch.manual_seed(0)
     x = torch.randn(3, channels, height, width, dtype=torch.float64)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
     x.requires_grad_()
     weight = torch.randn(multiplier * channels, 1, kernel, kernel, dtype=torch.float64, requires_grad=True)
-    expected = F.conv2d(x, weight, stride=stride, padding=kernel // 2, groups=channels)
-    output = depthwise_conv(x, weight, stride)
+    bias = torch.randn(multiplier * channels, dtype=torch.float64, requires_grad=True) if biased else None
+    expected = F.conv2d(x, weight, bias, stride=stride, padding=kernel // 2, groups=channels)
+    output = depthwise_conv(x, weight, stride, bias)
     torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
     grad = torch.randn_like(expected)
     torch.testing.assert_close(
-        torch.autograd.grad(output, (x, weight), grad),
-        torch.autograd.grad(expected, (x, weight), grad),
+        torch.autograd.grad(output, (x, weight) if bias is None else (x, weight, bias), grad),
+        torch.autograd.grad(expected, (x, weight) if bias is None else (x, weight, bias), grad),
         rtol=1e-12,
         atol=1e-12,
     )

@@ -159,5 +159,10 @@ def test_two_beginnings_are_one_too_many():
         load_config(None, ["pretrained=fastvit_t8", "start_from=model.safetensors"])
 
 
+def test_a_folded_network_is_trained_from_a_trained_one():
+    with pytest.raises(ConfigError, match="folded goes on from a trained model: give start_from"):
+        load_config(None, ["folded=true"])
+
+
 def test_angles_are_radians():
     assert 0 < Augmentation().upright_noise < math.pi

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from handmesh.backbone import build_backbone
+from handmesh.carry import pack, unpack
 from handmesh.checkpoint import load_latest_state, load_model, save_state
 from handmesh.config import parse_config
 from handmesh.data.batches import PackSource, RunData, open_data
@@ -25,7 +26,7 @@ from handmesh.mano import HandModel
 from handmesh.model import DenseHead, HandMeshNet
 from handmesh.optimization import learning_rate_at, make_optimizer, set_learning_rate, update_average
 from handmesh.rotation import matrix_from_vector
-from handmesh.train import count_steps, start_weights, train
+from handmesh.train import build_network, count_steps, start_weights, train
 from handmesh.weights import add_backbone_weights
 
 ALONE = Ranks(torch.device("cpu"))
@@ -366,6 +367,45 @@ def test_heads_that_are_not_wanted_are_left_behind(tiny_config, tmp_path):
     network = HandMeshNet(plain.model, HandModel(builtin_hand()))
     start_weights(network, plain, open_data(plain, builtin_hand()))
     assert network.confidence_head is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "deploy.safetensors"])
+def test_a_folded_network_is_trained_as_it_will_be_shipped(name, tiny_config, tmp_path):
+    """No branches, no batch norms: in training it computes what the model that it started from does, and it learns."""
+    train(tiny_config(steps=2, evaluate_every=2), tmp_path / "first")
+    start = tmp_path / "first" / name
+    config = tiny_config(steps=8, log_every=4, start_from=str(start), folded=True, precision="bfloat16")
+    data = open_data(config, builtin_hand())
+    network = build_network(config, builtin_hand())
+    start_weights(network, config, data)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    small, _ = load_model(start)
+    image = torch.from_numpy(data.held_out[0].still(0, 64).image[None])
+    torch.testing.assert_close(network.train()(image).vertices, small(image).vertices, rtol=1e-4, atol=1e-6)
+    path = train(config, tmp_path / "folded")
+    trained, record = load_model(path)
+    assert record["folded"]
+    before, after = network.state_dict(), trained.state_dict()
+    unchanged = [key for key, value in after.items() if torch.equal(before[key], value)]
+    assert unchanged == []
+    deployed, _ = load_model(path.with_name("deploy.safetensors"))
+    torch.testing.assert_close(deployed(image).vertices, trained(image).vertices, rtol=1e-2, atol=2e-4)
+
+
+def test_a_folded_run_goes_on_and_travels(tiny_config, tmp_path):
+    """As any other: bit for bit, and carried as its averaged weights too."""
+    train(tiny_config(steps=1), tmp_path / "first")
+    start = str(tmp_path / "first" / "model.safetensors")
+    config = tiny_config(steps=4, checkpoint_every=2, log_every=1, start_from=start, folded=True)
+    train(config, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        train(config, tmp_path / "broken", on_progress=killed_after(3))
+    pack(tmp_path / "broken", tmp_path / "carried", kind="weights")
+    unpack(tmp_path / "carried", tmp_path / "elsewhere")
+    assert load_model(tmp_path / "elsewhere" / "model.safetensors")[0].folded
+    train(config, tmp_path / "broken", resume=True)
+    one, other = (tensors_of(load_latest_state(tmp_path / run)) for run in ("whole", "broken"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_a_small_network_grows_into_a_larger_one(tiny_config, tmp_path):
