@@ -244,7 +244,8 @@ def test_mixed_amplitudes_are_those_of_the_one_by_one_path(backgrounds, seed):
 @pytest.mark.parametrize(
     ("name", "changed"),
     [("spectrum", "fine texture"), ("grayscale", "colour"), ("flicker", "rows"), ("low_light", "light"),
-     ("color_cast", "colour"), ("exposure", "light"), ("second_jpeg", "nothing, without a first")],
+     ("uneven_light", "places"), ("color_cast", "colour"), ("exposure", "light"),
+     ("second_jpeg", "nothing, without a first")],
 )  # fmt: skip
 def test_rare_effects_change_what_they_should(name, changed):
     pixels = 0.35 + 0.3 * torch.rand(6, 3, 64, 64, generator=seeded(7))
@@ -262,6 +263,11 @@ def test_rare_effects_change_what_they_should(name, changed):
         rows = (seen / pixels).mean(dim=(1, 3))
         assert ((seen / pixels - rows[:, None, :, None]).abs() < 1e-3).all()
         assert (rows.std(dim=1) > 0.02).all()
+    elif changed == "places":
+        cells = torch.nn.functional.avg_pool2d(seen, 8) / torch.nn.functional.avg_pool2d(pixels, 8)
+        assert (cells.std(dim=(2, 3)) > 0.08).all()
+        steps = cells.diff(dim=2).abs().amax(dim=(2, 3)) / cells.std(dim=(2, 3))
+        assert (steps < 2).all()  # from one eighth of the picture to the next, it changes little
     elif changed == "light":
         assert ((means / before).mean(dim=1) - 1).abs().mean() > 0.1
     else:

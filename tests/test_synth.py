@@ -330,8 +330,9 @@ def test_effects_do_not_move_the_image():
     """A bright dot stays where it was, whatever blur, rescaling and JPEG do to it."""
     image = np.full((65, 65, 3), 40, np.uint8)
     image[28:37, 18:27] = 220  # centred on x = 22, y = 32
+    effects = CameraEffects(uneven_light=0)  # moves nothing, but which side of the dot is brighter
     for seed in range(40):
-        seen = camera_effects(np.random.default_rng(seed), image).astype(float).mean(axis=2)
+        seen = camera_effects(np.random.default_rng(seed), image, effects).astype(float).mean(axis=2)
         weight = np.clip(seen - np.median(seen) - 40, 0, None)
         y, x = np.mgrid[0:65, 0:65]
         assert abs((x * weight).sum() / weight.sum() - 22) < 0.75

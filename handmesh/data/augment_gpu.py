@@ -24,7 +24,15 @@ from handmesh.config import Augmentation
 from handmesh.data.augment import scaled_effects
 from handmesh.hand import JOINT_NAMES
 from handmesh.synth import CameraEffects
-from handmesh.synth.camera_effects import DEFOCUS_SIGMA, EXPOSURE_STOPS, MOTION_LENGTH, SMALLER
+from handmesh.synth.camera_effects import (
+    DEFOCUS_SIGMA,
+    EXPOSURE_STOPS,
+    LIGHT_CELLS,
+    MOTION_LENGTH,
+    SMALLER,
+    UNEVEN_COLOR,
+    UNEVEN_LIGHT,
+)
 
 _WRIST, _MIDDLE_MCP = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of saturation and of JPEG
@@ -331,6 +339,7 @@ def mix_amplitudes(pixels: Tensor, others: Tensor, share: Tensor, reach: Tensor,
 def camera_effects_batch(pixels: Tensor, effects: CameraEffects, draw: _Draws) -> Tensor:
     """As `synth.camera_effects`, in its order. (B, 3, R, R), R a multiple of 16."""
     pixels = _where(draw.chance(effects.spectrum), _jittered_spectrum(pixels, draw), pixels)
+    pixels = _where(draw.chance(effects.uneven_light), _unevenly_lit(pixels, draw), pixels)
     pixels = _tone(pixels, effects, draw)
     pixels = _lens(pixels, effects, draw)
     amount = torch.where(draw.chance(effects.sharpen), draw.uniform(0.2, 0.9), 0.0)[:, None, None, None]
@@ -354,6 +363,17 @@ def _jittered_spectrum(pixels: Tensor, draw: _Draws, strength: float = 1.2, leas
     gains = 1 + deviation * torch.randn(spectrum.shape, generator=draw.generator, device=pixels.device)
     gains[..., 0, 0] = 1  # the mean colour stays
     return torch.fft.irfft2(spectrum * gains, s=pixels.shape[-2:]).clamp(0, 1)
+
+
+def _unevenly_lit(pixels: Tensor, draw: _Draws) -> Tensor:
+    cells = (LIGHT_CELLS, LIGHT_CELLS)
+    field = UNEVEN_LIGHT * draw.normal(LIGHT_CELLS**2)[:, None] + UNEVEN_COLOR * draw.normal(3 * LIGHT_CELLS**2).view(
+        -1, 3, LIGHT_CELLS**2
+    )
+    light = functional.interpolate(
+        torch.exp(field).unflatten(-1, cells), size=pixels.shape[-2:], mode="bicubic", align_corners=False
+    )
+    return (pixels * light.clamp(min=0)).clamp(0, 1)
 
 
 def _tone(pixels: Tensor, effects: CameraEffects, draw: _Draws) -> Tensor:

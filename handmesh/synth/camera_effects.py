@@ -24,6 +24,9 @@ DEFOCUS_SIGMA = (0.35, 4.0)  # px at 224, standard deviation of the Gaussian; un
 MOTION_LENGTH = (5.0, 22.0)  # px at 224, but at least 3 px
 SMALLER = (0.16, 0.8)  # share of the side that a small photo has; uniform in the logarithm
 EXPOSURE_STOPS = (-1.3, 1.3)
+# A lamp lights the hand and not the arm; walls and cloth near it lend one of them their colour. Standard deviation of
+# the logarithm of the light, and of each of its colours, in cells of a third of the picture's side.
+UNEVEN_LIGHT, UNEVEN_COLOR, LIGHT_CELLS = 0.4, 0.12, 3
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class CameraEffects:
     vignette: float = 0.15  # probability
     jpeg: float = 0.6  # probability
     second_jpeg: float = 0.3  # probability, given one: saved, edited and saved again, its blocks shifted by a crop
+    uneven_light: float = 0.25  # probability: how much: `UNEVEN_LIGHT`
     color_cast: float = 0.08  # probability of strong gains: stage light, a wrong white balance
     exposure: float = 0.16  # probability of an exposure wrong by up to 1.3 stops, clipped where it is too bright
     low_light: float = 0.05  # probability: dark, coarse noise, raised again
@@ -126,6 +130,8 @@ def camera_effects(rng: np.random.Generator, image: Image, settings: CameraEffec
         raise ValueError(f"the image is {width}x{height}, wanted at most 512 px: apply the effects to the crop")
     if rng.random() < settings.spectrum:
         image = jitter_spectrum(rng, image)
+    if rng.random() < settings.uneven_light:
+        image = _uneven_light(rng, image)
     image = _tone(rng, image, settings)
     kind = rng.random()
     if kind < settings.defocus:
@@ -207,6 +213,13 @@ def mix_amplitude(rng: np.random.Generator, image: Image, other: Image, share: f
     difference = np.fft.irfft2(changed, s=(cells, cells), axes=(0, 1)).astype(np.float32) - low
     smooth = cv2.resize(difference, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(image + smooth + 0.5, 0, 255).astype(np.uint8)
+
+
+def _uneven_light(rng: np.random.Generator, image: Image) -> Image:
+    field = UNEVEN_LIGHT * rng.standard_normal((LIGHT_CELLS, LIGHT_CELLS, 1), np.float32)
+    field = np.exp(field + UNEVEN_COLOR * rng.standard_normal((LIGHT_CELLS, LIGHT_CELLS, 3), np.float32))
+    light = cv2.resize(field, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return cv2.convertScaleAbs(image * np.maximum(light, 0))
 
 
 def _tone(rng: np.random.Generator, image: Image, settings: CameraEffects) -> Image:
