@@ -93,14 +93,17 @@ def average_models(paths: Sequence[Path]) -> tuple[HandMeshNet, dict[str, Any]]:
     """The mean of the weights of several models -> (model in evaluation mode, what to record of its training).
 
     Of runs that went on from the same weights it is often better than the best of them (Wortsman et al., "Model soups",
-    ICML 2022); of runs that did not, it is no model at all. Batch norms' statistics are averaged like weights.
-    Raises CheckpointError for models that differ in more than their weights, and for folded ones, whose mean is not
-    what the mean of the models folds to; AssetError as `load_model`.
+    ICML 2022), and of a model and what further training made of it often better on other photographs (Wortsman et al.,
+    "Robust fine-tuning of zero-shot models", CVPR 2022); of unrelated runs it is no model at all. Batch norms'
+    statistics are averaged like weights. Raises CheckpointError for models that differ in more than their weights, and
+    for folded ones beside others, for the mean of folded models is not what the mean of models folds to; AssetError as
+    `load_model`.
     """
     first, *others = (load_model(path) for path in paths)
     for path, (model, record) in zip(paths, (first, *others), strict=True):
-        if record["folded"]:
-            raise CheckpointError(f"{path} is folded: average models as they were trained (model.safetensors).")
+        if record["folded"] != first[1]["folded"]:
+            folded, other = (path, paths[0]) if record["folded"] else (paths[0], path)
+            raise CheckpointError(f"{folded} is folded, {other} is not: average models of one form.")
         if model.config.model_copy(update={"drop_path": 0.0}) != first[0].config.model_copy(update={"drop_path": 0.0}):
             raise CheckpointError(f"{path} and {paths[0]} are of other networks: only their weights may differ.")
     weights = [model.state_dict() for model, _ in (first, *others)]

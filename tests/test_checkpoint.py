@@ -290,14 +290,18 @@ def other_network(network: HandMeshNet, change: float) -> HandMeshNet:
     return other
 
 
-def test_the_mean_of_models_has_the_mean_of_every_weight(lively_network, tmp_path):
+@pytest.mark.parametrize("folded", [False, True])
+def test_the_mean_of_models_has_the_mean_of_every_weight(folded, lively_network, tmp_path):
+    """Of models as trained; or folded, as those of folded runs are."""
+    network = lively_network.reparameterize() if folded else lively_network
     crops = {"synthetic": "augmented"}
     paths = []
     for number, change in enumerate((0.0, 0.02, -0.05)):
         paths.append(tmp_path / f"{number}.safetensors")
         training = {"steps": 10 + number, "samples": 80, "crops": crops, "held_out": {"any": 1.0}}
-        save_model(paths[-1], other_network(lively_network, change), training=training)
+        save_model(paths[-1], other_network(network, change), training=training)
     model, training = average_models(paths)
+    assert model.folded == folded
     stored = [load(path.read_bytes()) for path in paths]
     for name, tensor in model.state_dict().items():
         values = torch.stack([one[name].double() for one in stored])
@@ -311,8 +315,9 @@ def test_the_mean_of_models_has_the_mean_of_every_weight(lively_network, tmp_pat
 def test_models_that_have_no_mean_are_refused_by_name(lively_network, model_file, tmp_path):
     folded = tmp_path / "folded.safetensors"
     save_model(folded, lively_network.reparameterize(), training={})
-    with pytest.raises(CheckpointError, match=r"folded.safetensors is folded: .*model.safetensors"):
-        average_models([model_file, folded])
+    for pair in ([model_file, folded], [folded, model_file]):
+        with pytest.raises(CheckpointError, match=rf"folded.safetensors is folded, {model_file} is not"):
+            average_models(pair)
     other = tmp_path / "other.safetensors"
     config = lively_network.config.model_copy(update={"resolution": 96})
     save_model(other, HandMeshNet(config, HandModel(builtin_hand())), training={})

@@ -101,12 +101,15 @@ def weights_check(
 
 @app.command("average")
 def weights_average(
-    models: Annotated[list[Path], typer.Argument(help="model.safetensors of runs that began with the same weights.")],
+    models: Annotated[
+        list[Path], typer.Argument(help="Model files of one form (all folded, or none) that have weights in common.")
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for model.safetensors and deploy.safetensors.")],
 ) -> None:
     """Average the weights of several runs that went on from the same model: often better than each of them.
 
-    The runs should differ in their seed. Score the mean before you use it: of unrelated runs it is worthless.
+    Or those of a model and of what further training made of it: often better on photos unlike the training's. Score
+    the mean before you use it: of unrelated runs it is worthless.
 
     Example:
       handmesh weights average runs/a/model.safetensors runs/b/model.safetensors --out runs/mean
