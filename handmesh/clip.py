@@ -341,8 +341,8 @@ class _OpenCvEncoder:
     def __init__(self, path: Path, size: tuple[int, int], fps: float, fourcc: str) -> None:
         import cv2
 
-        with _quiet_opencv():
-            self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*fourcc), fps, size)
+        with _quiet_opencv():  # absolute: in a relative name FFmpeg takes what stands before a colon for a protocol
+            self._writer = cv2.VideoWriter(str(path.absolute()), cv2.VideoWriter.fourcc(*fourcc), fps, size)
         if not self._writer.isOpened():
             path.unlink(missing_ok=True)
             raise ExportError(f"OpenCV has no encoder for {fourcc} here.")
