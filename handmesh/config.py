@@ -264,6 +264,8 @@ class TrainConfig(Settings):
             raise ValueError("pretrained and start_from are two beginnings: give one of them")
         if self.folded and self.start_from is None:
             raise ValueError("folded goes on from a trained model: give start_from")
+        if self.folded and self.model.drop_path > 0:
+            raise ValueError("a folded network has no drop path: set model.drop_path to 0, or folded to false")
         if self.select == "test_set" and self.data.freihand is None:
             raise ValueError("select: test_set means FreiHAND's, and there is no data.freihand")
         if self.select == "test_set" and self.data.freihand is not None and self.data.freihand.crop == "box":

@@ -162,6 +162,8 @@ def test_two_beginnings_are_one_too_many():
 def test_a_folded_network_is_trained_from_a_trained_one():
     with pytest.raises(ConfigError, match="folded goes on from a trained model: give start_from"):
         load_config(None, ["folded=true"])
+    with pytest.raises(ConfigError, match=r"set model\.drop_path to 0"):
+        load_config(None, ["folded=true", "start_from=model.safetensors", "model.drop_path=0.1"])
 
 
 def test_angles_are_radians():
