@@ -2,9 +2,9 @@
 
 The answer refines itself. Without a box the network first sees the whole photograph, then the part around the hand that
 it just found, turned so that the hand points up, and so on; with a box only the turn is found. Of the looks after the
-first, the one that the network is surest of counts. Where the whole photograph gives no good hand, it is looked at
-again lying on its sides and upside down, then in parts. What the network says in a crop (turned, mirrored for a left
-hand) is turned back here and nowhere else: a `HandPrediction` is in the photo's own axes.
+first, the one that the network is surest of counts. Where the whole photograph gives no good hand, its parts are looked
+at. What the network says in a crop (turned, mirrored for a left hand) is turned back here and nowhere else: a
+`HandPrediction` is in the photo's own axes.
 """
 
 from __future__ import annotations
@@ -47,11 +47,9 @@ BOX_MARGIN = 1.5
 FOUND_MARGIN, FOUND_AGAIN_MARGIN = 1.8, 1.5
 # Where the side is to be found, a hand is looked at as a right and as a left one this often, then the likelier goes on.
 SIDE_LOOKS = 2
-# A photo whose hand has a score below the first is looked at again in other turns, from which a hand has to have that
-# score, and then in parts, from which it has to have the second: of many looks at nothing some see a hand (measured:
-# docs/bundled_model.md).
+# A photo whose hand has a score below the first is searched in parts, and what is found there has to have the second:
+# of many parts the likeliest is often a wrong one (measured: docs/bundled_model.md).
 SEARCH_BELOW, FOUND_FROM = 0.7, 0.9
-_TURNS = (math.pi / 2, math.pi, -math.pi / 2)  # radians
 _PART = 0.34  # side of a part over the longer side of the photo; neighbours overlap by half
 _SMALLEST_PART_PX = 48.0
 _PARTS_LOOKED_INTO = 3
@@ -186,9 +184,9 @@ class Predictor:
         `boxes` are x0, y0, x1, y1 in pixels of the upright photograph. `handedness` is one for all hands or one per
         box; "auto" finds out, if the network has that head, and takes a right one otherwise. `intrinsics` of the
         photograph, if known; otherwise its EXIF focal length or the default lens is used, and only for positions in
-        space. `search`: where the whole image gives no good hand, look at it turned, and then for a small hand in its
-        parts, which takes several times as long (networks with a confidence head only). Raises ImageError for an image
-        that cannot be read, ConfigError for a box that is empty, ValueError when the numbers of boxes and sides differ.
+        space. `search`: where the whole image gives no good hand, look for a small one in its parts, which takes
+        several times as long (networks with a confidence head only). Raises ImageError for an image that cannot be
+        read, ConfigError for a box that is empty, ValueError when the numbers of boxes and sides differ.
         """
         photo = image if isinstance(image, Photo | LargePhoto) else read_photo(image)
         width, height = photo.size
@@ -242,13 +240,6 @@ class Predictor:
         return looks
 
     def _search(self, photo: Photo | LargePhoto, side: str, intrinsics: Intrinsics) -> list[HandPrediction]:
-        """The hand that the network finds in the turned photo or, where it finds none, in a part of it; none or one."""
-        whole = CropTransform.whole_image(*photo.size)
-        looks = self._looks_at([replace(whole, rotation=turn) for turn in _TURNS], [side] * len(_TURNS))
-        best = max(self._look(photo, looks, False, intrinsics, self.passes), key=attrgetter("score"))
-        return [best] if best.score >= SEARCH_BELOW else self._search_parts(photo, side, intrinsics)
-
-    def _search_parts(self, photo: Photo | LargePhoto, side: str, intrinsics: Intrinsics) -> list[HandPrediction]:
         """The hand of which the network is sure once it looks at the photo in parts; none or one."""
         parts = _parts(*photo.size)
         if not parts:

@@ -53,9 +53,7 @@ def predict(
     passes: Annotated[int, typer.Option(min=1, help="Looks at each hand, each closer than the one before.")] = 3,
     search: Annotated[
         bool,
-        typer.Option(
-            "--search/--no-search", help="Without a good hand in the whole photo, turn it and look at its parts."
-        ),
+        typer.Option("--search/--no-search", help="Without a good hand in the whole photo, look at parts of it, too."),
     ] = True,
     skeleton: Annotated[bool, typer.Option("--skeleton", help="Draw bones instead of the mesh in pictures.")] = False,
     skip_existing: Annotated[
@@ -73,8 +71,7 @@ def predict(
     """Find the hand in photographs and write meshes, joints and overlays.
 
     Without --box the whole photograph is searched by looking ever closer; that suits photos of one hand. Where it gives
-    no good one it is turned, and its parts are looked at for a small one, which takes up to ten times as long:
-    --no-search leaves that out.
+    no good one, parts are looked at for a small one, which takes about ten times as long: --no-search leaves that out.
     A file that cannot be read is reported and the others go on; the exit code is 0 only when all of them worked.
 
     Examples:
