@@ -302,6 +302,17 @@ def parse_config(tree: dict[str, Any], where: str) -> TrainConfig:
         raise ConfigError(f"{where}: " + "; ".join(_describe(problem) for problem in error.errors())) from None
 
 
+def flat_settings(tree: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    if not isinstance(tree, dict | list):
+        return {name: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= flat_settings(value, f"{name}.{key}" if name else str(key))
+    return flat
+
+
 def _plain(value: Any) -> Any:
     """YAML 1.1 reads 1e-4 (no dot) as text: turn such text into the number it was meant to be."""
     if isinstance(value, dict):

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from handmesh.backbone_weights import load_backbone_weights
 from handmesh.checkpoint import load_latest_state, load_model, load_weights, save_model, save_state
-from handmesh.config import TrainConfig, parse_config
+from handmesh.config import TrainConfig, flat_settings, parse_config
 from handmesh.data.batches import HandBatch, RunData, collate, open_data, training_batches
 from handmesh.data.live import live_batches
 from handmesh.distributed import Ranks, gradients_stay, joined_ranks, parallel, sync_batch_norms
-from handmesh.engine import BUNDLED_MODEL, bundled_model_path
+from handmesh.engine import find_model
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.grow import check_growth, grow
 from handmesh.hand import HandArrays, HandOutput
@@ -259,7 +259,7 @@ def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> Non
         load_backbone_weights(model.backbone, find_backbone_weights(config.pretrained))
     if config.start_from is None:
         return
-    path = _start_path(config.start_from)
+    path = find_model(config.start_from)
     other, record = load_model(path)
     grows = other.config.backbone != config.model.backbone
     if other.folded and (grows or not model.folded):
@@ -337,14 +337,10 @@ def _check_start(config: TrainConfig) -> None:
     if config.pretrained is not None:
         find_backbone_weights(config.pretrained)
     if config.start_from is not None:
-        path = _start_path(config.start_from)
+        path = find_model(config.start_from)
         backbone = config_of(read_record(path), path).backbone
         if backbone != config.model.backbone:
             check_growth(backbone, config.model.backbone)
-
-
-def _start_path(name: str) -> Path:
-    return bundled_model_path() if name == BUNDLED_MODEL else Path(name)
 
 
 def _open_run(
@@ -389,23 +385,12 @@ def _check_state(state: dict[str, Any], config: TrainConfig, directory: Path, ha
 
 def _changes(before: TrainConfig, now: TrainConfig) -> list[str]:
     """The settings that differ, but for those that no number of the run depends on: `_MAY_CHANGE`."""
-    old, new = (_flat(config.model_dump(mode="json")) for config in (before, now))
+    old, new = (flat_settings(config.model_dump(mode="json")) for config in (before, now))
     return [
         f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name.split(".")[-1] not in _MAY_CHANGE
     ]
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    if not isinstance(tree, dict | list):
-        return {name: tree}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    flat: dict[str, Any] = {}
-    for key, value in items:
-        flat |= _flat(value, f"{name}.{key}" if name else str(key))
-    return flat
 
 
 def _set_up(config: TrainConfig, ranks: Ranks) -> None:

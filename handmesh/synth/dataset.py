@@ -24,6 +24,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.config import flat_settings
 from handmesh.errors import DataError
 from handmesh.hand import BETA_COUNT, HandArrays, builtin_hand
 from handmesh.synth.backgrounds import Backgrounds
@@ -454,21 +455,13 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 def _check_same(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     """Other versions of the libraries are fine to go on with, other arguments are not."""
-    known = _flat(found)
+    known = flat_settings(found)
     differing = [
         f"{name} is {known.get(name)!r}, wanted {value!r}"
-        for name, value in _flat(wanted).items()
+        for name, value in flat_settings(wanted).items()
         if not name.startswith("versions.") and known.get(name) != value
     ]
     if differing:
         raise DataError(
             f"{path} was made with other arguments: {'; '.join(differing[:3])}. Choose another path or delete it."
         )
-
-
-def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested values by their dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
-    return flat
