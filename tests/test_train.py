@@ -342,20 +342,25 @@ def test_training_starts_from_weights_that_were_added(tiny_config, tmp_path, mon
 HEADS = {"backbone": "fastvit_t8", "resolution": 64, "confidence_head": True, "handedness_head": True}
 
 
+def assert_begins_as(config: Any, start: Any) -> None:
+    """A run of `config` begins with the answers of the model at `start`."""
+    data = open_data(config, builtin_hand())
+    network = build_network(config, builtin_hand())
+    start_weights(network, config, data)
+    other, _ = load_model(start)
+    image = torch.from_numpy(data.held_out[0].still(0, 64).image[None])
+    with torch.no_grad():
+        ours, theirs = (one.eval()(image).vertices for one in (network, other))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "deploy.safetensors"])
 def test_training_goes_on_from_another_runs_model(name, tiny_config, tmp_path):
     """As trained, or folded for shipping (then it is unfolded); a head that the other lacks starts anew."""
     train(tiny_config(steps=2, evaluate_every=2), tmp_path / "first")
     start = tmp_path / "first" / name
     second = tiny_config(steps=2, log_every=1, model=HEADS, start_from=str(start))
-    data = open_data(second, builtin_hand())
-    network = HandMeshNet(second.model, HandModel(builtin_hand()))
-    start_weights(network, second, data)
-    other, _ = load_model(start)
-    image = torch.from_numpy(data.held_out[0].still(0, 64).image[None])
-    with torch.no_grad():
-        ours, theirs = (one.eval()(image).vertices for one in (network, other))
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert_begins_as(second, start)
     train(second, tmp_path / "second")
     losses = [line for line in records(tmp_path / "second") if "total" in line]
     assert all(np.isfinite(line["confidence"] + line["right"]) for line in losses)
@@ -413,14 +418,7 @@ def test_a_small_network_grows_into_a_larger_one(tiny_config, tmp_path):
     train(tiny_config(steps=2, evaluate_every=2), tmp_path / "t8")
     start = tmp_path / "t8" / "deploy.safetensors"
     larger = tiny_config(steps=1, model={"backbone": "fastvit_t12", "resolution": 64}, start_from=str(start))
-    data = open_data(larger, builtin_hand())
-    network = HandMeshNet(larger.model, HandModel(builtin_hand()))
-    start_weights(network, larger, data)
-    small, _ = load_model(start)
-    image = torch.from_numpy(data.held_out[0].still(0, 64).image[None])
-    with torch.no_grad():
-        ours, theirs = (one.eval()(image).vertices for one in (network, small))
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert_begins_as(larger, start)
     train(larger, tmp_path / "t12")
     assert load_model(tmp_path / "t12" / "model.safetensors")[0].config.backbone == "fastvit_t12"
 
