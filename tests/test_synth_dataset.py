@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -100,6 +101,39 @@ def test_a_killed_run_goes_on_with_two_workers(pack, tmp_path):
     render_pack(path, COUNT, SEED, SIZE, background_count=2, workers=2)
     assert files_of(path) == files_of(pack.path)
     assert not flags.parent.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc to find the processes")
+def test_the_workers_of_a_killed_run_end(tmp_path):
+    """Nobody is left who could stop them: they finish the chunk in hand, not the hundred that were left."""
+    script = tmp_path / "render.py"
+    script.write_text(
+        "from pathlib import Path\nfrom handmesh.synth import render_pack\nif __name__ == '__main__':\n"
+        f"    render_pack(Path({str(tmp_path / 'p')!r}), 6400, {SEED}, {SIZE}, background_count=2, workers=2)\n"
+    )
+    run = subprocess.Popen([sys.executable, script])
+    flags = tmp_path / "p.partial" / "done.npy"
+    wait_until(lambda: flags.exists() and np.load(flags).any())
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    run.kill()
+    run.wait()
+    wait_until(lambda: not any(is_running(child) for child in children))
+    assert len(children) >= 2
+    assert np.load(flags).sum() < 50
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
 
 
 def test_asking_again_returns_the_finished_pack_and_other_arguments_are_refused(pack):

@@ -352,7 +352,10 @@ def _run(
 def _work(job: _Job, chunks: list[int], write_chunk: Callable[[_Job, SceneRenderer, int], None], finished: Any) -> None:
     cv2.setNumThreads(1)
     renderer = job.renderer()
+    parent = multiprocessing.parent_process()
     for chunk in chunks:
+        if parent is not None and not parent.is_alive():  # it was killed: nobody wants these any more
+            return
         write_chunk(job, renderer, chunk)
         finished.put(chunk)
 
