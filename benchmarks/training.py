@@ -20,10 +20,10 @@ from handmesh.config import TrainConfig, load_config
 from handmesh.data.batches import open_data, training_batches
 from handmesh.hand import builtin_hand
 from handmesh.losses import HandTargets, hand_loss
-from handmesh.mano import HandModel
-from handmesh.model import DenseHead, HandMeshNet, to_device
+from handmesh.memory import keep_freed_memory
+from handmesh.model import DenseHead, to_device
 from handmesh.optimization import make_optimizer
-from handmesh.train import Learner
+from handmesh.train import Learner, build_network
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,13 +65,18 @@ def time_steps(
     config: TrainConfig, batch: int, steps: int, device: torch.device, *, compiled: bool
 ) -> tuple[float, float]:
     """(images per second, peak GB of GPU memory; 0 on a CPU) of whole training steps."""
-    torch.set_num_threads(config.threads)
-    torch.backends.cudnn.benchmark = True
-    hand = HandModel(builtin_hand())
-    model = to_device(HandMeshNet(config.model, hand), device)
+    if device.type == "cpu":
+        torch.set_num_threads(config.threads)
+        keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = True
+    model = to_device(build_network(config, builtin_hand()), device)
     wants_dense = any((config.loss.heatmaps, config.loss.heatmap_keypoints, config.loss.heatmap_depths))
     learner = Learner(model, to_device(DenseHead(model.backbone.pyramid_channels), device) if wants_dense else None)
     optimizer = make_optimizer(config, learner.train())
+    low = config.precision == "bfloat16"
+    if low and device.type == "cpu":
+        model.backbone.train_perceptrons_in_bfloat16()
     if compiled:
         learner.compile()
     side = config.model.resolution
@@ -79,10 +84,9 @@ def time_steps(
     pose, betas = torch.eye(3, device=device).expand(batch, 16, 3, 3), torch.zeros(batch, 10, device=device)
     vertices, joints = model.hand(pose, betas)
     targets = HandTargets.complete(6 * joints[..., :2], joints, vertices, pose, betas)
-    low = device.type == "cuda" and config.precision == "bfloat16"
 
     def autocast() -> AbstractContextManager[object]:
-        return torch.autocast("cuda", torch.bfloat16) if low else nullcontext()
+        return torch.autocast("cuda", torch.bfloat16) if low and device.type == "cuda" else nullcontext()
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -38,6 +38,7 @@ from handmesh.hand import HandArrays, HandOutput
 from handmesh.held_out import TEST_SET, draw_samples, evaluate_held_out, make_targets, selection_score
 from handmesh.losses import hand_loss, label_counts
 from handmesh.mano import HandModel, load_hand
+from handmesh.memory import keep_freed_memory
 from handmesh.model import DenseHead, HandMeshNet, to_device
 from handmesh.model_file import config_of, read_record
 from handmesh.optimization import make_optimizer, set_learning_rate, update_average
@@ -403,6 +404,7 @@ def _set_up(config: TrainConfig, ranks: Ranks) -> None:
         )
     if ranks.device.type == "cpu":
         torch.set_num_threads(config.threads)
+        keep_freed_memory()
     else:
         torch.backends.cudnn.benchmark = True  # all batches have one shape
     cv2.setNumThreads(0)
