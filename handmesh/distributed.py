@@ -11,6 +11,7 @@ Only what drop path draws differs: each process has random numbers of its own.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -115,6 +116,8 @@ def parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
         return module
     # Synced batch norms agree already. torch 2.13 renamed the setting, and warns about the old name.
     renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    # Kernels of one input channel: two strides say the same there, and torch warns that they differ.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     unsynced: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(
         module,

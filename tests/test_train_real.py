@@ -163,6 +163,7 @@ def test_two_processes_make_the_run_of_one(settings, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     outcome = run(*torchrun, "-m", "handmesh", "train", "two.yaml", "--out", "two", folder=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
+    assert "Warning" not in outcome.stderr
     assert outcome.stdout.count("Done") == 1
     again = run(*torchrun, "-m", "handmesh", "train", "two.yaml", "--out", "two", folder=tmp_path)
     assert again.returncode == 1
