@@ -102,7 +102,7 @@ def test_crops_spread_as_asked(renders):
 @pytest.mark.parametrize("resolution", [64, 32])
 def test_crops_show_what_the_one_by_one_crops_show(renders, tiny_pack, resolution):
     """Magnified the same arithmetic (OpenCV's, which rounds positions to 1/32 px); shrunk, two ways to take means, the
-    farther apart the more is averaged: 1.1 grey levels up to a shrink of 2 and 2.0 beyond.
+    farther apart the more is averaged and the finer the texture: at most 1.4 grey levels here.
     """
     crops = sample_crops(renders.keypoints, WIDE, seeded(1))
     images = renders.image.permute(0, 3, 1, 2) / 255
@@ -113,7 +113,7 @@ def test_crops_show_what_the_one_by_one_crops_show(renders, tiny_pack, resolutio
         image = np.ascontiguousarray(tiny_pack[index].image)
         wanted = crop.warp(image, resolution, cv2.BORDER_REPLICATE).astype(float)
         shrinks.append(crop.size / resolution)
-        limit = 0.2 if shrinks[-1] <= 1 else 1.2 if shrinks[-1] < 2 else 2.0
+        limit = 0.2 if shrinks[-1] < 1 else 1.5
         assert np.abs(seen[index] - wanted).mean() < limit
         whole = crop.warp(np.full((96, 96), 255, np.uint8), resolution)
         # They differ along edges, which are of the order of 1 / resolution of all pixels.

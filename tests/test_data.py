@@ -33,7 +33,7 @@ from handmesh.errors import ConfigError, DataError
 from handmesh.hand import JOINT_NAMES, builtin_hand
 from handmesh.held_out import make_targets
 from handmesh.mano import HandModel
-from handmesh.synth import Backgrounds, CameraEffects, Pack, PoseSettings, SceneSettings
+from handmesh.synth import Backgrounds, CameraEffects, Pack, SceneSettings
 
 HAND = HandModel(builtin_hand()).double()
 WRIST, MIDDLE = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
@@ -342,9 +342,9 @@ def test_shares_of_mirrored_absent_and_wide_samples_are_as_asked(tiny_pack):
 def test_a_runs_scenes_can_be_changed_by_name():
     changed = training_scenes({"second_hand": 0, "pose": {"single_fingers": 0.5}, "crop_share": [0.4, 0.6]})
     assert changed.second_hand == 0
-    assert changed.pose == PoseSettings(single_fingers=0.5)
+    assert changed.pose == replace(TRAINING_SCENES.pose, single_fingers=0.5)
     assert changed.crop_share == (0.4, 0.6)
-    assert replace(changed, second_hand=SceneSettings().second_hand, pose=PoseSettings()) == replace(
+    assert replace(changed, second_hand=TRAINING_SCENES.second_hand, pose=TRAINING_SCENES.pose) == replace(
         TRAINING_SCENES, crop_share=(0.4, 0.6)
     )
 
