@@ -16,7 +16,7 @@ PACKAGES = (ROOT / "handmesh", ROOT / "server" / "handmesh_server")
 
 # A module imports from its own layer and from those above it in this list. A sub-package counts as one module.
 LAYERS = {
-    "values": "errors folders processors hand image camera crop render render_pytorch3d mesh_io config anatomy "
+    "values": "errors folders processors memory hand image camera crop render render_pytorch3d mesh_io config anatomy "
     "mano_file model_file skinning animation",
     "model": "rotation mano mano_check builtin_hand hand_surface hand_rig remesh backbone backbone_training unfold "
     "grow backbone_weights model checkpoint weights",
