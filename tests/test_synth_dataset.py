@@ -113,10 +113,12 @@ def test_the_workers_of_a_killed_run_end(tmp_path):
     )
     run = subprocess.Popen([sys.executable, script])
     flags = tmp_path / "p.partial" / "done.npy"
-    wait_until(lambda: flags.exists() and np.load(flags).any())
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    run.kill()
-    run.wait()
+    try:
+        wait_until(lambda: flags.exists() and np.load(flags).any())
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    finally:
+        run.kill()
+        run.wait()
     wait_until(lambda: not any(is_running(child) for child in children))
     assert len(children) >= 2
     assert np.load(flags).sum() < 50

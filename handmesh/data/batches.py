@@ -41,8 +41,8 @@ from handmesh.synth.dataset import Progress
 logger = logging.getLogger(__name__)
 
 # Renders leave room around the hand, so that training can crop tightly or widely and turn without leaving the picture.
-# Half of the views are from anywhere, and more fingers move on their own than in most photographs: errors are largest
-# where training saw little, and FreiHAND has all of it (measured: docs/bundled_model.md).
+# Half of the views are from anywhere, for real photographs have many that the default mix hardly draws (measured:
+# docs/bundled_model.md), and more fingers move on their own.
 TRAINING_SCENES = SceneSettings(
     crop_share=(0.38, 0.72),
     off_center=0.04,
