@@ -3,16 +3,18 @@
 Chen, Goodfellow and Shlens, "Net2Net", ICLR 2016, widen and deepen a network without a jump. Where they copy channels,
 ours are new: they start with random weights, and everything that is old starts by not listening to them. So every
 channel of the small network keeps its number and its values, and the new ones have gradients from the first step on.
-New blocks are at the end of their stage, with the layer scale of fresh ones, so nearly the identity.
+New blocks are at the end of their stage, with the layer scale of fresh ones, so nearly the identity. New channels'
+batch norms know the statistics of real images, so that a grown network can be folded, and trained in that form.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from handmesh.backbone import VARIANTS, Variant
 from handmesh.config import ModelConfig
@@ -23,12 +25,13 @@ _QKV = re.compile(r"\.qkv\.(weight|bias)$")
 
 
 @torch.no_grad()
-def grow(model: HandMeshNet, backbone: str) -> HandMeshNet:
+def grow(model: HandMeshNet, backbone: str, images: Iterable[Tensor]) -> HandMeshNet:
     """A network with this larger backbone, in eval mode, that answers as `model` does, to new blocks' layer scale.
 
     model: in train-time form; left as it is. backbone: one of `VARIANTS` with at least as many blocks and channels in
-    every stage and the same kind of last stage. New weights are random, from torch's generator. Raises ConfigError for
-    a backbone that does not contain the other, ValueError for a folded network.
+    every stage and the same kind of last stage. images: a few batches, (B, S, S, 3) uint8 RGB, like those to train on;
+    new channels' batch-norm statistics are measured on them. New weights are random, from torch's generator. Raises
+    ConfigError for a backbone that does not contain the other, ValueError for a folded network or without any images.
     """
     if model.folded:
         raise ValueError("the network is folded: unfold it first")
@@ -38,7 +41,43 @@ def grow(model: HandMeshNet, backbone: str) -> HandMeshNet:
     own = larger.state_dict()
     for name, known in model.state_dict().items():
         _put(own[name], known, name)
+    _measure_new_norms(larger, model, images)
     return larger
+
+
+def _measure_new_norms(larger: HandMeshNet, model: HandMeshNet, images: Iterable[Tensor]) -> None:
+    """Give new channels' batch norms these images' statistics, every layer on what the one before now gives."""
+    old = {name: norm.num_features for name, norm in model.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    hooks = [
+        norm.register_forward_pre_hook(_measure(norm, old.get(name, 0)))
+        for name, norm in larger.named_modules()
+        if isinstance(norm, nn.BatchNorm2d)
+    ]
+    seen = 0
+    for batch in images:
+        larger(batch.to(larger.camera_head.weight.device))
+        seen += len(batch)
+    for hook in hooks:
+        hook.remove()
+    if seen == 0:
+        raise ValueError("no images to measure new channels' batch-norm statistics on")
+
+
+def _measure(norm: nn.BatchNorm2d, old: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
+    """A hook that keeps the statistics of all it has seen, in eval mode, in all channels but the first `old`."""
+    sums = torch.zeros(3, norm.num_features - old, dtype=torch.float64)
+
+    def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        values = inputs[0][:, old:].double()
+        count = torch.full_like(sums[0], inputs[0][:, 0].numel())
+        sums.add_(torch.stack([count, values.sum(dim=(0, 2, 3)).cpu(), (values**2).sum(dim=(0, 2, 3)).cpu()]))
+        mean = sums[1] / sums[0]
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean[old:] = mean
+        norm.running_var[old:] = (sums[2] / sums[0] - mean**2).clamp(min=0)
+
+    return hook
 
 
 def check_growth(small: str, large: str) -> None:

@@ -266,7 +266,7 @@ def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> Non
     if other.folded and (grows or not model.folded):
         other = unfold(other, _pictures(config, data))
     if grows:
-        other = grow(other, config.model.backbone)
+        other = grow(other, config.model.backbone, _pictures(config, data))
     if model.folded:
         other = other.reparameterize()
     if record["hand_sha256"] != model.hand.sha256:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from test_unfold import images, trained
@@ -10,14 +12,18 @@ from handmesh.backbone import VARIANTS
 from handmesh.errors import ConfigError
 from handmesh.grow import check_growth, grow
 
+PAIRS = [
+    ("fastvit_t8", "fastvit_s12"),  # wider, deeper and with a larger perceptron
+    ("fastvit_sa12", "fastvit_ma36"),  # wider and deeper, with attention, whose heads get more
+]
 
-@pytest.fixture(scope="module", params=[("fastvit_t8", "fastvit_s12"), ("fastvit_sa12", "fastvit_ma36")])
+
+@pytest.fixture(scope="module", params=PAIRS)
 def pair(request):
-    """Wider, deeper and with a larger perceptron; and the same with attention, whose heads get more."""
     small, name = request.param
     torch.manual_seed(3)
     model = trained(small)
-    return model, grow(model, name)
+    return model, grow(model, name, [images(16, seed) for seed in range(100, 104)])
 
 
 @torch.no_grad()
@@ -31,7 +37,7 @@ def test_the_larger_network_answers_the_same(pair):
 
 def test_new_weights_change_the_answer_and_can_learn(pair):
     """Old channels ignore new ones at first, but can learn to listen: their weights have gradients."""
-    small, large = pair
+    small, large = pair[0], copy.deepcopy(pair[1])  # a training step changes batch norms' statistics
     large.train().requires_grad_(True)
     answer = large(images(8, 70))
     (answer.vertices.square().sum() + answer.camera.sum()).backward()
@@ -42,8 +48,6 @@ def test_new_weights_change_the_answer_and_can_learn(pair):
         if name.endswith("fc2.weight") and name in known:
             old_outputs, old_inputs = known[name].shape[:2]
             assert value.grad[:old_outputs, old_inputs:].any(), name
-    large.zero_grad()
-    large.eval()
 
 
 def test_what_is_new_begins_at_random(pair):
@@ -52,6 +56,41 @@ def test_what_is_new_begins_at_random(pair):
     name = "backbone.network.0.0.convffn.fc1.weight"
     new = large.state_dict()[name][small.state_dict()[name].shape[0] :]
     assert len(new.flatten(1).unique(dim=0)) == len(new)
+
+
+@torch.no_grad()
+def test_new_channels_are_as_lively_as_in_training(pair):
+    """In eval mode, too, which is what folding keeps: they once left the stem with a tenth of what they should."""
+    small, large = pair[0], copy.deepcopy(pair[1])
+    old = {name: norm.num_features for name, norm in small.named_modules() if isinstance(norm, torch.nn.BatchNorm2d)}
+    spreads = {}
+
+    def look(name):
+        return lambda norm, inputs, output: spreads.update({name: output[:, old.get(name, 0) :].std(dim=(0, 2, 3))})
+
+    for name, norm in large.named_modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.register_forward_hook(look(name))
+    large(images(32, 60))
+    assert len(spreads) > len(old)
+    for name, spread in spreads.items():
+        if len(spread):
+            assert spread.mean() == pytest.approx(1, abs=0.5), name
+
+
+@torch.no_grad()
+def test_channels_may_stay_as_many():
+    """There is nothing to measure then, but in new blocks."""
+    torch.manual_seed(3)
+    model = trained("fastvit_t12")
+    large = grow(model, "fastvit_s12", [images(8, 100)])
+    batch = images(3, 50)
+    torch.testing.assert_close(large(batch).vertices, model(batch).vertices, rtol=1e-3, atol=2e-4)
+
+
+def test_growth_needs_images(pair):
+    with pytest.raises(ValueError, match="no images"):
+        grow(pair[0], pair[1].config.backbone, [])
 
 
 @pytest.mark.parametrize(
@@ -75,4 +114,4 @@ def test_what_can_grow_is_what_contains_the_other():
 
 def test_a_folded_network_is_refused(pair):
     with pytest.raises(ValueError, match="folded"):
-        grow(pair[0].reparameterize(), pair[1].config.backbone)
+        grow(pair[0].reparameterize(), pair[1].config.backbone, [])
