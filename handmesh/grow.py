@@ -10,7 +10,7 @@ batch norms know the statistics of real images, so that a grown network can be f
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
 
 import torch
@@ -20,6 +20,7 @@ from handmesh.backbone import VARIANTS, Variant
 from handmesh.config import ModelConfig
 from handmesh.errors import ConfigError
 from handmesh.model import HandMeshNet
+from handmesh.norm_statistics import Statistics, norm_statistics
 
 _QKV = re.compile(r"\.qkv\.(weight|bias)$")
 
@@ -41,43 +42,22 @@ def grow(model: HandMeshNet, backbone: str, images: Iterable[Tensor]) -> HandMes
     own = larger.state_dict()
     for name, known in model.state_dict().items():
         _put(own[name], known, name)
-    _measure_new_norms(larger, model, images)
+    _measure_new_channels(larger, model, images)
     return larger
 
 
-def _measure_new_norms(larger: HandMeshNet, model: HandMeshNet, images: Iterable[Tensor]) -> None:
+def _measure_new_channels(larger: HandMeshNet, model: HandMeshNet, images: Iterable[Tensor]) -> None:
     """Give new channels' batch norms these images' statistics, every layer on what the one before now gives."""
     old = {name: norm.num_features for name, norm in model.named_modules() if isinstance(norm, nn.BatchNorm2d)}
-    hooks = [
-        norm.register_forward_pre_hook(_measure(norm, old.get(name, 0)))
-        for name, norm in larger.named_modules()
-        if isinstance(norm, nn.BatchNorm2d)
-    ]
-    seen = 0
-    for batch in images:
-        larger(batch.to(larger.camera_head.weight.device))
-        seen += len(batch)
-    for hook in hooks:
-        hook.remove()
-    if seen == 0:
-        raise ValueError("no images to measure new channels' batch-norm statistics on")
 
-
-def _measure(norm: nn.BatchNorm2d, old: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
-    """A hook that keeps the statistics of all it has seen, in eval mode, in all channels but the first `old`."""
-    sums = torch.zeros(3, norm.num_features - old, dtype=torch.float64)
-
-    def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        values = inputs[0][:, old:].double()
-        count = torch.full_like(sums[0], inputs[0][:, 0].numel())
-        sums.add_(torch.stack([count, values.sum(dim=(0, 2, 3)).cpu(), (values**2).sum(dim=(0, 2, 3)).cpu()]))
-        mean = sums[1] / sums[0]
+    def keep(name: str, norm: nn.BatchNorm2d, statistics: Statistics) -> None:
+        new = slice(old.get(name, 0), None)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        norm.running_mean[old:] = mean
-        norm.running_var[old:] = (sums[2] / sums[0] - mean**2).clamp(min=0)
+        norm.running_mean[new] = statistics.mean[new]
+        norm.running_var[new] = statistics.variance[new]
 
-    return hook
+    norm_statistics(larger, images, keep)
 
 
 def check_growth(small: str, large: str) -> None:

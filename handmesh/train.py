@@ -263,10 +263,12 @@ def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> Non
     path = find_model(config.start_from)
     other, record = load_model(path)
     grows = other.config.backbone != config.model.backbone
-    if other.folded and (grows or not model.folded):
-        other = unfold(other, _pictures(config, data))
+    unfolds = other.folded and (grows or not model.folded)
+    pictures = list(_pictures(config, data)) if grows or unfolds else []
+    if unfolds:
+        other = unfold(other, pictures)
     if grows:
-        other = grow(other, config.model.backbone, _pictures(config, data))
+        other = grow(other, config.model.backbone, pictures)
     if model.folded:
         other = other.reparameterize()
     if record["hand_sha256"] != model.hand.sha256:

@@ -8,7 +8,6 @@ images have, so that training, which normalises by each batch, goes on from ther
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from handmesh.backbone import (
     pad_kernel,
 )
 from handmesh.model import HandMeshNet
+from handmesh.norm_statistics import norm_statistics
 
 
 @torch.no_grad()
@@ -143,28 +143,12 @@ def _copy_attention(block: AttentionBlock, folded: nn.Module) -> None:
 @torch.no_grad()
 def _measure_norms(model: HandMeshNet, images: Iterable[Tensor]) -> None:
     """Set every batch norm's statistics to those of the images, and its scale and shift so that its map stays."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
-
-    def measure(norm: Any, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].double()
-        count = torch.full((values.shape[1],), values.numel() / values.shape[1], dtype=torch.float64)
-        sums[norm] += torch.stack([count, values.sum(dim=(0, 2, 3)).cpu(), (values**2).sum(dim=(0, 2, 3)).cpu()])
-
-    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
-    seen = 0
-    for batch in images:
-        model(batch.to(model.camera_head.weight.device))
-        seen += len(batch)
-    for hook in hooks:
-        hook.remove()
-    if seen == 0:
-        raise ValueError("no images to measure batch-norm statistics on")
-    for norm in norms:
+    measured = norm_statistics(model, images)
+    for name, (mean, variance) in measured.items():
+        norm = model.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        count, total, squares = sums[norm]
-        mean, variance = total / count, (squares / count - (total / count) ** 2).clamp(min=0)
         scale = norm.weight.double().cpu() / torch.sqrt(norm.running_var.double().cpu() + norm.eps)
         shift = norm.bias.double().cpu() - norm.running_mean.double().cpu() * scale
         norm.running_mean.copy_(mean)

@@ -60,7 +60,10 @@ def test_what_is_new_begins_at_random(pair):
 
 @torch.no_grad()
 def test_new_channels_are_as_lively_as_in_training(pair):
-    """In eval mode, too, which is what folding keeps: they once left the stem with a tenth of what they should."""
+    """In eval mode, too, which is what folding keeps: they once left the stem with a tenth of what they should.
+
+    A spread of 1, less where channels that hardly vary give way to a norm's epsilon (the least mean is 0.76).
+    """
     small, large = pair[0], copy.deepcopy(pair[1])
     old = {name: norm.num_features for name, norm in small.named_modules() if isinstance(norm, torch.nn.BatchNorm2d)}
     spreads = {}
@@ -75,7 +78,7 @@ def test_new_channels_are_as_lively_as_in_training(pair):
     assert len(spreads) > len(old)
     for name, spread in spreads.items():
         if len(spread):
-            assert spread.mean() == pytest.approx(1, abs=0.5), name
+            assert spread.mean() == pytest.approx(1, abs=0.3), name
 
 
 @torch.no_grad()

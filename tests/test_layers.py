@@ -18,8 +18,8 @@ PACKAGES = (ROOT / "handmesh", ROOT / "server" / "handmesh_server")
 LAYERS = {
     "values": "errors folders processors memory hand image camera crop render render_pytorch3d mesh_io config anatomy "
     "mano_file model_file skinning animation",
-    "model": "rotation mano mano_check builtin_hand hand_surface hand_rig remesh backbone backbone_training unfold "
-    "grow backbone_weights model checkpoint weights",
+    "model": "rotation mano mano_check builtin_hand hand_surface hand_rig remesh backbone backbone_training "
+    "norm_statistics unfold grow backbone_weights model checkpoint weights",
     "learning and engines": "data synth losses metrics predictions evaluation_sets evaluate report train imagenet "
     "distributed held_out optimization run_record carry rehearsal onnx_graph graph_cache engine",
     "predict": "detect predict evaluate_model smoothing track clip hand_log video webcam bench export bench_engines",

@@ -413,11 +413,13 @@ def test_a_folded_run_goes_on_and_travels(tiny_config, tmp_path):
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_a_small_network_grows_into_a_larger_one(tiny_config, tmp_path):
-    """Folded or not, the larger backbone begins with the small one's answers; what is new learns along."""
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_small_network_grows_into_a_larger_one(folded, tiny_config, tmp_path):
+    """Folded or not, before and after, it begins with the small one's answers; what is new learns along."""
     train(tiny_config(steps=2, evaluate_every=2), tmp_path / "t8")
     start = tmp_path / "t8" / "deploy.safetensors"
-    larger = tiny_config(steps=1, model={"backbone": "fastvit_t12", "resolution": 64}, start_from=str(start))
+    model = {"backbone": "fastvit_t12", "resolution": 64}
+    larger = tiny_config(steps=1, model=model, start_from=str(start), folded=folded)
     assert_begins_as(larger, start)
     train(larger, tmp_path / "t12")
     assert load_model(tmp_path / "t12" / "model.safetensors")[0].config.backbone == "fastvit_t12"
