@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from handmesh.backbone import STRIDE, VARIANTS, FastViT, build_backbone
 from handmesh.errors import ConfigError, ExportError
 from handmesh.model import to_device
-from handmesh.processors import usable_cores
+from handmesh.system.cpus import usable_cores
 
 ENGINES = ("torch", "onnxruntime")
 ONNX_OPSET = 18

@@ -25,7 +25,7 @@ from handmesh.errors import CheckpointError, ConfigError, HandMeshError
 from handmesh.graph_cache import cached_graph, forget_graph
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.model_file import config_of, hand_of, read_record
-from handmesh.processors import usable_cores
+from handmesh.system.cpus import usable_cores
 
 logger = logging.getLogger(__name__)
 

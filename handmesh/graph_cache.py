@@ -1,4 +1,4 @@
-"""ONNX graphs of model files, made once on a machine and kept in the user's cache folder (`handmesh.folders`).
+"""ONNX graphs of model files, made once on a machine and kept in the user's cache folder (`handmesh.system.paths`).
 
 An entry's name holds the SHA-256 of the model file and that of the code that writes graphs, so neither another model
 nor another handmesh ever finds it. Entries are written whole or not at all: processes that start at the same time
@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import ExportError
-from handmesh.folders import CACHE_VARIABLE, user_cache_folder
 from handmesh.image import write_atomically
 from handmesh.model_file import config_of, hand_of, read_record, read_weights, sha256_of
+from handmesh.system.paths import CACHE_VARIABLE, user_cache_folder
 
 logger = logging.getLogger(__name__)
 

@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 
 from handmesh.anatomy import palm_frame
 from handmesh.errors import AssetError, ExportError
-from handmesh.folders import user_data_folder
 from handmesh.hand import HandArrays, Handedness, builtin_hand
 from handmesh.image import write_atomically
+from handmesh.system.paths import user_data_folder
 
 HandName = Literal["mano", "builtin"]
 

@@ -38,12 +38,12 @@ from handmesh.hand import HandArrays, HandOutput
 from handmesh.held_out import TEST_SET, draw_samples, evaluate_held_out, make_targets, selection_score
 from handmesh.losses import hand_loss, label_counts
 from handmesh.mano import HandModel, load_hand
-from handmesh.memory import keep_freed_memory
 from handmesh.model import DenseHead, HandMeshNet, to_device
 from handmesh.model_file import config_of, read_record
 from handmesh.optimization import make_optimizer, set_learning_rate, update_average
 from handmesh.run_record import RunLog, write_json, write_run_record
 from handmesh.synth.dataset import Progress
+from handmesh.system.memory import keep_freed_memory
 from handmesh.unfold import unfold
 from handmesh.weights import find_backbone_weights
 

@@ -22,7 +22,7 @@ from handmesh.backbone import VARIANTS
 from handmesh.backbone_weights import LICENCE_URL, published_weights_page, recognise_weights
 from handmesh.checkpoint import written_atomically
 from handmesh.errors import CheckpointError
-from handmesh.folders import user_data_folder
+from handmesh.system.paths import user_data_folder
 
 FOLDER_VARIABLE = "HANDMESH_WEIGHTS_DIR"
 

@@ -14,8 +14,8 @@ from handmesh import graph_cache
 from handmesh.checkpoint import save_model
 from handmesh.engine import open_engine
 from handmesh.errors import AssetError, CheckpointError
-from handmesh.folders import user_cache_folder
 from handmesh.graph_cache import cached_graph, graph_folder
+from handmesh.system.paths import user_cache_folder
 
 
 @pytest.fixture(autouse=True)

@@ -34,9 +34,9 @@ from handmesh.data.photos import PhotoSource
 from handmesh.data.sample import HandSample
 from handmesh.errors import ConfigError, DataError, HandMeshError
 from handmesh.hand import HandArrays, builtin_hand
-from handmesh.processors import usable_processors
 from handmesh.synth import Backgrounds, Pack, PoseSettings, SceneSettings, render_pack
 from handmesh.synth.dataset import Progress
+from handmesh.system.cpus import usable_processors
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from handmesh.config import LiveData, TrainConfig
 from handmesh.data.augment_gpu import BatchAugmenter, LabelledCrops, Renders, picture_bank
 from handmesh.data.batches import HandBatch, resolution_at, training_scenes
 from handmesh.hand import JOINT_NAMES, VERTEX_COUNT, HandArrays
-from handmesh.processors import usable_processors
 from handmesh.synth.backgrounds import draw_distractors, procedural_background
 from handmesh.synth.farm import Harvest, RenderFarm
+from handmesh.system.cpus import usable_processors
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from handmesh.errors import HandMeshError
 from handmesh.hand import builtin_hand
 from handmesh.image import Photo, encode_image, read_header, read_photo
 from handmesh.predict import HandPrediction, Predictor, load_predictor
-from handmesh.processors import usable_processors
+from handmesh.system.cpus import usable_processors
 from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer
 from handmesh_server.batching import BatchingEngine, Ticket, on_behalf_of
 from handmesh_server.metrics import Metrics

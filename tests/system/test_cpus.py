@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from handmesh import processors
 from handmesh.engine import default_threads
-from handmesh.processors import cgroup_processors, physical_cores, usable_cores, usable_processors
+from handmesh.system import cpus as processors
+from handmesh.system.cpus import cgroup_processors, physical_cores, usable_cores, usable_processors
 
 
 def files(folder: Path, contents: dict[str, str]) -> Path:
