@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import synthetic_clip
 
-from handmesh.camera import Intrinsics
 from handmesh.detect import Detection
+from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness
 from handmesh.predict import load_predictor
 from handmesh.smoothing import Smoother, Smoothing

@@ -15,10 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from handmesh.camera import Intrinsics as Intrinsics
-    from handmesh.camera import WeakPerspectiveCamera as WeakPerspectiveCamera
-    from handmesh.crop import CropTransform as CropTransform
     from handmesh.errors import HandMeshError as HandMeshError
+    from handmesh.geometry.camera import Intrinsics as Intrinsics
+    from handmesh.geometry.camera import WeakPerspectiveCamera as WeakPerspectiveCamera
+    from handmesh.geometry.crop import CropTransform as CropTransform
     from handmesh.hand import JOINT_NAMES as JOINT_NAMES
     from handmesh.hand import Handedness as Handedness
     from handmesh.predict import HandPrediction as HandPrediction
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CropTransform": "handmesh.crop",
+    "CropTransform": "handmesh.geometry.crop",
     "HandMeshError": "handmesh.errors",
     "HandPrediction": "handmesh.predict",
     "Handedness": "handmesh.hand",
-    "Intrinsics": "handmesh.camera",
+    "Intrinsics": "handmesh.geometry.camera",
     "JOINT_NAMES": "handmesh.hand",
     "Predictor": "handmesh.predict",
-    "WeakPerspectiveCamera": "handmesh.camera",
+    "WeakPerspectiveCamera": "handmesh.geometry.camera",
     "load_predictor": "handmesh.predict",
 }
 

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.bench import Clock, lead_in, time_in_turns, torch_threads
-from handmesh.crop import CropTransform
 from handmesh.engine import Engine, default_threads, find_model, open_engine
 from handmesh.errors import ConfigError
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.image import encode_image, read_photo
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.camera import Intrinsics
 from handmesh.errors import AssetError, ConfigError
+from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness
 from handmesh.image import Photo
 from handmesh.predict import AUTO, Box, HandPrediction, Predictor, Source

@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh import metrics
-from handmesh.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
-from handmesh.crop import CropTransform
 from handmesh.data.labels import PROTOCOLS, crop_protocol
 from handmesh.engine import Engine
 from handmesh.errors import ConfigError, DataError
 from handmesh.evaluation_sets import EvaluationSet
+from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandOutput
 from handmesh.predict import BOX_MARGIN, Predictor
 from handmesh.predictions import HandPoints

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.camera import Intrinsics
 from handmesh.data.freihand import PREPARED, FreiHand, labelled_hand_of
 from handmesh.data.jsonl import JsonlData, parse_labels
 from handmesh.data.labels import HandLabels, LabelledHand, RawSample
 from handmesh.errors import AssetError, DataError
+from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import BONES, JOINT_NAMES, VERTEX_COUNT, HandArrays, Handedness, builtin_hand
 from handmesh.image import read_image
 from handmesh.mano_file import load_hand, mano_file

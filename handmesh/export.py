@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.bench import time_in_turns
-from handmesh.crop import CropTransform
 from handmesh.engine import (
     Engine,
     OnnxEngine,
@@ -39,6 +38,7 @@ from handmesh.engine import (
     openvino_core,
 )
 from handmesh.errors import ExportError
+from handmesh.geometry.crop import CropTransform
 from handmesh.graph_cache import graph_of, metadata_of
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.metrics import pa_mean_error

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.animation import HandTrack
-from handmesh.camera import Intrinsics, WeakPerspectiveCamera
-from handmesh.crop import CropTransform
 from handmesh.errors import DataError, ExportError
+from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_NAMES, HandArrays, Handedness
 from handmesh.image import write_atomically
 from handmesh.mesh_io import generator

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from handmesh import metrics
-from handmesh.camera import WeakPerspectiveCamera
 from handmesh.data.batches import HandBatch, HeldOut, collate
 from handmesh.distributed import Ranks
+from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import HandOutput
 from handmesh.losses import HandTargets
 from handmesh.mano import HandModel

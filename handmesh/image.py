@@ -33,7 +33,7 @@ from handmesh.errors import ExportError, ImageError, ImageFormatError, ImageTooL
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-    from handmesh.crop import CropTransform
+    from handmesh.geometry.crop import CropTransform
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
-from handmesh.camera import WeakPerspectiveCamera
 from handmesh.config import LossNorms, LossWeights
+from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import HandOutput
 
 HEATMAP_SIGMA = 0.8  # cells; a joint is one or two cells of the stride-8 map wide

@@ -12,9 +12,9 @@ from dataclasses import fields
 
 import torch
 
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandArrays
 from handmesh.mano import HandModel
-from handmesh.rotation import matrix_from_vector
 
 
 def difference_from_smplx(arrays: HandArrays, count: int = 64, seed: int = 0) -> float | None:

@@ -22,10 +22,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
-from handmesh.crop import CropTransform, upright_rotation
 from handmesh.engine import Engine, open_engine
 from handmesh.errors import ImageError
+from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
+from handmesh.geometry.crop import CropTransform, upright_rotation
 from handmesh.hand import Handedness, HandOutput
 from handmesh.image import LargePhoto, Photo, encode_image, read_photo, write_atomically
 from handmesh.mesh_io import MeshHand, save_hands, vertex_normals

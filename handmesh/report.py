@@ -559,7 +559,7 @@ class _Painter:
 
         if not self.data.has_images():
             return pinhole, empty
-        from handmesh.crop import CropTransform
+        from handmesh.geometry.crop import CropTransform
 
         middle, side = self._square(index)
         try:

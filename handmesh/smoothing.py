@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from handmesh.camera import WeakPerspectiveCamera
 from handmesh.errors import ConfigError
+from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import MANO_JOINT_NAMES, HandArrays, Handedness
 from handmesh.predict import HandPrediction
 from handmesh.skinning import HandPoser

@@ -28,10 +28,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.camera import Intrinsics
-from handmesh.crop import CropTransform, upright_rotation
 from handmesh.detect import Detection, Detector, WholeImage, overlap
 from handmesh.errors import ConfigError
+from handmesh.geometry.camera import Intrinsics
+from handmesh.geometry.crop import CropTransform, upright_rotation
 from handmesh.hand import Handedness
 from handmesh.predict import AUTO, SIDE_LOOKS, HandPrediction, Predictor, agreement, parse_side
 from handmesh.smoothing import OneEuro

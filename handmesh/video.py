@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from handmesh.animation import encode_animation, encode_bvh
-from handmesh.camera import Intrinsics
 from handmesh.clip import Codec, Frame, FrameSource, Image, VideoWriter
 from handmesh.detect import Detector
 from handmesh.errors import DataError, ExportError
+from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness
 from handmesh.hand_log import (
     HandLog,

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.animation import encode_animation
-from handmesh.camera import Intrinsics
 from handmesh.clip import Capture, Codec, Frame, FrameSource, Image, VideoWriter
-from handmesh.crop import CropTransform
 from handmesh.errors import ConfigError, HandMeshError
+from handmesh.geometry.camera import Intrinsics
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness
 from handmesh.hand_log import HandLog, LogHeader, posers_of, read_tracks, record_of
 from handmesh.image import encode_image, write_atomically

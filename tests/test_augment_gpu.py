@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from handmesh.config import Augmentation
-from handmesh.crop import CropTransform
 from handmesh.data.augment import labelled, sample_crop
 from handmesh.data.augment_gpu import (
     BatchAugmenter,
@@ -30,6 +29,7 @@ from handmesh.data.augment_gpu import (
     sample_crops,
     warp,
 )
+from handmesh.geometry.crop import CropTransform
 from handmesh.synth import CameraEffects, mix_amplitude
 from handmesh.synth.backgrounds import procedural_background
 

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.camera import Intrinsics
 from handmesh.config import Augmentation, SyntheticData, TrainConfig
-from handmesh.crop import CropTransform, upright_rotation
 from handmesh.data.augment import augment, labelled, sample_crop, scaled_effects, without_hand
 from handmesh.data.batches import (
     TRAINING_SCENES,
@@ -30,6 +28,8 @@ from handmesh.data.batches import (
 )
 from handmesh.data.sample import HandSample
 from handmesh.errors import ConfigError, DataError
+from handmesh.geometry.camera import Intrinsics
+from handmesh.geometry.crop import CropTransform, upright_rotation
 from handmesh.hand import JOINT_NAMES, builtin_hand
 from handmesh.held_out import make_targets
 from handmesh.mano import HandModel

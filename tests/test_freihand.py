@@ -18,8 +18,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from handmesh.camera import Intrinsics
-from handmesh.crop import CropTransform
 from handmesh.data import freihand, json_arrays
 from handmesh.data.check import ZERO_SCORES_CM, check, check_freihand
 from handmesh.data.freihand import (
@@ -47,6 +45,8 @@ from handmesh.data.labels import (
 from handmesh.data.like_freihand import write_like_freihand
 from handmesh.data.show import show
 from handmesh.errors import DataError
+from handmesh.geometry.camera import Intrinsics
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import FINGERTIP_VERTICES, Handedness, builtin_hand
 from handmesh.mano import HandModel
 from handmesh.synth import Backgrounds

@@ -9,8 +9,8 @@ import PIL.Image
 import pytest
 
 from handmesh import image as image_module
-from handmesh.crop import CropTransform
 from handmesh.errors import ImageError
+from handmesh.geometry.crop import CropTransform
 from handmesh.image import LargePhoto, Photo, open_photo, read_photo
 from handmesh.predict import load_predictor
 

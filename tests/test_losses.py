@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from handmesh.config import LossNorms, LossWeights
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.losses import (
     HEATMAP_SIGMA,
@@ -22,7 +23,6 @@ from handmesh.losses import (
     read_heatmaps,
 )
 from handmesh.mano import HandModel
-from handmesh.rotation import matrix_from_vector
 
 HAND = HandModel(builtin_hand())
 CELLS = 24  # of a heatmap's side

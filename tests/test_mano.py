@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from handmesh.geometry.rotation import matrix_from_6d, matrix_from_vector
 from handmesh.hand import (
     FINGERTIP_VERTICES,
     JOINT_NAMES,
@@ -20,7 +21,6 @@ from handmesh.hand import (
     builtin_hand,
 )
 from handmesh.mano import HandModel
-from handmesh.rotation import matrix_from_6d, matrix_from_vector
 
 
 @pytest.fixture(scope="module", params=list(Handedness))

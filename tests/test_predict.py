@@ -23,10 +23,10 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import handmesh
-from handmesh.camera import Intrinsics
-from handmesh.crop import CropTransform
 from handmesh.engine import TorchEngine, bundled_model_path, open_engine
 from handmesh.errors import ConfigError, ExportError, ImageError
+from handmesh.geometry.camera import Intrinsics
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import BONES, JOINT_NAMES, Handedness, HandOutput, builtin_hand
 from handmesh.image import encode_image, read_photo
 from handmesh.mano import HandModel

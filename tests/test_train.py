@@ -19,13 +19,13 @@ from handmesh.config import parse_config
 from handmesh.data.batches import PackSource, RunData, open_data
 from handmesh.distributed import Ranks
 from handmesh.errors import CheckpointError, ConfigError, DataError
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.held_out import evaluate_held_out
 from handmesh.losses import HandTargets
 from handmesh.mano import HandModel
 from handmesh.model import DenseHead, HandMeshNet
 from handmesh.optimization import learning_rate_at, make_optimizer, set_learning_rate, update_average
-from handmesh.rotation import matrix_from_vector
 from handmesh.train import build_network, count_steps, start_weights, train
 from handmesh.weights import add_backbone_weights
 

@@ -9,10 +9,10 @@ import pytest
 from marker_hands import MarkerEngine, draw, hand_at
 from typer.testing import CliRunner
 
-from handmesh.camera import Intrinsics
 from handmesh.cli import app
 from handmesh.clip import ClipSource, FolderSource
 from handmesh.errors import DataError
+from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness, builtin_hand
 from handmesh.hand_log import hand_of, posers_of, read_frames, read_header, read_tracks, record_of
 from handmesh.image import encode_image, write_atomically

@@ -210,7 +210,7 @@ def _parse_formats(text: str) -> list[str]:
 
 def camera_of(focal: float | None, fov: float | None, size: tuple[int, int]) -> Any:
     """What --focal or --fov say about a picture of a (width, height); None when neither is given."""
-    from handmesh.camera import Intrinsics
+    from handmesh.geometry.camera import Intrinsics
 
     width, height = size
     if focal is not None and fov is not None:

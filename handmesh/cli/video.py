@@ -85,7 +85,7 @@ def video(
     folder = out or Path("handmesh_out") / Path(clip).stem
 
     def camera(width: int, height: int) -> Any:
-        from handmesh.camera import Intrinsics
+        from handmesh.geometry.camera import Intrinsics
 
         return camera_of(focal, fov, (width, height)) or Intrinsics.default_for(width, height)
 

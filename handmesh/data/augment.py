@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.camera import Intrinsics
 from handmesh.config import Augmentation
-from handmesh.crop import CropTransform, upright_rotation
 from handmesh.data.sample import HandSample, hand_sample
+from handmesh.geometry.camera import Intrinsics
+from handmesh.geometry.crop import CropTransform, upright_rotation
 from handmesh.synth import (
     Backgrounds,
     CameraEffects,

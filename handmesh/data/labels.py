@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.camera import Intrinsics
-from handmesh.crop import CropTransform
 from handmesh.data.sample import HandSample, hand_sample
 from handmesh.errors import DataError
+from handmesh.geometry.camera import Intrinsics
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import JOINT_NAMES, HandArrays, Handedness, builtin_hand
 
 Floats = NDArray[np.float64]
@@ -26,7 +26,7 @@ JOINT_COUNT = len(JOINT_NAMES)
 
 @dataclass(frozen=True, eq=False)
 class HandLabels:
-    """What is known about one hand; None = not known. Frames and units as everywhere (`handmesh.camera`)."""
+    """What is known about one hand; None = not known. Frames and units as everywhere (`handmesh.geometry.camera`)."""
 
     handedness: Handedness = Handedness.RIGHT
     box: Floats | None = None  # (4,) x0, y0, x1, y1 px

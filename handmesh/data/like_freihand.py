@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.anatomy import pose_mesh, vector_from_rotation
-from handmesh.camera import Intrinsics
 from handmesh.data.freihand import ABOUT, IMAGE_SIZE, SPLITS, VERSIONS, encode_mano
 from handmesh.errors import DataError
+from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand
 from handmesh.synth import (
     Backgrounds,

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.crop import CropTransform
 from handmesh.data.freihand import FreiHand, available_splits
 from handmesh.data.jsonl import LABELS_FILE, JsonlData
 from handmesh.data.labels import CropProtocol, RawData, RawSample, crop_protocol
 from handmesh.errors import AssetError, DataError
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, builtin_hand
 from handmesh.mano_file import HandName, load_hand
 from handmesh.mesh_io import vertex_normals

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from handmesh.crop import CropTransform
 from handmesh.errors import ConfigError
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import JOINT_NAMES, VERTEX_COUNT
 from handmesh_server.refusals import QueryInvalid
 

@@ -23,9 +23,9 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from handmesh import __version__
-from handmesh.camera import Intrinsics
 from handmesh.engine import BUNDLED_MODEL
 from handmesh.errors import HandMeshError
+from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import builtin_hand
 from handmesh.image import Photo, encode_image, read_header, read_photo
 from handmesh.predict import HandPrediction, Predictor, load_predictor

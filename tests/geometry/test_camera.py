@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from handmesh.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
-from handmesh.crop import CropTransform
 from handmesh.errors import ConfigError
+from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
+from handmesh.geometry.crop import CropTransform
 
 
 def points_like_a_hand(seed: int, thickness: float = 1.0) -> np.ndarray:

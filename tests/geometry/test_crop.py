@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from handmesh.crop import CropTransform, upright_rotation
 from handmesh.errors import ConfigError
+from handmesh.geometry.crop import CropTransform, upright_rotation
 from handmesh.hand import JOINT_NAMES
 
 CROPS = [

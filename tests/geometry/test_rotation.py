@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from handmesh import rotation
-from handmesh.rotation import (
+from handmesh.geometry import rotation
+from handmesh.geometry.rotation import (
     geodesic_angle,
     matrix_from_6d,
     matrix_from_vector,

@@ -34,8 +34,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from handmesh.crop import CropTransform
 from handmesh.errors import ConfigError
+from handmesh.geometry.crop import CropTransform
 
 Array = Any  # numpy.ndarray | torch.Tensor
 
