@@ -73,7 +73,7 @@ def box_of(points: NDArray[np.float64]) -> tuple[float, float, float, float]:
 
 def constant_hand(count: int = 2000) -> NDArray[np.float64]:
     """(21, 3) metres: the mean of the synthetic poses in the hand's own frame, wrist at the origin."""
-    from handmesh.anatomy import pose_mesh
+    from handmesh.hand.anatomy import pose_mesh
 
     hand = builtin_hand()
     prior, rng = PosePrior(hand), np.random.default_rng(0)

@@ -40,7 +40,7 @@ def random_model(directory: Path, resolution: int) -> Path:
     from handmesh.checkpoint import save_model
     from handmesh.config import ModelConfig
     from handmesh.hand import builtin_hand
-    from handmesh.mano import HandModel
+    from handmesh.hand.layer import HandModel
     from handmesh.model import HandMeshNet
 
     torch.manual_seed(0)

@@ -27,8 +27,8 @@ from scipy.spatial.transform import Rotation
 from handmesh import metrics
 from handmesh.geometry.rotation import matrix_from_vector, vector_from_matrix
 from handmesh.hand import builtin_hand
+from handmesh.hand.layer import HandModel
 from handmesh.image import read_image
-from handmesh.mano import HandModel
 from handmesh.predict import Predictor, load_predictor
 from handmesh.synth import PosePrior, SceneRenderer, SceneSettings, SyntheticSample
 from handmesh.synth.scene import Shot

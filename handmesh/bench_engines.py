@@ -202,7 +202,7 @@ def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run]:
     from handmesh.backbone import VARIANTS as ARCHITECTURES
     from handmesh.checkpoint import save_model
     from handmesh.config import ModelConfig
-    from handmesh.mano import HandModel
+    from handmesh.hand.layer import HandModel
     from handmesh.model import HandMeshNet, to_device
 
     if name not in ARCHITECTURES:

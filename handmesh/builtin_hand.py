@@ -25,9 +25,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh import anatomy, hand_rig, hand_surface, remesh
+from handmesh import hand_rig, hand_surface, remesh
 from handmesh.errors import HandMeshError
-from handmesh.hand import FACE_COUNT, FINGER_NAMES, FINGERTIP_VERTICES, MANO_PARENTS, VERTEX_COUNT, HandArrays
+from handmesh.hand import FACE_COUNT, FINGER_NAMES, FINGERTIP_VERTICES, MANO_PARENTS, VERTEX_COUNT, HandArrays, anatomy
 from handmesh.hand_rig import SHAPE_NAMES
 from handmesh.hand_surface import FINGERS, FOUR_FINGERS, WRIST_CUT
 

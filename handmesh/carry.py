@@ -29,7 +29,7 @@ from torch import Tensor
 from handmesh.checkpoint import load_latest_state, save_state, written_atomically
 from handmesh.config import TrainConfig, parse_config
 from handmesh.errors import CheckpointError, ConfigError
-from handmesh.mano import load_hand
+from handmesh.hand.layer import load_hand
 from handmesh.model import HandMeshNet
 from handmesh.run_record import METRICS, write_json
 from handmesh.train import build_network, write_model

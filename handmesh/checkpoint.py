@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 
 from handmesh.errors import CheckpointError
-from handmesh.mano import HandModel
+from handmesh.hand.layer import HandModel
 from handmesh.model import HandMeshNet
 from handmesh.model_file import FORMAT, RECORD, config_of, hand_of, read_record
 

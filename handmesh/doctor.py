@@ -18,7 +18,7 @@ from handmesh import __version__
 from handmesh.engine import bundled_model_path, open_engine
 from handmesh.errors import HandMeshError
 from handmesh.hand import Handedness, builtin_hand
-from handmesh.mano_file import load_hand, mano_file
+from handmesh.hand.mano_file import load_hand, mano_file
 
 PACKAGES = ("torch", "numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
 OPTIONAL_PACKAGES = {

@@ -24,8 +24,8 @@ from handmesh.data.labels import HandLabels, LabelledHand, RawSample
 from handmesh.errors import AssetError, DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import BONES, JOINT_NAMES, VERTEX_COUNT, HandArrays, Handedness, builtin_hand
+from handmesh.hand.mano_file import load_hand, mano_file
 from handmesh.image import read_image
-from handmesh.mano_file import load_hand, mano_file
 from handmesh.predictions import HandPoints, read_points
 
 logger = logging.getLogger(__name__)
@@ -356,7 +356,7 @@ def _candidates(own: HandArrays | None) -> list[tuple[str, HandArrays]]:
 def _posed(hand: HandArrays, pose: Array, betas: Array) -> Array:
     import torch
 
-    from handmesh.mano import HandModel
+    from handmesh.hand.layer import HandModel
 
     model = HandModel(hand)
     with torch.no_grad():

@@ -22,10 +22,10 @@ from handmesh.errors import DataError, ExportError
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_NAMES, HandArrays, Handedness
+from handmesh.hand.posing import HandPoser
 from handmesh.image import write_atomically
 from handmesh.mesh_io import generator
 from handmesh.predict import HandPrediction
-from handmesh.skinning import HandPoser
 from handmesh.smoothing import matrix_from_vector, vector_from_matrix
 
 LOG_FORMAT: Final = "handmesh.video"

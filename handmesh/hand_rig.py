@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from handmesh import anatomy
-from handmesh.hand import MANO_PARENTS, HandArrays
+from handmesh.hand import MANO_PARENTS, HandArrays, anatomy
 from handmesh.hand_surface import FILE_FINGERS, FINGERS, FOUR_FINGERS, Finger, bone_frame
 from handmesh.remesh import neighbours
 

@@ -13,8 +13,8 @@ from handmesh.data.batches import HandBatch, HeldOut, collate
 from handmesh.distributed import Ranks
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import HandOutput
+from handmesh.hand.layer import HandModel
 from handmesh.losses import HandTargets
-from handmesh.mano import HandModel
 from handmesh.mesh_io import vertex_normals
 from handmesh.model import HandMeshNet
 from handmesh.render import overlay

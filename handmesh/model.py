@@ -16,7 +16,7 @@ from handmesh.backbone import build_backbone
 from handmesh.config import IMAGE_MEAN, IMAGE_STD, ModelConfig
 from handmesh.geometry.rotation import matrix_from_6d
 from handmesh.hand import BETA_COUNT, JOINT_NAMES, MANO_JOINT_NAMES, HandOutput
-from handmesh.mano import HandModel
+from handmesh.hand.layer import HandModel
 
 _ROTATIONS = len(MANO_JOINT_NAMES)
 _IDENTITY_6D = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)

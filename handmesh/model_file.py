@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from handmesh.config import ModelConfig
 from handmesh.errors import CheckpointError
 from handmesh.hand import HandArrays
-from handmesh.mano_file import load_hand
+from handmesh.hand.mano_file import load_hand
 
 RECORD = "handmesh"  # the key of the record in the file's metadata
 FORMAT = 1

@@ -23,8 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 from handmesh.errors import ConfigError
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import MANO_JOINT_NAMES, HandArrays, Handedness
+from handmesh.hand.posing import HandPoser
 from handmesh.predict import HandPrediction
-from handmesh.skinning import HandPoser
 
 Array = NDArray[np.float64]
 

@@ -35,9 +35,9 @@ from handmesh.engine import find_model
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.grow import check_growth, grow
 from handmesh.hand import HandArrays, HandOutput
+from handmesh.hand.layer import HandModel, load_hand
 from handmesh.held_out import TEST_SET, draw_samples, evaluate_held_out, make_targets, selection_score
 from handmesh.losses import hand_loss, label_counts
-from handmesh.mano import HandModel, load_hand
 from handmesh.model import DenseHead, HandMeshNet, to_device
 from handmesh.model_file import config_of, read_record
 from handmesh.optimization import make_optimizer, set_learning_rate, update_average

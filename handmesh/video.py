@@ -30,6 +30,7 @@ from handmesh.detect import Detector
 from handmesh.errors import DataError, ExportError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness
+from handmesh.hand.posing import HandPoser
 from handmesh.hand_log import (
     HandLog,
     LogHeader,
@@ -41,7 +42,6 @@ from handmesh.hand_log import (
 )
 from handmesh.image import write_atomically
 from handmesh.predict import AUTO, HandPrediction, Predictor, overlay_hands
-from handmesh.skinning import HandPoser
 from handmesh.smoothing import Smoother, Smoothing
 from handmesh.track import Tracker, Tracking
 

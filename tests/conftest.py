@@ -88,7 +88,7 @@ def lively_network() -> Any:
 
     from handmesh.config import ModelConfig
     from handmesh.hand import builtin_hand
-    from handmesh.mano import HandModel
+    from handmesh.hand.layer import HandModel
     from handmesh.model import HandMeshNet
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -122,7 +122,7 @@ def stand_in_mano(tmp_path, monkeypatch) -> Any:
     from dataclasses import replace
 
     from handmesh.hand import builtin_hand
-    from handmesh.mano_file import add_mano, load_hand
+    from handmesh.hand.mano_file import add_mano, load_hand
 
     ours = builtin_hand()
     monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "mano"))

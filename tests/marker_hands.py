@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from handmesh.hand import JOINT_NAMES, HandOutput, builtin_hand
-from handmesh.skinning import HandPoser
+from handmesh.hand.posing import HandPoser
 
 WRIST, MIDDLE = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
 # Fingers up, palm to the camera: the model at rest points along -x, its palm along -y.

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from handmesh.animation import HandTrack, encode_animation, encode_bvh
 from handmesh.errors import ExportError
 from handmesh.hand import FINGERTIP_VERTICES, MANO_JOINT_NAMES, Handedness, builtin_hand
-from handmesh.skinning import HandPoser, joint_transforms
+from handmesh.hand.posing import HandPoser, joint_transforms
 from handmesh.smoothing import matrix_from_vector
 
 Y_UP = np.array([1.0, -1, -1])

@@ -8,7 +8,7 @@ import pytest
 import trimesh
 from scipy.spatial import cKDTree
 
-from handmesh import anatomy, builtin_hand
+from handmesh import builtin_hand
 from handmesh.errors import AssetError
 from handmesh.hand import (
     FINGER_NAMES,
@@ -17,6 +17,7 @@ from handmesh.hand import (
     MANO_PARENTS,
     HandArrays,
     Handedness,
+    anatomy,
 )
 from handmesh.hand import builtin_hand as shipped_hand
 

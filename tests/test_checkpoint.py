@@ -30,8 +30,8 @@ from handmesh.checkpoint import (
 from handmesh.cli import app
 from handmesh.errors import AssetError, CheckpointError
 from handmesh.hand import builtin_hand
-from handmesh.mano import HandModel
-from handmesh.mano_file import add_mano
+from handmesh.hand.layer import HandModel
+from handmesh.hand.mano_file import add_mano
 from handmesh.model import HandMeshNet
 
 CROPS = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -26,7 +26,7 @@ from handmesh.engine import (
 from handmesh.errors import CheckpointError, ConfigError
 from handmesh.graph_cache import graph_of
 from handmesh.hand import HandOutput, builtin_hand
-from handmesh.mano import HandModel
+from handmesh.hand.layer import HandModel
 from handmesh.model import HandMeshNet
 from handmesh.predict import Predictor
 

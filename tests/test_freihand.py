@@ -48,7 +48,7 @@ from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import FINGERTIP_VERTICES, Handedness, builtin_hand
-from handmesh.mano import HandModel
+from handmesh.hand.layer import HandModel
 from handmesh.synth import Backgrounds
 
 HAND = builtin_hand()

@@ -23,9 +23,9 @@ from handmesh.data.augment_gpu import BatchAugmenter
 from handmesh.data.batches import HandBatch
 from handmesh.data.live import RenderRing, as_batch
 from handmesh.hand import builtin_hand
+from handmesh.hand.layer import HandModel
 from handmesh.held_out import make_targets
 from handmesh.losses import hand_loss, label_counts
-from handmesh.mano import HandModel
 from handmesh.model import DenseHead, HandMeshNet, to_device
 from handmesh.synth.farm import Harvest
 from handmesh.train import Learner

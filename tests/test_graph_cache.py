@@ -88,7 +88,7 @@ def test_the_folder_stays_below_its_limit(model_file, lively_network, tmp_path, 
 def test_a_model_whose_hand_is_missing_is_refused_even_if_its_graph_is_there(
     lively_network, stand_in_mano, tmp_path, monkeypatch
 ):
-    from handmesh.mano import HandModel
+    from handmesh.hand.layer import HandModel
     from handmesh.model import HandMeshNet
 
     path = tmp_path / "mano.safetensors"

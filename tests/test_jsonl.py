@@ -24,7 +24,7 @@ from handmesh.data.photos import PhotoSource, changed_photo, occluded
 from handmesh.data.show import show
 from handmesh.errors import ConfigError, DataError
 from handmesh.hand import Handedness, builtin_hand
-from handmesh.mano import HandModel
+from handmesh.hand.layer import HandModel
 from handmesh.synth.dataset import write_dataset
 
 COUNT = 5

@@ -13,6 +13,7 @@ from torch import Tensor
 from handmesh.config import LossNorms, LossWeights
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
+from handmesh.hand.layer import HandModel
 from handmesh.losses import (
     HEATMAP_SIGMA,
     HandTargets,
@@ -22,7 +23,6 @@ from handmesh.losses import (
     label_counts,
     read_heatmaps,
 )
-from handmesh.mano import HandModel
 
 HAND = HandModel(builtin_hand())
 CELLS = 24  # of a heatmap's side

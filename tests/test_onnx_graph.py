@@ -12,7 +12,7 @@ from handmesh.backbone import VARIANTS
 from handmesh.config import ModelConfig
 from handmesh.errors import CheckpointError
 from handmesh.hand import HandOutput, builtin_hand
-from handmesh.mano import HandModel
+from handmesh.hand.layer import HandModel
 from handmesh.model import HandMeshNet
 from handmesh.onnx_graph import INPUT, build_graph
 

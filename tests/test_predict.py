@@ -28,8 +28,8 @@ from handmesh.errors import ConfigError, ExportError, ImageError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import BONES, JOINT_NAMES, Handedness, HandOutput, builtin_hand
+from handmesh.hand.layer import HandModel
 from handmesh.image import encode_image, read_photo
-from handmesh.mano import HandModel
 from handmesh.metrics import pa_rigid_mean_error
 from handmesh.predict import HandPrediction, Predictor, _Look, load_predictor, overlay_hands, save_predictions
 from handmesh.track import Tracker

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from handmesh.anatomy import palm_frame
 from handmesh.errors import DataError
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, MANO_PARENTS, builtin_hand
+from handmesh.hand.anatomy import palm_frame
 from handmesh.synth import (
     Backgrounds,
     CameraEffects,

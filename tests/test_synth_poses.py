@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from handmesh.anatomy import FINGER_ROOTS, JOINT_LIMITS, hand_angles, pose_from_angles, pose_mesh
 from handmesh.hand import MANO_JOINT_NAMES, builtin_hand
+from handmesh.hand.anatomy import FINGER_ROOTS, JOINT_LIMITS, hand_angles, pose_from_angles, pose_mesh
 from handmesh.synth.pose_prior import (
     BASE_POSES,
     PosePrior,

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from handmesh.anatomy import FINGER_ROOTS, bone_ends, palm_frame
 from handmesh.hand import builtin_hand
+from handmesh.hand.anatomy import FINGER_ROOTS, bone_ends, palm_frame
 from handmesh.synth import Backgrounds, PosePrior, SceneRenderer, SceneSettings, sample_generator
 from handmesh.synth import objects as things
 from handmesh.synth.pose_prior import BASE_POSES, bone_segments, forward_kinematics, limit_angles

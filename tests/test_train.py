@@ -21,9 +21,9 @@ from handmesh.distributed import Ranks
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
+from handmesh.hand.layer import HandModel
 from handmesh.held_out import evaluate_held_out
 from handmesh.losses import HandTargets
-from handmesh.mano import HandModel
 from handmesh.model import DenseHead, HandMeshNet
 from handmesh.optimization import learning_rate_at, make_optimizer, set_learning_rate, update_average
 from handmesh.train import build_network, count_steps, start_weights, train

@@ -7,7 +7,7 @@ import torch
 
 from handmesh.config import ModelConfig
 from handmesh.hand import builtin_hand
-from handmesh.mano import HandModel
+from handmesh.hand.layer import HandModel
 from handmesh.model import HandMeshNet
 from handmesh.unfold import unfold
 

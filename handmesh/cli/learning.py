@@ -187,7 +187,7 @@ def _synth_like_freihand(
     folder: Path, count: int, evaluation: int | None, seed: int, backgrounds: Path | None, hand_model: str
 ) -> None:
     from handmesh.data.like_freihand import write_like_freihand
-    from handmesh.mano_file import load_hand
+    from handmesh.hand.mano_file import load_hand
     from handmesh.synth import Backgrounds
 
     name = parse_hand_model(hand_model)

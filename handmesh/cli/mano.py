@@ -35,8 +35,8 @@ def mano_add(
       handmesh mano add mano_v1_2/models/MANO_RIGHT.pkl mano_v1_2/models/MANO_LEFT.pkl --fix-left-shape
     """
     from handmesh.hand import Handedness
-    from handmesh.mano_check import difference_from_smplx
-    from handmesh.mano_file import add_mano, handedness_of, read_mano
+    from handmesh.hand.mano_check import difference_from_smplx
+    from handmesh.hand.mano_file import add_mano, handedness_of, read_mano
 
     # All are read before any is kept; right hands first, since a left one is compared with them.
     sides = {file: handedness_of(read_mano(file)) for file in files}

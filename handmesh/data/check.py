@@ -22,8 +22,8 @@ from handmesh.data.jsonl import LABELS_FILE, JsonlData, parse_labels
 from handmesh.data.labels import HandLabels
 from handmesh.errors import AssetError, DataError, ImageError
 from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand
+from handmesh.hand.mano_file import load_hand
 from handmesh.image import MAX_BYTES, read_header
-from handmesh.mano_file import load_hand
 from handmesh.metrics import pa_mean_error
 
 Floats = NDArray[np.float64]
@@ -198,7 +198,7 @@ def _decoded_vertices(parameters: Floats, K: Floats, hand: HandArrays) -> Floats
     """FreiHAND's (N, 1, 61) parameters -> (N, 778, 3) m in the camera, the way its authors decode them."""
     import torch
 
-    from handmesh.mano import HandModel
+    from handmesh.hand.layer import HandModel
 
     pose, betas, root_keypoint, scale = decode_mano(parameters, hand.hands_mean)
     with torch.no_grad():

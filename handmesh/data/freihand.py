@@ -33,12 +33,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.anatomy import rotation_from_vector
 from handmesh.data.json_arrays import iterate_json_array, read_json_array
 from handmesh.data.labels import HandLabels, LabelledHand, RawSample
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import FINGERTIP_VERTICES, HandArrays
+from handmesh.hand.anatomy import rotation_from_vector
 
 __all__ = [
     "FreiHand",

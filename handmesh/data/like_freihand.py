@@ -24,11 +24,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.anatomy import pose_mesh, vector_from_rotation
 from handmesh.data.freihand import ABOUT, IMAGE_SIZE, SPLITS, VERSIONS, encode_mano
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand
+from handmesh.hand.anatomy import pose_mesh, vector_from_rotation
 from handmesh.synth import (
     Backgrounds,
     CameraEffects,

@@ -17,7 +17,7 @@ from handmesh.data.labels import CropProtocol, RawData, RawSample, crop_protocol
 from handmesh.errors import AssetError, DataError
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, builtin_hand
-from handmesh.mano_file import HandName, load_hand
+from handmesh.hand.mano_file import HandName, load_hand
 from handmesh.mesh_io import vertex_normals
 from handmesh.render import HAND_COLORS, draw_skeleton, overlay
 

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.anatomy import SurfaceAnatomy
 from handmesh.hand import MANO_JOINT_NAMES, HandArrays
+from handmesh.hand.anatomy import SurfaceAnatomy
 from handmesh.synth import shade as kernels
 from handmesh.synth.shade import ATTRIBUTE_COUNT, Channel, Look, Material
 

@@ -1,7 +1,7 @@
 """Which poses hands take: a library of everyday hand shapes, mixed, varied, held to joint limits and kept from
 passing through themselves.
 
-Poses are (16, 3) anatomical angles in radians (flexion, abduction, twist per joint; `handmesh.anatomy`), MANO's joint
+Poses are (16, 3) anatomical angles in radians (flexion, abduction, twist per joint; `handmesh.hand.anatomy`), MANO's joint
 order. `PosePrior.sample` returns rotations.
 """
 
@@ -14,7 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from handmesh.anatomy import (
+from handmesh.hand import MANO_PARENTS, HandArrays
+from handmesh.hand.anatomy import (
     FINGER_ROOTS,
     JOINT_LIMITS,
     bone_ends,
@@ -22,7 +23,6 @@ from handmesh.anatomy import (
     hand_angles,
     rotation_from_vector,
 )
-from handmesh.hand import MANO_PARENTS, HandArrays
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +36,7 @@ class BasePose(NamedTuple):
 
 
 def _base(weight: float, holds: str, *fingers: tuple[float, ...]) -> BasePose:
-    """Fingers in the order thumb, index, middle, ring, pinky, degrees as in `handmesh.anatomy.hand_angles`."""
+    """Fingers in the order thumb, index, middle, ring, pinky, degrees as in `handmesh.hand.anatomy.hand_angles`."""
     return BasePose(hand_angles(*fingers), holds, weight)
 
 

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.anatomy import bone_ends, palm_frame, surface_anatomy
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, HandArrays
+from handmesh.hand.anatomy import bone_ends, palm_frame, surface_anatomy
 from handmesh.synth import objects, parts
 from handmesh.synth import shade as kernels
 from handmesh.synth.backgrounds import Backgrounds, skin_color

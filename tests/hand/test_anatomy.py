@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handmesh import anatomy
-from handmesh.hand import FINGERTIP_VERTICES, MANO_JOINT_NAMES, HandArrays, Handedness, builtin_hand
+from handmesh.hand import FINGERTIP_VERTICES, MANO_JOINT_NAMES, HandArrays, Handedness, anatomy, builtin_hand
 
 MCPS = [MANO_JOINT_NAMES.index(f"{finger}_mcp") for finger in ("index", "middle", "ring", "pinky")]
 

@@ -219,7 +219,7 @@ def pose_mesh(hand: HandArrays, pose: Floats, betas: Floats | None = None) -> tu
     """Pose a hand: (*B, 16, 3, 3) rotations, (*B, 10) betas -> (*B, 778, 3) vertices, (*B, 16, 3) joints, metres.
 
     MANO's function, in numpy: shape and pose offsets, then linear blend skinning (Romero et al. 2017, eq. 1-4). The
-    joints are those of the kinematic tree, in MANO's order. `handmesh.mano.HandModel` is the differentiable one.
+    joints are those of the kinematic tree, in MANO's order. `handmesh.hand.layer.HandModel` is the differentiable one.
     """
     pose = np.asarray(pose, float)
     shaped = (

@@ -31,9 +31,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.anatomy import palm_frame
 from handmesh.errors import AssetError, ExportError
 from handmesh.hand import HandArrays, Handedness, builtin_hand
+from handmesh.hand.anatomy import palm_frame
 from handmesh.image import write_atomically
 from handmesh.system.paths import user_data_folder
 
@@ -63,7 +63,7 @@ def mano_directory() -> Path:
     """
     if given := os.environ.get("HANDMESH_MANO_DIR"):
         return Path(given)
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     if (checkout / "mano_assets").is_dir() and (checkout / "pyproject.toml").is_file():
         return checkout / "mano_assets"
     return user_data_folder() / "mano"

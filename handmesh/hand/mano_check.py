@@ -14,7 +14,7 @@ import torch
 
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandArrays
-from handmesh.mano import HandModel
+from handmesh.hand.layer import HandModel
 
 
 def difference_from_smplx(arrays: HandArrays, count: int = 64, seed: int = 0) -> float | None:

@@ -20,7 +20,7 @@ from handmesh.hand import (
     Handedness,
     builtin_hand,
 )
-from handmesh.mano import HandModel
+from handmesh.hand.layer import HandModel
 
 
 @pytest.fixture(scope="module", params=list(Handedness))

@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from handmesh import mano_file
 from handmesh.errors import AssetError
-from handmesh.hand import HandArrays, Handedness, builtin_hand
-from handmesh.mano import HandModel, read_mano
-from handmesh.mano_file import add_mano, handedness_of, has_left_shape_bug, load_hand, mano_directory
+from handmesh.hand import HandArrays, Handedness, builtin_hand, mano_file
+from handmesh.hand.layer import HandModel, read_mano
+from handmesh.hand.mano_file import add_mano, handedness_of, has_left_shape_bug, load_hand, mano_directory
 
 RIGHT, LEFT = builtin_hand(), builtin_hand(Handedness.LEFT)
 
@@ -293,7 +292,7 @@ def test_reading_needs_no_chumpy_and_leaves_no_module_behind(right_file):
         ("scipy.sparse.csc", "__class__"),
         ("chumpy.utils", "timer"),
         ("chumpy.ch", "Ch.__init__"),
-        ("handmesh.mano_file", "_Recorder"),
+        ("handmesh.hand.mano_file", "_Recorder"),
     ],
 )
 def test_nothing_a_pickle_names_is_ever_called(module, name, tmp_path):
@@ -557,15 +556,15 @@ def test_hands_by_name():
 
 def test_where_files_live(monkeypatch, tmp_path):
     monkeypatch.delenv("HANDMESH_MANO_DIR", raising=False)
-    assert mano_directory() == Path(__file__).resolve().parent.parent / "mano_assets", "a checkout's own folder"
-    monkeypatch.setattr(mano_file, "__file__", str(tmp_path / "site-packages" / "handmesh" / "mano_file.py"))
+    assert mano_directory() == Path(__file__).resolve().parents[2] / "mano_assets", "a checkout's own folder"
+    monkeypatch.setattr(mano_file, "__file__", str(tmp_path / "site-packages" / "handmesh" / "hand" / "mano_file.py"))
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
     assert mano_directory() == tmp_path / "share" / "handmesh" / "mano", "a user's, for an installed package"
 
 
 def test_git_ignores_whatever_is_put_there():
-    rules = (Path(__file__).parent.parent / "mano_assets" / ".gitignore").read_text().split("\n")
+    rules = (Path(__file__).parents[2] / "mano_assets" / ".gitignore").read_text().split("\n")
     assert "*" in rules
     assert {rule for rule in rules if rule.startswith("!")} == {"!.gitignore", "!README.md"}
 
@@ -574,7 +573,7 @@ def test_no_archive_of_ours_takes_them_along():
     """Build tools do not read a folder's own .gitignore."""
     import tomllib
 
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     allowed = {"mano_assets/README.md", "mano_assets/.gitignore"}
     assert {name for name in included if name.startswith("mano_assets")} <= allowed
@@ -582,7 +581,7 @@ def test_no_archive_of_ours_takes_them_along():
 
 def test_what_was_read_is_the_same_function_as_smplxs(right_file):
     pytest.importorskip("smplx", reason="smplx is not installed: pip install 'handmesh[mano]'")
-    from handmesh.mano_check import difference_from_smplx
+    from handmesh.hand.mano_check import difference_from_smplx
 
     arrays = read_mano(right_file)
     difference = difference_from_smplx(arrays, count=4)

@@ -6,8 +6,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from handmesh.hand import builtin_hand
-from handmesh.mano import HandModel
-from handmesh.skinning import HandPoser
+from handmesh.hand.layer import HandModel
+from handmesh.hand.posing import HandPoser
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

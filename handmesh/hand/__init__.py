@@ -1,0 +1,42 @@
+"""What a hand is: joints and their order, the arrays of a hand model, how it is posed and how MANO's files are read.
+
+The names here need no torch; `handmesh.hand.layer` does.
+"""
+
+from handmesh.hand.arrays import (
+    BETA_COUNT,
+    BONES,
+    FACE_COUNT,
+    FINGER_NAMES,
+    FINGERTIP_NAMES,
+    FINGERTIP_VERTICES,
+    JOINT_NAMES,
+    JOINT_PARENTS,
+    JOINTS_FROM_MANO,
+    MANO_JOINT_NAMES,
+    MANO_PARENTS,
+    VERTEX_COUNT,
+    HandArrays,
+    Handedness,
+    HandOutput,
+    builtin_hand,
+)
+
+__all__ = [
+    "BETA_COUNT",
+    "BONES",
+    "FACE_COUNT",
+    "FINGERTIP_NAMES",
+    "FINGERTIP_VERTICES",
+    "FINGER_NAMES",
+    "JOINTS_FROM_MANO",
+    "JOINT_NAMES",
+    "JOINT_PARENTS",
+    "MANO_JOINT_NAMES",
+    "MANO_PARENTS",
+    "VERTEX_COUNT",
+    "HandArrays",
+    "HandOutput",
+    "Handedness",
+    "builtin_hand",
+]
