@@ -1,6 +1,6 @@
 """How the built-in hand moves and varies: skinning weights, joint regressor, shape directions, pose correctives, poses.
 
-Weights, regressor and shape directions are worked out in the modelling frame of `handmesh.hand_surface`
+Weights, regressor and shape directions are worked out in the modelling frame of `handmesh.builtin_hand.surface`
 (millimetres; distal, radial, dorsal); pose correctives and pose space in the hand's rest frame (metres, radians).
 """
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from handmesh.builtin_hand.remesh import neighbours
+from handmesh.builtin_hand.surface import FILE_FINGERS, FINGERS, FOUR_FINGERS, Finger, bone_frame
 from handmesh.hand import MANO_PARENTS, HandArrays, anatomy
-from handmesh.hand_surface import FILE_FINGERS, FINGERS, FOUR_FINGERS, Finger, bone_frame
-from handmesh.remesh import neighbours
 
 Floats = NDArray[np.float64]
 Faces = NDArray[np.int64]

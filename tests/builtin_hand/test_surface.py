@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from handmesh import hand_surface
-from handmesh.builtin_hand import ORIGIN_FROM_WRIST
+from handmesh.builtin_hand import surface as hand_surface
+from handmesh.builtin_hand.generate import ORIGIN_FROM_WRIST
 from handmesh.hand import builtin_hand
 
 

@@ -8,7 +8,7 @@ import pytest
 import trimesh
 from scipy.spatial import cKDTree
 
-from handmesh import builtin_hand
+from handmesh.builtin_hand import generate as builtin_hand
 from handmesh.errors import AssetError
 from handmesh.hand import (
     FINGER_NAMES,

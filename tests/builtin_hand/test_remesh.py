@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from handmesh import remesh
+from handmesh.builtin_hand import remesh
 from handmesh.errors import AssetError
 
 RADIUS = 9.7

@@ -5,8 +5,8 @@
     python -m handmesh.builtin_hand --sheet PATH      draw it from six sides in every named pose
 
 `generate` builds a right hand in the exact array format of a MANO file (same keys, shapes, vertex numbering where
-public code relies on it), so that every tool for MANO runs on it: `handmesh.hand_surface` is its skin as a signed
-distance, `handmesh.remesh` makes 778 vertices of it, `handmesh.hand_rig` makes it move and vary. It is not MANO's
+public code relies on it), so that every tool for MANO runs on it: `handmesh.builtin_hand.surface` is its skin as a signed
+distance, `handmesh.builtin_hand.remesh` makes 778 vertices of it, `handmesh.builtin_hand.rig` makes it move and vary. It is not MANO's
 shape and its betas and poses are not MANO's. The same machine gives the same bytes; docs/builtin_hand.md has the
 numbers, their sources, the measured quality and the picture.
 
@@ -25,11 +25,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh import hand_rig, hand_surface, remesh
+from handmesh.builtin_hand import remesh
+from handmesh.builtin_hand import rig as hand_rig
+from handmesh.builtin_hand import surface as hand_surface
+from handmesh.builtin_hand.rig import SHAPE_NAMES
+from handmesh.builtin_hand.surface import FINGERS, FOUR_FINGERS, WRIST_CUT
 from handmesh.errors import HandMeshError
 from handmesh.hand import FACE_COUNT, FINGER_NAMES, FINGERTIP_VERTICES, MANO_PARENTS, VERTEX_COUNT, HandArrays, anatomy
-from handmesh.hand_rig import SHAPE_NAMES
-from handmesh.hand_surface import FINGERS, FOUR_FINGERS, WRIST_CUT
 
 __all__ = [
     "OTHER_FINGERTIP_VERTICES",
@@ -47,7 +49,7 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 Faces = NDArray[np.int64]
 
-SHIPPED = Path(__file__).parent / "assets" / "builtin_right.npz"
+SHIPPED = Path(__file__).parents[1] / "assets" / "builtin_right.npz"
 
 # Vertices of the open wrist in the order of the public closing faces (a fan [loop[i - 1], loop[i], centre] faces out).
 WRIST_LOOP = (108, 79, 78, 121, 214, 215, 279, 239, 234, 92, 38, 122, 118, 117, 119, 120)
@@ -290,7 +292,8 @@ def contact_sheet(hand: HandArrays, cell: int = 190) -> NDArray[np.uint8]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line of this module; the exit code is 0 only when everything asked for was done."""
     parser = argparse.ArgumentParser(
-        prog="python -m handmesh.builtin_hand", description="Generate the built-in hand, or measure or draw it."
+        prog="python -m handmesh.builtin_hand",
+        description="Generate the built-in hand, or measure or draw it.",
     )
     parser.add_argument("--out", type=Path, default=SHIPPED, help="the hand's .npz file (default: the shipped one)")
     parser.add_argument("--check", action="store_true", help="generate nothing: measure the hand in that file")
@@ -336,7 +339,3 @@ def _log_quality(hand: HandArrays) -> None:
         quality = measure(hand, anatomy.pose_from_angles(hand, angles))
         change = 100 * (quality.volume_cm3 / rest.volume_cm3 - 1)
         logger.info("%-10s  %10.1f  %+5.1f%%  %12d  %20d", name, quality.volume_cm3, change, *quality[1:])
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
