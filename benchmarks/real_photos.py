@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh import metrics
+from handmesh.draw.render import draw_skeleton
 from handmesh.hand import FINGERTIP_VERTICES, JOINTS_FROM_MANO, builtin_hand
 from handmesh.image import encode_image, read_image, write_atomically
 from handmesh.predict import HandPrediction, load_predictor
-from handmesh.render import draw_skeleton
 from handmesh.synth import PosePrior
 
 

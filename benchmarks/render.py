@@ -21,7 +21,7 @@ import numpy as np
 from handmesh.hand import builtin_hand
 hand = builtin_hand()
 loaded = time.perf_counter()
-from handmesh import render
+from handmesh.draw import render
 imported = time.perf_counter()
 render.overlay(np.zeros((480, 640, 3), np.uint8), hand.v_template * 2000 + [320, 240, 0], hand.faces)
 print(f"{imported - loaded:.2f} {time.perf_counter() - imported:.2f}")
@@ -54,7 +54,7 @@ def main() -> None:
 
     import numpy as np
 
-    from handmesh import render
+    from handmesh.draw import render
     from handmesh.hand import builtin_hand
     from handmesh.mesh_io import vertex_normals
 

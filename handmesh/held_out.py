@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from handmesh import metrics
 from handmesh.data.batches import HandBatch, HeldOut, collate
 from handmesh.distributed import Ranks
+from handmesh.draw.render import overlay
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import HandOutput
 from handmesh.hand.layer import HandModel
 from handmesh.losses import HandTargets
 from handmesh.mesh_io import vertex_normals
 from handmesh.model import HandMeshNet
-from handmesh.render import overlay
 
 Floats = NDArray[np.float64]
 

@@ -267,7 +267,7 @@ def contact_sheet(hand: HandArrays, cell: int = 190) -> NDArray[np.uint8]:
     """Every named pose (rows) from six sides (columns) -> (rows * cell, 6 * cell, 3) uint8 RGB. For a right hand."""
     import cv2  # for the labels; on first use, as generating and measuring need no drawing
 
-    from handmesh.render import overlay
+    from handmesh.draw.render import overlay
 
     rows = []
     for name, angles in anatomy.POSES.items():

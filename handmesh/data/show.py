@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from handmesh.data.freihand import FreiHand, available_splits
 from handmesh.data.jsonl import LABELS_FILE, JsonlData
 from handmesh.data.labels import CropProtocol, RawData, RawSample, crop_protocol
+from handmesh.draw.render import HAND_COLORS, draw_skeleton, overlay
 from handmesh.errors import AssetError, DataError
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, builtin_hand
 from handmesh.hand.mano_file import HandName, load_hand
 from handmesh.mesh_io import vertex_normals
-from handmesh.render import HAND_COLORS, draw_skeleton, overlay
 
 TILE = 224  # px
 

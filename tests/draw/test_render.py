@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from handmesh import render
+from handmesh.draw import render
 from handmesh.errors import ConfigError, ImageError
 from handmesh.hand import BONES, JOINT_NAMES, builtin_hand
 from handmesh.mesh_io import vertex_normals
@@ -361,7 +361,7 @@ def test_without_a_place_for_machine_code_it_is_compiled_anew():
 def test_pytorch3d_is_asked_for_by_name():
     if importlib.util.find_spec("pytorch3d"):
         pytest.skip("PyTorch3D is installed: the next test uses it")
-    from handmesh import render_pytorch3d
+    from handmesh.draw import pytorch3d as render_pytorch3d
 
     with pytest.raises(ConfigError, match=r"INSTALL\.md"):
         render_pytorch3d.render_mesh(*rectangle(0, 0, 5, 5), (8, 8))
@@ -374,7 +374,7 @@ def test_pytorch3d_draws_the_same(size):
         reason="PyTorch3D is not installed; build it from source: "
         "https://github.com/facebookresearch/pytorch3d/blob/main/INSTALL.md",
     )
-    from handmesh import render_pytorch3d
+    from handmesh.draw import pytorch3d as render_pytorch3d
 
     vertices, faces, normals = hand_in_image(900.0, (size[0] / 2, size[1] / 2))
     ours = render.render_mesh(vertices, faces, size, normals=normals).astype(int)

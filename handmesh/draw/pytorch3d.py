@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from handmesh.draw.render import HAND_COLORS, ImageMesh, drawable_scene, shade_surface
 from handmesh.errors import ConfigError
 from handmesh.hand import Handedness
-from handmesh.render import HAND_COLORS, ImageMesh, drawable_scene, shade_surface
 
 
 def render_mesh(
