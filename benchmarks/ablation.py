@@ -24,8 +24,8 @@ from real_photos import box_of
 
 from handmesh import metrics
 from handmesh.config import TrainConfig, parse_config
+from handmesh.files.image import read_image
 from handmesh.hand import builtin_hand
-from handmesh.image import read_image
 from handmesh.predict import Predictor, load_predictor
 from handmesh.run_record import write_json
 from handmesh.synth import Backgrounds, SceneRenderer, SceneSettings, SyntheticSample, sample_generator

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh import metrics
+from handmesh.files.image import write_atomically
 from handmesh.hand import builtin_hand
-from handmesh.image import write_atomically
 from handmesh.losses import FOUND_ERROR
 from handmesh.predict import load_predictor
 from handmesh.synth import Backgrounds, SceneRenderer, SceneSettings, camera_effects, sample_generator

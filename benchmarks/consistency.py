@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from handmesh import metrics
 from handmesh.cli.shell import IMAGE_SUFFIXES
+from handmesh.files.image import read_image
 from handmesh.hand import builtin_hand
-from handmesh.image import read_image
 from handmesh.predict import load_predictor
 from handmesh.synth import SceneRenderer, SceneSettings, sample_generator
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh import metrics
+from handmesh.files.image import encode_image, write_atomically
 from handmesh.hand import builtin_hand
-from handmesh.image import encode_image, write_atomically
 from handmesh.predict import HandPrediction, load_predictor
 from handmesh.synth import CameraEffects, SceneRenderer, SceneSettings, SyntheticSample, sample_generator
 

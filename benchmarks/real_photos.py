@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from handmesh import metrics
 from handmesh.draw.render import draw_skeleton
+from handmesh.files.image import encode_image, read_image, write_atomically
 from handmesh.hand import FINGERTIP_VERTICES, JOINTS_FROM_MANO, builtin_hand
-from handmesh.image import encode_image, read_image, write_atomically
 from handmesh.predict import HandPrediction, load_predictor
 from handmesh.synth import PosePrior
 

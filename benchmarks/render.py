@@ -55,8 +55,8 @@ def main() -> None:
     import numpy as np
 
     from handmesh.draw import render
+    from handmesh.files.mesh import vertex_normals
     from handmesh.hand import builtin_hand
-    from handmesh.mesh_io import vertex_normals
 
     hand = builtin_hand()
     # Fingers up, palm to the viewer.

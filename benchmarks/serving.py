@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from handmesh.engine import Engine, open_engine
-from handmesh.image import encode_image, read_image
+from handmesh.files.image import encode_image, read_image
 from handmesh.predict import Predictor
 
 CONNECTIONS = (1, 8, 64)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from handmesh.clip import VideoWriter
+from handmesh.files.video import VideoWriter
 from handmesh.hand import builtin_hand
 from handmesh.synth import Backgrounds, SceneRenderer, SceneSettings, Shot, view_rotation
 from handmesh.synth.camera_effects import composite

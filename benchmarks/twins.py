@@ -25,10 +25,10 @@ from real_photos import box_of
 from scipy.spatial.transform import Rotation
 
 from handmesh import metrics
+from handmesh.files.image import read_image
 from handmesh.geometry.rotation import matrix_from_vector, vector_from_matrix
 from handmesh.hand import builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.image import read_image
 from handmesh.predict import Predictor, load_predictor
 from handmesh.synth import PosePrior, SceneRenderer, SceneSettings, SyntheticSample
 from handmesh.synth.scene import Shot

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from handmesh.files.image import encode_image, write_atomically
 from handmesh.hand import builtin_hand
-from handmesh.image import encode_image, write_atomically
 from handmesh.synth import SceneRenderer, SceneSettings, sample_generator
 
 SEED = 2026

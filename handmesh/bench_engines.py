@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from handmesh.bench import Clock, lead_in, time_in_turns, torch_threads
 from handmesh.engine import Engine, default_threads, find_model, open_engine
 from handmesh.errors import ConfigError
+from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandOutput, builtin_hand
-from handmesh.image import encode_image, read_photo
 
 # engine, precision; "torch-unfolded" is the network as it is trained, and needs a bare architecture.
 VARIANTS = {
@@ -295,8 +295,8 @@ def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
     import onnx
 
     from handmesh.engine import OnnxEngine
+    from handmesh.files.mesh import encode_hands
     from handmesh.graph_cache import graph_of
-    from handmesh.mesh_io import encode_hands
     from handmesh.onnx_graph import POOLED
     from handmesh.predict import Predictor, as_mesh_hand
     from handmesh.synth import SceneRenderer, sample_generator

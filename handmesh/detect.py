@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import AssetError, ConfigError
+from handmesh.files.image import Photo
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness
-from handmesh.image import Photo
 from handmesh.predict import AUTO, Box, HandPrediction, Predictor, Source
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from handmesh import metrics
 from handmesh.errors import DataError
+from handmesh.files.image import write_atomically
 from handmesh.hand import FINGER_NAMES, JOINT_NAMES, JOINTS_FROM_MANO, VERTEX_COUNT
-from handmesh.image import write_atomically
 from handmesh.predictions import HandPoints
 
 Array = NDArray[np.float64]

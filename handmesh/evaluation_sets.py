@@ -22,10 +22,10 @@ from handmesh.data.freihand import PREPARED, FreiHand, labelled_hand_of
 from handmesh.data.jsonl import JsonlData, parse_labels
 from handmesh.data.labels import HandLabels, LabelledHand, RawSample
 from handmesh.errors import AssetError, DataError
+from handmesh.files.image import read_image
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import BONES, JOINT_NAMES, VERTEX_COUNT, HandArrays, Handedness, builtin_hand
 from handmesh.hand.mano_file import load_hand, mano_file
-from handmesh.image import read_image
 from handmesh.predictions import HandPoints, read_points
 
 logger = logging.getLogger(__name__)

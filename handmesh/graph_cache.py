@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import ExportError
-from handmesh.image import write_atomically
+from handmesh.files.image import write_atomically
 from handmesh.model_file import config_of, hand_of, read_record, read_weights, sha256_of
 from handmesh.system.paths import CACHE_VARIABLE, user_cache_folder
 

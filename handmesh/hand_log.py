@@ -17,14 +17,14 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.animation import HandTrack
 from handmesh.errors import DataError, ExportError
+from handmesh.files.animation import HandTrack
+from handmesh.files.image import write_atomically
+from handmesh.files.mesh import generator
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_NAMES, HandArrays, Handedness
 from handmesh.hand.posing import HandPoser
-from handmesh.image import write_atomically
-from handmesh.mesh_io import generator
 from handmesh.predict import HandPrediction
 from handmesh.smoothing import matrix_from_vector, vector_from_matrix
 

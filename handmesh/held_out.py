@@ -12,11 +12,11 @@ from handmesh import metrics
 from handmesh.data.batches import HandBatch, HeldOut, collate
 from handmesh.distributed import Ranks
 from handmesh.draw.render import overlay
+from handmesh.files.mesh import vertex_normals
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import HandOutput
 from handmesh.hand.layer import HandModel
 from handmesh.losses import HandTargets
-from handmesh.mesh_io import vertex_normals
 from handmesh.model import HandMeshNet
 
 Floats = NDArray[np.float64]

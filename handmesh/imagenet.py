@@ -21,7 +21,7 @@ from handmesh.backbone import FastViT, build_backbone
 from handmesh.backbone_weights import load_backbone_weights
 from handmesh.config import IMAGE_MEAN, IMAGE_STD
 from handmesh.errors import CheckpointError, DataError, ImageError
-from handmesh.image import read_header
+from handmesh.files.image import read_header
 from handmesh.weights import read_stored_weights
 
 SIZE = 256  # px, side of the square that all variants were trained and published with

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from handmesh.errors import DataError
+from handmesh.files.image import write_atomically
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES
-from handmesh.image import write_atomically
 
 Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]  # (bytes read, bytes in all)

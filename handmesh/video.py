@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from handmesh.animation import encode_animation, encode_bvh
-from handmesh.clip import Codec, Frame, FrameSource, Image, VideoWriter
 from handmesh.detect import Detector
 from handmesh.errors import DataError, ExportError
+from handmesh.files.animation import encode_animation, encode_bvh
+from handmesh.files.image import write_atomically
+from handmesh.files.video import Codec, Frame, FrameSource, Image, VideoWriter
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness
 from handmesh.hand.posing import HandPoser
@@ -40,7 +41,6 @@ from handmesh.hand_log import (
     read_tracks,
     record_of,
 )
-from handmesh.image import write_atomically
 from handmesh.predict import AUTO, HandPrediction, Predictor, overlay_hands
 from handmesh.smoothing import Smoother, Smoothing
 from handmesh.track import Tracker, Tracking

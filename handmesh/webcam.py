@@ -22,14 +22,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.animation import encode_animation
-from handmesh.clip import Capture, Codec, Frame, FrameSource, Image, VideoWriter
 from handmesh.errors import ConfigError, HandMeshError
+from handmesh.files.animation import encode_animation
+from handmesh.files.image import encode_image, write_atomically
+from handmesh.files.video import Capture, Codec, Frame, FrameSource, Image, VideoWriter
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness
 from handmesh.hand_log import HandLog, LogHeader, posers_of, read_tracks, record_of
-from handmesh.image import encode_image, write_atomically
 from handmesh.predict import AUTO, Box, HandPrediction, Predictor, overlay_hands, parse_side
 from handmesh.video import ANIMATION_NAME, LOG_NAME, OVERLAY_NAME, LiveHands, Tracked
 

@@ -22,8 +22,8 @@ from handmesh.detect import (
     predict_detected,
 )
 from handmesh.errors import AssetError, ConfigError
+from handmesh.files.image import read_photo
 from handmesh.hand import Handedness
-from handmesh.image import read_photo
 from handmesh.predict import Predictor
 
 RIGHT, LEFT = Handedness.RIGHT, Handedness.LEFT

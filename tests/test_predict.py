@@ -25,11 +25,11 @@ from scipy.spatial.transform import Rotation
 import handmesh
 from handmesh.engine import TorchEngine, bundled_model_path, open_engine
 from handmesh.errors import ConfigError, ExportError, ImageError
+from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import BONES, JOINT_NAMES, Handedness, HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.image import encode_image, read_photo
 from handmesh.metrics import pa_rigid_mean_error
 from handmesh.predict import HandPrediction, Predictor, _Look, load_predictor, overlay_hands, save_predictions
 from handmesh.track import Tracker

@@ -32,7 +32,7 @@ from python_multipart.multipart import parse_form
 from server_harness import DotEngine, photo, running, settings, talk_to
 
 from handmesh.errors import ConfigError
-from handmesh.image import encode_image
+from handmesh.files.image import encode_image
 
 
 def flood(server, count: int, threads: int, content: bytes | None = None, **options) -> Counter:

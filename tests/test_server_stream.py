@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 
 import handmesh
 from handmesh.engine import open_engine
-from handmesh.image import encode_image, read_photo
+from handmesh.files.image import encode_image, read_photo
 from handmesh.predict import Predictor
 
 TOKEN = "correct-horse-battery-staple"

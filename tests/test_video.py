@@ -10,13 +10,13 @@ from marker_hands import MarkerEngine, draw, hand_at
 from typer.testing import CliRunner
 
 from handmesh.cli import app
-from handmesh.clip import ClipSource, FolderSource
 from handmesh.errors import DataError
+from handmesh.files.image import encode_image, write_atomically
+from handmesh.files.video import ClipSource, FolderSource
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness, builtin_hand
 from handmesh.hand.posing import HandPoser
 from handmesh.hand_log import hand_of, posers_of, read_frames, read_header, read_tracks, record_of
-from handmesh.image import encode_image, write_atomically
 from handmesh.predict import Predictor
 from handmesh.smoothing import Smoothing, matrix_from_vector
 from handmesh.video import LiveHands, VideoOptions, convert_clip

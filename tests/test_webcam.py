@@ -9,10 +9,10 @@ from marker_hands import MarkerEngine, draw, hand_at
 from typer.testing import CliRunner
 
 from handmesh.cli import app
-from handmesh.clip import ClipSource, FolderSource
 from handmesh.errors import ConfigError, ImageError
+from handmesh.files.image import encode_image, read_image, write_atomically
+from handmesh.files.video import ClipSource, FolderSource
 from handmesh.hand_log import read_frames
-from handmesh.image import encode_image, read_image, write_atomically
 from handmesh.predict import Predictor
 from handmesh.smoothing import Smoothing
 from handmesh.video import LiveHands

@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _write_sheet(hand: HandArrays, path: Path) -> None:
     from PIL import Image
 
-    from handmesh.image import write_atomically
+    from handmesh.files.image import write_atomically
 
     # Skin on white has few colours: a palette makes the file a third of the size.
     picture = Image.fromarray(contact_sheet(hand)).quantize(

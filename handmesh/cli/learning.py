@@ -155,8 +155,8 @@ def synth(
         raise ConfigError("--evaluation and --hand-model go with --like-freihand only.")
     if sheet is not None and sheet.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"--sheet {sheet}: wanted a picture's name that ends in {', '.join(IMAGE_SUFFIXES)}.")
+    from handmesh.files.image import encode_image, write_atomically
     from handmesh.hand import builtin_hand
-    from handmesh.image import encode_image, write_atomically
     from handmesh.synth import Backgrounds, SceneRenderer, contact_sheet, sample_generator, write_dataset
 
     with progress_bar() as progress:

@@ -92,7 +92,7 @@ def _bench_engines(
 ) -> None:
     from handmesh.bench import as_json, describe_machine
     from handmesh.bench_engines import DEFAULT_VARIANTS, bench_engines, bench_stages
-    from handmesh.image import write_atomically
+    from handmesh.files.image import write_atomically
 
     machine = describe_machine()
     measured = bench_engines(
@@ -165,7 +165,7 @@ def _bench_backbones(
 ) -> None:
     from handmesh.backbone import VARIANTS
     from handmesh.bench import as_json, bench_backbones, describe_machine
-    from handmesh.image import write_atomically
+    from handmesh.files.image import write_atomically
 
     chosen = tuple(VARIANTS) if names == "all" else parse_list(names)
     chosen_engines = parse_list(engines) if engines else ["torch", "onnxruntime"]

@@ -96,7 +96,7 @@ def predict(
 
     from handmesh.detect import open_detector, predict_detected
     from handmesh.engine import default_threads
-    from handmesh.image import LargePhoto, Photo, encode_image, open_photo, read_photo, write_atomically
+    from handmesh.files.image import LargePhoto, Photo, encode_image, open_photo, read_photo, write_atomically
     from handmesh.predict import load_predictor, overlay_hands, save_predictions
 
     finder, finding = open_detector(detector), threading.Lock()
@@ -173,7 +173,7 @@ def demo(
     """
     import numpy as np
 
-    from handmesh.image import encode_image, read_photo, write_atomically
+    from handmesh.files.image import encode_image, read_photo, write_atomically
     from handmesh.predict import load_predictor, overlay_hands, save_predictions
 
     started = time.perf_counter()

@@ -68,7 +68,7 @@ def video(
 
       handmesh video party.mp4 --detector mediapipe --hands 4
     """
-    from handmesh.clip import CODECS, open_source
+    from handmesh.files.video import CODECS, open_source
     from handmesh.predict import load_predictor
     from handmesh.track import Tracking
     from handmesh.video import VideoOptions, convert_clip
@@ -155,7 +155,7 @@ def webcam(
 
       handmesh webcam --source clip.mp4 --headless --benchmark
     """
-    from handmesh.clip import open_source
+    from handmesh.files.video import open_source
     from handmesh.predict import load_predictor
     from handmesh.track import Tracking
     from handmesh.video import LiveHands

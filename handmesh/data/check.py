@@ -21,9 +21,9 @@ from handmesh.data.freihand import (
 from handmesh.data.jsonl import LABELS_FILE, JsonlData, parse_labels
 from handmesh.data.labels import HandLabels
 from handmesh.errors import AssetError, DataError, ImageError
+from handmesh.files.image import MAX_BYTES, read_header
 from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand
 from handmesh.hand.mano_file import load_hand
-from handmesh.image import MAX_BYTES, read_header
 from handmesh.metrics import pa_mean_error
 
 Floats = NDArray[np.float64]

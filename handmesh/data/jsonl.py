@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from handmesh.data.labels import JOINT_COUNT, HandLabels, LabelledHand, RawSample
 from handmesh.errors import ConfigError, DataError, ImageError
+from handmesh.files.image import read_image
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import BETA_COUNT, VERTEX_COUNT, Handedness, builtin_hand
 from handmesh.hand.anatomy import rotation_from_vector
-from handmesh.image import read_image
 
 Floats = NDArray[np.float64]
 

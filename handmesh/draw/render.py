@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from handmesh.errors import ImageError
+from handmesh.files.mesh import vertex_normals
 from handmesh.hand import BONES, FINGER_NAMES, JOINT_NAMES, Handedness
-from handmesh.mesh_io import vertex_normals
 
 Color = tuple[int, int, int]
 

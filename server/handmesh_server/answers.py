@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from handmesh.errors import ExportError
+from handmesh.files.image import Photo, encode_image
+from handmesh.files.mesh import SCHEMA_VERSION, encode_hands
 from handmesh.hand import (
     BONES,
     FINGERTIP_VERTICES,
@@ -21,8 +23,6 @@ from handmesh.hand import (
     MANO_PARENTS,
     HandArrays,
 )
-from handmesh.image import Photo, encode_image
-from handmesh.mesh_io import SCHEMA_VERSION, encode_hands
 from handmesh.predict import HandPrediction, as_mesh_hand, overlay_hands
 from handmesh_server.refusals import NotAcceptable
 from handmesh_server.schemas import HandsQuery

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from handmesh.detect import GivenBoxes
 from handmesh.errors import ExportError
+from handmesh.files.image import Photo
 from handmesh.hand import Handedness
-from handmesh.image import Photo
 from handmesh.predict import HandPrediction, Predictor
 from handmesh.smoothing import Smoothing
 from handmesh.video import LiveHands

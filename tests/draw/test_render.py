@@ -11,8 +11,8 @@ import trimesh
 
 from handmesh.draw import render
 from handmesh.errors import ConfigError, ImageError
+from handmesh.files.mesh import vertex_normals
 from handmesh.hand import BONES, JOINT_NAMES, builtin_hand
-from handmesh.mesh_io import vertex_normals
 
 WHITE = (255, 255, 255)
 

@@ -8,10 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from handmesh import image as image_module
 from handmesh.errors import ImageError
+from handmesh.files import image as image_module
+from handmesh.files.image import LargePhoto, Photo, open_photo, read_photo
 from handmesh.geometry.crop import CropTransform
-from handmesh.image import LargePhoto, Photo, open_photo, read_photo
 from handmesh.predict import load_predictor
 
 WAVE = 2 * np.pi / 80  # radians per pixel

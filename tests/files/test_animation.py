@@ -7,8 +7,8 @@ import pygltflib
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handmesh.animation import HandTrack, encode_animation, encode_bvh
 from handmesh.errors import ExportError
+from handmesh.files.animation import HandTrack, encode_animation, encode_bvh
 from handmesh.hand import FINGERTIP_VERTICES, MANO_JOINT_NAMES, Handedness, builtin_hand
 from handmesh.hand.posing import HandPoser, joint_transforms
 from handmesh.smoothing import matrix_from_vector

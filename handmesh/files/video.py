@@ -121,7 +121,7 @@ class FolderSource:
         self._index = 0
 
     def read(self) -> Frame | None:
-        from handmesh.image import read_image
+        from handmesh.files.image import read_image
 
         if self._index == len(self._files):
             return None

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from handmesh.errors import ExportError, ImageError, ImageFormatError, ImageTooLargeError
-from handmesh.image import (
+from handmesh.files.image import (
     MAX_JPEG_SCANS,
     encode_image,
     read_header,

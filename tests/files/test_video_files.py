@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from handmesh.clip import Capture, ClipSource, FolderSource, VideoWriter, open_source
 from handmesh.errors import ConfigError, ExportError, ImageError
-from handmesh.image import encode_image, write_atomically
+from handmesh.files.image import encode_image, write_atomically
+from handmesh.files.video import Capture, ClipSource, FolderSource, VideoWriter, open_source
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg on the path to make the clip")
 

@@ -26,8 +26,8 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic_core import to_json
 
 from handmesh.errors import ExportError
+from handmesh.files.image import write_atomically
 from handmesh.hand import BONES, FACE_COUNT, JOINT_NAMES, VERTEX_COUNT, Handedness
-from handmesh.image import write_atomically
 
 MESH_SUFFIXES: Final = (".glb", ".obj", ".ply", ".npz", ".json", ".html")
 

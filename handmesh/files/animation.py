@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from handmesh.draw.render import HAND_COLORS
 from handmesh.errors import ExportError
+from handmesh.files.mesh import Glb, gltf_normals, linear_from_srgb
 from handmesh.hand import FINGERTIP_VERTICES, MANO_JOINT_NAMES, HandArrays, Handedness
 from handmesh.hand.posing import HandPoser, pose_feature
-from handmesh.mesh_io import Glb, gltf_normals, linear_from_srgb
 
 Array = NDArray[np.floating[Any]]
 

@@ -13,8 +13,8 @@ import pytest
 import trimesh
 
 from handmesh.errors import ExportError
+from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, encode_hands, save_hands, vertex_normals
 from handmesh.hand import BONES, JOINT_NAMES, Handedness, builtin_hand
-from handmesh.mesh_io import MESH_SUFFIXES, MeshHand, encode_hands, save_hands, vertex_normals
 
 
 def joints_of(side: Handedness) -> np.ndarray:
