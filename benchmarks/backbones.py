@@ -5,7 +5,7 @@
 
 A step is forward, backward and AdamW, float32, channels-last, through the final map and all four stages:
 
-* "fast" as handmesh trains, "plain" without the arithmetic of handmesh.backbone_training, "bfloat16" with
+* "fast" as handmesh trains, "plain" without the arithmetic of handmesh.model.fastvit_cpu, "bfloat16" with
   `FastViT.train_perceptrons_in_bfloat16`;
 * "folded" trains the folded network (one convolution per sum, no batch norm), which nobody should, with the fast
   depthwise convolutions, and "plain folded" with the plain ones; "branches" is what branches and batch norms cost.
@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmesh.backbone import VARIANTS, FastViT, build_backbone
-from handmesh.backbone_training import depthwise_conv
 from handmesh.bench import describe_machine, time_in_turns
-from handmesh.model import to_device
+from handmesh.model.fastvit import VARIANTS, FastViT, build_backbone
+from handmesh.model.fastvit_cpu import depthwise_conv
+from handmesh.model.network import to_device
 
 
 def training_step(backbone: FastViT, images: Tensor) -> Callable[[], None]:
@@ -61,15 +61,15 @@ def with_fast_depthwise(folded: FastViT) -> FastViT:
 
 
 def plainly(step: Callable[[], None]) -> Callable[[], None]:
-    """The step without the arithmetic of handmesh.backbone_training."""
+    """The step without the arithmetic of handmesh.model.fastvit_cpu."""
 
     def conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
         return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
     def run() -> None:
         with (
-            mock.patch("handmesh.backbone.depthwise_conv", conv),
-            mock.patch("handmesh.backbone.can_train_fast", return_value=False),
+            mock.patch("handmesh.model.fastvit.depthwise_conv", conv),
+            mock.patch("handmesh.model.fastvit.can_train_fast", return_value=False),
         ):
             step()
 

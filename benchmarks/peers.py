@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from handmesh.backbone import build_backbone
 from handmesh.bench import describe_machine, lead_in, time_in_turns, torch_threads
-from handmesh.model import to_device
+from handmesh.model.fastvit import build_backbone
+from handmesh.model.network import to_device
 
 SIZE = 224
 # name -> (package, how it is built there)

@@ -37,11 +37,11 @@ def random_model(directory: Path, resolution: int) -> Path:
     """A T8 that was never trained: as fast as any other."""
     import torch
 
-    from handmesh.checkpoint import save_model
     from handmesh.config import ModelConfig
     from handmesh.hand import builtin_hand
     from handmesh.hand.layer import HandModel
-    from handmesh.model import HandMeshNet
+    from handmesh.model.checkpoint import save_model
+    from handmesh.model.network import HandMeshNet
 
     torch.manual_seed(0)
     path = directory / "random_t8.safetensors"

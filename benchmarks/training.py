@@ -20,7 +20,7 @@ from handmesh.config import TrainConfig, load_config
 from handmesh.data.batches import open_data, training_batches
 from handmesh.hand import builtin_hand
 from handmesh.losses import HandTargets, hand_loss
-from handmesh.model import DenseHead, to_device
+from handmesh.model.network import DenseHead, to_device
 from handmesh.optimization import make_optimizer
 from handmesh.system.memory import keep_freed_memory
 from handmesh.train import Learner, build_network

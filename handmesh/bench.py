@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from handmesh.backbone import STRIDE, VARIANTS, FastViT, build_backbone
 from handmesh.errors import ConfigError, ExportError
-from handmesh.model import to_device
+from handmesh.model.fastvit import STRIDE, VARIANTS, FastViT, build_backbone
+from handmesh.model.network import to_device
 from handmesh.system.cpus import usable_cores
 
 ENGINES = ("torch", "onnxruntime")

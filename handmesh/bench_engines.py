@@ -199,11 +199,11 @@ def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run]:
     """
     import torch
 
-    from handmesh.backbone import VARIANTS as ARCHITECTURES
-    from handmesh.checkpoint import save_model
     from handmesh.config import ModelConfig
     from handmesh.hand.layer import HandModel
-    from handmesh.model import HandMeshNet, to_device
+    from handmesh.model.checkpoint import save_model
+    from handmesh.model.fastvit import VARIANTS as ARCHITECTURES
+    from handmesh.model.network import HandMeshNet, to_device
 
     if name not in ARCHITECTURES:
         raise ConfigError(f"There is no architecture {name!r}. Known: {', '.join(ARCHITECTURES)}.")

@@ -26,11 +26,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from handmesh.checkpoint import load_latest_state, save_state, written_atomically
 from handmesh.config import TrainConfig, parse_config
 from handmesh.errors import CheckpointError, ConfigError
 from handmesh.hand.layer import load_hand
-from handmesh.model import HandMeshNet
+from handmesh.model.checkpoint import load_latest_state, save_state, written_atomically
+from handmesh.model.network import HandMeshNet
 from handmesh.run_record import METRICS, write_json
 from handmesh.train import build_network, write_model
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from handmesh.errors import CheckpointError, ConfigError, HandMeshError
 from handmesh.graph_cache import cached_graph, forget_graph
 from handmesh.hand import HandArrays, HandOutput
-from handmesh.model_file import config_of, hand_of, read_record
+from handmesh.model.file import config_of, hand_of, read_record
 from handmesh.system.cpus import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -231,8 +231,8 @@ class TorchEngine:
         """
         import torch
 
-        from handmesh.checkpoint import load_model
-        from handmesh.model import to_device
+        from handmesh.model.checkpoint import load_model
+        from handmesh.model.network import to_device
 
         if threads is not None:
             torch.set_num_threads(threads)

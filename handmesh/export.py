@@ -217,7 +217,7 @@ def _save_openvino(graph: bytes, written: Path, metadata: Mapping[str, str]) -> 
 
 
 def _folded_network(path: Path) -> Any:
-    from handmesh.checkpoint import load_model
+    from handmesh.model.checkpoint import load_model
 
     network, _ = load_model(path)
     return network if network.folded else network.reparameterize()

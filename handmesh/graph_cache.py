@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from handmesh.errors import ExportError
 from handmesh.files.image import write_atomically
-from handmesh.model_file import config_of, hand_of, read_record, read_weights, sha256_of
+from handmesh.model.file import config_of, hand_of, read_record, read_weights, sha256_of
 from handmesh.system.paths import CACHE_VARIABLE, user_cache_folder
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def graph_of(model: Path) -> bytes:
 def folded_weights(model: Path, record: dict[str, Any]) -> dict[str, NDArray[np.float32]]:
     if record["folded"]:
         return read_weights(model)
-    from handmesh.checkpoint import load_model
+    from handmesh.model.checkpoint import load_model
 
     network, _ = load_model(model)
     return {name: tensor.numpy() for name, tensor in network.reparameterize().state_dict().items()}

@@ -17,7 +17,7 @@ from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import HandOutput
 from handmesh.hand.layer import HandModel
 from handmesh.losses import HandTargets
-from handmesh.model import HandMeshNet
+from handmesh.model.network import HandMeshNet
 
 Floats = NDArray[np.float64]
 

@@ -17,12 +17,12 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from handmesh.backbone import FastViT, build_backbone
-from handmesh.backbone_weights import load_backbone_weights
 from handmesh.config import IMAGE_MEAN, IMAGE_STD
 from handmesh.errors import CheckpointError, DataError, ImageError
 from handmesh.files.image import read_header
-from handmesh.weights import read_stored_weights
+from handmesh.model.fastvit import FastViT, build_backbone
+from handmesh.model.fastvit_weights import load_backbone_weights
+from handmesh.model.pretrained import read_stored_weights
 
 SIZE = 256  # px, side of the square that all variants were trained and published with
 

@@ -26,9 +26,9 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from handmesh.checkpoint import written_atomically
 from handmesh.config import TrainConfig
 from handmesh.errors import CheckpointError
+from handmesh.model.checkpoint import written_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -25,27 +25,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from handmesh.backbone_weights import load_backbone_weights
-from handmesh.checkpoint import load_latest_state, load_model, load_weights, save_model, save_state
 from handmesh.config import TrainConfig, flat_settings, parse_config
 from handmesh.data.batches import HandBatch, RunData, collate, open_data, training_batches
 from handmesh.data.live import live_batches
 from handmesh.distributed import Ranks, gradients_stay, joined_ranks, parallel, sync_batch_norms
 from handmesh.engine import find_model
 from handmesh.errors import CheckpointError, ConfigError, DataError
-from handmesh.grow import check_growth, grow
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.hand.layer import HandModel, load_hand
 from handmesh.held_out import TEST_SET, draw_samples, evaluate_held_out, make_targets, selection_score
 from handmesh.losses import hand_loss, label_counts
-from handmesh.model import DenseHead, HandMeshNet, to_device
-from handmesh.model_file import config_of, read_record
+from handmesh.model.checkpoint import load_latest_state, load_model, load_weights, save_model, save_state
+from handmesh.model.fastvit_weights import load_backbone_weights
+from handmesh.model.file import config_of, read_record
+from handmesh.model.network import DenseHead, HandMeshNet, to_device
+from handmesh.model.pretrained import find_backbone_weights
+from handmesh.model.surgery.grow import check_growth, grow
+from handmesh.model.surgery.unfold import unfold
 from handmesh.optimization import make_optimizer, set_learning_rate, update_average
 from handmesh.run_record import RunLog, write_json, write_run_record
 from handmesh.synth.dataset import Progress
 from handmesh.system.memory import keep_freed_memory
-from handmesh.unfold import unfold
-from handmesh.weights import find_backbone_weights
 
 logger = logging.getLogger(__name__)
 

@@ -89,7 +89,7 @@ def lively_network() -> Any:
     from handmesh.config import ModelConfig
     from handmesh.hand import builtin_hand
     from handmesh.hand.layer import HandModel
-    from handmesh.model import HandMeshNet
+    from handmesh.model.network import HandMeshNet
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(5)
@@ -109,7 +109,7 @@ def lively_network() -> Any:
 @pytest.fixture(scope="session")
 def model_file(lively_network, tmp_path_factory) -> Path:
     """`lively_network` as a model file."""
-    from handmesh.checkpoint import save_model
+    from handmesh.model.checkpoint import save_model
 
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     save_model(path, lively_network, training={"steps": 0})

@@ -8,11 +8,11 @@ import torch
 from typer.testing import CliRunner
 
 from handmesh import bench
-from handmesh.backbone import build_backbone
 from handmesh.bench import bench_backbones, count_multiply_adds, count_parameters, time_in_turns, torch_threads
 from handmesh.bench_engines import bench_engines
 from handmesh.cli import app
 from handmesh.errors import ConfigError, ExportError
+from handmesh.model.fastvit import build_backbone
 
 
 def test_tasks_take_turns_and_are_timed_apart(monkeypatch):

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from handmesh.carry import MANIFEST, pack, unpack
-from handmesh.checkpoint import load_latest_state, load_model
 from handmesh.cli.learning import _over_after
 from handmesh.errors import CheckpointError, ConfigError
+from handmesh.model.checkpoint import load_latest_state, load_model
 from handmesh.train import train
 
 STEPS, STOP = 5, 3

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from handmesh.bench_engines import bench_engines
-from handmesh.checkpoint import save_model
 from handmesh.engine import (
     BUNDLED_MODEL,
     Engine,
@@ -27,7 +26,8 @@ from handmesh.errors import CheckpointError, ConfigError
 from handmesh.graph_cache import graph_of
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.model import HandMeshNet
+from handmesh.model.checkpoint import save_model
+from handmesh.model.network import HandMeshNet
 from handmesh.predict import Predictor
 
 needs_bundled_model = pytest.mark.skipif(

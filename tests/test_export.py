@@ -11,13 +11,13 @@ import torch
 from typer.testing import CliRunner
 
 from handmesh import export
-from handmesh.checkpoint import load_model
 from handmesh.cli import app
 from handmesh.engine import open_engine
 from handmesh.errors import CheckpointError, ConfigError, ExportError
 from handmesh.export import export_model, synthetic_crops
 from handmesh.hand import HandOutput
 from handmesh.metrics import pa_mean_error
+from handmesh.model.checkpoint import load_model
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from handmesh.hand import builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.held_out import make_targets
 from handmesh.losses import hand_loss, label_counts
-from handmesh.model import DenseHead, HandMeshNet, to_device
+from handmesh.model.network import DenseHead, HandMeshNet, to_device
 from handmesh.synth.farm import Harvest
 from handmesh.train import Learner
 

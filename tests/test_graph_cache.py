@@ -11,10 +11,10 @@ import onnx
 import pytest
 
 from handmesh import graph_cache
-from handmesh.checkpoint import save_model
 from handmesh.engine import open_engine
 from handmesh.errors import AssetError, CheckpointError
 from handmesh.graph_cache import cached_graph, graph_folder
+from handmesh.model.checkpoint import save_model
 from handmesh.system.paths import user_cache_folder
 
 
@@ -89,7 +89,7 @@ def test_a_model_whose_hand_is_missing_is_refused_even_if_its_graph_is_there(
     lively_network, stand_in_mano, tmp_path, monkeypatch
 ):
     from handmesh.hand.layer import HandModel
-    from handmesh.model import HandMeshNet
+    from handmesh.model.network import HandMeshNet
 
     path = tmp_path / "mano.safetensors"
     config = lively_network.config.model_copy(update={"hand": "mano"})

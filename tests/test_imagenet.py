@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from handmesh.backbone import VARIANTS, build_backbone
 from handmesh.cli import app
 from handmesh.config import IMAGE_MEAN, IMAGE_STD
 from handmesh.errors import CheckpointError, DataError, ImageError
 from handmesh.imagenet import CENTRAL_SHARE, RELEASED_TOP1, labelled_images, load_classifier, preprocess, top1
-from handmesh.weights import add_backbone_weights
+from handmesh.model.fastvit import VARIANTS, build_backbone
+from handmesh.model.pretrained import add_backbone_weights
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 640), (256, 256), (120, 90)])

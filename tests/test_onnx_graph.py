@@ -8,12 +8,12 @@ import onnxruntime
 import pytest
 import torch
 
-from handmesh.backbone import VARIANTS
 from handmesh.config import ModelConfig
 from handmesh.errors import CheckpointError
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.model import HandMeshNet
+from handmesh.model.fastvit import VARIANTS
+from handmesh.model.network import HandMeshNet
 from handmesh.onnx_graph import INPUT, build_graph
 
 DEFAULT = ("fastvit_t8", "fastvit_sa12")  # without and with attention

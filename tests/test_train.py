@@ -12,9 +12,7 @@ import pytest
 import torch
 import yaml
 
-from handmesh.backbone import build_backbone
 from handmesh.carry import pack, unpack
-from handmesh.checkpoint import load_latest_state, load_model, save_state
 from handmesh.config import parse_config
 from handmesh.data.batches import PackSource, RunData, open_data
 from handmesh.distributed import Ranks
@@ -24,10 +22,12 @@ from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.held_out import evaluate_held_out
 from handmesh.losses import HandTargets
-from handmesh.model import DenseHead, HandMeshNet
+from handmesh.model.checkpoint import load_latest_state, load_model, save_state
+from handmesh.model.fastvit import build_backbone
+from handmesh.model.network import DenseHead, HandMeshNet
+from handmesh.model.pretrained import add_backbone_weights
 from handmesh.optimization import learning_rate_at, make_optimizer, set_learning_rate, update_average
 from handmesh.train import build_network, count_steps, start_weights, train
-from handmesh.weights import add_backbone_weights
 
 ALONE = Ranks(torch.device("cpu"))
 

@@ -26,7 +26,6 @@ import yaml
 from test_checkpoint import disk_with
 from test_train import records, tensors_of
 
-from handmesh.checkpoint import load_latest_state, load_model
 from handmesh.config import load_config, parse_config
 from handmesh.data.batches import open_data, training_batches
 from handmesh.data.check import check
@@ -37,6 +36,7 @@ from handmesh.engine import open_engine
 from handmesh.errors import AssetError, CheckpointError, ConfigError, DataError
 from handmesh.evaluate_run import EvaluationRequest, run_evaluation
 from handmesh.hand import builtin_hand
+from handmesh.model.checkpoint import load_latest_state, load_model
 from handmesh.synth import Backgrounds
 from handmesh.train import train
 

@@ -163,9 +163,9 @@ def _bench_backbones(
     clock: Literal["wall", "processor"],
     json: Path | None,
 ) -> None:
-    from handmesh.backbone import VARIANTS
     from handmesh.bench import as_json, bench_backbones, describe_machine
     from handmesh.files.image import write_atomically
+    from handmesh.model.fastvit import VARIANTS
 
     chosen = tuple(VARIANTS) if names == "all" else parse_list(names)
     chosen_engines = parse_list(engines) if engines else ["torch", "onnxruntime"]

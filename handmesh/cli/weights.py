@@ -28,7 +28,7 @@ def weights_add(
 
       handmesh weights add model.safetensors --name fastvit_t8_distilled --source https://huggingface.co/timm/...
     """
-    from handmesh.weights import add_backbone_weights
+    from handmesh.model.pretrained import add_backbone_weights
 
     stored = add_backbone_weights(file, name, source=source, licence=licence, replace=replace)
     say(f"{stored.name}: {stored.variant}, {_form(stored.folded)}, {_classes(stored.num_classes)}")
@@ -43,7 +43,7 @@ def weights_list() -> None:
     Example:
       handmesh weights list
     """
-    from handmesh.weights import list_backbone_weights, weights_folder
+    from handmesh.model.pretrained import list_backbone_weights, weights_folder
 
     found = list_backbone_weights()
     if not found:
@@ -114,7 +114,7 @@ def weights_average(
     Example:
       handmesh weights average runs/a/model.safetensors runs/b/model.safetensors --out runs/mean
     """
-    from handmesh.checkpoint import average_models, save_model
+    from handmesh.model.checkpoint import average_models, save_model
 
     if len(models) < 2:
         raise typer.BadParameter("give the models of at least two runs.", param_hint="MODELS")

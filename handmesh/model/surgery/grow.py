@@ -16,11 +16,11 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from handmesh.backbone import VARIANTS, Variant
 from handmesh.config import ModelConfig
 from handmesh.errors import ConfigError
-from handmesh.model import HandMeshNet
-from handmesh.norm_statistics import Statistics, norm_statistics
+from handmesh.model.fastvit import VARIANTS, Variant
+from handmesh.model.network import HandMeshNet
+from handmesh.model.surgery.norm_statistics import Statistics, norm_statistics
 
 _QKV = re.compile(r"\.qkv\.(weight|bias)$")
 

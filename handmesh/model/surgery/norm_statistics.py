@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from handmesh.model import HandMeshNet
+from handmesh.model.network import HandMeshNet
 
 
 class Statistics(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from handmesh.backbone import (
+from handmesh.model.fastvit import (
     Attention,
     AttentionBlock,
     ConvFFN,
@@ -26,8 +26,8 @@ from handmesh.backbone import (
     identity_kernel,
     pad_kernel,
 )
-from handmesh.model import HandMeshNet
-from handmesh.norm_statistics import norm_statistics
+from handmesh.model.network import HandMeshNet
+from handmesh.model.surgery.norm_statistics import norm_statistics
 
 
 @torch.no_grad()

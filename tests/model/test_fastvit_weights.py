@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from handmesh.backbone import FastViT, build_backbone, fold_branches
-from handmesh.backbone_weights import load_backbone_weights
 from handmesh.errors import CheckpointError
+from handmesh.model.fastvit import FastViT, build_backbone, fold_branches
+from handmesh.model.fastvit_weights import load_backbone_weights
 
 
 @functools.cache

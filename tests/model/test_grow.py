@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from test_unfold import images, trained
+from model.test_unfold import images, trained
 
-from handmesh.backbone import VARIANTS
 from handmesh.errors import ConfigError
-from handmesh.grow import check_growth, grow
+from handmesh.model.fastvit import VARIANTS
+from handmesh.model.surgery.grow import check_growth, grow
 
 PAIRS = [
     ("fastvit_t8", "fastvit_s12"),  # wider, deeper and with a larger perceptron

@@ -8,8 +8,8 @@ import torch
 from handmesh.config import ModelConfig
 from handmesh.hand import builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.model import HandMeshNet
-from handmesh.unfold import unfold
+from handmesh.model.network import HandMeshNet
+from handmesh.model.surgery.unfold import unfold
 
 
 def trained(backbone: str) -> HandMeshNet:

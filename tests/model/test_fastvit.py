@@ -1,7 +1,7 @@
 """FastViT is the published network, in every variant and form.
 
 The default run checks the smallest variants, and engines with a tiny network that has every kind of part.
-`pytest -m slow tests/test_backbone.py` checks the others, and `-o junit_family=xunit1 --junitxml FILE` notes the
+`pytest -m slow tests/model/test_fastvit.py` checks the others, and `-o junit_family=xunit1 --junitxml FILE` notes the
 differences that it measures as properties.
 """
 
@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmesh.backbone import VARIANTS, DropPath, FastViT, Variant, build_backbone, fold_branches
 from handmesh.bench import count_multiply_adds, count_parameters, onnx_session, relative_difference
 from handmesh.errors import ConfigError
+from handmesh.model.fastvit import VARIANTS, DropPath, FastViT, Variant, build_backbone, fold_branches
 
 TINY = Variant((1, 1, 1, 1), (8, 16, 32, 64), 3, True, 1e-5, 0.0)
 
@@ -344,7 +344,7 @@ def test_perceptrons_in_bfloat16_train_alike_and_leave_eval_mode_alone():
 
 CHILD = """
 import torch
-from handmesh.backbone import build_backbone
+from handmesh.model.fastvit import build_backbone
 torch.manual_seed(0)
 torch.set_num_threads(1)
 backbone = build_backbone("fastvit_t8").train()
@@ -367,7 +367,7 @@ def test_channels_last_training_neither_crashes_nor_corrupts_gradients():
     The fault is oneDNN's (https://github.com/uxlfoundation/oneDNN/issues/6035), so it is met in a child process.
     """
     run = subprocess.run(
-        [sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2]
     )
     assert run.returncode == 0, f"exit code {run.returncode}\n{run.stderr}"
     assert run.stdout.strip() == "trained"

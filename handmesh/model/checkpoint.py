@@ -24,8 +24,8 @@ from safetensors.torch import save as serialize
 
 from handmesh.errors import CheckpointError
 from handmesh.hand.layer import HandModel
-from handmesh.model import HandMeshNet
-from handmesh.model_file import FORMAT, RECORD, config_of, hand_of, read_record
+from handmesh.model.file import FORMAT, RECORD, config_of, hand_of, read_record
+from handmesh.model.network import HandMeshNet
 
 logger = logging.getLogger(__name__)
 

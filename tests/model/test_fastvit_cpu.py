@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from handmesh import backbone as backbone_module
-from handmesh.backbone import RepMixer
-from handmesh.backbone_training import depthwise_conv
+from handmesh.model import fastvit as backbone_module
+from handmesh.model.fastvit import RepMixer
+from handmesh.model.fastvit_cpu import depthwise_conv
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -17,7 +17,12 @@ import torch
 from safetensors.torch import load, save
 from typer.testing import CliRunner
 
-from handmesh.checkpoint import (
+from handmesh.cli import app
+from handmesh.errors import AssetError, CheckpointError
+from handmesh.hand import builtin_hand
+from handmesh.hand.layer import HandModel
+from handmesh.hand.mano_file import add_mano
+from handmesh.model.checkpoint import (
     average_models,
     load_latest_state,
     load_model,
@@ -27,12 +32,7 @@ from handmesh.checkpoint import (
     save_state,
     written_atomically,
 )
-from handmesh.cli import app
-from handmesh.errors import AssetError, CheckpointError
-from handmesh.hand import builtin_hand
-from handmesh.hand.layer import HandModel
-from handmesh.hand.mano_file import add_mano
-from handmesh.model import HandMeshNet
+from handmesh.model.network import HandMeshNet
 
 CROPS = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from handmesh.backbone import build_backbone, fold_branches
-from handmesh.backbone_weights import load_backbone_weights
 from handmesh.cli import app
 from handmesh.errors import CheckpointError
-from handmesh.weights import (
+from handmesh.model.fastvit import build_backbone, fold_branches
+from handmesh.model.fastvit_weights import load_backbone_weights
+from handmesh.model.pretrained import (
     add_backbone_weights,
     find_backbone_weights,
     list_backbone_weights,

@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from handmesh.backbone import VARIANTS, FastViT, build_backbone, fold_branches, fold_residuals
 from handmesh.errors import CheckpointError
+from handmesh.model.fastvit import VARIANTS, FastViT, build_backbone, fold_branches, fold_residuals
 
 APPLE_URL = "https://docs-assets.developer.apple.com/ml-research/models/fastvit"
 TIMM_URL = "https://huggingface.co/timm"
