@@ -18,10 +18,10 @@ import numpy as np
 
 from handmesh.bench_engines import is_bare, random_model
 from handmesh.cli.photos import side_by_side
-from handmesh.engine import open_engine
 from handmesh.files.image import encode_image, read_photo
 from handmesh.hand import builtin_hand
 from handmesh.predict import SIDE_LOOKS, Predictor, save_predictions
+from handmesh.runtime.engine import open_engine
 from handmesh.synth import SceneRenderer, sample_generator
 
 PASSES = 3

@@ -20,7 +20,7 @@ import numpy as np
 from serving import photo_640
 
 import handmesh
-from handmesh.engine import open_engine
+from handmesh.runtime.engine import open_engine
 
 ROWS = """Object.fromEntries([...document.querySelectorAll("#timing > div")].map(
     row => [...row.children].map(part => part.innerText)))"""

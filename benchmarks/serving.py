@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from handmesh.engine import Engine, open_engine
 from handmesh.files.image import encode_image, read_image
 from handmesh.predict import Predictor
+from handmesh.runtime.engine import Engine, open_engine
 
 CONNECTIONS = (1, 8, 64)
 

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.bench import Clock, lead_in, time_in_turns, torch_threads
-from handmesh.engine import Engine, default_threads, find_model, open_engine
 from handmesh.errors import ConfigError
 from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandOutput, builtin_hand
+from handmesh.runtime.engine import Engine, default_threads, find_model, open_engine
 
 # engine, precision; "torch-unfolded" is the network as it is trained, and needs a bare architecture.
 VARIANTS = {
@@ -232,8 +232,8 @@ def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run]:
 
 def _int8_graph(path: Path, folder: Path) -> Path:
     """All that can be is quantised, with the ranges of noise: for its time. `handmesh export` also weighs its cost."""
-    from handmesh.export import quantisable, quantised, with_metadata
-    from handmesh.graph_cache import graph_of, metadata_of
+    from handmesh.runtime.export import quantisable, quantised, with_metadata
+    from handmesh.runtime.graph_cache import graph_of, metadata_of
 
     target = folder / f"{path.stem}.int8.onnx"
     if not target.exists():
@@ -253,7 +253,7 @@ import json, sys, time
 started = time.perf_counter()
 path, engine, precision, threads = json.loads(sys.argv[1])
 import numpy as np
-from handmesh.engine import open_engine
+from handmesh.runtime.engine import open_engine
 opened = open_engine(path, "cpu", engine=engine, precision=precision, threads=threads)
 opened(np.zeros((1, opened.resolution, opened.resolution, 3), np.uint8))
 taken = 1000 * (time.perf_counter() - started)
@@ -294,11 +294,11 @@ def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
     import cv2
     import onnx
 
-    from handmesh.engine import OnnxEngine
     from handmesh.files.mesh import encode_hands
-    from handmesh.graph_cache import graph_of
-    from handmesh.onnx_graph import POOLED
     from handmesh.predict import Predictor, as_mesh_hand
+    from handmesh.runtime.engine import OnnxEngine
+    from handmesh.runtime.graph_cache import graph_of
+    from handmesh.runtime.onnx_graph import POOLED
     from handmesh.synth import SceneRenderer, sample_generator
 
     engine = OnnxEngine(path, threads=1)

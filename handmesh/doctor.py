@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from handmesh import __version__
-from handmesh.engine import bundled_model_path, open_engine
 from handmesh.errors import HandMeshError
 from handmesh.hand import Handedness, builtin_hand
 from handmesh.hand.mano_file import load_hand, mano_file
+from handmesh.runtime.engine import bundled_model_path, open_engine
 
 PACKAGES = ("torch", "numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
 OPTIONAL_PACKAGES = {

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from handmesh import __version__
-from handmesh.engine import Engine
 from handmesh.errors import ConfigError
 from handmesh.evaluate import (
     PAPER_KEYS,
@@ -34,6 +33,7 @@ from handmesh.evaluate_model import PREDICT, parse_views, predict_set
 from handmesh.evaluation_sets import EvaluationSet, open_evaluation_set
 from handmesh.predictions import Array, HandPoints, read_predictions, write_predictions
 from handmesh.report import ReportInput, format_figure, write_report
+from handmesh.runtime.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
     assert request.data is not None
     engine = None
     if request.predictions is None:
-        from handmesh.engine import open_engine
+        from handmesh.runtime.engine import open_engine
 
         engine = open_engine(request.model, threads=request.threads)
     data = open_evaluation_set(request.data, None if engine is None else engine.hand)
@@ -143,7 +143,7 @@ def _read(
 def _predict(
     request: EvaluationRequest, data: EvaluationSet, engine: Engine, show: Show
 ) -> tuple[HandPoints, Array | None, dict[str, Any]]:
-    from handmesh.engine import BUNDLED_MODEL, bundled_model_path
+    from handmesh.runtime.engine import BUNDLED_MODEL, bundled_model_path
 
     views = parse_views(request.tta)
     path = bundled_model_path() if request.model in (None, BUNDLED_MODEL) else Path(str(request.model))

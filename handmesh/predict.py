@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.draw.render import HAND_COLORS, ImageMesh, draw_skeleton, overlay_meshes
-from handmesh.engine import Engine, open_engine
 from handmesh.errors import ImageError
 from handmesh.files.image import LargePhoto, Photo, encode_image, read_photo, write_atomically
 from handmesh.files.mesh import MeshHand, save_hands, vertex_normals
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
 from handmesh.geometry.crop import CropTransform, upright_rotation
 from handmesh.hand import Handedness, HandOutput
+from handmesh.runtime.engine import Engine, open_engine
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,6 @@ from handmesh.config import TrainConfig, flat_settings, parse_config
 from handmesh.data.batches import HandBatch, RunData, collate, open_data, training_batches
 from handmesh.data.live import live_batches
 from handmesh.distributed import Ranks, gradients_stay, joined_ranks, parallel, sync_batch_norms
-from handmesh.engine import find_model
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.hand.layer import HandModel, load_hand
@@ -44,6 +43,7 @@ from handmesh.model.surgery.grow import check_growth, grow
 from handmesh.model.surgery.unfold import unfold
 from handmesh.optimization import make_optimizer, set_learning_rate, update_average
 from handmesh.run_record import RunLog, write_json, write_run_record
+from handmesh.runtime.engine import find_model
 from handmesh.synth.dataset import Progress
 from handmesh.system.memory import keep_freed_memory
 

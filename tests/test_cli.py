@@ -20,7 +20,7 @@ from PIL import Image
 from handmesh import __version__
 from handmesh.cli import run
 from handmesh.cli.shell import FORMATS
-from handmesh.engine import bundled_model_path
+from handmesh.runtime.engine import bundled_model_path
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -348,7 +348,7 @@ def test_a_run_where_nothing_can_be_written_is_one_line(handmesh, tmp_path):
 
 def test_doctor_says_what_is_missing(handmesh, monkeypatch, model_file):
     """Also in brackets: the advice `pip install "handmesh[mano]"` once lost its [mano], which rich took for markup."""
-    from handmesh.engine import open_engine
+    from handmesh.runtime.engine import open_engine
 
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("handmesh.doctor.OPTIONAL_PACKAGES", {"no-such-package": 'pip install "handmesh[mano]"'})

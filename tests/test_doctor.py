@@ -11,8 +11,8 @@ import torch
 
 from handmesh import doctor
 from handmesh.doctor import OPTIONAL_PACKAGES, PACKAGES, Finding, examine
-from handmesh.engine import open_engine
 from handmesh.hand import HandOutput, builtin_hand
+from handmesh.runtime.engine import open_engine
 
 
 @pytest.fixture

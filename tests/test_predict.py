@@ -23,7 +23,6 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import handmesh
-from handmesh.engine import TorchEngine, bundled_model_path, open_engine
 from handmesh.errors import ConfigError, ExportError, ImageError
 from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.camera import Intrinsics
@@ -32,6 +31,7 @@ from handmesh.hand import BONES, JOINT_NAMES, Handedness, HandOutput, builtin_ha
 from handmesh.hand.layer import HandModel
 from handmesh.metrics import pa_rigid_mean_error
 from handmesh.predict import HandPrediction, Predictor, _Look, load_predictor, overlay_hands, save_predictions
+from handmesh.runtime.engine import TorchEngine, bundled_model_path, open_engine
 from handmesh.track import Tracker
 
 SIDES = list(Handedness)

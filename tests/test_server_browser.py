@@ -18,8 +18,8 @@ from marker_hands import MarkerEngine, draw, hand_at
 from server_harness import running, settings
 
 import handmesh
-from handmesh.engine import open_engine
 from handmesh.predict import Predictor
+from handmesh.runtime.engine import open_engine
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 

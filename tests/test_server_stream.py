@@ -18,9 +18,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 import handmesh
-from handmesh.engine import open_engine
 from handmesh.files.image import encode_image, read_photo
 from handmesh.predict import Predictor
+from handmesh.runtime.engine import open_engine
 
 TOKEN = "correct-horse-battery-staple"
 SHOWN = BEARER + base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")

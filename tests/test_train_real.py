@@ -32,11 +32,11 @@ from handmesh.data.check import check
 from handmesh.data.freihand import prepare
 from handmesh.data.like_freihand import write_like_freihand
 from handmesh.distributed import Ranks
-from handmesh.engine import open_engine
 from handmesh.errors import AssetError, CheckpointError, ConfigError, DataError
 from handmesh.evaluate_run import EvaluationRequest, run_evaluation
 from handmesh.hand import builtin_hand
 from handmesh.model.checkpoint import load_latest_state, load_model
+from handmesh.runtime.engine import open_engine
 from handmesh.synth import Backgrounds
 from handmesh.train import train
 

@@ -30,7 +30,7 @@ def export(
 
       handmesh export --format onnx --int8
     """
-    from handmesh.export import FORMATS, export_model
+    from handmesh.runtime.export import FORMATS, export_model
 
     chosen = next((known for known in FORMATS if known == format), None)
     if chosen is None:

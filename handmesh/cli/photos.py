@@ -95,9 +95,9 @@ def predict(
             return
 
     from handmesh.detect import open_detector, predict_detected
-    from handmesh.engine import default_threads
     from handmesh.files.image import LargePhoto, Photo, encode_image, open_photo, read_photo, write_atomically
     from handmesh.predict import load_predictor, overlay_hands, save_predictions
+    from handmesh.runtime.engine import default_threads
 
     finder, finding = open_detector(detector), threading.Lock()
     # One photo has all threads; of many, each has one: threads that share a photo wait for each other.

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.engine import Engine
 from handmesh.hand import HandOutput
+from handmesh.runtime.engine import Engine
 from handmesh_server.refusals import ClientGone, DeadlineExpired
 
 logger = logging.getLogger(__name__)

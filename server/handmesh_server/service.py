@@ -23,12 +23,12 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from handmesh import __version__
-from handmesh.engine import BUNDLED_MODEL
 from handmesh.errors import HandMeshError
 from handmesh.files.image import Photo, encode_image, read_header, read_photo
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import builtin_hand
 from handmesh.predict import HandPrediction, Predictor, load_predictor
+from handmesh.runtime.engine import BUNDLED_MODEL
 from handmesh.system.cpus import usable_processors
 from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer
 from handmesh_server.batching import BatchingEngine, Ticket, on_behalf_of

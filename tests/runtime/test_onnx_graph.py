@@ -14,7 +14,7 @@ from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.model.fastvit import VARIANTS
 from handmesh.model.network import HandMeshNet
-from handmesh.onnx_graph import INPUT, build_graph
+from handmesh.runtime.onnx_graph import INPUT, build_graph
 
 DEFAULT = ("fastvit_t8", "fastvit_sa12")  # without and with attention
 

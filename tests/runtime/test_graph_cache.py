@@ -10,11 +10,11 @@ import sys
 import onnx
 import pytest
 
-from handmesh import graph_cache
-from handmesh.engine import open_engine
 from handmesh.errors import AssetError, CheckpointError
-from handmesh.graph_cache import cached_graph, graph_folder
 from handmesh.model.checkpoint import save_model
+from handmesh.runtime import graph_cache
+from handmesh.runtime.engine import open_engine
+from handmesh.runtime.graph_cache import cached_graph, graph_folder
 from handmesh.system.paths import user_cache_folder
 
 
@@ -48,7 +48,7 @@ def test_processes_that_start_together_all_get_a_whole_graph(lively_network, tmp
     model_file = tmp_path / "folded.safetensors"  # which needs no torch
     save_model(model_file, lively_network.reparameterize(), training={})
     code = (
-        "import sys, numpy as np; from handmesh.engine import open_engine; "
+        "import sys, numpy as np; from handmesh.runtime.engine import open_engine; "
         "print(open_engine(sys.argv[1])(np.full((1, 64, 64, 3), 7, np.uint8)).vertices.sum())"
     )
     command = [sys.executable, "-c", code, str(model_file)]

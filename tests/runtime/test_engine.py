@@ -13,7 +13,13 @@ import pytest
 import torch
 
 from handmesh.bench_engines import bench_engines
-from handmesh.engine import (
+from handmesh.errors import CheckpointError, ConfigError
+from handmesh.hand import HandOutput, builtin_hand
+from handmesh.hand.layer import HandModel
+from handmesh.model.checkpoint import save_model
+from handmesh.model.network import HandMeshNet
+from handmesh.predict import Predictor
+from handmesh.runtime.engine import (
     BUNDLED_MODEL,
     Engine,
     OnnxEngine,
@@ -22,13 +28,7 @@ from handmesh.engine import (
     open_engine,
     openvino_core,
 )
-from handmesh.errors import CheckpointError, ConfigError
-from handmesh.graph_cache import graph_of
-from handmesh.hand import HandOutput, builtin_hand
-from handmesh.hand.layer import HandModel
-from handmesh.model.checkpoint import save_model
-from handmesh.model.network import HandMeshNet
-from handmesh.predict import Predictor
+from handmesh.runtime.graph_cache import graph_of
 
 needs_bundled_model = pytest.mark.skipif(
     not bundled_model_path().is_file(), reason="no bundled model: `handmesh train` makes one"
@@ -146,7 +146,7 @@ def test_bfloat16_leaves_the_geometry_in_float32(model_file):
 RUN_WITHOUT_TORCH = """
 import sys
 import numpy as np
-from handmesh.engine import open_engine
+from handmesh.runtime.engine import open_engine
 engine = open_engine()
 engine(np.zeros((1, engine.resolution, engine.resolution, 3), np.uint8))
 print(engine.name, "torch" in sys.modules, "onnx" in sys.modules)
@@ -177,7 +177,7 @@ def refuse(name, *arguments, **options):
 socket.getaddrinfo = socket.create_connection = refuse
 socket.socket.connect = lambda self, address: refuse(address)
 import numpy as np
-from handmesh.engine import open_engine
+from handmesh.runtime.engine import open_engine
 engine = open_engine(engine="openvino")
 engine(np.zeros((1, engine.resolution, engine.resolution, 3), np.uint8))
 import threading, time

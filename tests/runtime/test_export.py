@@ -10,14 +10,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from handmesh import export
 from handmesh.cli import app
-from handmesh.engine import open_engine
 from handmesh.errors import CheckpointError, ConfigError, ExportError
-from handmesh.export import export_model, synthetic_crops
 from handmesh.hand import HandOutput
 from handmesh.metrics import pa_mean_error
 from handmesh.model.checkpoint import load_model
+from handmesh.runtime import export
+from handmesh.runtime.engine import open_engine
+from handmesh.runtime.export import export_model, synthetic_crops
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ def graph_folder() -> Path:
 
 
 def cached_graph(model: Path) -> Path | bytes:
-    """The ONNX graph of a model file (`handmesh.onnx_graph`): where it lies, or itself where nothing can be written.
+    """The ONNX graph of a model file (`handmesh.runtime.onnx_graph`): where it lies, or itself where nothing can be written.
 
     A folded model file needs no torch, an unfolded one needs it once, to be folded. Raises CheckpointError, and
     AssetError where the hand model is missing.
@@ -80,7 +80,7 @@ def _writer() -> str:
 
 def graph_of(model: Path) -> bytes:
     """Build it. The metadata has the model's record, the SHA-256 of its file, and the licence of the hand inside."""
-    from handmesh.onnx_graph import build_graph
+    from handmesh.runtime.onnx_graph import build_graph
 
     record = read_record(model)
     config = config_of(record, model)

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import CheckpointError, ConfigError, HandMeshError
-from handmesh.graph_cache import cached_graph, forget_graph
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.model.file import config_of, hand_of, read_record
+from handmesh.runtime.graph_cache import cached_graph, forget_graph
 from handmesh.system.cpus import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def find_model(model: str | Path | None) -> Path:
 
 def bundled_model_path() -> Path:
     """Where the model that ships with the package lies."""
-    return Path(__file__).parent / "assets" / f"{BUNDLED_MODEL}.safetensors"
+    return Path(__file__).parents[1] / "assets" / f"{BUNDLED_MODEL}.safetensors"
 
 
 def default_threads() -> int:
@@ -119,7 +119,7 @@ def default_threads() -> int:
 
 
 class OnnxEngine:
-    """ONNX Runtime, float32. The graph is made at first use of a model and kept (`handmesh.graph_cache`)."""
+    """ONNX Runtime, float32. The graph is made at first use of a model and kept (`handmesh.runtime.graph_cache`)."""
 
     def __init__(self, path: Path, *, threads: int | None = None, cuda: bool = False) -> None:
         """`path`: a model file, or an exported graph. Raises CheckpointError, AssetError or ConfigError."""

@@ -28,7 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.bench import time_in_turns
-from handmesh.engine import (
+from handmesh.errors import ExportError
+from handmesh.geometry.crop import CropTransform
+from handmesh.hand import HandOutput, builtin_hand
+from handmesh.metrics import pa_mean_error
+from handmesh.runtime.engine import (
     Engine,
     OnnxEngine,
     OpenVinoEngine,
@@ -37,11 +41,7 @@ from handmesh.engine import (
     open_engine,
     openvino_core,
 )
-from handmesh.errors import ExportError
-from handmesh.geometry.crop import CropTransform
-from handmesh.graph_cache import graph_of, metadata_of
-from handmesh.hand import HandOutput, builtin_hand
-from handmesh.metrics import pa_mean_error
+from handmesh.runtime.graph_cache import graph_of, metadata_of
 
 logger = logging.getLogger(__name__)
 
