@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmesh.bench import describe_machine, time_in_turns
+from handmesh.bench.timing import describe_machine, time_in_turns
 from handmesh.model.fastvit import VARIANTS, FastViT, build_backbone
 from handmesh.model.fastvit_cpu import depthwise_conv
 from handmesh.model.network import to_device

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from handmesh.bench_engines import is_bare, random_model
+from handmesh.bench.engines import is_bare, random_model
 from handmesh.cli.photos import side_by_side
 from handmesh.files.image import encode_image, read_photo
 from handmesh.hand import builtin_hand

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from handmesh.bench import describe_machine, lead_in, time_in_turns, torch_threads
+from handmesh.bench.timing import describe_machine, lead_in, time_in_turns, torch_threads
 from handmesh.model.fastvit import build_backbone
 from handmesh.model.network import to_device
 

@@ -55,7 +55,7 @@ def bench(
 
       handmesh bench --backbones --names fastvit_t8,fastvit_ma36 --size 224 --batch 8 --threads 2
     """
-    from handmesh.bench_engines import is_bare
+    from handmesh.bench.engines import is_bare
 
     batches = _batches(batch)
     clock: Literal["wall", "processor"] = "processor" if processor_time else "wall"
@@ -90,8 +90,8 @@ def _bench_engines(
     cold: bool,
     json: Path | None,
 ) -> None:
-    from handmesh.bench import as_json, describe_machine
-    from handmesh.bench_engines import DEFAULT_VARIANTS, bench_engines, bench_stages
+    from handmesh.bench.engines import DEFAULT_VARIANTS, bench_engines, bench_stages
+    from handmesh.bench.timing import as_json, describe_machine
     from handmesh.files.image import write_atomically
 
     machine = describe_machine()
@@ -163,7 +163,7 @@ def _bench_backbones(
     clock: Literal["wall", "processor"],
     json: Path | None,
 ) -> None:
-    from handmesh.bench import as_json, bench_backbones, describe_machine
+    from handmesh.bench.timing import as_json, bench_backbones, describe_machine
     from handmesh.files.image import write_atomically
     from handmesh.model.fastvit import VARIANTS
 

@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.bench import time_in_turns
+from handmesh.bench.timing import time_in_turns
 from handmesh.errors import ExportError
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandOutput, builtin_hand

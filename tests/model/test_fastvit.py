@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmesh.bench import count_multiply_adds, count_parameters, onnx_session, relative_difference
+from handmesh.bench.timing import count_multiply_adds, count_parameters, onnx_session, relative_difference
 from handmesh.errors import ConfigError
 from handmesh.model.fastvit import VARIANTS, DropPath, FastViT, Variant, build_backbone, fold_branches
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.bench_engines import bench_engines
+from handmesh.bench.engines import bench_engines
 from handmesh.errors import CheckpointError, ConfigError
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel

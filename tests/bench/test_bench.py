@@ -7,9 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from handmesh import bench
-from handmesh.bench import bench_backbones, count_multiply_adds, count_parameters, time_in_turns, torch_threads
-from handmesh.bench_engines import bench_engines
+from handmesh.bench import timing as bench
+from handmesh.bench.engines import bench_engines
+from handmesh.bench.timing import bench_backbones, count_multiply_adds, count_parameters, time_in_turns, torch_threads
 from handmesh.cli import app
 from handmesh.errors import ConfigError, ExportError
 from handmesh.model.fastvit import build_backbone

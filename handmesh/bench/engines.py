@@ -1,7 +1,7 @@
 """Where the time of a prediction goes: stages, engines, precisions, batches, memory and cold start, side by side.
 
 `bench_engines` runs everything that is compared in turns and in one process; memory and cold start come from a fresh
-process for each engine. A row is plain values; `handmesh.bench.as_json` turns rows into the shape that all benchmarks
+process for each engine. A row is plain values; `handmesh.bench.timing.as_json` turns rows into the shape that all benchmarks
 write.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.bench import Clock, lead_in, time_in_turns, torch_threads
+from handmesh.bench.timing import Clock, lead_in, time_in_turns, torch_threads
 from handmesh.errors import ConfigError
 from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.crop import CropTransform
