@@ -25,7 +25,7 @@ from handmesh.system.paths import CACHE_VARIABLE, user_cache_folder
 
 logger = logging.getLogger(__name__)
 
-_WRITERS = ("onnx_graph", "config", "hand", "backbone")  # modules that a graph's content depends on
+_WRITERS = ("runtime/onnx_graph", "config", "hand/arrays", "model/fastvit")  # modules that a graph's content depends on
 MAX_BYTES = 2_000_000_000  # of all entries; the ones that were used longest ago go first
 
 HAND_LICENCES = {
@@ -74,7 +74,7 @@ def _entry(model: Path) -> Path:
 
 def _writer() -> str:
     """Identity of the code that shapes graphs: nobody has to remember to raise a version."""
-    digests = [sha256_of(Path(__file__).with_name(f"{name}.py")) for name in _WRITERS]
+    digests = [sha256_of(Path(__file__).parents[1] / f"{name}.py") for name in _WRITERS]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:8]
 
 
