@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from handmesh.config import TrainConfig, load_config
-from handmesh.data.batches import open_data, training_batches
+from handmesh.data.stream import open_data, training_batches
 from handmesh.hand import builtin_hand
 from handmesh.losses import HandTargets, hand_loss
 from handmesh.model.network import DenseHead, to_device

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.freihand import PREPARED, FreiHand, labelled_hand_of
-from handmesh.data.jsonl import JsonlData, parse_labels
+from handmesh.data.formats.freihand import PREPARED, FreiHand, labelled_hand_of
+from handmesh.data.formats.jsonl import JsonlData, parse_labels
 from handmesh.data.labels import HandLabels, LabelledHand, RawSample
 from handmesh.errors import AssetError, DataError
 from handmesh.files.image import read_image

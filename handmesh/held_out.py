@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from handmesh import metrics
-from handmesh.data.batches import HandBatch, HeldOut, collate
+from handmesh.data.stream import HandBatch, HeldOut, collate
 from handmesh.distributed import Ranks
 from handmesh.draw.render import overlay
 from handmesh.files.mesh import vertex_normals

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from handmesh.config import TrainConfig, flat_settings, parse_config
-from handmesh.data.batches import HandBatch, RunData, collate, open_data, training_batches
 from handmesh.data.live import live_batches
+from handmesh.data.stream import HandBatch, RunData, collate, open_data, training_batches
 from handmesh.distributed import Ranks, gradients_stay, joined_ranks, parallel, sync_batch_norms
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand import HandArrays, HandOutput

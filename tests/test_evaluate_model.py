@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from handmesh import metrics
-from handmesh.data.freihand import prepare
+from handmesh.data.formats.freihand import prepare
 from handmesh.data.labels import PROTOCOLS
 from handmesh.errors import ConfigError, DataError
 from handmesh.evaluate import evaluate

@@ -30,7 +30,7 @@ FILES = [file for package in PACKAGES for file in sorted(package.rglob("*.py"))]
 
 
 def module_of(file: Path) -> str:
-    """handmesh/data/jsonl.py -> data; handmesh/__init__.py -> handmesh; everything of the server -> handmesh_server."""
+    """handmesh/data/formats/jsonl.py -> data; handmesh/__init__.py -> handmesh; everything of the server -> handmesh_server."""
     package = next(package for package in PACKAGES if file.is_relative_to(package))
     first = file.relative_to(package).parts[0].removesuffix(".py")
     return package.name if first == "__init__" or package.name != "handmesh" else first

@@ -14,7 +14,7 @@ import yaml
 
 from handmesh.carry import pack, unpack
 from handmesh.config import parse_config
-from handmesh.data.batches import PackSource, RunData, open_data
+from handmesh.data.stream import PackSource, RunData, open_data
 from handmesh.distributed import Ranks
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.geometry.rotation import matrix_from_vector
@@ -73,8 +73,8 @@ def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
 def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch, precision):
     """If it cannot learn four pictures by heart it learns nothing: loss and 2D error fall clearly."""
     four = [tiny_pack[index] for index in range(4)]
-    monkeypatch.setattr("handmesh.data.batches.training_pack", lambda *_: four)
-    monkeypatch.setattr("handmesh.data.batches.held_out_pack", lambda *_: four)
+    monkeypatch.setattr("handmesh.data.stream.training_pack", lambda *_: four)
+    monkeypatch.setattr("handmesh.data.stream.held_out_pack", lambda *_: four)
     config = tiny_config(
         steps=30,
         batch_size=4,

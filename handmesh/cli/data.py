@@ -31,7 +31,7 @@ def data_prepare(
 
       handmesh data prepare FreiHAND/ --out /fast/disk/freihand --pack
     """
-    from handmesh.data.freihand import FreiHand, available_splits, prepare
+    from handmesh.data.formats.freihand import FreiHand, available_splits, prepare
 
     with byte_progress_bar() as progress:
         tasks: dict[str, Any] = {}

@@ -186,7 +186,7 @@ def synth(
 def _synth_like_freihand(
     folder: Path, count: int, evaluation: int | None, seed: int, backgrounds: Path | None, hand_model: str
 ) -> None:
-    from handmesh.data.like_freihand import write_like_freihand
+    from handmesh.data.formats.like_freihand import write_like_freihand
     from handmesh.hand.mano_file import load_hand
     from handmesh.synth import Backgrounds
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.freihand import (
+from handmesh.data.formats.freihand import (
     IMAGE_SIZE,
     OFFICIAL_COUNTS,
     FreiHand,
@@ -18,7 +18,7 @@ from handmesh.data.freihand import (
     decode_mano,
     root_from_mano,
 )
-from handmesh.data.jsonl import LABELS_FILE, JsonlData, parse_labels
+from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData, parse_labels
 from handmesh.data.labels import HandLabels
 from handmesh.errors import AssetError, DataError, ImageError
 from handmesh.files.image import MAX_BYTES, read_header

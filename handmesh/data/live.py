@@ -16,7 +16,7 @@ from torch import Tensor
 
 from handmesh.config import LiveData, TrainConfig
 from handmesh.data.augment_gpu import BatchAugmenter, LabelledCrops, Renders, picture_bank
-from handmesh.data.batches import HandBatch, resolution_at, training_scenes
+from handmesh.data.stream import HandBatch, resolution_at, training_scenes
 from handmesh.hand import JOINT_NAMES, VERTEX_COUNT, HandArrays
 from handmesh.synth.backgrounds import draw_distractors, procedural_background
 from handmesh.synth.farm import Harvest, RenderFarm

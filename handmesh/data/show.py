@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.freihand import FreiHand, available_splits
-from handmesh.data.jsonl import LABELS_FILE, JsonlData
+from handmesh.data.formats.freihand import FreiHand, available_splits
+from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData
 from handmesh.data.labels import CropProtocol, RawData, RawSample, crop_protocol
 from handmesh.draw.render import HAND_COLORS, draw_skeleton, overlay
 from handmesh.errors import AssetError, DataError

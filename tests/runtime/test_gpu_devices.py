@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 from handmesh.config import LossWeights, parse_config
 from handmesh.data import augment_gpu, live
 from handmesh.data.augment_gpu import BatchAugmenter
-from handmesh.data.batches import HandBatch
 from handmesh.data.live import RenderRing, as_batch
+from handmesh.data.stream import HandBatch
 from handmesh.hand import builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.held_out import make_targets

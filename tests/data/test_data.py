@@ -13,7 +13,8 @@ import torch
 
 from handmesh.config import Augmentation, SyntheticData, TrainConfig
 from handmesh.data.augment import augment, labelled, sample_crop, scaled_effects, without_hand
-from handmesh.data.batches import (
+from handmesh.data.sample import HandSample
+from handmesh.data.stream import (
     TRAINING_SCENES,
     HandBatch,
     HeldOutPack,
@@ -26,7 +27,6 @@ from handmesh.data.batches import (
     training_pack,
     training_scenes,
 )
-from handmesh.data.sample import HandSample
 from handmesh.errors import ConfigError, DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform, upright_rotation

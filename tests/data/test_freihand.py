@@ -18,9 +18,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from handmesh.data import freihand, json_arrays
 from handmesh.data.check import ZERO_SCORES_CM, check, check_freihand
-from handmesh.data.freihand import (
+from handmesh.data.formats import freihand, json_arrays
+from handmesh.data.formats.freihand import (
     FreiHand,
     available_splits,
     decode_mano,
@@ -30,6 +30,7 @@ from handmesh.data.freihand import (
     root_from_mano,
     split_by_annotation,
 )
+from handmesh.data.formats.like_freihand import write_like_freihand
 from handmesh.data.labels import (
     BOX,
     BOX_FROM_TEST_LABELS,
@@ -42,7 +43,6 @@ from handmesh.data.labels import (
     crop_protocol,
     crop_sample,
 )
-from handmesh.data.like_freihand import write_like_freihand
 from handmesh.data.show import show
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics

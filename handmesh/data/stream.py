@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from handmesh.config import Augmentation, FreiHandData, PhotoData, SyntheticData, TrainConfig
 from handmesh.data.augment import augment
-from handmesh.data.freihand import FreiHand, Split, split_by_annotation
-from handmesh.data.jsonl import JsonlData
+from handmesh.data.formats.freihand import FreiHand, Split, split_by_annotation
+from handmesh.data.formats.jsonl import JsonlData
 from handmesh.data.labels import PROTOCOLS, CropProtocol, LabelledHand
 from handmesh.data.mix import Mixture
 from handmesh.data.photos import PhotoSource

@@ -13,8 +13,8 @@ import torch
 
 from handmesh.config import parse_config
 from handmesh.data.augment_gpu import LabelledCrops
-from handmesh.data.batches import HeldOutPack, RunData
 from handmesh.data.live import RenderRing, as_batch, live_batches
+from handmesh.data.stream import HeldOutPack, RunData
 from handmesh.errors import ConfigError
 from handmesh.hand import builtin_hand
 from handmesh.synth.farm import Harvest

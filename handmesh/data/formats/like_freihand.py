@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.freihand import ABOUT, IMAGE_SIZE, SPLITS, VERSIONS, encode_mano
+from handmesh.data.formats.freihand import ABOUT, IMAGE_SIZE, SPLITS, VERSIONS, encode_mano
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand

@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.json_arrays import iterate_json_array, read_json_array
+from handmesh.data.formats.json_arrays import iterate_json_array, read_json_array
 from handmesh.data.labels import HandLabels, LabelledHand, RawSample
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
