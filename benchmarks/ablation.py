@@ -26,10 +26,10 @@ from handmesh import metrics
 from handmesh.config import TrainConfig, parse_config
 from handmesh.files.image import read_image
 from handmesh.hand import builtin_hand
+from handmesh.learn.run_folder import write_json
+from handmesh.learn.train import train
 from handmesh.predict import Predictor, load_predictor
-from handmesh.run_record import write_json
 from handmesh.synth import Backgrounds, SceneRenderer, SceneSettings, SyntheticSample, sample_generator
-from handmesh.train import train
 
 SEED = 8_400_013  # of the photos that are scored
 EVERYTHING = "everything"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from handmesh import metrics
 from handmesh.files.image import write_atomically
 from handmesh.hand import builtin_hand
-from handmesh.losses import FOUND_ERROR
+from handmesh.learn.losses import FOUND_ERROR
 from handmesh.predict import load_predictor
 from handmesh.synth import Backgrounds, SceneRenderer, SceneSettings, camera_effects, sample_generator
 

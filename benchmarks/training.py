@@ -19,11 +19,11 @@ from torch import nn
 from handmesh.config import TrainConfig, load_config
 from handmesh.data.stream import open_data, training_batches
 from handmesh.hand import builtin_hand
-from handmesh.losses import HandTargets, hand_loss
+from handmesh.learn.losses import HandTargets, hand_loss
+from handmesh.learn.optimizer import make_optimizer
+from handmesh.learn.train import Learner, build_network
 from handmesh.model.network import DenseHead, to_device
-from handmesh.optimization import make_optimizer
 from handmesh.system.memory import keep_freed_memory
-from handmesh.train import Learner, build_network
 
 ROOT = Path(__file__).parent.parent
 

@@ -27,7 +27,7 @@ def pack(
     Example:
       handmesh carry pack runs/synthetic_t8_gpu carried/ --budget-mb 60
     """
-    from handmesh.carry import pack as pack_run
+    from handmesh.learn.carry import pack as pack_run
 
     packed = pack_run(run, out, part_mb=part_mb, budget_mb=budget_mb, kind="weights" if weights else None)
     say(
@@ -46,7 +46,7 @@ def unpack(
     Example:
       handmesh carry unpack carried/ runs/synthetic_t8_gpu
     """
-    from handmesh.carry import unpack as unpack_run
+    from handmesh.learn.carry import unpack as unpack_run
 
     unpacked = unpack_run(carried, run)
     again = "" if unpacked.kind == "whole" else "; the optimiser begins anew, with another warm-up"

@@ -56,8 +56,8 @@ def train(
     """
     began = time.monotonic()  # what is imported and rendered first takes its share of the minutes
     from handmesh.config import load_config
-    from handmesh.train import Progressed
-    from handmesh.train import train as run_training
+    from handmesh.learn.train import Progressed
+    from handmesh.learn.train import train as run_training
 
     first = os.environ.get("RANK", "0") == "0"  # torchrun's number of this process: one of them speaks
     logging.getLogger("handmesh").setLevel(logging.INFO if first else logging.WARNING)
@@ -102,7 +102,7 @@ def _over_after(minutes: float | None, began: float) -> Iterator[Callable[[], bo
 
 
 def _dry_run(settings: TrainConfig) -> None:
-    from handmesh.rehearsal import rehearse
+    from handmesh.learn.rehearsal import rehearse
 
     started = time.monotonic()
     with TemporaryDirectory(prefix="handmesh-") as directory:

@@ -78,7 +78,7 @@ def weights_check(
     """
     import torch
 
-    from handmesh.imagenet import RELEASED_TOP1, load_classifier, top1
+    from handmesh.learn.imagenet import RELEASED_TOP1, load_classifier, top1
 
     if threads is not None:
         torch.set_num_threads(threads)

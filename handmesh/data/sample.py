@@ -2,7 +2,7 @@
 
 Every label may be missing, for data sets differ in what they measured. A missing label is zeros (rotations: identities)
 of the usual shape with a flag that is False, so that samples of all kinds stack into one batch, and each switches off
-the losses that it cannot pay for (`handmesh.losses`).
+the losses that it cannot pay for (`handmesh.learn.losses`).
 """
 
 from __future__ import annotations

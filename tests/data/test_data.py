@@ -32,7 +32,7 @@ from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform, upright_rotation
 from handmesh.hand import JOINT_NAMES, builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.held_out import make_targets
+from handmesh.learn.validation import make_targets
 from handmesh.synth import Backgrounds, CameraEffects, Pack, SceneSettings
 
 HAND = HandModel(builtin_hand()).double()

@@ -17,8 +17,8 @@ from handmesh.data.live import RenderRing, as_batch, live_batches
 from handmesh.data.stream import HeldOutPack, RunData
 from handmesh.errors import ConfigError
 from handmesh.hand import builtin_hand
+from handmesh.learn.train import _pictures, train
 from handmesh.synth.farm import Harvest
-from handmesh.train import _pictures, train
 
 CPU = torch.device("cpu")
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_live_is_refused():
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("handmesh.train.joined_ranks", lambda: _TwoRanks())
+    monkeypatch.setattr("handmesh.learn.train.joined_ranks", lambda: _TwoRanks())
     with pytest.raises(ConfigError, match="without torchrun"):
         train(live_config(tmp_path), tmp_path / "run")
 
@@ -122,7 +122,7 @@ class _TwoRanks:
     """As torchrun would start it, but nobody to talk to."""
 
     def __enter__(self):
-        from handmesh.distributed import Ranks
+        from handmesh.learn.distributed import Ranks
 
         class Lonely(Ranks):
             def wait(self) -> None:

@@ -10,7 +10,7 @@ from handmesh.config import LossWeights, ModelConfig
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.losses import HandTargets, hand_loss
+from handmesh.learn.losses import HandTargets, hand_loss
 from handmesh.model.network import DenseHead, HandMeshNet, to_device
 
 SHAPES = {"camera": (3,), "pose": (16, 3, 3), "betas": (10,), "vertices": (778, 3), "joints": (21, 3)}

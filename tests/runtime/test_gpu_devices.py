@@ -24,11 +24,11 @@ from handmesh.data.live import RenderRing, as_batch
 from handmesh.data.stream import HandBatch
 from handmesh.hand import builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.held_out import make_targets
-from handmesh.losses import hand_loss, label_counts
+from handmesh.learn.losses import hand_loss, label_counts
+from handmesh.learn.train import Learner
+from handmesh.learn.validation import make_targets
 from handmesh.model.network import DenseHead, HandMeshNet, to_device
 from handmesh.synth.farm import Harvest
-from handmesh.train import Learner
 
 GPU = torch.device("cuda", 0)
 SIZE = 96

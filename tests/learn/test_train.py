@@ -12,22 +12,22 @@ import pytest
 import torch
 import yaml
 
-from handmesh.carry import pack, unpack
 from handmesh.config import parse_config
 from handmesh.data.stream import PackSource, RunData, open_data
-from handmesh.distributed import Ranks
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.held_out import evaluate_held_out
-from handmesh.losses import HandTargets
+from handmesh.learn.carry import pack, unpack
+from handmesh.learn.distributed import Ranks
+from handmesh.learn.losses import HandTargets
+from handmesh.learn.optimizer import learning_rate_at, make_optimizer, set_learning_rate, update_average
+from handmesh.learn.train import build_network, count_steps, start_weights, train
+from handmesh.learn.validation import evaluate_held_out
 from handmesh.model.checkpoint import load_latest_state, load_model, save_state
 from handmesh.model.fastvit import build_backbone
 from handmesh.model.network import DenseHead, HandMeshNet
 from handmesh.model.pretrained import add_backbone_weights
-from handmesh.optimization import learning_rate_at, make_optimizer, set_learning_rate, update_average
-from handmesh.train import build_network, count_steps, start_weights, train
 
 ALONE = Ranks(torch.device("cpu"))
 
@@ -138,7 +138,7 @@ def test_a_run_killed_while_it_finishes_still_gets_its_model(tiny_config, tmp_pa
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr("handmesh.train.evaluate_held_out", killed)
+        patch.setattr("handmesh.learn.train.evaluate_held_out", killed)
         with pytest.raises(KilledError):
             train(config, run)
     path = train(config, run, resume=True)
@@ -298,7 +298,7 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
     sure = torch.ones(6)
 
     def scores(output: HandOutput) -> dict[str, float]:
-        monkeypatch.setattr("handmesh.held_out.predict_samples", lambda *_: (output, targets))
+        monkeypatch.setattr("handmesh.learn.validation.predict_samples", lambda *_: (output, targets))
         return evaluate_held_out(lively_network, [SixHands("upright"), SixHands("any_turn")], ALONE)
 
     perfect = scores(HandOutput(camera, pose, betas, vertices, joints, sure, sure))

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from handmesh.cli import app
 from handmesh.config import IMAGE_MEAN, IMAGE_STD
 from handmesh.errors import CheckpointError, DataError, ImageError
-from handmesh.imagenet import CENTRAL_SHARE, RELEASED_TOP1, labelled_images, load_classifier, preprocess, top1
+from handmesh.learn.imagenet import CENTRAL_SHARE, RELEASED_TOP1, labelled_images, load_classifier, preprocess, top1
 from handmesh.model.fastvit import VARIANTS, build_backbone
 from handmesh.model.pretrained import add_backbone_weights
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from handmesh import metrics
 from handmesh.data.stream import HandBatch, HeldOut, collate
-from handmesh.distributed import Ranks
 from handmesh.draw.render import overlay
 from handmesh.files.mesh import vertex_normals
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import HandOutput
 from handmesh.hand.layer import HandModel
-from handmesh.losses import HandTargets
+from handmesh.learn.distributed import Ranks
+from handmesh.learn.losses import HandTargets
 from handmesh.model.network import HandMeshNet
 
 Floats = NDArray[np.float64]

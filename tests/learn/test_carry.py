@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from handmesh.carry import MANIFEST, pack, unpack
 from handmesh.cli.learning import _over_after
 from handmesh.errors import CheckpointError, ConfigError
+from handmesh.learn.carry import MANIFEST, pack, unpack
+from handmesh.learn.train import train
 from handmesh.model.checkpoint import load_latest_state, load_model
-from handmesh.train import train
 
 STEPS, STOP = 5, 3
 

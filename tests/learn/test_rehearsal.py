@@ -13,9 +13,9 @@ import pytest
 
 from handmesh.config import load_config
 from handmesh.errors import ConfigError
-from handmesh.rehearsal import toy_config
+from handmesh.learn.rehearsal import toy_config
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", ["synthetic_t8_gpu", pytest.param("synthetic_ma36_gpu", marks=pytest.mark.slow)])
@@ -40,7 +40,7 @@ def test_only_runs_that_render_are_rehearsed(tmp_path):
 def test_the_documents_name_every_package_that_training_needs():
     """What a machine without a network lacks must be carried there, so the list has to be complete."""
     code = (
-        "import json, sys, sysconfig; import handmesh.cli, handmesh.rehearsal;"
+        "import json, sys, sysconfig; import handmesh.cli, handmesh.learn.rehearsal;"
         "site = sysconfig.get_paths()['purelib'];"
         "print(json.dumps(sorted({name.split('.')[0] for name, module in sys.modules.items()"
         " if (getattr(module, '__file__', None) or '').startswith(site)})))"

@@ -1,11 +1,11 @@
 """Training: one loop, visible from top to bottom.
 
-A run lives in one directory: its record (`handmesh.run_record`), the newest training states, and the averaged weights
+A run lives in one directory: its record (`handmesh.learn.run_folder`), the newest training states, and the averaged weights
 of the chosen evaluation, twice: `model.safetensors` as trained, and `deploy.safetensors`, folded and in float16, which
 is what the package ships of its own run. Starting again with `resume` goes on where the newest readable state stopped,
 with the same examples and the same numbers.
 
-Several processes, started by torchrun, make one run: see `handmesh.distributed`.
+Several processes, started by torchrun, make one run: see `handmesh.learn.distributed`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from torch import Tensor, nn
 from handmesh.config import TrainConfig, flat_settings, parse_config
 from handmesh.data.live import live_batches
 from handmesh.data.stream import HandBatch, RunData, collate, open_data, training_batches
-from handmesh.distributed import Ranks, gradients_stay, joined_ranks, parallel, sync_batch_norms
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.hand.layer import HandModel, load_hand
-from handmesh.held_out import TEST_SET, draw_samples, evaluate_held_out, make_targets, selection_score
-from handmesh.losses import hand_loss, label_counts
+from handmesh.learn.distributed import Ranks, gradients_stay, joined_ranks, parallel, sync_batch_norms
+from handmesh.learn.losses import hand_loss, label_counts
+from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_average
+from handmesh.learn.run_folder import RunLog, write_json, write_run_record
+from handmesh.learn.validation import TEST_SET, draw_samples, evaluate_held_out, make_targets, selection_score
 from handmesh.model.checkpoint import load_latest_state, load_model, load_weights, save_model, save_state
 from handmesh.model.fastvit_weights import load_backbone_weights
 from handmesh.model.file import config_of, read_record
@@ -41,8 +43,6 @@ from handmesh.model.network import DenseHead, HandMeshNet, to_device
 from handmesh.model.pretrained import find_backbone_weights
 from handmesh.model.surgery.grow import check_growth, grow
 from handmesh.model.surgery.unfold import unfold
-from handmesh.optimization import make_optimizer, set_learning_rate, update_average
-from handmesh.run_record import RunLog, write_json, write_run_record
 from handmesh.runtime.engine import find_model
 from handmesh.synth.dataset import Progress
 from handmesh.system.memory import keep_freed_memory

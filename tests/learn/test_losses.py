@@ -14,7 +14,7 @@ from handmesh.config import LossNorms, LossWeights
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.losses import (
+from handmesh.learn.losses import (
     HEATMAP_SIGMA,
     HandTargets,
     found,

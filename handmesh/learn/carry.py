@@ -29,10 +29,10 @@ from torch import Tensor
 from handmesh.config import TrainConfig, parse_config
 from handmesh.errors import CheckpointError, ConfigError
 from handmesh.hand.layer import load_hand
+from handmesh.learn.run_folder import METRICS, write_json
+from handmesh.learn.train import build_network, write_model
 from handmesh.model.checkpoint import load_latest_state, save_state, written_atomically
 from handmesh.model.network import HandMeshNet
-from handmesh.run_record import METRICS, write_json
-from handmesh.train import build_network, write_model
 
 logger = logging.getLogger(__name__)
 

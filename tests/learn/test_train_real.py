@@ -23,24 +23,24 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_checkpoint import disk_with
-from test_train import records, tensors_of
+from learn.test_train import records, tensors_of
+from model.test_checkpoint import disk_with
 
 from handmesh.config import load_config, parse_config
 from handmesh.data.check import check
 from handmesh.data.formats.freihand import prepare
 from handmesh.data.formats.like_freihand import write_like_freihand
 from handmesh.data.stream import open_data, training_batches
-from handmesh.distributed import Ranks
 from handmesh.errors import AssetError, CheckpointError, ConfigError, DataError
 from handmesh.evaluate_run import EvaluationRequest, run_evaluation
 from handmesh.hand import builtin_hand
+from handmesh.learn.distributed import Ranks
+from handmesh.learn.train import train
 from handmesh.model.checkpoint import load_latest_state, load_model
 from handmesh.runtime.engine import open_engine
 from handmesh.synth import Backgrounds
-from handmesh.train import train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 ANNOTATIONS, TEST_IMAGES = 60, 10
 
@@ -187,7 +187,7 @@ def test_two_processes_make_the_run_of_one(settings, tmp_path):
 
 BROKEN_IN_ONE = """
 import os, sys
-import handmesh.train as training
+import handmesh.learn.train as training
 from handmesh.cli import run
 from handmesh.errors import DataError
 
@@ -215,11 +215,11 @@ def test_an_error_in_one_process_ends_the_others_with_a_word(settings, tmp_path)
     assert outcome.returncode == 1
     assert outcome.stderr.count("error: photos/7.jpg is broken") == 1
     assert outcome.stderr.count("error: Another process of this run ended") <= 1  # torchrun may end it before
-    assert "handmesh/train.py" not in outcome.stderr, "neither with a traceback; torchrun has one of its own"
+    assert "handmesh/learn/train.py" not in outcome.stderr, "neither with a traceback; torchrun has one of its own"
 
 
 def test_batches_that_cannot_be_shared_are_refused(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("handmesh.train.joined_ranks", lambda: nullcontext(Ranks(torch.device("cpu"), 0, 3)))
+    monkeypatch.setattr("handmesh.learn.train.joined_ranks", lambda: nullcontext(Ranks(torch.device("cpu"), 0, 3)))
     config = parse_config(settings(batch_size=8, accumulation=2), "test")
     with pytest.raises(ConfigError, match=r"batch_size 8 cannot be shared by 3 processes .* choose a multiple of 6"):
         train(config, tmp_path / "run")
@@ -282,7 +282,7 @@ def test_the_best_weights_are_kept_where_that_is_asked_for(settings, tmp_path, m
         step = 1 + len(list((tmp_path / "run").glob("state-*.pt")))
         return {"freihand_pa_mpjpe_mm": given[step], "test_set_pa_mpjpe_mm": -given[step]}
 
-    monkeypatch.setattr("handmesh.train.evaluate_held_out", scores)
+    monkeypatch.setattr("handmesh.learn.train.evaluate_held_out", scores)
     plain = settings(evaluate_every=1, keep_checkpoints=9, select="validation")
 
     def stop(progress: Any) -> None:

@@ -10,10 +10,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from handmesh.carry import Packed, pack, unpack
 from handmesh.config import TrainConfig, parse_config
 from handmesh.errors import ConfigError
-from handmesh.train import Progressed, train
+from handmesh.learn.carry import Packed, pack, unpack
+from handmesh.learn.train import Progressed, train
 
 logger = logging.getLogger(__name__)
 
