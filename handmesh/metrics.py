@@ -10,7 +10,7 @@ The official figures and where they are defined here (errors of N frames with P 
 * area under the curve: `curve_area(correct_share(errors))`, thresholds 0 to 50 mm in 100 steps, trapezoids
 * F-score at 5 and 15 mm: `f_scores(...)`, nearest neighbours in both directions, mean over frames
 
-`handmesh.evaluate` puts them together for whole prediction files.
+`handmesh.evaluate.scores` puts them together for whole prediction files.
 """
 
 from __future__ import annotations

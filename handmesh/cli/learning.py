@@ -251,7 +251,7 @@ def evaluate(
 
       handmesh synth --out hands/ --count 500 && handmesh evaluate --data hands/ --protocol predict
     """
-    from handmesh.evaluate_run import EvaluationRequest, print_evaluation, run_evaluation
+    from handmesh.evaluate.run import EvaluationRequest, print_evaluation, run_evaluation
 
     if (predictions is None) == (data is None):
         raise ConfigError("Give either --predictions FILE --ground-truth DIR, or --data DIR with or without --model.")

@@ -32,7 +32,7 @@ from handmesh.data.formats.freihand import prepare
 from handmesh.data.formats.like_freihand import write_like_freihand
 from handmesh.data.stream import open_data, training_batches
 from handmesh.errors import AssetError, CheckpointError, ConfigError, DataError
-from handmesh.evaluate_run import EvaluationRequest, run_evaluation
+from handmesh.evaluate.run import EvaluationRequest, run_evaluation
 from handmesh.hand import builtin_hand
 from handmesh.learn.distributed import Ranks
 from handmesh.learn.train import train

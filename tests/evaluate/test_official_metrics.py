@@ -13,9 +13,9 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from handmesh.evaluate import OFFICIAL_KEYS, evaluate
+from handmesh.evaluate.official_files import HandPoints
+from handmesh.evaluate.scores import OFFICIAL_KEYS, evaluate
 from handmesh.hand import FINGERTIP_VERTICES, JOINTS_FROM_MANO, builtin_hand
-from handmesh.predictions import HandPoints
 
 FRAMES = 7
 

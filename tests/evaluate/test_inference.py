@@ -13,10 +13,10 @@ from handmesh import metrics
 from handmesh.data.formats.freihand import prepare
 from handmesh.data.labels import PROTOCOLS
 from handmesh.errors import ConfigError, DataError
-from handmesh.evaluate import evaluate
-from handmesh.evaluate_model import METRO_VIEWS, SINGLE, SMALL_VIEWS, Views, parse_views, predict_set
-from handmesh.evaluate_run import EvaluationRequest, run_evaluation
-from handmesh.evaluation_sets import EvaluationSet, hand_lengths, match_hand, open_evaluation_set, palm_angles
+from handmesh.evaluate.inference import METRO_VIEWS, SINGLE, SMALL_VIEWS, Views, parse_views, predict_set
+from handmesh.evaluate.run import EvaluationRequest, run_evaluation
+from handmesh.evaluate.scores import evaluate
+from handmesh.evaluate.sets import EvaluationSet, hand_lengths, match_hand, open_evaluation_set, palm_angles
 from handmesh.hand import Handedness, HandOutput, builtin_hand
 from handmesh.runtime.engine import TorchEngine
 from handmesh.synth import write_dataset

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from handmesh import metrics
 from handmesh.draw.render import draw_skeleton, overlay, render_mesh
 from handmesh.errors import DataError, ImageError
-from handmesh.evaluate import PAPER_KEYS, PUBLISHED, UNALIGNED_KEYS, Comparison, Evaluation
-from handmesh.evaluation_sets import EvaluationSet, hand_lengths, match_hand, palm_angles
+from handmesh.evaluate.official_files import HandPoints
+from handmesh.evaluate.scores import PAPER_KEYS, PUBLISHED, UNALIGNED_KEYS, Comparison, Evaluation
+from handmesh.evaluate.sets import EvaluationSet, hand_lengths, match_hand, palm_angles
 from handmesh.files.image import encode_image, write_atomically
 from handmesh.files.mesh import vertex_normals
 from handmesh.hand import FINGER_NAMES, JOINT_NAMES, Handedness
-from handmesh.predictions import HandPoints
 
 Array = NDArray[np.float64]
 

@@ -17,7 +17,10 @@ from rich.table import Table
 
 from handmesh import __version__
 from handmesh.errors import ConfigError
-from handmesh.evaluate import (
+from handmesh.evaluate.inference import PREDICT, parse_views, predict_set
+from handmesh.evaluate.official_files import Array, HandPoints, read_predictions, write_predictions
+from handmesh.evaluate.report import ReportInput, format_figure, write_report
+from handmesh.evaluate.scores import (
     PAPER_KEYS,
     PUBLISHED,
     UNALIGNED_KEYS,
@@ -29,10 +32,7 @@ from handmesh.evaluate import (
     score_keypoints,
     write_scores,
 )
-from handmesh.evaluate_model import PREDICT, parse_views, predict_set
-from handmesh.evaluation_sets import EvaluationSet, open_evaluation_set
-from handmesh.predictions import Array, HandPoints, read_predictions, write_predictions
-from handmesh.report import ReportInput, format_figure, write_report
+from handmesh.evaluate.sets import EvaluationSet, open_evaluation_set
 from handmesh.runtime.engine import Engine
 
 logger = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
-from test_official_metrics import hands, mapped, sane
+from evaluate.test_official_metrics import hands, mapped, sane
 
-from handmesh.evaluate import Comparison, evaluate
-from handmesh.evaluation_sets import EvaluationSet, open_evaluation_set
+from handmesh.evaluate.official_files import HandPoints
+from handmesh.evaluate.report import ReportInput, format_figure, render_report, write_report
+from handmesh.evaluate.scores import Comparison, evaluate
+from handmesh.evaluate.sets import EvaluationSet, open_evaluation_set
 from handmesh.hand import Handedness
-from handmesh.predictions import HandPoints
-from handmesh.report import ReportInput, format_figure, render_report, write_report
 from handmesh.synth import write_dataset
 
 VOID = {"meta", "img", "br"}

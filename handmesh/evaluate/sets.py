@@ -1,4 +1,4 @@
-"""Test sets: images with the true hands in them, as `handmesh.evaluate` and `handmesh.evaluate_model` want them.
+"""Test sets: images with the true hands in them, as `handmesh.evaluate.scores` and `handmesh.evaluate.inference` want them.
 
 Three forms on disk: FreiHAND's folder (evaluation_xyz.json, evaluation_verts.json, evaluation_K.json, evaluation/rgb/),
 what `handmesh data prepare` made of its archives, and a folder with labels.jsonl, one image per line (docs/synth.md).
@@ -22,11 +22,11 @@ from handmesh.data.formats.freihand import PREPARED, FreiHand, labelled_hand_of
 from handmesh.data.formats.jsonl import JsonlData, parse_labels
 from handmesh.data.labels import HandLabels, LabelledHand, RawSample
 from handmesh.errors import AssetError, DataError
+from handmesh.evaluate.official_files import HandPoints, read_points
 from handmesh.files.image import read_image
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import BONES, JOINT_NAMES, VERTEX_COUNT, HandArrays, Handedness, builtin_hand
 from handmesh.hand.mano_file import load_hand, mano_file
-from handmesh.predictions import HandPoints, read_points
 
 logger = logging.getLogger(__name__)
 

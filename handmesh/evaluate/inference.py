@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from handmesh import metrics
 from handmesh.data.labels import PROTOCOLS, crop_protocol
 from handmesh.errors import ConfigError, DataError
-from handmesh.evaluation_sets import EvaluationSet
+from handmesh.evaluate.official_files import HandPoints
+from handmesh.evaluate.sets import EvaluationSet
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandOutput
 from handmesh.predict import BOX_MARGIN, Predictor
-from handmesh.predictions import HandPoints
 from handmesh.runtime.engine import Engine
 
 Array = NDArray[np.float64]

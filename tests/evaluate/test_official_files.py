@@ -10,9 +10,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from handmesh import predictions
 from handmesh.errors import DataError, ExportError
-from handmesh.predictions import read_points, read_predictions, write_predictions
+from handmesh.evaluate import official_files as predictions
+from handmesh.evaluate.official_files import read_points, read_predictions, write_predictions
 
 N, V = 6, 10
 

@@ -7,15 +7,16 @@ import math
 
 import numpy as np
 import pytest
+from evaluate.test_official_metrics import hands, mapped, sane, some
 from scipy.spatial.transform import Rotation
 from scipy.stats import norm
-from test_official_metrics import hands, mapped, sane, some
 from typer.testing import CliRunner
 
 from handmesh import metrics
 from handmesh.cli import app
 from handmesh.errors import DataError, HandMeshError
-from handmesh.evaluate import (
+from handmesh.evaluate.official_files import HandPoints, write_predictions
+from handmesh.evaluate.scores import (
     FREIHAND_COUNT,
     JOINT_ORDERS,
     OFFICIAL_KEYS,
@@ -28,7 +29,6 @@ from handmesh.evaluate import (
     write_scores,
 )
 from handmesh.hand import JOINT_NAMES
-from handmesh.predictions import HandPoints, write_predictions
 
 # What metrics knows beyond alignments (those are in test_metrics.py)
 

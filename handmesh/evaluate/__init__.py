@@ -1,0 +1,1 @@
+"""FreiHAND's official scores, and the report around them."""
