@@ -18,9 +18,9 @@ import synthetic_clip
 from handmesh.detect import Detection
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness
+from handmesh.motion.smoothing import Smoother, Smoothing
+from handmesh.motion.track import Tracker
 from handmesh.predict import load_predictor
-from handmesh.smoothing import Smoother, Smoothing
-from handmesh.track import Tracker
 
 
 class Counted:

@@ -15,7 +15,7 @@ from handmesh.errors import ConfigError
 
 if TYPE_CHECKING:
     from handmesh.detect import Detector
-    from handmesh.smoothing import Smoothing
+    from handmesh.motion.smoothing import Smoothing
 
 HandOption = Annotated[
     str, typer.Option(metavar="right|left|auto", help="Which hands there are; auto: found out, for each.")
@@ -69,9 +69,9 @@ def video(
       handmesh video party.mp4 --detector mediapipe --hands 4
     """
     from handmesh.files.video import CODECS, open_source
+    from handmesh.motion.clip import VideoOptions, convert_clip
+    from handmesh.motion.track import Tracking
     from handmesh.predict import load_predictor
-    from handmesh.track import Tracking
-    from handmesh.video import VideoOptions, convert_clip
 
     if codec not in CODECS:
         raise ConfigError(f"--codec {codec!r}: wanted one of {', '.join(CODECS)}.")
@@ -156,11 +156,11 @@ def webcam(
       handmesh webcam --source clip.mp4 --headless --benchmark
     """
     from handmesh.files.video import open_source
+    from handmesh.motion.clip import LiveHands
+    from handmesh.motion.live import LiveOptions, LivePipeline, check_display, run_headless, run_window
+    from handmesh.motion.live import benchmark as run_benchmark
+    from handmesh.motion.track import Tracking
     from handmesh.predict import load_predictor
-    from handmesh.track import Tracking
-    from handmesh.video import LiveHands
-    from handmesh.webcam import LiveOptions, LivePipeline, check_display, run_headless, run_window
-    from handmesh.webcam import benchmark as run_benchmark
 
     if benchmark and not headless:
         raise ConfigError("--benchmark goes with --headless: a window's own pace would be measured.")
@@ -235,7 +235,7 @@ class _Reporter:
 
 
 def _smoothing(strength: float) -> Smoothing | None:
-    from handmesh.smoothing import Smoothing
+    from handmesh.motion.smoothing import Smoothing
 
     return None if strength == 0 else Smoothing.of_strength(strength)
 

@@ -1,8 +1,8 @@
 """A stream's hand, followed from frame to frame, and the bytes that say where it is.
 
-Following is handmesh.track's: the first frame is searched like a photo, with all the Predictor's looks; from then on
+Following is handmesh.motion.track's: the first frame is searched like a photo, with all the Predictor's looks; from then on
 one look is enough, and each answer is judged, by the network's own confidence among other things. Smoothing is
-handmesh.smoothing's. docs/serving.md describes the bytes.
+handmesh.motion.smoothing's. docs/serving.md describes the bytes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from handmesh.detect import GivenBoxes
 from handmesh.errors import ExportError
 from handmesh.files.image import Photo
 from handmesh.hand import Handedness
+from handmesh.motion.clip import LiveHands
+from handmesh.motion.smoothing import Smoothing
 from handmesh.predict import HandPrediction, Predictor
-from handmesh.smoothing import Smoothing
-from handmesh.video import LiveHands
 
 _LEAST_STEP: Final = 1e-3  # s between frames, for clocks that stand still
 

@@ -11,7 +11,7 @@ from handmesh.errors import ExportError
 from handmesh.files.animation import HandTrack, encode_animation, encode_bvh
 from handmesh.hand import FINGERTIP_VERTICES, MANO_JOINT_NAMES, Handedness, builtin_hand
 from handmesh.hand.posing import HandPoser, joint_transforms
-from handmesh.smoothing import matrix_from_vector
+from handmesh.motion.smoothing import matrix_from_vector
 
 Y_UP = np.array([1.0, -1, -1])
 

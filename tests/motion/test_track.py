@@ -9,8 +9,8 @@ from marker_hands import MarkerEngine, draw, hand_at
 from handmesh.cli.video import _finder
 from handmesh.detect import Detection, GivenBoxes
 from handmesh.hand import Handedness
+from handmesh.motion.track import Tracker, Tracking
 from handmesh.predict import Predictor
-from handmesh.track import Tracker, Tracking
 
 RIGHT, LEFT = Handedness.RIGHT, Handedness.LEFT
 FPS = 30

@@ -16,10 +16,10 @@ from handmesh.files.video import ClipSource, FolderSource
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness, builtin_hand
 from handmesh.hand.posing import HandPoser
-from handmesh.hand_log import hand_of, posers_of, read_frames, read_header, read_tracks, record_of
+from handmesh.motion.clip import LiveHands, VideoOptions, convert_clip
+from handmesh.motion.log import hand_of, posers_of, read_frames, read_header, read_tracks, record_of
+from handmesh.motion.smoothing import Smoothing, matrix_from_vector
 from handmesh.predict import Predictor
-from handmesh.smoothing import Smoothing, matrix_from_vector
-from handmesh.video import LiveHands, VideoOptions, convert_clip
 
 COUNT = 36
 HIDDEN = range(12, 22)

@@ -29,9 +29,9 @@ from handmesh.files.video import Capture, Codec, Frame, FrameSource, Image, Vide
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness
-from handmesh.hand_log import HandLog, LogHeader, posers_of, read_tracks, record_of
+from handmesh.motion.clip import ANIMATION_NAME, LOG_NAME, OVERLAY_NAME, LiveHands, Tracked
+from handmesh.motion.log import HandLog, LogHeader, posers_of, read_tracks, record_of
 from handmesh.predict import AUTO, Box, HandPrediction, Predictor, overlay_hands, parse_side
-from handmesh.video import ANIMATION_NAME, LOG_NAME, OVERLAY_NAME, LiveHands, Tracked
 
 WINDOW = "handmesh"
 KEYS = "[h] which hand   [m] mesh/bones   [f] mirror   [c] record   [s] screenshot   [r] search again   [q] quit"

@@ -32,7 +32,7 @@ from handmesh.files.video import Codec, Frame, FrameSource, Image, VideoWriter
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness
 from handmesh.hand.posing import HandPoser
-from handmesh.hand_log import (
+from handmesh.motion.log import (
     HandLog,
     LogHeader,
     hand_of,
@@ -41,9 +41,9 @@ from handmesh.hand_log import (
     read_tracks,
     record_of,
 )
+from handmesh.motion.smoothing import Smoother, Smoothing
+from handmesh.motion.track import Tracker, Tracking
 from handmesh.predict import AUTO, HandPrediction, Predictor, overlay_hands
-from handmesh.smoothing import Smoother, Smoothing
-from handmesh.track import Tracker, Tracking
 
 logger = logging.getLogger(__name__)
 

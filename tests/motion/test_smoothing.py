@@ -10,8 +10,8 @@ from marker_hands import MarkerEngine, draw, hand_at
 from scipy.spatial.transform import Rotation
 
 from handmesh.errors import ConfigError
+from handmesh.motion.smoothing import OneEuro, RotationOneEuro, Smoother, Smoothing
 from handmesh.predict import Predictor
-from handmesh.smoothing import OneEuro, RotationOneEuro, Smoother, Smoothing
 
 
 def published(values, steps, cutoff, speed):

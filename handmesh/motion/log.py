@@ -25,10 +25,10 @@ from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_NAMES, HandArrays, Handedness
 from handmesh.hand.posing import HandPoser
+from handmesh.motion.smoothing import matrix_from_vector, vector_from_matrix
 from handmesh.predict import HandPrediction
-from handmesh.smoothing import matrix_from_vector, vector_from_matrix
 
-LOG_FORMAT: Final = "handmesh.video"
+LOG_FORMAT: Final = "handmesh.motion.clip"
 LOG_VERSION: Final = 1
 
 

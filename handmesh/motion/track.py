@@ -33,8 +33,8 @@ from handmesh.errors import ConfigError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform, upright_rotation
 from handmesh.hand import Handedness
+from handmesh.motion.smoothing import OneEuro
 from handmesh.predict import AUTO, SIDE_LOOKS, HandPrediction, Predictor, agreement, parse_side
-from handmesh.smoothing import OneEuro
 
 Image = NDArray[np.uint8]
 Keypoints = NDArray[np.float64]  # (21, 2) px

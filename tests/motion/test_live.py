@@ -12,11 +12,20 @@ from handmesh.cli import app
 from handmesh.errors import ConfigError, ImageError
 from handmesh.files.image import encode_image, read_image, write_atomically
 from handmesh.files.video import ClipSource, FolderSource
-from handmesh.hand_log import read_frames
+from handmesh.motion.clip import LiveHands
+from handmesh.motion.live import (
+    KEYS,
+    Hud,
+    LiveOptions,
+    LivePipeline,
+    benchmark,
+    check_display,
+    run_headless,
+    run_window,
+)
+from handmesh.motion.log import read_frames
+from handmesh.motion.smoothing import Smoothing
 from handmesh.predict import Predictor
-from handmesh.smoothing import Smoothing
-from handmesh.video import LiveHands
-from handmesh.webcam import KEYS, Hud, LiveOptions, LivePipeline, benchmark, check_display, run_headless, run_window
 
 COUNT = 16
 

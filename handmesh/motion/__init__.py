@@ -1,0 +1,1 @@
+"""Hands in moving pictures: followed, smoothed, logged, shown live."""
