@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     ray = pytest.importorskip("ray", reason='needs Ray: pip install "handmesh[ray]"')
     from ray import serve
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own

@@ -29,7 +29,7 @@ from server_harness import DOT, SIZE, DotEngine, dot_image, photo, running, sett
 from handmesh.hand import JOINT_NAMES, builtin_hand
 from handmesh.predict import Predictor
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "correct-horse-battery-staple"
 
 

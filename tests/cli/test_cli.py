@@ -22,7 +22,7 @@ from handmesh.cli import run
 from handmesh.cli.shell import FORMATS
 from handmesh.runtime.engine import bundled_model_path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Outcome(NamedTuple):

@@ -111,7 +111,7 @@ def test_the_wheel_has_the_page(tmp_path):
     import subprocess
     import sys
 
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     pytest.importorskip("hatchling", reason="needs hatchling, which builds the wheel: pip install hatchling")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=root, check=True)
     (wheel,) = tmp_path.glob("*.whl")
