@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmesh.bench.timing import describe_machine, time_in_turns
+from handmesh.bench.timing import describe_machine
 from handmesh.model.fastvit import VARIANTS, FastViT, build_backbone
 from handmesh.model.fastvit_cpu import depthwise_conv
 from handmesh.model.network import to_device
+from handmesh.runtime.timing import time_in_turns
 
 
 def training_step(backbone: FastViT, images: Tensor) -> Callable[[], None]:

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh import metrics
-from handmesh.files.image import write_atomically
 from handmesh.hand import builtin_hand
 from handmesh.learn.losses import FOUND_ERROR
 from handmesh.predict import load_predictor
 from handmesh.synth import Backgrounds, SceneRenderer, SceneSettings, camera_effects, sample_generator
+from handmesh.system.atomic import write_atomically
 
 SEED = 9_100_003  # neither trained on nor chosen with
 EDGES = np.linspace(0, 1, 11)

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh import metrics
-from handmesh.files.image import encode_image, write_atomically
+from handmesh.files.image import encode_image
 from handmesh.hand import builtin_hand
 from handmesh.predict import HandPrediction, load_predictor
 from handmesh.synth import CameraEffects, SceneRenderer, SceneSettings, SyntheticSample, sample_generator
+from handmesh.system.atomic import write_atomically
 
 # For reporting only. The crop was chosen on photos of seed 5_000_011: those no longer count as unseen.
 SEED = 7_300_019

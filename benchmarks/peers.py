@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from handmesh.bench.timing import describe_machine, lead_in, time_in_turns, torch_threads
+from handmesh.bench.timing import describe_machine, torch_threads
 from handmesh.model.fastvit import build_backbone
 from handmesh.model.network import to_device
+from handmesh.runtime.timing import lead_in, time_in_turns
 
 SIZE = 224
 # name -> (package, how it is built there)

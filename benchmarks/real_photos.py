@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from handmesh import metrics
 from handmesh.draw.render import draw_skeleton
-from handmesh.files.image import encode_image, read_image, write_atomically
+from handmesh.files.image import encode_image, read_image
 from handmesh.hand import FINGERTIP_VERTICES, JOINTS_FROM_MANO, builtin_hand
 from handmesh.predict import HandPrediction, load_predictor
 from handmesh.synth import PosePrior
+from handmesh.system.atomic import write_atomically
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def main() -> None:
     import numpy as np
 
     from handmesh.draw import render
-    from handmesh.files.mesh import vertex_normals
+    from handmesh.geometry.normals import vertex_normals
     from handmesh.hand import builtin_hand
 
     hand = builtin_hand()

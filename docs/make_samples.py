@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from handmesh.files.image import encode_image, write_atomically
+from handmesh.files.image import encode_image
 from handmesh.hand import builtin_hand
 from handmesh.synth import SceneRenderer, SceneSettings, sample_generator
+from handmesh.system.atomic import write_atomically
 
 SEED = 2026
 SAMPLES = {"palm": 7, "point": 22, "horns": 28, "spread": 35, "rest": 41, "left_gun": 43}  # name -> number in the seed

@@ -22,20 +22,21 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.detect import Box, Detector, Source
 from handmesh.draw.render import HAND_COLORS, ImageMesh, draw_skeleton, overlay_meshes
 from handmesh.errors import ImageError
-from handmesh.files.image import LargePhoto, Photo, encode_image, read_photo, write_atomically
-from handmesh.files.mesh import MeshHand, save_hands, vertex_normals
+from handmesh.files.image import LargePhoto, Photo, encode_image, read_photo
+from handmesh.files.mesh import MeshHand, save_hands
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
-from handmesh.geometry.crop import CropTransform, upright_rotation
-from handmesh.hand import Handedness, HandOutput
+from handmesh.geometry.crop import CropTransform
+from handmesh.geometry.normals import vertex_normals
+from handmesh.hand import Handedness, HandOutput, upright_rotation
 from handmesh.runtime.engine import Engine, open_engine
+from handmesh.system.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
-Box = tuple[float, float, float, float]
-Source = Literal["given box", "whole image", "tracking", "mediapipe", "palm detector"]
 SideSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
 AUTO = "auto"  # as a handedness: find out
 
@@ -402,6 +403,25 @@ def _likelier_sides(looks: list[_Look], right: Floats) -> tuple[list[int], list[
         else:
             chosen.append(looks[best])
     return kept, chosen
+
+
+def predict_detected(
+    predictor: Predictor,
+    detector: Detector,
+    photo: Photo,
+    handedness: Handedness | str,
+    intrinsics: Intrinsics | None = None,
+) -> list[HandPrediction]:
+    """The hands that a detector finds in a photograph, of the given side; with "auto" of the one that it says."""
+    found = detector(photo.image)
+    sides = [item.handedness or AUTO if handedness == AUTO else handedness for item in found]
+    hands = predictor(photo, boxes=[item.box for item in found], handedness=sides, intrinsics=intrinsics)
+    answers = []
+    for hand, item in zip(hands, found, strict=True):
+        if handedness == AUTO and item.handedness is not None:
+            hand = replace(hand, handedness_source="found", handedness_score=item.score)
+        answers.append(replace(hand, source=item.source))
+    return answers
 
 
 def load_predictor(model: str | Path | None = None, *, passes: int = 3, threads: int | None = None) -> Predictor:

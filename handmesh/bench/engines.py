@@ -1,8 +1,8 @@
 """Where the time of a prediction goes: stages, engines, precisions, batches, memory and cold start, side by side.
 
 `bench_engines` runs everything that is compared in turns and in one process; memory and cold start come from a fresh
-process for each engine. A row is plain values; `handmesh.bench.timing.as_json` turns rows into the shape that all benchmarks
-write.
+process for each engine. A row is plain values; `handmesh.bench.timing.as_json` turns rows into the shape that all
+benchmarks write.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.bench.timing import Clock, lead_in, time_in_turns, torch_threads
+from handmesh.bench.timing import torch_threads
 from handmesh.errors import ConfigError
 from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.runtime.engine import Engine, default_threads, find_model, open_engine
+from handmesh.runtime.timing import Clock, lead_in, time_in_turns
 
 # engine, precision; "torch-unfolded" is the network as it is trained, and needs a bare architecture.
 VARIANTS = {

@@ -5,10 +5,10 @@
     python -m handmesh.builtin_hand --sheet PATH      draw it from six sides in every named pose
 
 `generate` builds a right hand in the exact array format of a MANO file (same keys, shapes, vertex numbering where
-public code relies on it), so that every tool for MANO runs on it: `handmesh.builtin_hand.surface` is its skin as a signed
-distance, `handmesh.builtin_hand.remesh` makes 778 vertices of it, `handmesh.builtin_hand.rig` makes it move and vary. It is not MANO's
-shape and its betas and poses are not MANO's. The same machine gives the same bytes; docs/builtin_hand.md has the
-numbers, their sources, the measured quality and the picture.
+public code relies on it), so that every tool for MANO runs on it: `handmesh.builtin_hand.surface` is its skin as a
+signed distance, `handmesh.builtin_hand.remesh` makes 778 vertices of it, `handmesh.builtin_hand.rig` makes it move and
+vary. It is not MANO's shape and its betas and poses are not MANO's. The same machine gives the same bytes;
+docs/builtin_hand.md has the numbers, their sources, the measured quality and the picture.
 
 Generating needs scikit-image (extra `hand`). Using the shipped file needs neither it nor this module.
 """
@@ -31,6 +31,7 @@ from handmesh.builtin_hand import surface as hand_surface
 from handmesh.builtin_hand.rig import SHAPE_NAMES
 from handmesh.builtin_hand.surface import FINGERS, FOUR_FINGERS, WRIST_CUT
 from handmesh.errors import HandMeshError
+from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import FACE_COUNT, FINGER_NAMES, FINGERTIP_VERTICES, MANO_PARENTS, VERTEX_COUNT, HandArrays, anatomy
 
 __all__ = [
@@ -84,7 +85,7 @@ def generate() -> HandArrays:
     logger.info("skin: %d vertices, %d faces, %.1f s", len(vertices_mm), len(faces), time.perf_counter() - started)
     vertices_mm, faces = _numbered(vertices_mm, faces)
     joints_mm = hand_surface.rest_joints()
-    normals = anatomy.vertex_normals(vertices_mm, faces)
+    normals = vertex_normals(vertices_mm, faces)
     weights = hand_rig.skinning_weights(vertices_mm, faces)
     regressor = hand_rig.joint_regressor(vertices_mm, weights, joints_mm)
     shape = hand_rig.shape_directions(vertices_mm, normals, weights)
@@ -231,7 +232,7 @@ def measure(hand: HandArrays, pose: Floats) -> PoseQuality:
     closed = np.vstack([faces, np.stack([np.roll(loop, 1), loop, np.full(len(loop), len(vertices))], axis=1)])
     p, q, r = (corners[closed[:, corner]] for corner in range(3))
     volume = float((p * np.cross(q, r)).sum() / 6)
-    above = vertices + 0.0007 * anatomy.vertex_normals(vertices, faces)
+    above = vertices + 0.0007 * vertex_normals(vertices, faces)
     penetrating = int((_winding_number(above, p, q, r) > 0.5).sum())
     return PoseQuality(1e6 * volume, folded, penetrating)
 
@@ -272,7 +273,7 @@ def contact_sheet(hand: HandArrays, cell: int = 190) -> NDArray[np.uint8]:
     rows = []
     for name, angles in anatomy.POSES.items():
         vertices, _ = anatomy.pose_mesh(hand, anatomy.pose_from_angles(hand, angles))
-        normals = anatomy.vertex_normals(vertices, hand.faces)
+        normals = vertex_normals(vertices, hand.faces)
         row = []
         for view in _VIEWS.values():
             seen = vertices @ view.T
@@ -320,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _write_sheet(hand: HandArrays, path: Path) -> None:
     from PIL import Image
 
-    from handmesh.files.image import write_atomically
+    from handmesh.system.atomic import write_atomically
 
     # Skin on white has few colours: a palette makes the file a third of the size.
     picture = Image.fromarray(contact_sheet(hand)).quantize(

@@ -113,7 +113,8 @@ def data_show(
     if out.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"--out {out}: wanted a picture's name that ends in {', '.join(IMAGE_SUFFIXES)}.")
     from handmesh.data.show import show
-    from handmesh.files.image import encode_image, write_atomically
+    from handmesh.files.image import encode_image
+    from handmesh.system.atomic import write_atomically
 
     model = parse_hand_model(hand_model)
     picture = show(path, count, seed, split=split, protocol=protocol, mesh=mesh, hand=model)

@@ -155,9 +155,10 @@ def synth(
         raise ConfigError("--evaluation and --hand-model go with --like-freihand only.")
     if sheet is not None and sheet.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"--sheet {sheet}: wanted a picture's name that ends in {', '.join(IMAGE_SUFFIXES)}.")
-    from handmesh.files.image import encode_image, write_atomically
+    from handmesh.files.image import encode_image
     from handmesh.hand import builtin_hand
     from handmesh.synth import Backgrounds, SceneRenderer, contact_sheet, sample_generator, write_dataset
+    from handmesh.system.atomic import write_atomically
 
     with progress_bar() as progress:
         task = progress.add_task("rendering", total=count)

@@ -92,7 +92,7 @@ def _bench_engines(
 ) -> None:
     from handmesh.bench.engines import DEFAULT_VARIANTS, bench_engines, bench_stages
     from handmesh.bench.timing import as_json, describe_machine
-    from handmesh.files.image import write_atomically
+    from handmesh.system.atomic import write_atomically
 
     machine = describe_machine()
     measured = bench_engines(
@@ -164,8 +164,8 @@ def _bench_backbones(
     json: Path | None,
 ) -> None:
     from handmesh.bench.timing import as_json, bench_backbones, describe_machine
-    from handmesh.files.image import write_atomically
     from handmesh.model.fastvit import VARIANTS
+    from handmesh.system.atomic import write_atomically
 
     chosen = tuple(VARIANTS) if names == "all" else parse_list(names)
     chosen_engines = parse_list(engines) if engines else ["torch", "onnxruntime"]

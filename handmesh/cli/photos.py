@@ -94,10 +94,11 @@ def predict(
             console.print("Nothing to do: all results are there.")
             return
 
-    from handmesh.detect import open_detector, predict_detected
-    from handmesh.files.image import LargePhoto, Photo, encode_image, open_photo, read_photo, write_atomically
-    from handmesh.predict import load_predictor, overlay_hands, save_predictions
+    from handmesh.detect import open_detector
+    from handmesh.files.image import LargePhoto, Photo, encode_image, open_photo, read_photo
+    from handmesh.predict import load_predictor, overlay_hands, predict_detected, save_predictions
     from handmesh.runtime.engine import default_threads
+    from handmesh.system.atomic import write_atomically
 
     finder, finding = open_detector(detector), threading.Lock()
     # One photo has all threads; of many, each has one: threads that share a photo wait for each other.
@@ -173,8 +174,9 @@ def demo(
     """
     import numpy as np
 
-    from handmesh.files.image import encode_image, read_photo, write_atomically
+    from handmesh.files.image import encode_image, read_photo
     from handmesh.predict import load_predictor, overlay_hands, save_predictions
+    from handmesh.system.atomic import write_atomically
 
     started = time.perf_counter()
     predictor = load_predictor(model, threads=1)

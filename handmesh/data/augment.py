@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from handmesh.config import Augmentation
 from handmesh.data.sample import HandSample, hand_sample
 from handmesh.geometry.camera import Intrinsics
-from handmesh.geometry.crop import CropTransform, upright_rotation
+from handmesh.geometry.crop import CropTransform
+from handmesh.hand import upright_rotation
 from handmesh.synth import (
     Backgrounds,
     CameraEffects,

@@ -16,8 +16,8 @@ from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData
 from handmesh.data.labels import CropProtocol, RawData, RawSample, crop_protocol
 from handmesh.draw.render import HAND_COLORS, draw_skeleton, overlay
 from handmesh.errors import AssetError, DataError
-from handmesh.files.mesh import vertex_normals
 from handmesh.geometry.crop import CropTransform
+from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import Handedness, builtin_hand
 from handmesh.hand.mano_file import HandName, load_hand
 

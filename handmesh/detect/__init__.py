@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import AssetError, ConfigError
-from handmesh.files.image import Photo
-from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness
-from handmesh.predict import AUTO, Box, HandPrediction, Predictor, Source
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+Source = Literal["given box", "whole image", "tracking", "mediapipe", "palm detector"]  # how a box was found
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
 
@@ -269,25 +269,6 @@ def _same_hand(first: Detection, second: Detection) -> bool:
         return shared > SAME_HAND_OVERLAP
     within = _intersection(first.box, second.box) / max(min(_area(first.box), _area(second.box)), 1e-9)
     return shared > SAME_SIDE_OVERLAP or within > SAME_SIDE_WITHIN
-
-
-def predict_detected(
-    predictor: Predictor,
-    detector: Detector,
-    photo: Photo,
-    handedness: Handedness | str,
-    intrinsics: Intrinsics | None = None,
-) -> list[HandPrediction]:
-    """The hands that a detector finds in a photograph, of the given side; with "auto" of the one that it says."""
-    found = detector(photo.image)
-    sides = [item.handedness or AUTO if handedness == AUTO else handedness for item in found]
-    hands = predictor(photo, boxes=[item.box for item in found], handedness=sides, intrinsics=intrinsics)
-    answers = []
-    for hand, item in zip(hands, found, strict=True):
-        if handedness == AUTO and item.handedness is not None:
-            hand = replace(hand, handedness_source="found", handedness_score=item.score)
-        answers.append(replace(hand, source=item.source))
-    return answers
 
 
 def open_detector(choice: str, most: int = 4) -> Detector | None:

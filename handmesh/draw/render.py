@@ -15,17 +15,17 @@ Every call uses memory of its own, and the compiled loops run without Python's l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from handmesh.errors import ImageError
-from handmesh.files.mesh import vertex_normals
+from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import BONES, FINGER_NAMES, JOINT_NAMES, Handedness
+from handmesh.system.kernels import kernel
 
 Color = tuple[int, int, int]
 
@@ -240,18 +240,7 @@ def _draw_box(scene: Scene, box: tuple[int, int, int, int]) -> NDArray[np.uint8]
     return rgba
 
 
-def _kernel(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile on first use, and keep the machine code beside the source or in the user's cache folder.
-
-    Where neither can be written (a read-only container without a home), it is compiled anew in each process.
-    """
-    try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # "cannot cache function: no locator available"
-        return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-@_kernel
+@kernel()
 def _fill_face(points: Any, face: Any, index: int, clip: Any, first_row: int, depths: Any, owners: Any) -> None:
     """Put one face into the z-buffer of a band of samples, within clip = (column, row, last column, last row).
 
@@ -299,7 +288,7 @@ def _fill_face(points: Any, face: Any, index: int, clip: Any, first_row: int, de
                 owners[row - first_row, column] = index
 
 
-@_kernel
+@kernel()
 def shade_surface(values: Any, outside: bool, rgb: Any) -> None:
     """Colour of a surface, 0..255: two lights, sky and a soft highlight; the inside of a mesh is dark.
 
@@ -329,7 +318,7 @@ def shade_surface(values: Any, outside: bool, rgb: Any) -> None:
         rgb[channel] = min(max(values[3 + channel] * light + highlight, zero), np.float32(255))
 
 
-@_kernel
+@kernel()
 def _add(points: Any, faces: Any, planes: Any, index: int, x: Any, y: Any, values: Any) -> None:
     """Add a face's attributes at a point of the image to `values`."""
     dx, dy = x - points[faces[index, 0], 0], y - points[faces[index, 0], 1]
@@ -337,7 +326,7 @@ def _add(points: Any, faces: Any, planes: Any, index: int, x: Any, y: Any, value
         values[k] += planes[index, 0, k] + dx * planes[index, 1, k] + dy * planes[index, 2, k]
 
 
-@_kernel
+@kernel()
 def _draw(points: Any, attributes: Any, faces: Any, rgba: Any) -> None:
     """Draw faces into (H, W, 4) uint8 that is zero everywhere.
 
@@ -445,7 +434,7 @@ def _draw(points: Any, attributes: Any, faces: Any, rgba: Any) -> None:
                 rgba[top + row, column, 3] = (covered * 255 + 2) // 4
 
 
-@_kernel
+@kernel()
 def _composite(image: Any, rgba: Any, opacity: Any) -> None:
     """Lay (H, W, 4) over (H, W, 3) in place."""
     for row in range(rgba.shape[0]):

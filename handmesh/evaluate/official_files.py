@@ -19,13 +19,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from handmesh.errors import DataError
-from handmesh.files.image import write_atomically
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES
+from handmesh.system.atomic import write_atomically
+from handmesh.system.kernels import kernel
 
 Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]  # (bytes read, bytes in all)
@@ -293,15 +293,7 @@ _OPENED, _VALUE, _COMMA = 1, 2, 3  # what stood before; 0 at the start
 _UNEXPECTED, _WRONG_DEPTH = 1, 2
 
 
-def _kernel(function: Callable[..., Any]) -> Any:
-    """Compile on first use, without Python's lock, and keep the machine code where that is possible."""
-    try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # "cannot cache function: no locator available"
-        return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-@_kernel
+@kernel()
 def _decimal(mantissa: Any, exponent: Any) -> Any:
     """The float64 nearest to mantissa * 10**exponent, for the exponents that hands have.
 
@@ -331,7 +323,7 @@ def _decimal(mantissa: Any, exponent: Any) -> Any:
     return quotient + ((high - product) - rounding + low) / power
 
 
-@_kernel
+@kernel()
 def _scan(text: Any, wanted_depth: Any, state: Any, values: Any, lists: Any) -> None:
     """Read one piece of JSON that ends behind a separator; numbers into `values`, (depth, length) of closed lists."""
     depth, after, ended = state[_DEPTH], state[_AFTER], state[_ENDED]

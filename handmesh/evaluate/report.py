@@ -23,9 +23,10 @@ from handmesh.errors import DataError, ImageError
 from handmesh.evaluate.official_files import HandPoints
 from handmesh.evaluate.scores import PAPER_KEYS, PUBLISHED, UNALIGNED_KEYS, Comparison, Evaluation
 from handmesh.evaluate.sets import EvaluationSet, hand_lengths, match_hand, palm_angles
-from handmesh.files.image import encode_image, write_atomically
-from handmesh.files.mesh import vertex_normals
+from handmesh.files.image import encode_image
+from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import FINGER_NAMES, JOINT_NAMES, Handedness
+from handmesh.system.atomic import write_atomically
 
 Array = NDArray[np.float64]
 

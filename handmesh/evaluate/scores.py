@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from handmesh import metrics
 from handmesh.errors import DataError
 from handmesh.evaluate.official_files import HandPoints
-from handmesh.files.image import write_atomically
 from handmesh.hand import FINGER_NAMES, JOINT_NAMES, JOINTS_FROM_MANO, VERTEX_COUNT
+from handmesh.system.atomic import write_atomically
 
 Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]  # (frames done, frames in all)

@@ -1,4 +1,5 @@
-"""Test sets: images with the true hands in them, as `handmesh.evaluate.scores` and `handmesh.evaluate.inference` want them.
+"""Test sets: images with the true hands in them, as `handmesh.evaluate.scores` and `handmesh.evaluate.inference` want
+them.
 
 Three forms on disk: FreiHAND's folder (evaluation_xyz.json, evaluation_verts.json, evaluation_K.json, evaluation/rgb/),
 what `handmesh data prepare` made of its archives, and a folder with labels.jsonl, one image per line (docs/synth.md).

@@ -18,7 +18,6 @@ import logging
 import math
 import os
 import re
-import secrets
 import stat
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -219,28 +218,6 @@ def encode_image(image: NDArray[np.uint8], format: str = "png", *, quality: int 
             f"Cannot write a {image.shape[1]} x {image.shape[0]} image as {kind}: too large for the format."
         )
     return bytes(encoded)
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the whole new one, whatever happens meanwhile.
-
-    The bytes go to a temporary file in the same folder, which then takes the name. Raises ExportError.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(6)}.tmp")
-    try:
-        if target.exists() and not target.is_file():
-            raise ExportError(f"Cannot write {target}: it is a folder or a device, wanted the name of a file.")
-        if not target.parent.is_dir():
-            raise ExportError(f"Cannot write {target}: there is no folder {target.parent}. Create it first.")
-        # Not the tempfile module: its files are private to the user (0600), and ours take the user's umask.
-        with open(temporary, "xb") as file:
-            file.write(content)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ExportError(f"Cannot write {target}: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:

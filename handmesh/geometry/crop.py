@@ -29,11 +29,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from handmesh.errors import ConfigError
-from handmesh.hand import JOINT_NAMES
 
 Floats = NDArray[np.floating[Any]]
-
-_WRIST, _MIDDLE_MCP = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
 
 # From this ratio of image pixels to crop pixels on, block means reduce the image first, which takes a third of the time
 # of sampling all of it, and far less for a photograph of 12 megapixels.
@@ -230,13 +227,3 @@ def _block_means(image: NDArray[Any], factor: int, border: int) -> NDArray[Any]:
         image = cv2.copyMakeBorder(image, 0, missing_y, 0, missing_x, border)
     size = (image.shape[1] // factor, image.shape[0] // factor)
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def upright_rotation(keypoints: ArrayLike) -> float:
-    """The crop rotation in which the middle knuckle is straight above the wrist; `keypoints` (21, 2) image pixels.
-
-    Mirroring comes after turning and leaves "up" alone, so this serves left hands too.
-    """
-    points = np.asarray(keypoints, dtype=np.float64)
-    dx, dy = points[_MIDDLE_MCP] - points[_WRIST]
-    return -math.pi / 2 - math.atan2(dy, dx)

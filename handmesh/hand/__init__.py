@@ -5,8 +5,14 @@ The names here need no torch; `handmesh.hand.layer` does.
 
 from handmesh.hand.arrays import (
     BETA_COUNT,
-    BONES,
     FACE_COUNT,
+    VERTEX_COUNT,
+    HandArrays,
+    HandOutput,
+    builtin_hand,
+)
+from handmesh.hand.skeleton import (
+    BONES,
     FINGER_NAMES,
     FINGERTIP_NAMES,
     FINGERTIP_VERTICES,
@@ -15,11 +21,8 @@ from handmesh.hand.arrays import (
     JOINTS_FROM_MANO,
     MANO_JOINT_NAMES,
     MANO_PARENTS,
-    VERTEX_COUNT,
-    HandArrays,
     Handedness,
-    HandOutput,
-    builtin_hand,
+    upright_rotation,
 )
 
 __all__ = [
@@ -39,4 +42,5 @@ __all__ = [
     "HandOutput",
     "Handedness",
     "builtin_hand",
+    "upright_rotation",
 ]

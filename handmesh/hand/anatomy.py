@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import FINGER_NAMES, FINGERTIP_VERTICES, MANO_JOINT_NAMES, HandArrays
 
 Floats = NDArray[np.float64]
@@ -305,17 +306,6 @@ def _nail(hand: HandArrays, root: int, frames: Floats, ends: Floats) -> Nail:
     width = float(np.quantile(np.abs(local[near, 1]), 0.85))
     centre = start + 0.72 * length * distal + 0.85 * height * dorsal
     return Nail(centre, distal, radial, dorsal, half_length=0.30 * length, half_width=0.80 * width)
-
-
-def vertex_normals(vertices: Floats, faces: NDArray[np.integer]) -> Floats:
-    """(*B, V, 3) vertices, (F, 3) faces -> (*B, V, 3) unit normals, faces weighted by area."""
-    corners = vertices[..., faces, :]
-    face_normals = np.cross(corners[..., 1, :] - corners[..., 0, :], corners[..., 2, :] - corners[..., 0, :])
-    normals = np.zeros_like(vertices)
-    for corner in range(3):
-        np.add.at(np.moveaxis(normals, -2, 0), faces[:, corner], np.moveaxis(face_normals, -2, 0))
-    length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    return normals / np.maximum(length, np.finfo(float).tiny)
 
 
 def boundary_loop(faces: NDArray[np.integer]) -> NDArray[np.int64]:

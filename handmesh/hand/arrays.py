@@ -1,8 +1,4 @@
-"""What a hand is: joint names and order, kinematic tree, fingertip vertices, and the arrays of a hand model.
-
-Two joint orders meet here and nowhere else. A hand model file (MANO's format) has 16 joints: the wrist, then three per
-finger in the order index, middle, pinky, ring, thumb. Everything a user sees has 21 joints in FreiHAND's order: the
-wrist, then four per finger (three joints and the tip) in the order thumb, index, middle, ring, pinky.
+"""The arrays of a hand model in MANO's format, and what a network answers.
 
 Axes of a hand model at rest: metres, right hand, fingers towards -x, palm towards -y, thumb towards +z.
 """
@@ -12,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -22,45 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import AssetError
+from handmesh.hand.skeleton import FINGERTIP_VERTICES, JOINTS_FROM_MANO, MANO_PARENTS, Handedness
 
 VERTEX_COUNT = 778
 FACE_COUNT = 1538
 BETA_COUNT = 10
-
-FINGER_NAMES = ("thumb", "index", "middle", "ring", "pinky")
-
-MANO_JOINT_NAMES = (
-    "wrist",
-    *("index_mcp", "index_pip", "index_dip"),
-    *("middle_mcp", "middle_pip", "middle_dip"),
-    *("pinky_mcp", "pinky_pip", "pinky_dip"),
-    *("ring_mcp", "ring_pip", "ring_dip"),
-    *("thumb_cmc", "thumb_mcp", "thumb_ip"),
-)
-MANO_PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
-
-FINGERTIP_NAMES = tuple(f"{finger}_tip" for finger in FINGER_NAMES)
-# The ids of FreiHAND's own tools (utils/mano_utils.py); other projects' tables differ by up to 5 mm.
-FINGERTIP_VERTICES = (744, 320, 443, 555, 672)
-
-JOINT_NAMES = (
-    "wrist",
-    *("thumb_cmc", "thumb_mcp", "thumb_ip", "thumb_tip"),
-    *("index_mcp", "index_pip", "index_dip", "index_tip"),
-    *("middle_mcp", "middle_pip", "middle_dip", "middle_tip"),
-    *("ring_mcp", "ring_pip", "ring_dip", "ring_tip"),
-    *("pinky_mcp", "pinky_pip", "pinky_dip", "pinky_tip"),
-)
-JOINT_PARENTS = (-1, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 11, 0, 13, 14, 15, 0, 17, 18, 19)
-BONES = tuple((parent, joint) for joint, parent in enumerate(JOINT_PARENTS) if parent >= 0)
-
-# joints21 = concatenate(16 regressed joints, 5 tip vertices)[JOINTS_FROM_MANO]
-JOINTS_FROM_MANO = tuple((MANO_JOINT_NAMES + FINGERTIP_NAMES).index(name) for name in JOINT_NAMES)
-
-
-class Handedness(StrEnum):
-    RIGHT = "right"
-    LEFT = "left"
 
 
 class HandOutput(NamedTuple):

@@ -32,9 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import AssetError, ExportError
-from handmesh.files.image import write_atomically
 from handmesh.hand import HandArrays, Handedness, builtin_hand
 from handmesh.hand.anatomy import palm_frame
+from handmesh.system.atomic import write_atomically
 from handmesh.system.paths import user_data_folder
 
 HandName = Literal["mano", "builtin"]

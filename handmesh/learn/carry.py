@@ -31,8 +31,9 @@ from handmesh.errors import CheckpointError, ConfigError
 from handmesh.hand.layer import load_hand
 from handmesh.learn.run_folder import METRICS, write_json
 from handmesh.learn.train import build_network, write_model
-from handmesh.model.checkpoint import load_latest_state, save_state, written_atomically
+from handmesh.model.checkpoint import load_latest_state, save_state
 from handmesh.model.network import HandMeshNet
+from handmesh.system.atomic import written_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def pack(
     parts, record = [], []
     for number, start in enumerate(range(0, len(content), step_bytes)):
         piece, path = content[start : start + step_bytes], out / f"part-{number:03d}"
-        with written_atomically(path) as temporary:
+        with written_atomically(path, error=CheckpointError, create_folder=True) as temporary:
             temporary.write_bytes(piece)
         parts.append(path)
         record.append({"name": path.name, "size": len(piece), "sha256": _sha256(piece)})
@@ -195,7 +196,7 @@ def _extract(content: bytes, run: Path) -> dict[str, Any]:
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         for name in _RECORDS:
             if name in tar.getnames() and (file := tar.extractfile(name)) is not None:
-                with written_atomically(run / name) as temporary:
+                with written_atomically(run / name, error=CheckpointError, create_folder=True) as temporary:
                     temporary.write_bytes(file.read())
         state = tar.extractfile(_STATE)
         assert state is not None  # the checksum says that `pack` wrote it

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from handmesh.config import TrainConfig
 from handmesh.errors import CheckpointError
-from handmesh.model.checkpoint import written_atomically
+from handmesh.system.atomic import written_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ METRICS = "metrics.jsonl"
 
 def write_run_record(config: TrainConfig, directory: Path, processes: int) -> None:
     """`config.yaml` with every setting, and `environment.json`: what ran this."""
-    with written_atomically(directory / "config.yaml") as temporary:
+    with written_atomically(directory / "config.yaml", error=CheckpointError, create_folder=True) as temporary:
         temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     environment: dict[str, Any] = {
         "command": shlex.join(sys.argv),
@@ -68,7 +68,7 @@ def git_commit() -> str | None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Atomic. Raises CheckpointError when it cannot be written."""
-    with written_atomically(path) as temporary:
+    with written_atomically(path, error=CheckpointError, create_folder=True) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -128,5 +128,5 @@ def _rewind(path: Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:
             logger.warning("%s: a damaged line is dropped", path)
-    with written_atomically(path) as temporary:
+    with written_atomically(path, error=CheckpointError, create_folder=True) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")

@@ -1,9 +1,9 @@
 """Training: one loop, visible from top to bottom.
 
-A run lives in one directory: its record (`handmesh.learn.run_folder`), the newest training states, and the averaged weights
-of the chosen evaluation, twice: `model.safetensors` as trained, and `deploy.safetensors`, folded and in float16, which
-is what the package ships of its own run. Starting again with `resume` goes on where the newest readable state stopped,
-with the same examples and the same numbers.
+A run lives in one directory: its record (`handmesh.learn.run_folder`), the newest training states, and the averaged
+weights of the chosen evaluation, twice: `model.safetensors` as trained, and `deploy.safetensors`, folded and in
+float16, which is what the package ships of its own run. Starting again with `resume` goes on where the newest readable
+state stopped, with the same examples and the same numbers.
 
 Several processes, started by torchrun, make one run: see `handmesh.learn.distributed`.
 """

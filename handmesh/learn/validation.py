@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from handmesh import metrics
 from handmesh.data.stream import HandBatch, HeldOut, collate
 from handmesh.draw.render import overlay
-from handmesh.files.mesh import vertex_normals
 from handmesh.geometry.camera import WeakPerspectiveCamera
+from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import HandOutput
 from handmesh.hand.layer import HandModel
 from handmesh.learn.distributed import Ranks

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +24,11 @@ from handmesh.errors import CheckpointError
 from handmesh.hand.layer import HandModel
 from handmesh.model.file import FORMAT, RECORD, config_of, hand_of, read_record
 from handmesh.model.network import HandMeshNet
+from handmesh.system.atomic import written_atomically
 
 logger = logging.getLogger(__name__)
 
 _OF_A_MEAN = ("steps", "samples")  # of a run's record, that the record of a mean of models repeats and adds up
-
-
-@contextmanager
-def written_atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what is written there replaces `path` only if nothing failed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        with suppress(OSError):  # the error that brought us here is the one to tell
-            temporary.unlink(missing_ok=True)
 
 
 def save_model(path: Path, model: HandMeshNet, *, training: Mapping[str, Any], half: bool = False) -> None:
@@ -69,7 +51,7 @@ def save_model(path: Path, model: HandMeshNet, *, training: Mapping[str, Any], h
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path} is not written: {name} is not finite{' in float16' if half else ''}.")
-    with written_atomically(path) as temporary:
+    with written_atomically(path, error=CheckpointError, create_folder=True) as temporary:
         temporary.write_bytes(serialize(weights, metadata={RECORD: json.dumps(record)}))
 
 
@@ -148,7 +130,7 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], so
 def save_state(directory: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
     """Write training state of `step` and delete all but the newest `keep`. Raises CheckpointError."""
     path = directory / f"state-{step:08d}.pt"
-    with written_atomically(path) as temporary:
+    with written_atomically(path, error=CheckpointError, create_folder=True) as temporary:
         try:
             torch.save(dict(state), temporary)
         except RuntimeError as error:  # what torch's own writer raises where Python's would raise OSError

@@ -6,8 +6,8 @@ https://arxiv.org/abs/2303.14189. An image passes a stem of stride 4, four stage
 
 *Train-time form*: convolutions are sums of parallel branches, each with its own batch norm. Parameters carry the names
 of Apple's released code (https://github.com/apple/ml-fastvit), so its checkpoints load with ``strict=True``
-(`handmesh.model.fastvit_weights`). *Folded form*: `FastViT.reparameterize()` turns every such sum into one convolution, and
-also folds what the released code leaves behind: the batch norms of ConvFFN and attention, and all layer scales.
+(`handmesh.model.fastvit_weights`). *Folded form*: `FastViT.reparameterize()` turns every such sum into one convolution,
+and also folds what the released code leaves behind: the batch norms of ConvFFN and attention, and all layer scales.
 
 The published weights were trained with the released code, so where it departs from the paper, we follow the code:
 

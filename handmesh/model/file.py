@@ -1,8 +1,8 @@
 """What a model file says about itself, and what is in it, read without torch.
 
 A model file is safetensors: weights, and under the key "handmesh" of its metadata a JSON record, which names the
-network's settings and the hand it was trained with. `handmesh.model.checkpoint` writes it and rebuilds the torch network;
-engines that need no torch read it here.
+network's settings and the hand it was trained with. `handmesh.model.checkpoint` writes it and rebuilds the torch
+network; engines that need no torch read it here.
 """
 
 from __future__ import annotations

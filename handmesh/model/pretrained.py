@@ -1,9 +1,9 @@
 """Published FastViT weights on this machine: added once from a downloaded file, then known by a name.
 
-`add_backbone_weights` reads any published form (`handmesh.model.fastvit_weights`), finds out which variant it is, and keeps
-the numbers unchanged, under Apple's names, in one safetensors file with a record of where they came from and under
-which licence. A training config names the result, and `find_backbone_weights` turns the name into the file. Nothing is
-ever downloaded: the weights have owners, and whoever uses them must have agreed to their terms.
+`add_backbone_weights` reads any published form (`handmesh.model.fastvit_weights`), finds out which variant it is, and
+keeps the numbers unchanged, under Apple's names, in one safetensors file with a record of where they came from and
+under which licence. A training config names the result, and `find_backbone_weights` turns the name into the file.
+Nothing is ever downloaded: the weights have owners, and whoever uses them must have agreed to their terms.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 from handmesh.errors import CheckpointError
-from handmesh.model.checkpoint import written_atomically
 from handmesh.model.fastvit import VARIANTS
 from handmesh.model.fastvit_weights import LICENCE_URL, published_weights_page, recognise_weights
+from handmesh.system.atomic import written_atomically
 from handmesh.system.paths import user_data_folder
 
 FOLDER_VARIABLE = "HANDMESH_WEIGHTS_DIR"
@@ -107,7 +107,7 @@ def add_backbone_weights(
         )
     record = json.dumps({"format": _FORMAT} | asdict(stored))
     tensors = {key: value.contiguous() for key, value in recognised.weights.items()}
-    with written_atomically(stored.path) as temporary:
+    with written_atomically(stored.path, error=CheckpointError, create_folder=True) as temporary:
         temporary.write_bytes(serialize(tensors, metadata={_RECORD: record}))
     return stored
 

@@ -27,7 +27,6 @@ import numpy as np
 from handmesh.detect import Detector
 from handmesh.errors import DataError, ExportError
 from handmesh.files.animation import encode_animation, encode_bvh
-from handmesh.files.image import write_atomically
 from handmesh.files.video import Codec, Frame, FrameSource, Image, VideoWriter
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness
@@ -44,6 +43,7 @@ from handmesh.motion.log import (
 from handmesh.motion.smoothing import Smoother, Smoothing
 from handmesh.motion.track import Tracker, Tracking
 from handmesh.predict import AUTO, HandPrediction, Predictor, overlay_hands
+from handmesh.system.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from handmesh.errors import ConfigError, HandMeshError
 from handmesh.files.animation import encode_animation
-from handmesh.files.image import encode_image, write_atomically
+from handmesh.files.image import encode_image
 from handmesh.files.video import Capture, Codec, Frame, FrameSource, Image, VideoWriter
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
@@ -32,6 +32,7 @@ from handmesh.hand import Handedness
 from handmesh.motion.clip import ANIMATION_NAME, LOG_NAME, OVERLAY_NAME, LiveHands, Tracked
 from handmesh.motion.log import HandLog, LogHeader, posers_of, read_tracks, record_of
 from handmesh.predict import AUTO, Box, HandPrediction, Predictor, overlay_hands, parse_side
+from handmesh.system.atomic import write_atomically
 
 WINDOW = "handmesh"
 KEYS = "[h] which hand   [m] mesh/bones   [f] mirror   [c] record   [s] screenshot   [r] search again   [q] quit"

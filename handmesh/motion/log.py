@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from handmesh.errors import DataError, ExportError
 from handmesh.files.animation import HandTrack
-from handmesh.files.image import write_atomically
 from handmesh.files.mesh import generator
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
@@ -27,6 +26,7 @@ from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_NAMES, HandArrays, Hand
 from handmesh.hand.posing import HandPoser
 from handmesh.motion.smoothing import matrix_from_vector, vector_from_matrix
 from handmesh.predict import HandPrediction
+from handmesh.system.atomic import write_atomically
 
 LOG_FORMAT: Final = "handmesh.motion.clip"
 LOG_VERSION: Final = 1

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from handmesh.detect import Detection, Detector, WholeImage, overlap
 from handmesh.errors import ConfigError
 from handmesh.geometry.camera import Intrinsics
-from handmesh.geometry.crop import CropTransform, upright_rotation
-from handmesh.hand import Handedness
+from handmesh.geometry.crop import CropTransform
+from handmesh.hand import Handedness, upright_rotation
 from handmesh.motion.smoothing import OneEuro
 from handmesh.predict import AUTO, SIDE_LOOKS, HandPrediction, Predictor, agreement, parse_side
 

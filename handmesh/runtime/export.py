@@ -27,7 +27,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.bench.timing import time_in_turns
 from handmesh.errors import ExportError
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandOutput, builtin_hand
@@ -42,6 +41,7 @@ from handmesh.runtime.engine import (
     openvino_core,
 )
 from handmesh.runtime.graph_cache import graph_of, metadata_of
+from handmesh.runtime.timing import time_in_turns
 
 logger = logging.getLogger(__name__)
 

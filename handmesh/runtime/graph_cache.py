@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import ExportError
-from handmesh.files.image import write_atomically
 from handmesh.model.file import config_of, hand_of, read_record, read_weights, sha256_of
+from handmesh.system.atomic import write_atomically
 from handmesh.system.paths import CACHE_VARIABLE, user_cache_folder
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def graph_folder() -> Path:
 
 
 def cached_graph(model: Path) -> Path | bytes:
-    """The ONNX graph of a model file (`handmesh.runtime.onnx_graph`): where it lies, or itself where nothing can be written.
+    """The ONNX graph of a model file: where it lies, or itself where nothing can be written.
 
     A folded model file needs no torch, an unfolded one needs it once, to be folded. Raises CheckpointError, and
     AssetError where the hand model is missing.

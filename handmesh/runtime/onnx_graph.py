@@ -1,9 +1,9 @@
 """The folded network as an ONNX graph, written straight from a model file's weights: no torch, no tracing.
 
 Input "crops", (B, S, S, 3) uint8 RGB; outputs are named after the fields of `HandOutput`. Normalisation and the hand
-model are inside; B is free. `handmesh.model.network` defines what is computed (a test compares the two for every variant and
-every optional head); here the same function is said in ONNX's operators. The backbone's structure is read off the
-names of its weights, so there is no second table of variants.
+model are inside; B is free. `handmesh.model.network` defines what is computed (a test compares the two for every
+variant and every optional head); here the same function is said in ONNX's operators. The backbone's structure is read
+off the names of its weights, so there is no second table of variants.
 
 The graph holds the hand model's arrays. With MANO inside it is under MANO's licence, and its metadata says so.
 """

@@ -1,17 +1,16 @@
 """Which poses hands take: a library of everyday hand shapes, mixed, varied, held to joint limits and kept from
 passing through themselves.
 
-Poses are (16, 3) anatomical angles in radians (flexion, abduction, twist per joint; `handmesh.hand.anatomy`), MANO's joint
-order. `PosePrior.sample` returns rotations.
+Poses are (16, 3) anatomical angles in radians (flexion, abduction, twist per joint; `handmesh.hand.anatomy`), MANO's
+joint order. `PosePrior.sample` returns rotations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from handmesh.hand import MANO_PARENTS, HandArrays
@@ -23,10 +22,9 @@ from handmesh.hand.anatomy import (
     hand_angles,
     rotation_from_vector,
 )
+from handmesh.system.kernels import kernel
 
 Floats = NDArray[np.float64]
-
-_FAST: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
 class BasePose(NamedTuple):
@@ -371,7 +369,7 @@ def _capsule_pairs() -> NDArray[np.int32]:
     return np.array(pairs, np.int32)
 
 
-@njit(**_FAST)
+@kernel()
 def forward_kinematics(rotations, rest):  # type: ignore[no-untyped-def]
     """(16, 3, 3) parent-relative rotations, (16, 3) rest joints -> global rotations (16, 3, 3), joints (16, 3).
 
@@ -392,7 +390,7 @@ def forward_kinematics(rotations, rest):  # type: ignore[no-untyped-def]
     return turns, places
 
 
-@njit(**_FAST)
+@kernel()
 def _segment_distance(p, q, r, s):  # type: ignore[no-untyped-def]
     """Distance between segments p-q and r-s, each point (3,) (Ericson, Real-Time Collision Detection, 5.1.9)."""
     d1, d2, w = q - p, s - r, p - r
@@ -411,7 +409,7 @@ def _segment_distance(p, q, r, s):  # type: ignore[no-untyped-def]
     return np.sqrt((gap * gap).sum())
 
 
-@njit(**_FAST)
+@kernel()
 def bone_segments(turns, places, rest, ends):  # type: ignore[no-untyped-def]
     """(20, 2, 3) posed ends of the 16 bones and of the four metacarpals (wrist to knuckle), in joint order."""
     segments = np.empty((20, 2, 3))
@@ -428,7 +426,7 @@ def bone_segments(turns, places, rest, ends):  # type: ignore[no-untyped-def]
     return segments
 
 
-@njit(**_FAST)
+@kernel()
 def _deepest(turns, places, rest, ends, radii, pairs):  # type: ignore[no-untyped-def]
     segments = bone_segments(turns, places, rest, ends)
     deepest = 0.0

@@ -17,11 +17,12 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from handmesh.system.kernels import kernel
+
 f4 = np.float32
-_FAST: dict[str, Any] = {"fastmath": True, "nogil": True, "cache": True, "error_model": "numpy", "boundscheck": False}
+_FAST: dict[str, Any] = {"fastmath": True, "boundscheck": False}
 
 Float32Array = NDArray[np.float32]
 
@@ -103,7 +104,7 @@ def noise_table() -> Float32Array:
 # ------------------------------------------------------------------------------------------------------------ noise
 
 
-@njit(inline="always", **_FAST)
+@kernel(inline="always", **_FAST)
 def _cell(x, y, z, seed):
     x += f4(seed % 31) * f4(7.31) + f4(1000)
     y += f4(seed % 37) * f4(5.77) + f4(1000)
@@ -112,7 +113,7 @@ def _cell(x, y, z, seed):
     return x - f4(i), y - f4(j), z - f4(k), i & 31, j & 31, k & 31
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def _noise(table, x, y, z, seed):
     """Smooth value noise in about [-1, 1]; one lattice cell per unit."""
     x, y, z, i, j, k = _cell(x, y, z, seed)
@@ -129,7 +130,7 @@ def _noise(table, x, y, z, seed):
     return near + (far - near) * u
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def _noise_gradient(table, x, y, z, seed):
     """Value noise and its exact gradient: (value, d/dx, d/dy, d/dz)."""
     x, y, z, i, j, k = _cell(x, y, z, seed)
@@ -149,7 +150,7 @@ def _noise_gradient(table, x, y, z, seed):
     return near + (far - near) * u, (far - near) * du, along_y, (z_near + (z_far - z_near) * u) * dw
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def _smoothstep(low, high, x):
     t = min(max((x - low) / (high - low), f4(0)), f4(1))
     return t * t * (f4(3) - f4(2) * t)
@@ -158,7 +159,7 @@ def _smoothstep(low, high, x):
 # ------------------------------------------------------------------------------------------------------------ light
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def _largest_depth(a, b, c, faces, depth):
     """Rasterise faces seen along +c into `depth` (largest c per texel), both sides of a face alike."""
     rows, columns = depth.shape
@@ -191,7 +192,7 @@ def _largest_depth(a, b, c, faces, depth):
                 value += step
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def _plane_axes(direction):
     """Two unit vectors that span the plane across `direction`."""
     t0, t1 = (f4(0), f4(1)) if abs(direction[1]) < f4(0.9) else (f4(1), f4(0))
@@ -207,7 +208,7 @@ def _plane_axes(direction):
     return right, up
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def shadow_map(vertices, faces, direction, depth):
     """Fill `depth` (S, S) with the distance along `direction` (towards the light) of what the light meets first.
 
@@ -234,7 +235,7 @@ def shadow_map(vertices, faces, direction, depth):
     return right, up, low_a, low_b, scale
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def accumulate_environment(vertices, normals, faces, directions, radiance, resolution, irradiance, openness):
     """Light that reaches each vertex from D directions, each with its own small shadow map.
 
@@ -281,7 +282,7 @@ def accumulate_environment(vertices, normals, faces, directions, radiance, resol
 # ------------------------------------------------------------------------------------------------------------- mesh
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def skin_vertices(rest, weights, transforms, out):
     """Linear blend skinning: rest (V, 3), weights (V, J), transforms (J, 3, 4) -> out (V, 3)."""
     for i in range(rest.shape[0]):
@@ -296,7 +297,7 @@ def skin_vertices(rest, weights, transforms, out):
         out[i, 0], out[i, 1], out[i, 2] = x, y, z
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def vertex_normals(vertices, faces, out):
     """Area-weighted unit normals (V, 3), written to `out`."""
     out[:] = f4(0)
@@ -325,7 +326,7 @@ def vertex_normals(vertices, faces, out):
         out[i, 2] *= scale
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def tessellate(vertices, normals, attributes, edges, alpha, vertices_out, attributes_out):
     """Phong tessellation (Boubekeur and Alexa 2008), one new vertex per edge; the old vertices stay where they are."""
     count = vertices.shape[0]
@@ -348,7 +349,7 @@ def tessellate(vertices, normals, attributes, edges, alpha, vertices_out, attrib
             attributes_out[count + e, c] = f4(0.5) * (attributes[a, c] + attributes[b, c])
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def face_gradients(vertices, faces, out):
     """(F, 6): two vectors per face; a field with differences (da, db) along the two first edges has the gradient
 
@@ -364,7 +365,7 @@ def face_gradients(vertices, faces, out):
         out[f, 3], out[f, 4], out[f, 5] = (aa * bx - ab * ax) * r, (aa * by - ab * ay) * r, (aa * bz - ab * az) * r
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def rasterize(x, y, inverse_depth, faces, depth, face_id, weight_0, weight_1):
     """Z-buffer of front faces at sample resolution.
 
@@ -413,7 +414,7 @@ def rasterize(x, y, inverse_depth, faces, depth, face_id, weight_0, weight_1):
 # ------------------------------------------------------------------------------------------------------------- skin
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def _skin_relief(table, x, y, z, finger, dorsal, hand, low_noise, tendons, look):
     """Gradient of the micro relief (millimetres): along rest x, y, z and along the finger coordinate."""
     seed = int(look.seed)
@@ -464,7 +465,7 @@ def _skin_relief(table, x, y, z, finger, dorsal, hand, low_noise, tendons, look)
     return gx, gy, gz, along_finger
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2, look):
     """Optical density to add per colour channel: blood, pigment, veins, palm lines, dark wrinkles."""
     seed = int(look.seed)
@@ -542,7 +543,7 @@ def _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2
     return red, green, blue
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def _nail(x, y, z, nails, look, red, green, blue):
     """Colour with the nail plate drawn in, and how much of a nail this point is (0..1).
 
@@ -586,7 +587,7 @@ def _nail(x, y, z, nails, look, red, green, blue):
 # ----------------------------------------------------------------------------------------------------------- shading
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def _key_light_share(px, py, pz, direction, depth, right, up, low_a, low_b, scale, softness):
     """Share of the key light that arrives: four bilinear comparisons with the shadow map."""
     a = (px * right[0] + py * right[1] + pz * right[2] - low_a) * scale - f4(0.5)
@@ -609,7 +610,7 @@ def _key_light_share(px, py, pz, direction, depth, right, up, low_a, low_b, scal
     return share * f4(0.25)
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def _shade_sample(
     row, column, inverse_depth, face_id, weight_0, weight_1, faces, materials, vertices, normals, attributes,
     gradients, light, depth, right, up, low_a, low_b, scale, nails, creases, tendons, table, look, out,
@@ -742,7 +743,7 @@ def _shade_sample(
     out[2] = (blue * light_b + look.key_blue * highlight + rim * sky_b) * look.exposure
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def shade(
     inverse_depth, z_buffer, face_id, weight_0, weight_1, faces, materials, vertices, normals, attributes, gradients,
     light, depth, right, up, low_a, low_b, scale, nails, creases, tendons, table, look, supersample, color, alpha,
@@ -795,7 +796,7 @@ def shade(
                             color[y, x, c] += out[c] * weight
 
 
-@njit(**_FAST)
+@kernel(**_FAST)
 def encode_premultiplied(color, alpha, out):
     """Linear, coverage-weighted colour (S, S, 3) -> display RGB times coverage, (S, S, 3) uint8.
 

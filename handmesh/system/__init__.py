@@ -1,1 +1,1 @@
-"""What the machine gives: processors, memory and folders."""
+"""What the machine gives: processors, memory, folders, files written whole, compiled kernels."""

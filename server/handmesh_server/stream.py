@@ -1,7 +1,7 @@
 """A stream's hand, followed from frame to frame, and the bytes that say where it is.
 
-Following is handmesh.motion.track's: the first frame is searched like a photo, with all the Predictor's looks; from then on
-one look is enough, and each answer is judged, by the network's own confidence among other things. Smoothing is
+Following is handmesh.motion.track's: the first frame is searched like a photo, with all the Predictor's looks; from
+then on one look is enough, and each answer is judged, by the network's own confidence among other things. Smoothing is
 handmesh.motion.smoothing's. docs/serving.md describes the bytes.
 """
 

@@ -1,6 +1,7 @@
 """The bytes of a photograph out of a request: limits first, then multipart or not.
 
-What the bytes are is decided by the bytes (handmesh.files.image); declared types and file names are not believed or used.
+What the bytes are is decided by the bytes (handmesh.files.image); declared types and file names are not believed or
+used.
 """
 
 from __future__ import annotations

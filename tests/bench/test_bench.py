@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from handmesh.bench import timing as bench
 from handmesh.bench.engines import bench_engines
-from handmesh.bench.timing import bench_backbones, count_multiply_adds, count_parameters, time_in_turns, torch_threads
+from handmesh.bench.timing import bench_backbones, count_multiply_adds, count_parameters, torch_threads
 from handmesh.cli import app
 from handmesh.errors import ConfigError, ExportError
 from handmesh.model.fastvit import build_backbone
+from handmesh.runtime.timing import time_in_turns
 
 
 def test_tasks_take_turns_and_are_timed_apart(monkeypatch):

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from handmesh.cli import app
 from handmesh.cli.photos import side_by_side
-from handmesh.files.image import encode_image, write_atomically
+from handmesh.files.image import encode_image
+from handmesh.system.atomic import write_atomically
 
 
 def test_several_at_a_time_write_what_one_after_the_other_writes(model_file, tmp_path):

@@ -29,8 +29,8 @@ from handmesh.data.stream import (
 )
 from handmesh.errors import ConfigError, DataError
 from handmesh.geometry.camera import Intrinsics
-from handmesh.geometry.crop import CropTransform, upright_rotation
-from handmesh.hand import JOINT_NAMES, builtin_hand
+from handmesh.geometry.crop import CropTransform
+from handmesh.hand import JOINT_NAMES, builtin_hand, upright_rotation
 from handmesh.hand.layer import HandModel
 from handmesh.learn.validation import make_targets
 from handmesh.synth import Backgrounds, CameraEffects, Pack, SceneSettings

@@ -19,12 +19,11 @@ from handmesh.detect import (
     open_detector,
     overlap,
     palm_anchors,
-    predict_detected,
 )
 from handmesh.errors import AssetError, ConfigError
 from handmesh.files.image import read_photo
 from handmesh.hand import Handedness
-from handmesh.predict import Predictor
+from handmesh.predict import Predictor, predict_detected
 
 RIGHT, LEFT = Handedness.RIGHT, Handedness.LEFT
 

@@ -11,7 +11,7 @@ import trimesh
 
 from handmesh.draw import render
 from handmesh.errors import ConfigError, ImageError
-from handmesh.files.mesh import vertex_normals
+from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import BONES, JOINT_NAMES, builtin_hand
 
 WHITE = (255, 255, 255)

@@ -6,7 +6,6 @@ import struct
 import time
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from handmesh.files.image import (
     read_header,
     read_image,
     read_photo,
-    write_atomically,
 )
 
 ORIENTATION, FOCAL_35MM, EXIF_IFD = 0x0112, 0xA405, 0x8769
@@ -357,36 +355,3 @@ def test_what_cannot_be_written_is_named():
         encode_image(picture(), "jpg", quality=0)
     with pytest.raises(ExportError, match="17000 x 2"):
         encode_image(np.zeros((2, 17000, 3), np.uint8), "webp")
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "answer.bin"
-    write_atomically(path, b"old")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    if os.name == "posix":
-        plain = tmp_path / "plain"
-        plain.touch()
-        assert path.stat().st_mode == plain.stat().st_mode
-        plain.unlink()
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(ExportError, match=r"answer\.bin: No space left"):
-        write_atomically(path, b"newer")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_places_that_cannot_be_written_are_named(tmp_path):
-    with pytest.raises(ExportError, match="no folder"):
-        write_atomically(tmp_path / "missing" / "a.bin", b"")
-    with pytest.raises(ExportError, match="a folder or a device"):
-        write_atomically(tmp_path, b"")
-    with pytest.raises(ExportError, match="a folder or a device"):  # never replaces a device by a file
-        write_atomically("/dev/null", b"")
-    assert not Path("/dev/null").is_file()
-    with pytest.raises(ExportError, match="Cannot write"):
-        write_atomically(tmp_path / ("x" * 300), b"")

@@ -13,7 +13,8 @@ import pytest
 import trimesh
 
 from handmesh.errors import ExportError
-from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, encode_hands, save_hands, vertex_normals
+from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, encode_hands, save_hands
+from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import BONES, JOINT_NAMES, Handedness, builtin_hand
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from handmesh.errors import ConfigError, ExportError, ImageError
-from handmesh.files.image import encode_image, write_atomically
+from handmesh.files.image import encode_image
 from handmesh.files.video import Capture, ClipSource, FolderSource, VideoWriter, open_source
+from handmesh.system.atomic import write_atomically
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg on the path to make the clip")
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from handmesh.errors import ConfigError
-from handmesh.geometry.crop import CropTransform, upright_rotation
-from handmesh.hand import JOINT_NAMES
+from handmesh.geometry.crop import CropTransform
+from handmesh.hand import JOINT_NAMES, upright_rotation
 
 CROPS = [
     CropTransform((60.0, 50.0), 80.0),

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from handmesh.cli import app
 from handmesh.errors import DataError
-from handmesh.files.image import encode_image, write_atomically
+from handmesh.files.image import encode_image
 from handmesh.files.video import ClipSource, FolderSource
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import Handedness, builtin_hand
@@ -20,6 +20,7 @@ from handmesh.motion.clip import LiveHands, VideoOptions, convert_clip
 from handmesh.motion.log import hand_of, posers_of, read_frames, read_header, read_tracks, record_of
 from handmesh.motion.smoothing import Smoothing, matrix_from_vector
 from handmesh.predict import Predictor
+from handmesh.system.atomic import write_atomically
 
 COUNT = 36
 HIDDEN = range(12, 22)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from handmesh.cli import app
 from handmesh.errors import ConfigError, ImageError
-from handmesh.files.image import encode_image, read_image, write_atomically
+from handmesh.files.image import encode_image, read_image
 from handmesh.files.video import ClipSource, FolderSource
 from handmesh.motion.clip import LiveHands
 from handmesh.motion.live import (
@@ -26,6 +26,7 @@ from handmesh.motion.live import (
 from handmesh.motion.log import read_frames
 from handmesh.motion.smoothing import Smoothing
 from handmesh.predict import Predictor
+from handmesh.system.atomic import write_atomically
 
 COUNT = 16
 
