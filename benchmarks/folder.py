@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from handmesh.bench.engines import is_bare, random_model
-from handmesh.cli.photos import side_by_side
+from handmesh.cli.predict import side_by_side
 from handmesh.files.image import encode_image, read_photo
 from handmesh.hand import builtin_hand
 from handmesh.predict import SIDE_LOOKS, Predictor, save_predictions

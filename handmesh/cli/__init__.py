@@ -14,7 +14,23 @@ import typer
 from rich.logging import RichHandler
 
 from handmesh import __version__
-from handmesh.cli import carry, data, engines, learning, machine, mano, photos, video, weights
+from handmesh.cli import (
+    bench,
+    carry,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    mano,
+    predict,
+    serve,
+    synth,
+    train,
+    video,
+    webcam,
+    weights,
+)
 from handmesh.cli.shell import console, error_console, say_error
 from handmesh.errors import HandMeshError
 
@@ -26,17 +42,17 @@ app = typer.Typer(
     add_completion=False,
 )
 for command in (
-    photos.predict,
-    photos.demo,
+    predict.predict,
+    demo.demo,
     video.video,
-    video.webcam,
-    learning.train,
-    learning.synth,
-    learning.evaluate,
-    engines.export,
-    machine.bench,
-    machine.serve,
-    machine.doctor,
+    webcam.webcam,
+    train.train,
+    synth.synth,
+    evaluate.evaluate,
+    export.export,
+    bench.bench,
+    serve.serve,
+    doctor.doctor,
 ):
     app.command()(command)
 for name, group in (("carry", carry.app), ("data", data.app), ("mano", mano.app), ("weights", weights.app)):

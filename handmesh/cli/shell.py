@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from handmesh.errors import ConfigError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from handmesh.detect import Detector
+    from handmesh.motion.smoothing import Smoothing
+
 console = Console()
 error_console = Console(stderr=True)
 
@@ -22,6 +25,21 @@ FORMATS = ("glb", "obj", "ply", "npz", "json", "png", "jpg", "html")
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", metavar="NAME|PATH", help="A model file; without it, the bundled model.")
+]
+
+# Of video and webcam, which follow hands.
+HandOption = Annotated[
+    str, typer.Option(metavar="right|left|auto", help="Which hands there are; auto: found out, for each.")
+]
+DetectorOption = Annotated[
+    str,
+    typer.Option(
+        metavar="none|mediapipe|PALM.onnx", help="Who finds hands: nobody, MediaPipe, or OpenCV zoo's palm detector."
+    ),
+]
+SmoothOption = Annotated[float, typer.Option(metavar="STRENGTH", help="0 not at all, 1 normal, 2 twice as steady.")]
+BoxOption = Annotated[
+    list[str] | None, typer.Option(metavar="x0,y0,x1,y1", help="Where a hand is at first, in pixels; for each hand.")
 ]
 
 
@@ -78,3 +96,33 @@ def parse_hand(text: str) -> str:
     if text not in ("right", "left", "auto"):
         raise ConfigError(f"--hand {text!r}: wanted right, left or auto.")
     return text
+
+
+def camera_of(focal: float | None, fov: float | None, size: tuple[int, int]) -> Any:
+    """What --focal or --fov say about a picture of a (width, height); None when neither is given."""
+    from handmesh.geometry.camera import Intrinsics
+
+    width, height = size
+    if focal is not None and fov is not None:
+        raise ConfigError("--focal and --fov say the same thing in two ways: give one of them.")
+    if focal is not None:
+        return Intrinsics(focal, focal, (width - 1) / 2, (height - 1) / 2)
+    return None if fov is None else Intrinsics.from_fov(math.radians(fov), width, height)
+
+
+def parse_smoothing(strength: float) -> Smoothing | None:
+    from handmesh.motion.smoothing import Smoothing
+
+    return None if strength == 0 else Smoothing.of_strength(strength)
+
+
+def hand_finder(detector: str, box: list[str] | None, hands: int) -> tuple[Detector | None, int]:
+    """Who finds hands, and how many there can be."""
+    from handmesh.detect import GivenBoxes, open_detector
+
+    if box:
+        if detector != "none":
+            raise ConfigError("--box and --detector both say where hands are: give one of them.")
+        return GivenBoxes([parse_box(text) for text in box]), len(box)  # of the side that the tracker is told
+    found = open_detector(detector, hands)
+    return found, hands if found is not None else 1

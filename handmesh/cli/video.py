@@ -1,35 +1,26 @@
-"""Hands in motion: video and webcam."""
+"""`handmesh video`: hands followed through a clip."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from handmesh.cli.photos import camera_of
-from handmesh.cli.shell import ModelOption, console, parse_box, parse_hand, progress_bar, say
+from handmesh.cli.shell import (
+    BoxOption,
+    DetectorOption,
+    HandOption,
+    ModelOption,
+    SmoothOption,
+    camera_of,
+    hand_finder,
+    parse_hand,
+    parse_smoothing,
+    progress_bar,
+    say,
+)
 from handmesh.errors import ConfigError
-
-if TYPE_CHECKING:
-    from handmesh.detect import Detector
-    from handmesh.motion.smoothing import Smoothing
-
-HandOption = Annotated[
-    str, typer.Option(metavar="right|left|auto", help="Which hands there are; auto: found out, for each.")
-]
-DetectorOption = Annotated[
-    str,
-    typer.Option(
-        metavar="none|mediapipe|PALM.onnx", help="Who finds hands: nobody, MediaPipe, or OpenCV zoo's palm detector."
-    ),
-]
-SmoothOption = Annotated[float, typer.Option(metavar="STRENGTH", help="0 not at all, 1 normal, 2 twice as steady.")]
-BoxOption = Annotated[
-    list[str] | None, typer.Option(metavar="x0,y0,x1,y1", help="Where a hand is at first, in pixels; for each hand.")
-]
 
 
 def video(
@@ -76,9 +67,9 @@ def video(
     if codec not in CODECS:
         raise ConfigError(f"--codec {codec!r}: wanted one of {', '.join(CODECS)}.")
     side = parse_hand(hand)
-    smoothing = _smoothing(smooth)
+    smoothing = parse_smoothing(smooth)
     camera_of(focal, fov, (1, 1))
-    finder, most = _finder(detector, box, hands)
+    finder, most = hand_finder(detector, box, hands)
     source = open_source(clip, fps)
     if source.live:
         raise ConfigError(f"{clip} is a camera or stream, which has no end: see `handmesh webcam`.")
@@ -120,140 +111,3 @@ def video(
     if result.codec is not None:
         say(f"overlay: {result.codec}")
     say(f"{folder}/: {', '.join(path.name for path in result.files)}")
-
-
-def webcam(
-    source: Annotated[
-        str, typer.Option(metavar="N|clip.mp4|rtsp://...|FOLDER", help="A camera's number, or what stands in for one.")
-    ] = "0",
-    hand: HandOption = "auto",
-    detector: DetectorOption = "none",
-    box: BoxOption = None,
-    guide: Annotated[
-        bool,
-        typer.Option("--guide", help="Wait for a hand in a square in the middle, instead of searching everywhere."),
-    ] = False,
-    hands: Annotated[int, typer.Option(min=1, help="At most so many hands; several need a detector or boxes.")] = 2,
-    smooth: SmoothOption = 1.0,
-    skeleton: Annotated[bool, typer.Option("--skeleton", help="Start with bones instead of the mesh.")] = False,
-    mirror: Annotated[bool | None, typer.Option(help="Show as in a mirror; default: for cameras.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for screenshots and recordings.")] = Path("handmesh_out"),
-    headless: Annotated[bool, typer.Option("--headless", help="No window: say once a second what is seen.")] = False,
-    benchmark: Annotated[
-        bool, typer.Option("--benchmark", help="With --headless and a clip: milliseconds of each stage.")
-    ] = False,
-    frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the network.")] = 1,
-    model: ModelOption = None,
-) -> None:
-    """Follow hands live in a window: h which hand, m mesh/bones, f mirror, c record, s screenshot, r search, q quit.
-
-    Examples:
-      handmesh webcam
-
-      handmesh webcam --source rtsp://192.168.1.5/stream --hand left
-
-      handmesh webcam --source clip.mp4 --headless --benchmark
-    """
-    from handmesh.files.video import open_source
-    from handmesh.motion.clip import LiveHands
-    from handmesh.motion.live import LiveOptions, LivePipeline, check_display, run_headless, run_window
-    from handmesh.motion.live import benchmark as run_benchmark
-    from handmesh.motion.track import Tracking
-    from handmesh.predict import load_predictor
-
-    if benchmark and not headless:
-        raise ConfigError("--benchmark goes with --headless: a window's own pace would be measured.")
-    if guide and (box or detector != "none"):
-        raise ConfigError("--guide says where to look, as --box and --detector do: give one of them.")
-    side = parse_hand(hand)
-    smoothing = _smoothing(smooth)
-    if not headless:
-        check_display()
-    pictures = open_source(source)
-    if benchmark and pictures.live:
-        raise ConfigError(f"--benchmark measures on a clip, {source} is live: its own rate would be measured.")
-    square = None
-    if guide:
-        first = pictures.read()
-        if first is None:
-            raise ConfigError(f"{source} has no pictures.")
-        square = _guide(first.image.shape)
-        box = [",".join(f"{edge:.1f}" for edge in square)]
-    finder, most = _finder(detector, box, hands)
-    predictor = load_predictor(model, threads=threads)
-    live = LiveHands(
-        predictor, detector=finder, handedness=side, tracking=Tracking(most_hands=most), smoothing=smoothing
-    )
-    if benchmark:
-        measured = run_benchmark(pictures, live, predictor, most_frames=frames or 600)
-        table = Table(title=Text(f"{predictor.engine.name}: {measured.frames} frames, {measured.followed} with a hand"))
-        table.add_column("stage")
-        table.add_column("ms per frame", justify="right")
-        for name, milliseconds in measured.stages_ms.items():
-            table.add_row(name, f"{milliseconds:.2f}")
-        console.print(table)
-        share = measured.loop_fps / measured.engine_fps
-        say(
-            f"loop {measured.loop_fps:.1f} fps at {measured.looks_per_frame:.2f} looks per frame, network alone "
-            f"{measured.engine_fps:.1f} looks/s: {share:.2f} of it"
-        )
-        say(
-            f"processor time: {measured.thread_ms:.1f} ms per frame in the network's thread, {measured.engine_ms:.1f} "
-            f"ms per look alone: {measured.engine_ms / measured.thread_ms:.2f} of it where each thread has a core"
-        )
-        return
-    pipeline = LivePipeline(pictures, live, newest=True, paced=True)
-    if headless:
-        total = run_headless(pipeline, most_frames=frames, seen=_Reporter(pictures.fps))
-        say(f"{total} frames")
-        return
-    options = LiveOptions(
-        out=out,
-        skeleton=skeleton,
-        mirror=pictures.live if mirror is None else mirror,
-        guide=square,
-        most_frames=frames,
-    )
-    run_window(pipeline, predictor, options, handedness=side, say=say)
-
-
-class _Reporter:
-    """Once a second: where hands are."""
-
-    def __init__(self, fps: float) -> None:
-        self._every, self._count = max(1, round(fps)), 0
-
-    def __call__(self, looked: Any) -> None:
-        if self._count % self._every == 0:
-            hands = "; ".join(
-                f"{id} {hand.handedness} at {', '.join(f'{edge:.0f}' for edge in hand.box)}"
-                for id, hand in looked.hands.items()
-            )
-            say(f"{looked.frame.time:7.2f} s  {1000 * looked.seconds:5.1f} ms  {hands or 'no hand'}")
-        self._count += 1
-
-
-def _smoothing(strength: float) -> Smoothing | None:
-    from handmesh.motion.smoothing import Smoothing
-
-    return None if strength == 0 else Smoothing.of_strength(strength)
-
-
-def _finder(detector: str, box: list[str] | None, hands: int) -> tuple[Detector | None, int]:
-    """Who finds hands, and how many there can be."""
-    from handmesh.detect import GivenBoxes, open_detector
-
-    if box:
-        if detector != "none":
-            raise ConfigError("--box and --detector both say where hands are: give one of them.")
-        return GivenBoxes([parse_box(text) for text in box]), len(box)  # of the side that the tracker is told
-    found = open_detector(detector, hands)
-    return found, hands if found is not None else 1
-
-
-def _guide(shape: tuple[int, ...]) -> tuple[float, float, float, float]:
-    """A square in the middle, half as high as the picture."""
-    height, width = shape[:2]
-    half = 0.3 * min(height, width)
-    return width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from handmesh.cli import app
-from handmesh.cli.photos import side_by_side
+from handmesh.cli.predict import side_by_side
 from handmesh.files.image import encode_image
 from handmesh.system.atomic import write_atomically
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from handmesh.cli.learning import _over_after
+from handmesh.cli.train import _over_after
 from handmesh.errors import CheckpointError, ConfigError
 from handmesh.learn.carry import MANIFEST, pack, unpack
 from handmesh.learn.train import train

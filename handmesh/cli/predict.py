@@ -1,25 +1,22 @@
-"""Photographs in, hands out: predict and demo."""
+"""`handmesh predict`: photographs in, hands out."""
 
 from __future__ import annotations
 
 import glob
-import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from handmesh.cli.shell import (
     FORMATS,
     IMAGE_SUFFIXES,
     ModelOption,
+    camera_of,
     console,
     parse_box,
     parse_hand,
@@ -163,63 +160,12 @@ def side_by_side(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: in
                 future.cancel()
 
 
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("handmesh_out/demo"),
-    model: ModelOption = None,
-) -> None:
-    """Run the bundled sample images through the bundled model: a picture and meshes on your disk.
-
-    Example:
-      handmesh demo
-    """
-    import numpy as np
-
-    from handmesh.files.image import encode_image, read_photo
-    from handmesh.predict import load_predictor, overlay_hands, save_predictions
-    from handmesh.system.atomic import write_atomically
-
-    started = time.perf_counter()
-    predictor = load_predictor(model, threads=1)
-    out.mkdir(parents=True, exist_ok=True)
-    columns = []
-    samples = sorted((Path(__file__).parents[1] / "assets" / "samples").glob("*.jpg"))
-    for path in samples:
-        photo = read_photo(path)
-        hands = predictor(photo, handedness="left" if "left" in path.stem else "right")
-        for suffix in (".glb", ".json"):
-            save_predictions(out / f"{path.stem}{suffix}", hands)
-        mesh, bones = overlay_hands(photo.image, hands), overlay_hands(photo.image, hands, skeleton=True)
-        columns.append(np.vstack([photo.image, mesh, bones]))
-    picture = out / "demo.jpg"
-    write_atomically(picture, encode_image(np.hstack(columns), "jpg"))
-    table = Table(title=f"{len(samples)} images in {time.perf_counter() - started:.1f} s")
-    table.add_column("file")
-    table.add_column("what")
-    table.add_row(escape(str(picture)), "photos, meshes drawn over them, skeletons")
-    table.add_row(escape(str(out / "*.glb")), "3D meshes: Blender, three.js, Windows 3D Viewer, macOS Quick Look")
-    table.add_row(escape(str(out / "*.json")), "joints, keypoints, cameras, pose and shape")
-    console.print(table)
-    console.print("Your own photo: [bold]handmesh predict photo.jpg[/]")
-
-
 def _parse_formats(text: str) -> list[str]:
     formats = [part.strip().lower().removeprefix(".") for part in text.split(",") if part.strip()]
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise ConfigError(f"--format {text!r}: {', '.join(unknown) or 'nothing'} is not one of {', '.join(FORMATS)}.")
     return list(dict.fromkeys(formats))
-
-
-def camera_of(focal: float | None, fov: float | None, size: tuple[int, int]) -> Any:
-    """What --focal or --fov say about a picture of a (width, height); None when neither is given."""
-    from handmesh.geometry.camera import Intrinsics
-
-    width, height = size
-    if focal is not None and fov is not None:
-        raise ConfigError("--focal and --fov say the same thing in two ways: give one of them.")
-    if focal is not None:
-        return Intrinsics(focal, focal, (width - 1) / 2, (height - 1) / 2)
-    return None if fov is None else Intrinsics.from_fov(math.radians(fov), width, height)
 
 
 def _plan(arguments: Sequence[str], out: Path, formats: Sequence[str]) -> list[tuple[Path, list[Path]]]:

@@ -1,0 +1,30 @@
+"""`handmesh doctor`: is this installation sound?"""
+
+from __future__ import annotations
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from handmesh.cli.shell import console
+
+
+def doctor() -> None:
+    """Check this installation: versions, device, model files, and one tiny inference.
+
+    Example:
+      handmesh doctor
+    """
+    from handmesh.doctor import examine
+
+    table = Table(show_header=False)
+    for _ in range(3):
+        table.add_column()
+    healthy = True
+    for finding in examine():
+        healthy &= finding.good is not False
+        mark = {True: "[green]ok[/]", False: "[bold red]bad[/]", None: "[dim]-[/]"}[finding.good]
+        table.add_row(mark, escape(finding.subject), escape(finding.fact))
+    console.print(table)
+    if not healthy:
+        raise typer.Exit(1)

@@ -1,0 +1,87 @@
+"""`handmesh evaluate`: FreiHAND's official scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from handmesh.cli.shell import ModelOption, console, progress_bar
+from handmesh.errors import ConfigError
+
+
+def evaluate(
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="pred.json|pred.zip", help="Score this file of FreiHAND's official form.")
+    ] = None,
+    ground_truth: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The test set that belongs to --predictions.")
+    ] = None,
+    model: ModelOption = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run the model on this test set: FreiHAND, or labels.jsonl.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(metavar="frame|metro|box|box-from-test-labels|predict", help="What the network sees.")
+    ] = "frame",
+    margin: Annotated[
+        float | None, typer.Option(min=0.5, help="Crop side over the box's, where boxes are used.")
+    ] = None,
+    passes: Annotated[int, typer.Option(min=1, help="Looks at each hand under protocol predict.")] = 3,
+    tta: Annotated[
+        str, typer.Option(metavar="none|small|metro|SCALES:DEGREES", help="Average over scales and turns.")
+    ] = "none",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images of --data.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for scores.json, frames.npz, report.html.")] = Path("evaluation"),
+    against: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Compare with an earlier run's folder, frame by frame.")
+    ] = None,
+    save_predictions: Annotated[
+        Path | None, typer.Option(metavar="pred.zip", help="Write the model's answers in the official form.")
+    ] = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html, too.")] = True,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that score; default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network.")] = None,
+) -> None:
+    """Score a model, or anybody's prediction file, as FreiHAND's official tool does.
+
+    Examples:
+      handmesh evaluate --predictions pred.zip --ground-truth FreiHAND/
+
+      handmesh evaluate --model runs/ma36/model.safetensors --data FreiHAND/ --protocol frame --tta metro
+
+      handmesh synth --out hands/ --count 500 && handmesh evaluate --data hands/ --protocol predict
+    """
+    from handmesh.evaluate.run import EvaluationRequest, print_evaluation, run_evaluation
+
+    if (predictions is None) == (data is None):
+        raise ConfigError("Give either --predictions FILE --ground-truth DIR, or --data DIR with or without --model.")
+    if predictions is not None and ground_truth is None:
+        raise ConfigError("--predictions needs --ground-truth DIR: the test set that they answer.")
+    request = EvaluationRequest(
+        predictions=predictions,
+        data=ground_truth if data is None else data,
+        model=model,
+        protocol=protocol,
+        margin=margin,
+        passes=passes,
+        tta=tta,
+        limit=limit,
+        out=out,
+        against=against,
+        save_predictions=save_predictions,
+        report=report,
+        workers=workers,
+        threads=threads,
+    )
+    with progress_bar() as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done, total=total)
+
+        result = run_evaluation(request, show)
+    print_evaluation(result, console)
