@@ -39,3 +39,7 @@ class CheckpointError(HandMeshError):
 
 class ExportError(HandMeshError):
     """An output or exported model that cannot be written, or that disagrees with the original."""
+
+
+class MissingPackageError(HandMeshError):
+    """A package that is not installed, of those that only an extra of handmesh brings."""

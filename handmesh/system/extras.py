@@ -1,0 +1,29 @@
+"""Packages that only an extra of handmesh installs: what is said where one is missing.
+
+Using a model needs none of them. Training, exporting and running networks in torch need `handmesh[train]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from handmesh.errors import MissingPackageError
+
+
+@contextmanager
+def extra(name: str, wanted_by: str) -> Iterator[None]:
+    """Around an import: where the package is missing, one line that says who wanted it and how to install it.
+
+    with extra("train", "the torch engine"):
+        import torch
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "handmesh", "handmesh_server"):  # a slip of ours, not a package to install
+            raise
+        raise MissingPackageError(
+            f'{wanted_by} needs {package}, which is not installed: pip install "handmesh[{name}]"'
+        ) from error
