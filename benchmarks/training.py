@@ -19,7 +19,7 @@ from torch import nn
 from handmesh.config import TrainConfig, load_config
 from handmesh.data.stream import open_data, training_batches
 from handmesh.hand import builtin_hand
-from handmesh.learn.losses import HandTargets, hand_loss
+from handmesh.learn.losses import complete_targets, hand_loss
 from handmesh.learn.optimizer import make_optimizer
 from handmesh.learn.train import Learner, build_network
 from handmesh.model.network import DenseHead, to_device
@@ -83,7 +83,7 @@ def time_steps(
     images = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=device)
     pose, betas = torch.eye(3, device=device).expand(batch, 16, 3, 3), torch.zeros(batch, 10, device=device)
     vertices, joints = model.hand(pose, betas)
-    targets = HandTargets.complete(6 * joints[..., :2], joints, vertices, pose, betas)
+    targets = complete_targets(6 * joints[..., :2], joints, vertices, pose, betas)
 
     def autocast() -> AbstractContextManager[object]:
         return torch.autocast("cuda", torch.bfloat16) if low and device.type == "cuda" else nullcontext()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.config import Augmentation
-from handmesh.data.sample import HandSample, hand_sample
+from handmesh.data.sample import HandLabels, HandSample, hand_labels
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import upright_rotation
@@ -32,12 +33,13 @@ def augment(
     settings: Augmentation,
     backgrounds: Backgrounds,
     resolution: int,
-) -> HandSample:
+) -> HandSample[NDArray[Any]]:
     """One way a camera and a hand detector could have delivered this render, as a (resolution, resolution) crop."""
     if settings.absent and rng.random() < settings.absent:
-        return hand_sample(without_hand(packed, rng, settings, backgrounds, resolution), present=False)
+        image = without_hand(packed, rng, settings, backgrounds, resolution)
+        return HandSample(image, hand_labels(present=False))
     crop = sample_crop(packed.keypoints, rng, settings)
-    return labelled(draw(packed, crop, rng, settings, backgrounds, resolution), packed, crop)
+    return HandSample(draw(packed, crop, rng, settings, backgrounds, resolution), labels_in(crop, packed))
 
 
 def without_hand(
@@ -102,19 +104,19 @@ def sample_crop(keypoints: NDArray[np.float32], rng: np.random.Generator, settin
     return replace(crop, center=(crop.center[0] + float(jitter[0]), crop.center[1] + float(jitter[1])))
 
 
-def labelled(image: NDArray[np.uint8], packed: PackedSample, crop: CropTransform) -> HandSample:
+def labels_in(crop: CropTransform, packed: PackedSample) -> HandLabels[NDArray[Any]]:
     """The labels of `packed` in the axes of `crop`; joints and vertices follow from pose and betas.
 
     A mirrored crop shows a left hand, of which no right hand's pose is true: its keypoints alone are labels.
     """
     keypoints = crop.to_ndc(packed.keypoints.astype(np.float64))
     if crop.mirror:
-        return hand_sample(image, keypoints=keypoints, right=False)
+        return hand_labels(keypoints=keypoints, right=False)
     camera = Intrinsics.from_matrix(packed.intrinsics)
     R = crop.crop_from_image_axes @ camera.facing_from_cam(crop.center)
     pose = packed.pose.astype(np.float64)
     pose[0] = R @ pose[0]
-    return hand_sample(image, keypoints=keypoints, pose=pose, betas=np.array(packed.betas))
+    return hand_labels(keypoints=keypoints, pose=pose, betas=np.array(packed.betas))
 
 
 def scaled_effects(strength: float) -> CameraEffects:

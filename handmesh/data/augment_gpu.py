@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from handmesh.config import Augmentation
 from handmesh.data.augment import scaled_effects
+from handmesh.data.sample import HandSample, hand_labels
 from handmesh.hand import JOINT_NAMES
 from handmesh.synth import CameraEffects
 from handmesh.synth.camera_effects import (
@@ -33,32 +34,12 @@ from handmesh.synth.camera_effects import (
     UNEVEN_COLOR,
     UNEVEN_LIGHT,
 )
+from handmesh.synth.farm import RenderBatch
 
 _WRIST, _MIDDLE_MCP = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of saturation and of JPEG
 _LENS_PADDING = 12  # pixels mirrored around an image before it is filtered as if it were periodic
 _BESIDE_ATTEMPTS = 8
-
-
-class Renders(NamedTuple):
-    """Clean foregrounds of S px with their labels, as in `synth.PackedSample`, stacked, on one device."""
-
-    image: Tensor  # (B, S, S, 4) uint8: RGB times alpha, alpha
-    keypoints: Tensor  # (B, 21, 2) px
-    pose: Tensor  # (B, 16, 3, 3)
-    betas: Tensor  # (B, 10)
-    intrinsics: Tensor  # (B, 3, 3) px
-
-
-class LabelledCrops(NamedTuple):
-    """What `data.sample.HandSample` holds, stacked."""
-
-    image: Tensor  # (B, R, R, 3) uint8 RGB
-    keypoints: Tensor  # (B, 21, 2) NDC
-    pose: Tensor  # (B, 16, 3, 3), [0] in the crop's axes; no right hand, no pose: identities, and zero betas
-    betas: Tensor  # (B, 10)
-    present: Tensor  # (B,) bool: there is a hand
-    right: Tensor  # (B,) bool: it is not seen in a mirror
 
 
 class BatchAugmenter:
@@ -68,12 +49,17 @@ class BatchAugmenter:
         """Both (N, 3, H, H) uint8 RGB, see `picture_bank`; distractors look like hands at a glance and are none."""
         self.backgrounds, self.distractors, self.settings = backgrounds, distractors, settings
         self.effects = scaled_effects(settings.effects) if settings.effects else None
+        # One sample's, sent once. Joints and vertices stay as they are here: they follow from pose and betas.
+        self._unknown = hand_labels(present=False).map(lambda value: torch.from_numpy(value).to(backgrounds.device))
 
     @torch.no_grad()
-    def __call__(self, renders: Renders, resolution: int, generator: Generator) -> LabelledCrops:
-        """One way a camera and a hand detector could have delivered each of the renders."""
-        settings = self.settings
-        draw = _Draws(len(renders.image), generator)
+    def __call__(self, renders: RenderBatch[Tensor], resolution: int, generator: Generator) -> HandSample[Tensor]:
+        """One way a camera and a hand detector could have delivered each of the renders.
+
+        Of a mirrored hand only keypoints are known, and without a hand nothing.
+        """
+        settings, batch = self.settings, len(renders.image)
+        draw = _Draws(batch, generator)
         crops = sample_crops(renders.keypoints, settings, generator)
         present = ~draw.chance(settings.absent)
         empty = torch.zeros_like(present)  # nothing of the render is seen
@@ -84,15 +70,18 @@ class BatchAugmenter:
         image = self._pixels(renders.image, crops, empty, resolution, draw)
         keypoints, pose = crop_labels(renders, crops)
         answerable = present & ~crops.mirror
-        identity = torch.eye(3, device=pose.device, dtype=pose.dtype)
-        return LabelledCrops(
-            image=(image * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous(),
-            keypoints=_where(present, keypoints, torch.zeros_like(keypoints)),
-            pose=_where(answerable, pose, identity.expand_as(pose)),
-            betas=_where(answerable, renders.betas, torch.zeros_like(renders.betas)),
+        nothing = self._unknown.map(lambda value: value.expand(batch, *value.shape))
+        labels = nothing._replace(
+            keypoints=_where(present, keypoints, nothing.keypoints),
+            keypoints_known=present[:, None].expand(-1, len(JOINT_NAMES)),
+            pose=_where(answerable, pose, nothing.pose),
+            pose_known=answerable,
+            betas=_where(answerable, renders.betas, nothing.betas),
+            betas_known=answerable,
             present=present,
             right=~(crops.mirror & present),
         )
+        return HandSample((image * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous(), labels)
 
     def _pixels(self, image: Tensor, crops: Crops, empty: Tensor, resolution: int, draw: _Draws) -> Tensor:
         settings = self.settings
@@ -206,7 +195,7 @@ def crops_beside_hand(keypoints: Tensor, generator: Generator) -> tuple[Crops, T
     return Crops(*(value[first] for value in tried)), clear.any(dim=1)
 
 
-def crop_labels(renders: Renders, crops: Crops) -> tuple[Tensor, Tensor]:
+def crop_labels(renders: RenderBatch[Tensor], crops: Crops) -> tuple[Tensor, Tensor]:
     """-> keypoints (B, 21, 2) NDC, pose (B, 16, 3, 3) in the crops' axes, which is none where a crop is mirrored."""
     R = crops.from_image_axes() @ facing_from_cam(renders.intrinsics, crops.center)
     pose = torch.cat([(R @ renders.pose[:, 0])[:, None], renders.pose[:, 1:]], dim=1)

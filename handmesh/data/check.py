@@ -19,7 +19,7 @@ from handmesh.data.formats.freihand import (
     root_from_mano,
 )
 from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData, parse_labels
-from handmesh.data.labels import HandLabels
+from handmesh.data.labels import PhotoLabels
 from handmesh.errors import AssetError, DataError, ImageError
 from handmesh.files.image import MAX_BYTES, read_header
 from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand
@@ -327,13 +327,14 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
         if labels is not None:
             left += labels.handedness == "left"
             for name in tallies:
-                tallies[name] += getattr(labels, name) is not None
+                known = getattr(labels.hand, f"{name}_known", None)
+                tallies[name] += getattr(labels, name) is not None if known is None else bool(known.any())
             croppable += labels.hand_box() is not None
             agreement += _disagreement_px(labels)
             if size is not None and (seen := labels.keypoints_or_projection()) is not None:
-                known = seen[0][seen[1]]
-                points += len(known)
-                outside += int(((known < -0.5) | (known > np.array(size) - 0.5)).any(axis=1).sum())
+                pixels = seen[0][seen[1]]
+                points += len(pixels)
+                outside += int(((pixels < -0.5) | (pixels > np.array(size) - 0.5)).any(axis=1).sum())
         if progress is not None:
             progress("lines", index + 1, count)
     there = ", ".join(f"{name} {tally}" for name, tally in tallies.items() if tally) or "no labels at all"
@@ -377,12 +378,10 @@ def _image_size(path: Path) -> tuple[int, int]:
     return header.width, header.height
 
 
-def _disagreement_px(labels: HandLabels) -> list[float]:
+def _disagreement_px(labels: PhotoLabels) -> list[float]:
     """Distances between given keypoints and projected joints, where both are known."""
-    if labels.keypoints is None or labels.joints is None or labels.intrinsics is None:
+    hand = labels.hand
+    if not hand.joints_known or labels.intrinsics is None:
         return []
-    known = np.isfinite(labels.keypoints).all(axis=1)
-    if labels.visible is not None:
-        known &= labels.visible
-    distance = np.linalg.norm(labels.intrinsics.project(labels.joints) - labels.keypoints, axis=1)[known]
+    distance = np.linalg.norm(labels.intrinsics.project(hand.joints) - hand.keypoints, axis=1)[hand.keypoints_known]
     return np.nan_to_num(distance, nan=np.inf).tolist()

@@ -6,53 +6,47 @@ Left hands are mirrored on the way into the crop (`CropTransform.mirror`): what 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.sample import HandSample, hand_sample
+from handmesh.data.sample import JOINT_COUNT, HandLabels, HandSample, hand_labels
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
-from handmesh.hand import JOINT_NAMES, HandArrays, Handedness, builtin_hand
+from handmesh.hand import HandArrays, Handedness, builtin_hand
 
 Floats = NDArray[np.float64]
 
-JOINT_COUNT = len(JOINT_NAMES)
-
 
 @dataclass(frozen=True, eq=False)
-class HandLabels:
-    """What is known about one hand; None = not known. Frames and units as everywhere (`handmesh.geometry.camera`)."""
+class PhotoLabels:
+    """What is known about the hand of a photograph, and about its camera; None = not known."""
 
-    handedness: Handedness = Handedness.RIGHT
+    hand: HandLabels[NDArray[Any]] = field(default_factory=hand_labels)  # px and m, cam; float64
     box: Floats | None = None  # (4,) x0, y0, x1, y1 px
     intrinsics: Intrinsics | None = None
-    keypoints: Floats | None = None  # (21, 2) px, pixel centres at integers
-    visible: NDArray[np.bool_] | None = None  # (21,) whether a keypoint is known; None = all of them
-    joints: Floats | None = None  # (21, 3) m, cam
-    vertices: Floats | None = None  # (778, 3) m, cam
-    pose: Floats | None = None  # (16, 3, 3) parent-relative rotations; [0] is the orientation in the camera's axes
-    betas: Floats | None = None  # (10,)
+
+    @property
+    def handedness(self) -> Handedness:
+        return Handedness.RIGHT if self.hand.right else Handedness.LEFT
 
     def keypoints_or_projection(self) -> tuple[Floats, NDArray[np.bool_]] | None:
         """(21, 2) px and (21,) known: the given keypoints, and the joints seen by the camera where none is given.
 
-        None when neither is known.
+        Not-a-number where neither is known, None when that is so of all.
         """
-        if self.keypoints is None and (self.joints is None or self.intrinsics is None):
-            return None
+        given = self.hand.keypoints_known
         keypoints, known = np.full((JOINT_COUNT, 2), np.nan), np.zeros(JOINT_COUNT, bool)
-        if self.joints is not None and self.intrinsics is not None:
-            keypoints = self.intrinsics.project(self.joints)
-            known = _finite_rows(keypoints)
-        if self.keypoints is not None:
-            given = _finite_rows(self.keypoints) & (True if self.visible is None else self.visible)
-            keypoints, known = np.where(given[:, None], self.keypoints, keypoints), given | known
-        return keypoints, known
+        if self.hand.joints_known and self.intrinsics is not None:
+            keypoints = self.intrinsics.project(self.hand.joints)
+            known = np.asarray(np.isfinite(keypoints).all(axis=1), bool)
+        elif not given.any():
+            return None
+        return np.where(given[:, None], self.hand.keypoints, keypoints), given | known
 
     def hand_box(self) -> Floats | None:
         """(4,) px: the given box, else the smallest around the known keypoints, else None."""
@@ -63,10 +57,6 @@ class HandLabels:
             return None
         points = seen[0][seen[1]]
         return np.concatenate([points.min(axis=0), points.max(axis=0)])
-
-
-def _finite_rows(points: Floats) -> NDArray[np.bool_]:
-    return np.asarray(np.isfinite(points).all(axis=1), bool)
 
 
 @dataclass(frozen=True)
@@ -90,7 +80,7 @@ class RawSample:
 
     name: str  # which one, for messages: a file name, or an id
     image: NDArray[np.uint8]  # (H, W, 3) RGB
-    labels: HandLabels
+    labels: PhotoLabels
     for_scoring: bool = False  # its labels are the test set's: no crop may be made from them without saying so
 
 
@@ -176,34 +166,26 @@ class CropJitter:
         return CropTransform(center, size, crop.rotation + rotation, crop.mirror)
 
 
-def crop_sample(sample: RawSample, crop: CropTransform, resolution: int) -> HandSample:
+def crop_sample(sample: RawSample, crop: CropTransform, resolution: int) -> HandSample[NDArray[Any]]:
     """The pixels and labels of `sample` in `crop`; black beyond the photograph.
 
     With known intrinsics, 3D labels are turned to a camera that faces the crop's centre: what a hand looks like in an
     off-centre crop depends on where the camera would have to look. For a crop around FreiHAND's principal point that
     turn is nothing but the half pixel between it and the image's middle.
     """
-    labels = sample.labels
+    labels, hand = sample.labels, sample.labels.hand
     assert crop.mirror == (labels.handedness == Handedness.LEFT), "a left hand has to be mirrored, a right one not"
     image = crop.warp(np.ascontiguousarray(sample.image), resolution, cv2.BORDER_CONSTANT)
     facing = np.eye(3) if labels.intrinsics is None else labels.intrinsics.facing_from_cam(crop.center)
-    keypoints, known = None, None
     if (seen := labels.keypoints_or_projection()) is not None:
         points, known = seen
-        keypoints = np.where(known[:, None], crop.to_ndc(np.where(known[:, None], points, 0)), 0)
-    pose = None
-    if labels.pose is not None:
-        pose = crop.pose_to_crop(np.concatenate([facing @ labels.pose[:1], labels.pose[1:]]))
-
-    def turned(points: Floats | None) -> NDArray[np.floating[Any]] | None:
-        return None if points is None else crop.vectors_to_crop(points @ facing.T)
-
-    return hand_sample(
-        image,
-        keypoints=keypoints,
-        keypoint_known=known,
-        joints=turned(labels.joints),
-        vertices=turned(labels.vertices),
-        pose=pose,
-        betas=labels.betas,
-    )
+        points = np.where(known[:, None], crop.to_ndc(np.where(known[:, None], points, 0)), 0)
+        hand = hand._replace(keypoints=points, keypoints_known=known)
+    if hand.pose_known:
+        hand = hand._replace(pose=crop.pose_to_crop(np.concatenate([facing @ hand.pose[:1], hand.pose[1:]])))
+    if hand.joints_known:
+        hand = hand._replace(joints=crop.vectors_to_crop(hand.joints @ facing.T))
+    if hand.vertices_known:
+        hand = hand._replace(vertices=crop.vectors_to_crop(hand.vertices @ facing.T))
+    hand = hand._replace(right=np.asarray(hand.right != crop.mirror))
+    return HandSample(image, hand.map(lambda value: value if value.dtype == bool else value.astype(np.float32)))

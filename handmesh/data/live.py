@@ -1,6 +1,6 @@
 """Synthetic hands that are rendered while training runs: workers draw, a ring on the training device holds the newest.
 
-Every batch picks from the ring and sees its renders anew (`augment_gpu`), so a render is used many times before the
+Every batch samples the ring and sees its renders anew (`augment_gpu`), so a render is used many times before the
 next ones take its place. What a step's crops and cameras are depends on (seed, step) only; which renders there are by
 then depends on the machine, so unlike with a set on disk two runs are not equal bit for bit.
 """
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from handmesh.config import LiveData, TrainConfig
-from handmesh.data.augment_gpu import BatchAugmenter, LabelledCrops, Renders, picture_bank
+from handmesh.data.augment_gpu import BatchAugmenter, picture_bank
 from handmesh.data.stream import HandBatch, resolution_at, training_scenes
-from handmesh.hand import JOINT_NAMES, VERTEX_COUNT, HandArrays
+from handmesh.hand import HandArrays
 from handmesh.synth.backgrounds import draw_distractors, procedural_background
-from handmesh.synth.farm import Harvest, RenderFarm
+from handmesh.synth.farm import RenderBatch, RenderFarm, no_renders
 from handmesh.system.cpus import usable_processors
 
 logger = logging.getLogger(__name__)
@@ -30,39 +32,35 @@ _BACKGROUND_STREAM = 8
 _RENDERS_PER_STEP = 1 << 24
 
 
-class RenderRing:
-    """The newest `capacity` renders, on a device. The oldest are overwritten."""
+class RenderBuffer:
+    """A ring of the newest `capacity` renders, on a device: the oldest are overwritten."""
 
     def __init__(self, capacity: int, size: int, device: torch.device) -> None:
         self.capacity, self.device = capacity, device
-        self.made = 0  # renders that were ever put in
-        self.renders = Renders(
-            image=torch.zeros(capacity, size, size, 4, dtype=torch.uint8, device=device),
-            keypoints=torch.zeros(capacity, len(JOINT_NAMES), 2, device=device),
-            pose=torch.zeros(capacity, 16, 3, 3, device=device),
-            betas=torch.zeros(capacity, 10, device=device),
-            intrinsics=torch.zeros(capacity, 3, 3, device=device),
+        self.added = 0  # renders that were ever added
+        self.renders = no_renders(size).map(
+            lambda like: torch.zeros(capacity, *like.shape[1:], dtype=torch.from_numpy(like).dtype, device=device)
         )
 
     def __len__(self) -> int:
-        return min(self.made, self.capacity)
+        return min(self.added, self.capacity)
 
-    def put(self, harvest: Harvest) -> None:
+    def add(self, renders: RenderBatch[NDArray[Any]]) -> None:
         """Renders in place of the oldest ones; of more than fit, the last."""
-        if not len(harvest.indices):
+        if not len(renders.indices):
             return
-        new = {name: getattr(harvest, name)[-self.capacity :] for name in Renders._fields}
-        self.made += len(harvest.indices) - len(new["image"])
-        places = torch.arange(self.made, self.made + len(new["image"]), device=self.device) % self.capacity
-        for name, values in new.items():
-            getattr(self.renders, name)[places] = _sent(torch.from_numpy(values), self.device)
-        self.made += len(new["image"])
+        new = renders.map(lambda values: values[-self.capacity :])
+        self.added += len(renders.indices) - len(new.indices)
+        places = torch.arange(self.added, self.added + len(new.indices), device=self.device) % self.capacity
+        for stored, values in zip(self.renders, new, strict=True):
+            stored[places] = _to_device(torch.from_numpy(values), self.device)
+        self.added += len(new.indices)
 
-    def pick(self, count: int, generator: torch.Generator) -> Renders:
+    def sample(self, count: int, generator: torch.Generator) -> RenderBatch[Tensor]:
         """`count` of them at random, each as likely as the others."""
         numbers = torch.rand(count, generator=generator, device=self.device)
         chosen = (numbers * len(self)).long().clamp(max=len(self) - 1)
-        return Renders(*(values[chosen] for values in self.renders))
+        return self.renders.map(lambda values: values[chosen])
 
 
 def live_batches(
@@ -74,7 +72,7 @@ def live_batches(
     """
     live = config.data.live
     assert live is not None
-    ring = RenderRing(live.capacity, live.size, device)
+    buffer = RenderBuffer(live.capacity, live.size, device)
     generator = torch.Generator(device)
     drawn = 0
     first_render, workers = first_step * _RENDERS_PER_STEP, live.workers or max(1, usable_processors() - 1)
@@ -82,40 +80,18 @@ def live_batches(
     with RenderFarm(hand, scenes, live.size, live.seed, first=first_render, workers=workers) as farm:
         # The workers start while the backgrounds are drawn here.
         augment = BatchAugmenter(*_pictures(live, device), config.augmentation)
-        ring.put(farm.take(at_least=live.start))
-        logger.info("%d renders are there, %d processes go on drawing", ring.made, len(farm.workers))
+        buffer.add(farm.take(at_least=live.start))
+        logger.info("%d renders are there, %d processes go on drawing", buffer.added, len(farm.workers))
         try:
             for step in range(first_step, config.steps):
                 drawn += config.batch_size
-                missing = int(np.ceil(drawn / live.reuse)) - ring.made
-                ring.put(farm.take(at_least=max(missing, 0)))
+                missing = int(np.ceil(drawn / live.reuse)) - buffer.added
+                buffer.add(farm.take(at_least=max(missing, 0)))
                 generator.manual_seed(_seed(config, step))
-                renders = ring.pick(config.batch_size, generator)
-                yield as_batch(augment(renders, resolution_at(config, step), generator))
+                renders = buffer.sample(config.batch_size, generator)
+                yield augment(renders, resolution_at(config, step), generator)
         finally:
-            logger.info("%d renders, each seen %.1f times on average", ring.made, drawn / max(ring.made, 1))
-
-
-def as_batch(crops: LabelledCrops) -> HandBatch:
-    """With the flags that the losses go by: of a mirrored hand only keypoints are known, and without one nothing."""
-    batch, device = len(crops.image), crops.image.device
-    answerable = crops.present & crops.right
-    never = torch.zeros(batch, dtype=torch.bool, device=device)
-    return HandBatch(
-        image=crops.image,
-        keypoints=crops.keypoints,
-        keypoint_known=crops.present[:, None].expand(-1, len(JOINT_NAMES)),
-        joints=torch.zeros(batch, len(JOINT_NAMES), 3, device=device),  # they follow from pose and betas
-        vertices=torch.zeros(batch, VERTEX_COUNT, 3, device=device),
-        pose=crops.pose,
-        betas=crops.betas,
-        joints_known=never,
-        vertices_known=never,
-        pose_known=answerable,
-        betas_known=answerable,
-        present=crops.present,
-        right=crops.right,
-    )
+            logger.info("%d renders, each seen %.1f times on average", buffer.added, drawn / max(buffer.added, 1))
 
 
 def _pictures(live: LiveData, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -133,6 +109,6 @@ def _seed(config: TrainConfig, step: int) -> int:
     return int(np.random.SeedSequence((config.seed, _STREAM, step)).generate_state(1)[0])
 
 
-def _sent(values: Tensor, device: torch.device) -> Tensor:
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
     """On the device; from pinned memory the copy does not wait for the work that is queued there."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values

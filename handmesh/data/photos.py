@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from handmesh.config import PhotoAugmentation
 from handmesh.data.augment import scaled_effects
 from handmesh.data.labels import CropJitter, CropProtocol, RawData, RawSample, crop_sample
-from handmesh.data.sample import HandSample
+from handmesh.data.sample import HandSample, without
 from handmesh.synth import camera_effects
+
+_OF_ITS_OWN_HAND = ("vertices", "pose", "betas")  # labels that mean nothing in another hand's model
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +38,14 @@ class PhotoSource:
     def __len__(self) -> int:
         return len(self.data) if self.indices is None else len(self.indices)
 
-    def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample:
+    def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]:
         """The photograph at a position of `indices`, seen anew."""
         sample, settings = self._sample(position), self.augmentation
         jitter = CropJitter(settings.rotation, settings.unrotated, settings.scale, settings.shift)
         cropped = crop_sample(sample, jitter(self.protocol.crop(sample), rng), resolution)
         return cropped._replace(image=changed_photo(rng, cropped.image, settings))
 
-    def still(self, position: int, resolution: int) -> HandSample:
+    def still(self, position: int, resolution: int) -> HandSample[NDArray[Any]]:
         """The same as its protocol crops it, unchanged: what scores are computed on."""
         sample = self._sample(position)
         return crop_sample(sample, self.protocol.crop(sample), resolution)
@@ -51,7 +54,7 @@ class PhotoSource:
         sample = self.data[position if self.indices is None else int(self.indices[position])]
         if self.same_hand:
             return sample
-        return replace(sample, labels=replace(sample.labels, vertices=None, pose=None, betas=None))
+        return replace(sample, labels=replace(sample.labels, hand=without(sample.labels.hand, *_OF_ITS_OWN_HAND)))
 
 
 def changed_photo(rng: np.random.Generator, image: NDArray[np.uint8], settings: PhotoAugmentation) -> NDArray[np.uint8]:

@@ -1,68 +1,89 @@
-"""One training example: a crop and whatever is known about the hand in it.
+"""What is known about a hand: one record of labels, of a photograph or a crop, of one sample or a batch.
 
 Every label may be missing, for data sets differ in what they measured. A missing label is zeros (rotations: identities)
 of the usual shape with a flag that is False, so that samples of all kinds stack into one batch, and each switches off
-the losses that it cannot pay for (`handmesh.learn.losses`).
+the losses that it cannot pay for (`handmesh.learn.losses`). Another kind of label is a field here, with its flag, and
+what reads it and pays for it; all that lies between hands it on.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from handmesh.hand import BETA_COUNT, JOINT_NAMES, MANO_JOINT_NAMES, VERTEX_COUNT
 
-Float32Array = NDArray[np.float32]
-Flags = NDArray[np.bool_]
+Array = TypeVar("Array")  # NDArray or torch's Tensor
+Other = TypeVar("Other")
+JOINT_COUNT = len(JOINT_NAMES)
 
 
-class HandSample(NamedTuple):
-    """A right hand in a square crop of side R pixels; `hand_sample` makes one, `batches.collate` a batch.
+class HandLabels(NamedTuple, Generic[Array]):
+    """Labels and which of them are known; `hand_labels` makes one of what there is. B is nothing, or a batch.
 
-    3D labels are in the crop's own axes: those of a virtual camera that looks at the crop's centre and is turned with
-    the crop (x right, y down, z forward). So what the network is asked for depends on nothing but the pixels it sees.
-    Joints and vertices have one origin, whichever; where they are missing, pose and betas can stand in for them.
+    Of a photograph: keypoints in pixels, the rest in the camera's frame. Of a crop, which shows a right hand: keypoints
+    in NDC; 3D labels in the crop's own axes, those of a virtual camera that looks at the crop's centre and is turned
+    with the crop (x right, y down, z forward), so that what the network is asked for depends on nothing but the pixels
+    it sees. There joints and vertices have one origin, whichever; where they are missing, pose and betas can stand in.
     """
 
-    image: NDArray[np.uint8]  # (R, R, 3) RGB
-    keypoints: Float32Array  # (21, 2) NDC of the crop
-    keypoint_known: Flags  # (21,)
-    joints: Float32Array  # (21, 3) m
-    vertices: Float32Array  # (778, 3) m
-    pose: Float32Array  # (16, 3, 3) parent-relative rotations; [0] in the crop's axes
-    betas: Float32Array  # (10,)
-    joints_known: Flags  # ()
-    vertices_known: Flags  # ()
-    pose_known: Flags  # ()
-    betas_known: Flags  # ()
-    present: Flags  # () is there a hand? If not, nothing else is known
-    right: Flags  # () a hand seen in a mirror is a left one: of that only keypoints are known
+    keypoints: Array  # (*B, 21, 2)
+    joints: Array  # (*B, 21, 3) m
+    vertices: Array  # (*B, 778, 3) m
+    pose: Array  # (*B, 16, 3, 3) parent-relative rotations; [0] is the orientation in the camera's or the crop's axes
+    betas: Array  # (*B, 10)
+    keypoints_known: Array  # (*B, 21) bool, and so are the following
+    joints_known: Array  # (*B)
+    vertices_known: Array  # (*B)
+    pose_known: Array  # (*B)
+    betas_known: Array  # (*B)
+    present: Array  # (*B) is there a hand? If not, nothing else is known
+    right: Array  # (*B) is what is seen a right hand? Of a crop with a left one only keypoints are known
+
+    def map(self, function: Callable[[Array], Other]) -> HandLabels[Other]:
+        """The same of every array."""
+        return HandLabels(*(function(value) for value in self))
 
 
-def hand_sample(
-    image: NDArray[np.uint8],
+class HandSample(NamedTuple, Generic[Array]):
+    """A square crop of side R pixels with its labels, or a batch of them: what training goes through."""
+
+    image: Array  # (*B, R, R, 3) uint8 RGB
+    labels: HandLabels[Array]
+
+    def map(self, function: Callable[[Array], Other]) -> HandSample[Other]:
+        """The same of every array."""
+        return HandSample(function(self.image), self.labels.map(function))
+
+
+def hand_labels(
     *,
     keypoints: ArrayLike | None = None,
-    keypoint_known: ArrayLike | None = None,
+    keypoints_known: ArrayLike | None = None,
     joints: ArrayLike | None = None,
     vertices: ArrayLike | None = None,
     pose: ArrayLike | None = None,
     betas: ArrayLike | None = None,
     present: bool = True,
     right: bool = True,
-) -> HandSample:
-    """A sample of the labels that are known; None = not known. `keypoint_known`: which of the keypoints; None = all."""
-    seen = np.full(len(JOINT_NAMES), keypoints is not None)
-    return HandSample(
-        image=image,
-        keypoints=_label(keypoints, np.zeros((len(JOINT_NAMES), 2))),
-        keypoint_known=seen if keypoint_known is None else np.asarray(keypoint_known, bool),
-        joints=_label(joints, np.zeros((len(JOINT_NAMES), 3))),
-        vertices=_label(vertices, np.zeros((VERTEX_COUNT, 3))),
-        pose=_label(pose, np.broadcast_to(np.eye(3), (len(MANO_JOINT_NAMES), 3, 3))),
-        betas=_label(betas, np.zeros(BETA_COUNT)),
+    dtype: DTypeLike = np.float32,
+) -> HandLabels[NDArray[Any]]:
+    """The labels of one hand; None = not known. `keypoints_known`: which of the keypoints; None = all."""
+
+    def label(value: ArrayLike | None, missing: NDArray[np.float64]) -> NDArray[Any]:
+        return np.asarray(missing if value is None else value, dtype)
+
+    seen = np.full(JOINT_COUNT, keypoints is not None)
+    return HandLabels(
+        keypoints=label(keypoints, np.zeros((JOINT_COUNT, 2))),
+        joints=label(joints, np.zeros((JOINT_COUNT, 3))),
+        vertices=label(vertices, np.zeros((VERTEX_COUNT, 3))),
+        pose=label(pose, np.broadcast_to(np.eye(3), (len(MANO_JOINT_NAMES), 3, 3))),
+        betas=label(betas, np.zeros(BETA_COUNT)),
+        keypoints_known=seen if keypoints_known is None else np.asarray(keypoints_known, bool),
         joints_known=np.array(joints is not None),
         vertices_known=np.array(vertices is not None),
         pose_known=np.array(pose is not None),
@@ -72,5 +93,7 @@ def hand_sample(
     )
 
 
-def _label(value: ArrayLike | None, missing: NDArray[np.float64]) -> Float32Array:
-    return np.asarray(missing if value is None else value, np.float32)
+def without(labels: HandLabels[NDArray[Any]], *names: str) -> HandLabels[NDArray[Any]]:
+    """The labels of one hand, those of these names not known."""
+    unknown = hand_labels(dtype=labels.keypoints.dtype)
+    return labels._replace(**{field: getattr(unknown, field) for name in names for field in (name, f"{name}_known")})

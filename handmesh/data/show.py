@@ -102,7 +102,7 @@ def draw_sample(
         protocol = crop_protocol("frame")
     crop = replace(protocol.crop(sample), mirror=False)
     tile = np.ascontiguousarray(crop.warp(np.ascontiguousarray(sample.image), TILE))
-    if faces is not None and labels.vertices is not None and labels.intrinsics is not None:
+    if faces is not None and labels.hand.vertices_known and labels.intrinsics is not None:
         tile = _draw_mesh(tile, sample, crop, faces)
     elif (seen := labels.keypoints_or_projection()) is not None:
         tile = draw_skeleton(tile, _pixels(crop, np.nan_to_num(seen[0])), visible=seen[1])
@@ -121,13 +121,13 @@ def _draw_mesh(
     tile: NDArray[np.uint8], sample: RawSample, crop: CropTransform, faces: NDArray[np.int32]
 ) -> NDArray[np.uint8]:
     labels = sample.labels
-    assert labels.vertices is not None
+    vertices = labels.hand.vertices
     assert labels.intrinsics is not None
     if labels.handedness == Handedness.LEFT:
         faces = faces[:, ::-1]
-    pixels = _pixels(crop, labels.intrinsics.project(labels.vertices))
-    vertices_image = np.column_stack([pixels, labels.vertices[:, 2]])
-    normals = vertex_normals(labels.vertices, faces)
+    pixels = _pixels(crop, labels.intrinsics.project(vertices))
+    vertices_image = np.column_stack([pixels, vertices[:, 2]])
+    normals = vertex_normals(vertices, faces)
     color = HAND_COLORS[labels.handedness]
     return overlay(tile, vertices_image, faces, normals=normals, color=color, opacity=0.8)
 

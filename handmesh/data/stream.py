@@ -12,7 +12,7 @@ import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_type_hints
 
@@ -31,7 +31,7 @@ from handmesh.data.formats.jsonl import JsonlData
 from handmesh.data.labels import PROTOCOLS, CropProtocol, LabelledHand
 from handmesh.data.mix import Mixture
 from handmesh.data.photos import PhotoSource
-from handmesh.data.sample import HandSample
+from handmesh.data.sample import HandLabels, HandSample
 from handmesh.errors import ConfigError, DataError, HandMeshError
 from handmesh.hand import HandArrays, builtin_hand
 from handmesh.synth import Backgrounds, Pack, PoseSettings, SceneSettings, render_pack
@@ -71,7 +71,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample: ...
+    def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]: ...
 
 
 class HeldOut(Protocol):
@@ -82,7 +82,7 @@ class HeldOut(Protocol):
 
     def __len__(self) -> int: ...
 
-    def still(self, position: int, resolution: int) -> HandSample: ...
+    def still(self, position: int, resolution: int) -> HandSample[NDArray[Any]]: ...
 
 
 class PackSource:
@@ -100,7 +100,7 @@ class PackSource:
     def __len__(self) -> int:
         return len(self.pack)
 
-    def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample:
+    def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]:
         return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
 
 
@@ -118,7 +118,7 @@ class HeldOutPack:
     def __len__(self) -> int:
         return len(self.pack)
 
-    def still(self, position: int, resolution: int) -> HandSample:
+    def still(self, position: int, resolution: int) -> HandSample[NDArray[Any]]:
         rng = np.random.default_rng((HELD_OUT_SEED, position))
         return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
 
@@ -328,7 +328,7 @@ def _spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 # ---------------------------------------------------------------------------------------------------- the stream
 
 
-class TrainingStream(Dataset[HandSample]):
+class TrainingStream(Dataset[HandSample[NDArray[Any]]]):
     """Example g of an endless, reshuffled stream over a run's sources. Safe to send to worker processes."""
 
     def __init__(self, sources: Sequence[Source], config: TrainConfig) -> None:
@@ -337,7 +337,7 @@ class TrainingStream(Dataset[HandSample]):
         counts, weights = [len(source) for source in sources], [source.weight for source in sources]
         self.mixture = Mixture(counts, weights, config.seed)
 
-    def __getitem__(self, g: int) -> HandSample:
+    def __getitem__(self, g: int) -> HandSample[NDArray[Any]]:
         number, position = self.mixture[g]
         rng = np.random.default_rng((self.config.seed, 1, g))
         resolution = resolution_at(self.config, g // self.config.batch_size)
@@ -350,36 +350,32 @@ def resolution_at(config: TrainConfig, step: int) -> int:
     return config.low_resolution if easy and config.low_resolution else config.model.resolution
 
 
-class HandBatch(NamedTuple):
-    """Samples stacked along a first dimension: the fields of `HandSample`."""
-
-    image: Tensor  # (B, R, R, 3) uint8
-    keypoints: Tensor
-    keypoint_known: Tensor
-    joints: Tensor
-    vertices: Tensor
-    pose: Tensor
-    betas: Tensor
-    joints_known: Tensor
-    vertices_known: Tensor
-    pose_known: Tensor
-    betas_known: Tensor
-    present: Tensor
-    right: Tensor
-
-    def split(self, count: int) -> list[HandBatch]:
-        """`count` equal pieces, in order."""
-        size = len(self.image) // count
-        return [HandBatch(*pieces) for pieces in zip(*(value.split(size) for value in self), strict=True)]
-
-    def to(self, device: torch.device) -> HandBatch:
-        """From pinned memory the copies overlap with computing."""
-        return HandBatch(*(value.to(device, non_blocking=True) for value in self))
+HandBatch = HandSample[Tensor]
 
 
-def collate(samples: Sequence[HandSample]) -> HandBatch:
+def collate(samples: Sequence[HandSample[NDArray[Any]]]) -> HandBatch:
     """Stacked tensors; images stay uint8 (they are normalised inside the network, on its device)."""
-    return HandBatch(*(torch.from_numpy(np.stack(values)) for values in zip(*samples, strict=True)))
+    labels = HandLabels(*map(_stacked, zip(*(sample.labels for sample in samples), strict=True)))
+    return HandSample(_stacked([sample.image for sample in samples]), labels)
+
+
+def _stacked(values: Sequence[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.stack(values))
+
+
+def batch_to_device(batch: HandBatch, device: torch.device) -> HandBatch:
+    """From pinned memory the copies overlap with computing."""
+    return batch.map(lambda value: value.to(device, non_blocking=True))
+
+
+def split(batch: HandBatch, count: int) -> list[HandBatch]:
+    """`count` equal pieces, in order."""
+    size = len(batch.image) // count
+    return [batch.map(partial(_piece, start=size * number, size=size)) for number in range(count)]
+
+
+def _piece(values: Tensor, start: int, size: int) -> Tensor:
+    return values[start : start + size]
 
 
 def training_batches(
@@ -406,20 +402,23 @@ def training_batches(
         yield batch
 
 
-class _Answers(Dataset["HandSample | HandMeshError"]):
+Answer = HandSample[NDArray[Any]] | HandMeshError
+
+
+class _Answers(Dataset[Answer]):
     """A stream whose errors are answers: what a worker process raises arrives as the text of its traceback."""
 
     def __init__(self, stream: TrainingStream) -> None:
         self.stream = stream
 
-    def __getitem__(self, g: int) -> HandSample | HandMeshError:
+    def __getitem__(self, g: int) -> Answer:
         try:
             return self.stream[g]
         except HandMeshError as error:
             return error
 
 
-def _collate_answers(answers: Sequence[HandSample | HandMeshError]) -> HandBatch | HandMeshError:
+def _collate_answers(answers: Sequence[Answer]) -> HandBatch | HandMeshError:
     samples = [answer for answer in answers if not isinstance(answer, HandMeshError)]
     if len(samples) == len(answers):
         return collate(samples)

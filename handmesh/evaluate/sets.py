@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from handmesh.data.formats.freihand import PREPARED, FreiHand, labelled_hand_of
 from handmesh.data.formats.jsonl import JsonlData, parse_labels
-from handmesh.data.labels import HandLabels, LabelledHand, RawSample
+from handmesh.data.labels import LabelledHand, PhotoLabels, RawSample
+from handmesh.data.sample import HandLabels, hand_labels
 from handmesh.errors import AssetError, DataError
 from handmesh.evaluate.official_files import HandPoints, read_points
 from handmesh.files.image import read_image
@@ -77,13 +78,13 @@ class EvaluationSet:
 
     def sample(self, index: int) -> RawSample:
         """One image with its labels. Raises ImageError or DataError when the image cannot be read."""
-        labels = HandLabels(
-            handedness=self.handedness[index],
-            box=self.boxes[index],
-            intrinsics=self.camera(index),
+        hand = hand_labels(
             keypoints=None if self.keypoints is None else self.keypoints[index],
             joints=self.truth.joints[index],
+            right=self.handedness[index] == Handedness.RIGHT,
+            dtype=np.float64,
         )
+        labels = PhotoLabels(hand, self.boxes[index], self.camera(index))
         if self.packed is not None:
             return RawSample(f"image {index}", self.packed.image(index), labels, for_scoring=True)
         return RawSample(self.images[index].name, read_image(self.images[index]), labels, for_scoring=True)
@@ -247,17 +248,17 @@ def _open_jsonl(path: Path, hand: HandArrays | None) -> EvaluationSet:
     records = [data.record(index) for index in range(len(data))]
     labels = [parse_labels(record, data.where(index)) for index, record in enumerate(records)]
     for index, known in enumerate(labels):
-        if known.joints is None:
+        if not known.hand.joints_known:
             raise DataError(f"{data.where(index)}: no 'joints': every image of a test set needs them.")
     seen = [known.keypoints_or_projection() for known in labels]
     keypoints = _stacked([None if found is None or not np.isfinite(found[0]).all() else found[0] for found in seen])
     handedness = tuple(known.handedness for known in labels)
-    vertices = _stacked([known.vertices for known in labels])
+    vertices = _stacked([_known(known.hand, "vertices") for known in labels])
     translations = _stacked([_translation(record, data.where(index)) for index, record in enumerate(records)])
-    joints = _stacked([known.joints for known in labels])
+    joints = _stacked([known.hand.joints for known in labels])
     assert joints is not None
     labelled_hand, meshes = data.labelled_hand, None
-    pose, betas = _stacked([known.pose for known in labels]), _stacked([known.betas for known in labels])
+    pose, betas = (_stacked([_known(known.hand, name) for known in labels]) for name in ("pose", "betas"))
     if vertices is None and pose is not None and betas is not None:
         posed = _pose_meshes(pose, betas, handedness, joints, translations, hand)
         vertices, labelled_hand, meshes = posed.vertices, posed.hand, posed.how
@@ -269,12 +270,21 @@ def _open_jsonl(path: Path, hand: HandArrays | None) -> EvaluationSet:
         intrinsics=_stacked([None if known.intrinsics is None else known.intrinsics.matrix for known in labels]),
         images=tuple(data.path.parent / record["image"] for record in records),
         keypoints=keypoints,
-        visible=_stacked([known.visible for known in labels]),
+        visible=_stacked(
+            [
+                None if record.get("keypoints") is None else known.hand.keypoints_known
+                for record, known in zip(records, labels, strict=True)
+            ]
+        ),
         boxes=tuple(known.box for known in labels),
         facts=tuple(record.get("facts") or {} for record in records),
         labelled_hand=None if vertices is None else labelled_hand,
         meshes=meshes,
     )
+
+
+def _known(hand: HandLabels[Any], name: str) -> Array | None:
+    return getattr(hand, name) if getattr(hand, f"{name}_known") else None
 
 
 def _stacked(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:

@@ -11,7 +11,6 @@ summed first, and the pieces' losses and gradients add up to those of the whole.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
 from handmesh.config import LossNorms, LossWeights
+from handmesh.data.sample import HandLabels
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import HandOutput
 
@@ -28,64 +28,43 @@ _DECIMETRE = 0.1
 FOUND_ERROR = 0.15
 
 
-@dataclass(frozen=True)
-class HandTargets:
-    """Labels of a batch, in the axes of its crops, and which of them are known."""
-
-    keypoints: Tensor  # (B, 21, 2)      NDC of the crop
-    joints: Tensor  # (B, 21, 3)      metres, any origin: losses are relative to the wrist
-    vertices: Tensor  # (B, 778, 3)     metres, same origin
-    pose: Tensor  # (B, 16, 3, 3)
-    betas: Tensor  # (B, 10)
-    keypoint_known: Tensor  # (B, 21) bool, and so are the following
-    joints_known: Tensor  # (B,)
-    vertices_known: Tensor  # (B,)     never without the joints
-    pose_known: Tensor  # (B,)
-    betas_known: Tensor  # (B,)
-    present: Tensor  # (B,)
-    right: Tensor  # (B,)     seen in a mirror it is a left one
-
-    @classmethod
-    def complete(cls, keypoints: Tensor, joints: Tensor, vertices: Tensor, pose: Tensor, betas: Tensor) -> HandTargets:
-        """Targets of which everything is known."""
-        yes = torch.ones(len(betas), dtype=torch.bool, device=betas.device)
-        return cls(keypoints, joints, vertices, pose, betas, yes[:, None].expand(-1, 21), *[yes] * 6)
-
-    def split(self, count: int) -> list[HandTargets]:
-        """`count` equal pieces, in order."""
-        size = len(self.betas) // count
-        values = zip(*(value.split(size) for value in vars(self).values()), strict=True)
-        return [HandTargets(*pieces) for pieces in values]
-
-    def masks(self) -> dict[str, Tensor]:
-        """For every part of the loss, what of it can be computed: (B,) samples, or (B, 21) joints."""
-        inside = (self.keypoints.abs() < 1).all(dim=-1)
-        return {
-            "vertices": self.vertices_known,
-            "joints": self.joints_known,
-            "root_vertices": self.vertices_known & self.pose_known,
-            "root_joints": self.joints_known & self.pose_known,
-            "keypoints": self.keypoint_known & self.right[:, None],
-            "orientation": self.pose_known,
-            "pose": self.pose_known,
-            "betas": self.betas_known,
-            "heatmaps": self.keypoint_known & inside,
-            "heatmap_keypoints": self.keypoint_known,
-            "heatmap_depths": self.joints_known,
-            "confidence": ~self.present | (self.right & self.keypoint_known.any(dim=-1)),
-            "right": self.present,
-        }
+def complete_targets(
+    keypoints: Tensor, joints: Tensor, vertices: Tensor, pose: Tensor, betas: Tensor
+) -> HandLabels[Tensor]:
+    """Targets of right hands of which everything is known."""
+    yes = torch.ones(len(betas), dtype=torch.bool, device=betas.device)
+    return HandLabels(keypoints, joints, vertices, pose, betas, yes[:, None].expand(-1, 21), *[yes] * 6)
 
 
-def label_counts(targets: HandTargets) -> dict[str, Tensor]:
+def label_masks(targets: HandLabels[Tensor]) -> dict[str, Tensor]:
+    """For every part of the loss, what of it can be computed: (B,) samples, or (B, 21) joints."""
+    inside = (targets.keypoints.abs() < 1).all(dim=-1)
+    return {
+        "vertices": targets.vertices_known,
+        "joints": targets.joints_known,
+        "root_vertices": targets.vertices_known & targets.pose_known,
+        "root_joints": targets.joints_known & targets.pose_known,
+        "keypoints": targets.keypoints_known & targets.right[:, None],
+        "orientation": targets.pose_known,
+        "pose": targets.pose_known,
+        "betas": targets.betas_known,
+        "heatmaps": targets.keypoints_known & inside,
+        "heatmap_keypoints": targets.keypoints_known,
+        "heatmap_depths": targets.joints_known,
+        "confidence": ~targets.present | (targets.right & targets.keypoints_known.any(dim=-1)),
+        "right": targets.present,
+    }
+
+
+def label_counts(targets: HandLabels[Tensor]) -> dict[str, Tensor]:
     """For every part of the loss, how many samples or joints of the batch it can be computed for; float32."""
-    return {name: mask.sum(dtype=torch.float32) for name, mask in targets.masks().items()}
+    return {name: mask.sum(dtype=torch.float32) for name, mask in label_masks(targets).items()}
 
 
 def hand_loss(
     output: HandOutput,
     dense: tuple[Tensor, Tensor] | None,
-    targets: HandTargets,
+    targets: HandLabels[Tensor],
     weights: LossWeights,
     norms: LossNorms | None = None,
     counts: Mapping[str, Tensor] | None = None,
@@ -96,7 +75,7 @@ def hand_loss(
     """
     norms = LossNorms() if norms is None else norms
     divisors = label_counts(targets) if counts is None else counts
-    masks = targets.masks()
+    masks = label_masks(targets)
 
     def mean(name: str, errors: Tensor) -> Tensor:
         return _known_mean(errors, masks[name], divisors[name])
@@ -135,9 +114,9 @@ def hand_loss(
 
 
 @torch.no_grad()
-def found(output: HandOutput, targets: HandTargets) -> Tensor:
+def found(output: HandOutput, targets: HandLabels[Tensor]) -> Tensor:
     """(B,) bool: there is a hand, and its joints are drawn within `FOUND_ERROR` of where they are, on average."""
-    known = targets.keypoint_known[..., None]
+    known = targets.keypoints_known[..., None]
     low = torch.where(known, targets.keypoints, torch.inf).amin(dim=1)
     high = torch.where(known, targets.keypoints, -torch.inf).amax(dim=1)
     keypoints = WeakPerspectiveCamera.from_vector(output.camera).project(output.joints)

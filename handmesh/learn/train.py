@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from handmesh.config import TrainConfig, flat_settings, parse_config
 from handmesh.data.live import live_batches
-from handmesh.data.stream import HandBatch, RunData, collate, open_data, training_batches
+from handmesh.data.stream import HandBatch, RunData, batch_to_device, collate, open_data, split, training_batches
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.hand.layer import HandModel, load_hand
@@ -174,16 +174,15 @@ def train(
             )
             set_learning_rate(optimizer, config, step, warm_again_at)
             torch.manual_seed(_drop_path_seed(config, step, ranks))
-            batch = batch.to(device)
-            targets = make_targets(batch, model.hand)
-            counts = ranks.mean(label_counts(targets))
+            batch = batch_to_device(batch, device)
+            batch = batch._replace(labels=make_targets(batch.labels, model.hand))
+            counts = ranks.mean(label_counts(batch.labels))
             optimizer.zero_grad(set_to_none=True)
-            pieces = zip(batch.split(config.accumulation), targets.split(config.accumulation), strict=True)
-            for number, (piece, wanted) in enumerate(pieces, start=1):
+            for number, piece in enumerate(split(batch, config.accumulation), start=1):
                 with gradients_stay(network) if number < config.accumulation else nullcontext():
                     with autocast:
                         output, heatmaps = network(piece.image)
-                    loss, parts = hand_loss(output, heatmaps, wanted, config.loss, config.loss_norms, counts)
+                    loss, parts = hand_loss(output, heatmaps, piece.labels, config.loss, config.loss_norms, counts)
                     loss.backward()
                 _add(sums, {**parts, "total": loss})
             norm = nn.utils.clip_grad_norm_(learner.parameters(), clip_norm)

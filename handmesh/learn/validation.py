@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from handmesh import metrics
-from handmesh.data.stream import HandBatch, HeldOut, collate
+from handmesh.data.sample import HandLabels
+from handmesh.data.stream import HeldOut, batch_to_device, collate
 from handmesh.draw.render import overlay
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import HandOutput
 from handmesh.hand.layer import HandModel
 from handmesh.learn.distributed import Ranks
-from handmesh.learn.losses import HandTargets
 from handmesh.model.network import HandMeshNet
 
 Floats = NDArray[np.float64]
@@ -26,31 +27,23 @@ TEST_SET = "test_set"  # the name of the one held-out set that no choice may be 
 
 
 @torch.no_grad()
-def make_targets(batch: HandBatch, hand: HandModel) -> HandTargets:
+def make_targets(labels: HandLabels[Tensor], hand: HandModel) -> HandLabels[Tensor]:
     """Labels of a batch. Vertices and joints that were not given follow from pose and betas, joints from vertices.
 
     For synthetic hands that is exactly how the labels' own renders were made.
     """
-    posed = batch.pose_known & batch.betas_known
-    vertices, joints = hand(batch.pose, batch.betas)
+    posed = labels.pose_known & labels.betas_known
+    vertices, joints = hand(labels.pose, labels.betas)
     # The posed hand lies about its own origin: where joints are given, it is moved to their wrist.
-    shift = torch.where((batch.joints_known & posed)[:, None, None], batch.joints[:, :1] - joints[:, :1], 0.0)
-    given = batch.vertices_known[:, None, None]
-    vertices = torch.where(given, batch.vertices, vertices + shift)
-    joints = torch.where(given, hand.joints_of(batch.vertices), joints)
-    return HandTargets(
-        keypoints=batch.keypoints,
-        joints=torch.where(batch.joints_known[:, None, None], batch.joints, joints),
+    shift = torch.where((labels.joints_known & posed)[:, None, None], labels.joints[:, :1] - joints[:, :1], 0.0)
+    given = labels.vertices_known[:, None, None]
+    vertices = torch.where(given, labels.vertices, vertices + shift)
+    joints = torch.where(given, hand.joints_of(labels.vertices), joints)
+    return labels._replace(
+        joints=torch.where(labels.joints_known[:, None, None], labels.joints, joints),
         vertices=vertices,
-        pose=batch.pose,
-        betas=batch.betas,
-        keypoint_known=batch.keypoint_known,
-        joints_known=batch.joints_known | batch.vertices_known | posed,
-        vertices_known=batch.vertices_known | posed,
-        pose_known=batch.pose_known,
-        betas_known=batch.betas_known,
-        present=batch.present,
-        right=batch.right,
+        joints_known=labels.joints_known | labels.vertices_known | posed,
+        vertices_known=labels.vertices_known | posed,
     )
 
 
@@ -92,17 +85,20 @@ def _score_samples(model: HandMeshNet, held_out: HeldOut, positions: Sequence[in
 
 
 @torch.no_grad()
-def predict_samples(model: HandMeshNet, held_out: HeldOut, positions: Sequence[int]) -> tuple[HandOutput, HandTargets]:
+def predict_samples(
+    model: HandMeshNet, held_out: HeldOut, positions: Sequence[int]
+) -> tuple[HandOutput, HandLabels[Tensor]]:
     """(predictions, truths) of some samples of a set."""
     device = model.camera_head.weight.device
-    batch = collate([held_out.still(position, model.config.resolution) for position in positions]).to(device)
-    return model(batch.image), make_targets(batch, model.hand)
+    samples = [held_out.still(position, model.config.resolution) for position in positions]
+    batch = batch_to_device(collate(samples), device)
+    return model(batch.image), make_targets(batch.labels, model.hand)
 
 
-def score_batch(output: HandOutput, targets: HandTargets) -> list[dict]:
+def score_batch(output: HandOutput, targets: HandLabels[Tensor]) -> list[dict]:
     """One row per sample: its errors by name, as far as they are known, and "joints", the true ones (21, 3) m."""
     prediction = HandOutput(*(value.cpu().numpy() for value in output))
-    truth = HandTargets(**{name: value.cpu().numpy() for name, value in vars(targets).items()})
+    truth = targets.map(lambda value: value.cpu().numpy())
     keypoints = WeakPerspectiveCamera.from_vector(prediction.camera).project(prediction.joints)
     rows = []
     for i in range(len(prediction.betas)):
@@ -112,7 +108,7 @@ def score_batch(output: HandOutput, targets: HandTargets) -> list[dict]:
             row["pa_mpjpe_mm"] = 1000 * float(metrics.pa_rigid_mean_error(truth.joints[i], prediction.joints[i]))
         if truth.vertices_known[i]:
             row["pa_mpvpe_mm"] = 1000 * float(metrics.pa_rigid_mean_error(truth.vertices[i], prediction.vertices[i]))
-        known = truth.keypoint_known[i]
+        known = truth.keypoints_known[i]
         if known.sum() > 1:
             row["keypoint_box_error"] = float(
                 metrics.keypoint_box_error(truth.keypoints[i][known], keypoints[i][known])

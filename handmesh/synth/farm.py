@@ -1,7 +1,7 @@
 """Renders on many cores into shared memory, for as long as somebody takes them out.
 
     with RenderFarm(builtin_hand(), SceneSettings(), size=160, seed=0, workers=15) as farm:
-        harvest = farm.take(at_least=1000)          # waits; without a number: what is ready now
+        renders = farm.take(at_least=1000)          # waits; without a number: what is ready now
 
 Sample i depends on (seed, i) and the settings only; in which order samples arrive depends on the machine. Every worker
 has a few slots of the shared memory and a pipe of its own: when one dies, the others do not notice, and go on.
@@ -17,13 +17,14 @@ import pickle
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.shared_memory import SharedMemory
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -37,6 +38,9 @@ from handmesh.synth.scene import SceneRenderer, SceneSettings
 
 logger = logging.getLogger(__name__)
 
+Array = TypeVar("Array")
+Other = TypeVar("Other")
+
 # Per worker: finished renders that wait to be taken, 0.1 MB each at 160 px. Enough for the longest step of a training
 # run, and for 15 workers at 256 px they still fit into the 64 MB of shared memory that containers have by default.
 _SLOTS = 16
@@ -44,19 +48,23 @@ _PATIENCE = 5.0  # seconds for a worker to end by itself: a render takes a hundr
 _NICENESS = 5  # whoever feeds a GPU must never wait for a core
 
 
-class Harvest(NamedTuple):
-    """N finished renders; labels as in `PackedSample`."""
+class RenderBatch(NamedTuple, Generic[Array]):
+    """N finished renders, of numpy arrays or of tensors on a device; labels as in `PackedSample`."""
 
-    indices: NDArray[np.int64]  # (N,) which sample of the seed
-    image: NDArray[np.uint8]  # (N, S, S, 4) RGB times alpha, then alpha
-    keypoints: NDArray[np.float32]  # (N, 21, 2) px
-    pose: NDArray[np.float32]  # (N, 16, 3, 3)
-    betas: NDArray[np.float32]  # (N, 10)
-    intrinsics: NDArray[np.float32]  # (N, 3, 3) px
+    indices: Array  # (N,) which sample of the seed
+    image: Array  # (N, S, S, 4) uint8: RGB times alpha, then alpha
+    keypoints: Array  # (N, 21, 2) px
+    pose: Array  # (N, 16, 3, 3)
+    betas: Array  # (N, 10)
+    intrinsics: Array  # (N, 3, 3) px
+
+    def map(self, function: Callable[[Array], Other]) -> RenderBatch[Other]:
+        """The same of every array."""
+        return RenderBatch(*(function(value) for value in self))
 
 
 def _fields(size: int) -> dict[str, tuple[type, tuple[int, ...]]]:
-    """Type and shape of one sample, by name in `Harvest`."""
+    """Type and shape of one sample, by name in `RenderBatch`."""
     return {
         "indices": (np.int64, ()),
         "image": (np.uint8, (size, size, 4)),
@@ -65,6 +73,11 @@ def _fields(size: int) -> dict[str, tuple[type, tuple[int, ...]]]:
         "betas": (np.float32, (BETA_COUNT,)),
         "intrinsics": (np.float32, (3, 3)),
     }
+
+
+def no_renders(size: int) -> RenderBatch[NDArray[Any]]:
+    """A batch of none, which tells what each array of one is like."""
+    return RenderBatch(**{name: np.empty((0, *shape), dtype) for name, (dtype, shape) in _fields(size).items()})
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ class RenderFarm:
         The backgrounds only texture the things in front of a hand. Processes are spawned: scripts need the usual
         `if __name__ == "__main__":`.
         """
-        self.seed, self.next_index = seed, first
+        self.seed, self.next_index, self._size = seed, first, size
         layout = _Layout(size, _SLOTS * workers)
         # Megabytes as a process's argument would make each start wait until that process reads them.
         scenes = pickle.dumps(_Scenes(hand, settings, size, seed, background_count))
@@ -143,20 +156,20 @@ class RenderFarm:
     ) -> None:
         self.close()
 
-    def take(self, at_least: int = 0, timeout: float | None = None) -> Harvest:
+    def take(self, at_least: int = 0, timeout: float | None = None) -> RenderBatch[NDArray[Any]]:
         """All renders that are ready, copied out; their slots are filled anew. Waits until there are `at_least`.
 
         After `timeout` seconds it returns what there is. Raises DataError when no worker is left.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        parts: list[Harvest] = []
+        parts: list[RenderBatch[NDArray[Any]]] = []
         count = 0
         while True:
             self._receive(0.0)
             if self._ready:
                 slots = list(self._ready)
                 self._ready.clear()
-                parts.append(Harvest(*(values[slots] for values in self._slots.values())))
+                parts.append(RenderBatch(**{name: values[slots] for name, values in self._slots.items()}))
                 count += len(slots)
                 for slot in slots:
                     if (worker := self._owner[slot]) in self.workers:
@@ -168,11 +181,11 @@ class RenderFarm:
         if len(parts) == 1:
             return parts[0]
         if not parts:
-            return Harvest(*(values[:0].copy() for values in self._slots.values()))
-        return Harvest(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+            return no_renders(self._size)
+        return RenderBatch(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
     def close(self) -> None:
-        """End all workers and free the memory. Harvests stay valid."""
+        """End all workers and free the memory. Batches stay valid."""
         for worker in self.workers:
             worker.pipe.close()  # they see the end of it when the render in hand is done
         ends = time.monotonic() + _PATIENCE

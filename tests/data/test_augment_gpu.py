@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from handmesh.config import Augmentation
-from handmesh.data.augment import labelled, sample_crop
+from handmesh.data.augment import labels_in, sample_crop
 from handmesh.data.augment_gpu import (
     BatchAugmenter,
     Crops,
-    Renders,
     _Draws,
     _share_inside,
     _shifted_jpeg,
@@ -32,6 +31,7 @@ from handmesh.data.augment_gpu import (
 from handmesh.geometry.crop import CropTransform
 from handmesh.synth import CameraEffects, mix_amplitude
 from handmesh.synth.backgrounds import procedural_background
+from handmesh.synth.farm import RenderBatch
 
 CPU = torch.device("cpu")
 WIDE = Augmentation(wide=0.4, mirrored=0.3, center_jitter=0.3)
@@ -42,11 +42,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def renders(tiny_pack) -> Renders:
+def renders(tiny_pack) -> RenderBatch:
     """The 16 renders of 96 px."""
-    return Renders(
-        *(torch.from_numpy(np.array(tiny_pack.arrays[name])) for name in Renders._fields),
-    )
+    arrays = {**tiny_pack.arrays, "indices": np.arange(len(tiny_pack))}
+    return RenderBatch(*(torch.from_numpy(np.array(arrays[name])) for name in RenderBatch._fields))
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +65,8 @@ def test_labels_are_those_of_the_one_by_one_path(renders, tiny_pack):
     crops = sample_crops(renders.keypoints, WIDE, seeded())
     assert 0 < crops.mirror.sum() < 16
     keypoints, pose = crop_labels(renders, crops)
-    image = np.zeros((64, 64, 3), np.uint8)
     for index, crop in enumerate(one_by_one(crops)):
-        wanted = labelled(image, tiny_pack[index], crop)
+        wanted = labels_in(crop, tiny_pack[index])
         np.testing.assert_allclose(keypoints[index], wanted.keypoints, atol=1e-5)
         if not crop.mirror:
             np.testing.assert_allclose(pose[index], wanted.pose, atol=1e-5)
@@ -128,7 +126,7 @@ def test_a_mark_on_the_hand_is_where_its_keypoint_says(renders, backgrounds):
     """Through crop, turn, mirror and shrinking: a bright dot at a joint stays under that joint's label."""
     image = torch.zeros(4, 96, 96, 4, dtype=torch.uint8)
     image[..., 3] = 255
-    few = Renders(*(value[:4].clone() for value in renders))
+    few = renders.map(lambda values: values[:4].clone())
     few.keypoints[:, 8] = few.keypoints[:, 8].round().clamp(8, 87)
     for index, (x, y) in enumerate(few.keypoints[:, 8].long().tolist()):
         image[index, y - 1 : y + 2, x - 1 : x + 2] = 255
@@ -140,7 +138,7 @@ def test_a_mark_on_the_hand_is_where_its_keypoint_says(renders, backgrounds):
     axis = (torch.arange(64) + 0.5) / 32 - 1
     total = weight.sum(dim=(1, 2))
     x, y = (weight.sum(dim=1) * axis).sum(dim=1) / total, (weight.sum(dim=2) * axis).sum(dim=1) / total
-    torch.testing.assert_close(torch.stack([x, y], dim=-1), sample.keypoints[:, 8], atol=0.5 / 32, rtol=0)
+    torch.testing.assert_close(torch.stack([x, y], dim=-1), sample.labels.keypoints[:, 8], atol=0.5 / 32, rtol=0)
 
 
 def test_samples_without_a_hand_show_no_joint(renders, backgrounds):
@@ -150,22 +148,23 @@ def test_samples_without_a_hand_show_no_joint(renders, backgrounds):
     assert outside[clear].all()
 
     sample = BatchAugmenter(backgrounds, backgrounds, Augmentation(absent=0.5, mirrored=0.5))(renders, 64, seeded(4))
-    absent = ~sample.present
+    absent = ~sample.labels.present
     assert 0 < absent.sum() < 16
-    assert sample.right[absent].all()
-    assert not sample.keypoints[absent].any()
-    assert not sample.betas[absent].any()
-    assert (sample.pose[absent] == torch.eye(3)).all()
-    assert sample.keypoints[sample.present].any(dim=-1).all()
+    assert sample.labels.right[absent].all()
+    assert not sample.labels.keypoints[absent].any()
+    assert not sample.labels.betas[absent].any()
+    assert (sample.labels.pose[absent] == torch.eye(3)).all()
+    assert sample.labels.keypoints[sample.labels.present].any(dim=-1).all()
 
 
 def test_the_same_generator_gives_the_same_batch(renders, backgrounds):
-    few = Renders(*(value[:3] for value in renders))
+    few = renders.map(lambda values: values[:3])
     augment = BatchAugmenter(
         backgrounds, backgrounds, Augmentation(absent=0.2, mirrored=0.2, wide=0.2, amplitude_mix=0.5)
     )
     first, second, third = (augment(few, 64, seeded(seed)) for seed in (1, 1, 2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(first.image, second.image)
+    assert all(torch.equal(a, b) for a, b in zip(first.labels, second.labels, strict=True))
     assert not torch.equal(first.image, third.image)
     assert first.image.shape == (3, 64, 64, 3)
     assert first.image.dtype == torch.uint8

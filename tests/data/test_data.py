@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from handmesh.config import Augmentation, SyntheticData, TrainConfig
-from handmesh.data.augment import augment, labelled, sample_crop, scaled_effects, without_hand
+from handmesh.data.augment import augment, labels_in, sample_crop, scaled_effects, without_hand
 from handmesh.data.sample import HandSample
 from handmesh.data.stream import (
     TRAINING_SCENES,
@@ -33,7 +33,7 @@ from handmesh.geometry.crop import CropTransform
 from handmesh.hand import JOINT_NAMES, builtin_hand, upright_rotation
 from handmesh.hand.layer import HandModel
 from handmesh.learn.validation import make_targets
-from handmesh.synth import Backgrounds, CameraEffects, Pack, SceneSettings
+from handmesh.synth import Backgrounds, CameraEffects, Pack, PackedSample, SceneSettings
 
 HAND = HandModel(builtin_hand()).double()
 WRIST, MIDDLE = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
@@ -71,8 +71,13 @@ def batches_of(pack: Pack, config: TrainConfig, first_step: int, *rank: int) -> 
     return training_batches(source(pack, config), config, first_step, *rank)
 
 
+def labelled(image: np.ndarray, packed: PackedSample, crop: CropTransform) -> HandSample:
+    return HandSample(image, labels_in(crop, packed))
+
+
 def same(first: HandSample, second: HandSample) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    pairs = zip((first.image, *first.labels), (second.image, *second.labels), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +104,16 @@ def test_labels_project_onto_their_keypoints_through_the_true_camera(crops):
         crop_from_cam = crop.crop_from_image_axes @ camera.facing_from_cam(crop.center)
         root = rest_root(packed.betas)
         place = crop_from_cam @ (root + packed.translation) - root
-        joints_cam = (posed(sample.pose, sample.betas) + place) @ crop_from_cam
-        np.testing.assert_allclose(crop.to_ndc(camera.project(joints_cam)), sample.keypoints, atol=1e-4)
+        joints_cam = (posed(sample.labels.pose, sample.labels.betas) + place) @ crop_from_cam
+        np.testing.assert_allclose(crop.to_ndc(camera.project(joints_cam)), sample.labels.keypoints, atol=1e-4)
 
 
 def test_labels_fit_a_weak_perspective_camera(crops):
     """What the network is asked for can be answered by its own camera, up to the perspective within a hand."""
-    residuals = [weak_perspective_residual(posed(sample.pose, sample.betas), sample.keypoints) for *_, sample in crops]
+    residuals = [
+        weak_perspective_residual(posed(sample.labels.pose, sample.labels.betas), sample.labels.keypoints)
+        for *_, sample in crops
+    ]
     assert np.mean(residuals) < 0.03
     assert max(residuals) < 0.08
 
@@ -115,11 +123,13 @@ def test_off_axis_hands_are_labelled_as_a_camera_that_faces_them_sees_them(crops
     residuals = []
     for packed, crop, sample in crops:
         camera = Intrinsics.from_matrix(packed.intrinsics)
-        pose = sample.pose.astype(float)
+        pose = sample.labels.pose.astype(float)
         crop_axes = crop.crop_from_image_axes
         pose[0] = crop_axes @ camera.facing_from_cam(crop.center).T @ crop_axes.T @ pose[0]  # the turn taken out
-        with_turn = weak_perspective_residual(posed(sample.pose, sample.betas), sample.keypoints)
-        residuals.append((with_turn, weak_perspective_residual(posed(pose, sample.betas), sample.keypoints)))
+        with_turn = weak_perspective_residual(posed(sample.labels.pose, sample.labels.betas), sample.labels.keypoints)
+        residuals.append(
+            (with_turn, weak_perspective_residual(posed(pose, sample.labels.betas), sample.labels.keypoints))
+        )
     with_turn, without = np.mean(residuals, axis=0)
     assert with_turn < without
 
@@ -128,9 +138,9 @@ def test_labels_of_an_unturned_central_crop_are_the_renders_own(tiny_pack):
     packed = tiny_pack[3]
     center = (float(packed.intrinsics[0, 2]), float(packed.intrinsics[1, 2]))
     sample = labelled(np.zeros((64, 64, 3), np.uint8), packed, CropTransform(center, 96.0))
-    np.testing.assert_allclose(sample.pose, packed.pose, atol=1e-6)
-    np.testing.assert_array_equal(sample.betas, packed.betas)
-    np.testing.assert_allclose(sample.keypoints, (packed.keypoints - center) / 48, atol=1e-6)
+    np.testing.assert_allclose(sample.labels.pose, packed.pose, atol=1e-6)
+    np.testing.assert_array_equal(sample.labels.betas, packed.betas)
+    np.testing.assert_allclose(sample.labels.keypoints, (packed.keypoints - center) / 48, atol=1e-6)
 
 
 def test_labels_do_not_write_into_the_pack(tiny_pack):
@@ -141,9 +151,9 @@ def test_labels_do_not_write_into_the_pack(tiny_pack):
 
 def test_the_targets_of_a_batch_are_its_posed_hands(crops):
     samples = [sample for *_, sample in crops[:3]]
-    targets = make_targets(collate(samples), HandModel(builtin_hand()))
+    targets = make_targets(collate(samples).labels, HandModel(builtin_hand()))
     for index, sample in enumerate(samples):
-        np.testing.assert_allclose(targets.joints[index], posed(sample.pose, sample.betas), atol=1e-6)
+        np.testing.assert_allclose(targets.joints[index], posed(sample.labels.pose, sample.labels.betas), atol=1e-6)
 
 
 def test_pixels_move_with_their_labels(tiny_pack):
@@ -214,7 +224,9 @@ def test_a_run_sees_the_same_bytes_from_any_number_of_workers_and_from_any_start
     later = list(batches_of(tiny_pack, tiny_config(steps=5), 3))
     assert (len(alone), len(helped), len(later)) == (5, 5, 2)
     for first, second in [*zip(alone, helped, strict=True), *zip(alone[3:], later, strict=True)]:
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip((first.image, *first.labels), (second.image, *second.labels), strict=True)
+        )
 
 
 def test_making_batches_leaves_torchs_random_numbers_alone(tiny_pack, tiny_config):
@@ -263,8 +275,8 @@ def test_held_out_samples_are_fixed_and_of_other_scenes(tiny_pack, tiny_config):
     assert len(first) == 8
     assert all(same(a, b) for a, b in zip(first, second, strict=True))
     training_betas = {tuple(tiny_pack[index].betas) for index in range(len(tiny_pack))}
-    assert not training_betas & {tuple(sample.betas) for sample in first}
-    ups = np.array([sample.keypoints[MIDDLE] - sample.keypoints[WRIST] for sample in first])
+    assert not training_betas & {tuple(sample.labels.betas) for sample in first}
+    ups = np.array([sample.labels.keypoints[MIDDLE] - sample.labels.keypoints[WRIST] for sample in first])
     assert (ups[:, 1] < 0).all(), "upright: the knuckle above the wrist"
 
 
@@ -284,7 +296,7 @@ def test_augmentation_can_be_switched_off(tiny_pack):
     sample = augment(tiny_pack[0], np.random.default_rng(0), settings, backgrounds, 64)
     assert sample.image.shape == (64, 64, 3)
     assert sample.image.dtype == np.uint8
-    assert np.abs(sample.keypoints).max() < 1
+    assert np.abs(sample.labels.keypoints).max() < 1
 
 
 def test_effects_scale_with_their_strength():
@@ -302,11 +314,18 @@ def test_a_mirrored_sample_is_the_crop_in_a_mirror_and_has_keypoints_only(tiny_p
     crop = CropTransform.around_points(packed.keypoints.astype(float), 1.5, rotation=0.4)
     image = np.zeros((64, 64, 3), np.uint8)
     straight, mirrored = labelled(image, packed, crop), labelled(image, packed, replace(crop, mirror=True))
-    np.testing.assert_allclose(mirrored.keypoints, straight.keypoints * (-1, 1), atol=1e-6)
-    assert (bool(straight.right), bool(mirrored.right)) == (True, False)
-    assert mirrored.present
-    assert mirrored.keypoint_known.all()
-    assert not any((mirrored.pose_known, mirrored.betas_known, mirrored.joints_known, mirrored.vertices_known))
+    np.testing.assert_allclose(mirrored.labels.keypoints, straight.labels.keypoints * (-1, 1), atol=1e-6)
+    assert (bool(straight.labels.right), bool(mirrored.labels.right)) == (True, False)
+    assert mirrored.labels.present
+    assert mirrored.labels.keypoints_known.all()
+    assert not any(
+        (
+            mirrored.labels.pose_known,
+            mirrored.labels.betas_known,
+            mirrored.labels.joints_known,
+            mirrored.labels.vertices_known,
+        )
+    )
 
 
 def test_samples_without_a_hand_show_no_joint(tiny_pack, monkeypatch):
@@ -326,11 +345,11 @@ def test_shares_of_mirrored_absent_and_wide_samples_are_as_asked(tiny_pack):
     rng, backgrounds = np.random.default_rng(0), Backgrounds(0, count=2)
     settings = Augmentation(mirrored=0.4, absent=0.25, effects=0)
     samples = [augment(tiny_pack[i % len(tiny_pack)], rng, settings, backgrounds, 64) for i in range(400)]
-    present = [sample for sample in samples if sample.present]
+    present = [sample for sample in samples if sample.labels.present]
     assert len(present) / 400 == pytest.approx(0.75, abs=0.07)  # three standard deviations
-    assert np.mean([not sample.right for sample in present]) == pytest.approx(0.4, abs=0.09)
-    absent = [sample for sample in samples if not sample.present]
-    assert not any(sample.keypoint_known.any() or sample.pose_known for sample in absent)
+    assert np.mean([not sample.labels.right for sample in present]) == pytest.approx(0.4, abs=0.09)
+    absent = [sample for sample in samples if not sample.labels.present]
+    assert not any(sample.labels.keypoints_known.any() or sample.labels.pose_known for sample in absent)
 
     settings = Augmentation(wide=0.5, margin=(1.2, 1.5), wide_margin=(3.0, 4.0), center_jitter=0)
     keypoints = tiny_pack[0].keypoints

@@ -38,11 +38,12 @@ from handmesh.data.labels import (
     METRO,
     PROTOCOLS,
     CropJitter,
-    HandLabels,
+    PhotoLabels,
     RawSample,
     crop_protocol,
     crop_sample,
 )
+from handmesh.data.sample import hand_labels
 from handmesh.data.show import show
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
@@ -490,7 +491,7 @@ def test_the_four_versions_share_their_labels(source, prepared):
     assert (len(data), data.annotation_count, data.versions) == (4 * N, N, ("gs", "hom", "sample", "auto"))
     for index in (2, 2 + N, 2 + 2 * N, 2 + 3 * N):
         assert data.annotation_of(index) == 2
-        np.testing.assert_array_equal(data[index].labels.joints, annotations(source, "training", "xyz")[2])
+        np.testing.assert_array_equal(data[index].labels.hand.joints, annotations(source, "training", "xyz")[2])
         np.testing.assert_array_equal(data.mask(index), data.mask(2))
         assert data.image_bytes(index) == (source / f"training/rgb/{index:08d}.jpg").read_bytes()
     assert [data.version_of(index) for index in (0, N, 4 * N - 1)] == ["gs", "hom", "auto"]
@@ -509,12 +510,12 @@ def test_pose_labels_are_the_hand_that_was_drawn(prepared):
     for split in ("training", "evaluation"):
         data = FreiHand(prepared, split, HAND)
         for index in range(0, len(data), 3):
-            labels = data[index].labels
+            labels = data[index].labels.hand
             vertices, joints = model(torch.tensor(labels.pose), torch.tensor(labels.betas))
             difference = labels.vertices - vertices.numpy()
             np.testing.assert_allclose(difference, np.broadcast_to(difference[:1], (778, 3)), atol=1e-6)
             np.testing.assert_allclose(labels.joints - joints.numpy(), difference[:21] * 0 + difference[0], atol=1e-6)
-    assert FreiHand(prepared)[0].labels.pose is None, "without a hand there is no pose"
+    assert not FreiHand(prepared)[0].labels.hand.pose_known, "without a hand there is no pose"
 
 
 def test_another_hands_pose_labels_are_refused(prepared):
@@ -545,7 +546,7 @@ def test_a_set_can_be_sent_to_another_process(pack, source, tmp_path):
     assert len(sent) < 10_000, "the arrays stay on disk"
     again = pickle.loads(sent)[3]
     np.testing.assert_array_equal(again.image, first.image)
-    np.testing.assert_array_equal(again.labels.pose, first.labels.pose)
+    np.testing.assert_array_equal(again.labels.hand.pose, first.labels.hand.pose)
 
 
 def test_damaged_files_are_named(own_prepared):
@@ -608,15 +609,22 @@ def test_cropped_labels_are_what_the_turned_camera_sees(name, prepared):
         crop = jitter(PROTOCOLS[name].crop(sample), rng)
         cropped = crop_sample(sample, crop, 64)
         crop_from_cam = virtual_camera(sample, crop)
-        back = cropped.joints.astype(float) @ crop_from_cam
-        np.testing.assert_allclose(back, sample.labels.joints, atol=1e-6)
+        back = cropped.labels.joints.astype(float) @ crop_from_cam
+        np.testing.assert_allclose(back, sample.labels.hand.joints, atol=1e-6)
         pixels = crop.to_ndc(sample.labels.intrinsics.project(back))
-        np.testing.assert_allclose(cropped.keypoints, pixels, atol=1e-4)
-        np.testing.assert_allclose(cropped.vertices @ crop_from_cam, sample.labels.vertices, atol=1e-6)
-        np.testing.assert_allclose(cropped.pose[0], crop_from_cam @ sample.labels.pose[0], atol=1e-6)
-        np.testing.assert_allclose(cropped.pose[1:], sample.labels.pose[1:], atol=1e-6)
-        assert cropped.keypoint_known.all()
-        assert all((cropped.joints_known, cropped.vertices_known, cropped.pose_known, cropped.betas_known))
+        np.testing.assert_allclose(cropped.labels.keypoints, pixels, atol=1e-4)
+        np.testing.assert_allclose(cropped.labels.vertices @ crop_from_cam, sample.labels.hand.vertices, atol=1e-6)
+        np.testing.assert_allclose(cropped.labels.pose[0], crop_from_cam @ sample.labels.hand.pose[0], atol=1e-6)
+        np.testing.assert_allclose(cropped.labels.pose[1:], sample.labels.hand.pose[1:], atol=1e-6)
+        assert cropped.labels.keypoints_known.all()
+        assert all(
+            (
+                cropped.labels.joints_known,
+                cropped.labels.vertices_known,
+                cropped.labels.pose_known,
+                cropped.labels.betas_known,
+            )
+        )
 
 
 def test_facing_makes_labels_fit_a_weak_perspective_camera_better(prepared):
@@ -633,12 +641,15 @@ def test_facing_makes_labels_fit_a_weak_perspective_camera_better(prepared):
     for index in range(N):
         sample = data[index]
         K = np.array([[300.0, 0, -200], [0, 300, 112], [0, 0, 1]])  # the same hand seen far beside the axis
-        away = sample.labels.joints + np.array([0.9 * sample.labels.joints[0, 2], 0, 0])
-        moved = replace(sample, labels=replace(sample.labels, joints=away, intrinsics=Intrinsics.from_matrix(K)))
+        away = sample.labels.hand.joints + np.array([0.9 * sample.labels.hand.joints[0, 2], 0, 0])
+        hand = sample.labels.hand._replace(joints=away)
+        moved = replace(sample, labels=PhotoLabels(hand, intrinsics=Intrinsics.from_matrix(K)))
         crop = BOX.crop(moved)
         cropped = crop_sample(moved, crop, 64)
         plain = crop.vectors_to_crop(away)
-        better.append((residual(cropped.joints, cropped.keypoints), residual(plain, cropped.keypoints)))
+        better.append(
+            (residual(cropped.labels.joints, cropped.labels.keypoints), residual(plain, cropped.labels.keypoints))
+        )
     with_turn, without = np.mean(better, axis=0)
     assert with_turn < 0.6 * without
 
@@ -680,13 +691,14 @@ def mirrored(sample: RawSample) -> RawSample:
     return RawSample(
         sample.name,
         np.ascontiguousarray(sample.image[:, ::-1]),
-        HandLabels(
-            handedness=Handedness.LEFT,
+        PhotoLabels(
+            labels.hand._replace(
+                joints=labels.hand.joints * flip,
+                vertices=labels.hand.vertices * flip,
+                pose=F @ labels.hand.pose @ F,
+                right=np.array(False),
+            ),
             intrinsics=Intrinsics.from_matrix(K),
-            joints=labels.joints * flip,
-            vertices=labels.vertices * flip,
-            pose=F @ labels.pose @ F,
-            betas=labels.betas,
         ),
     )
 
@@ -700,27 +712,27 @@ def test_a_left_hand_becomes_the_right_hand_in_the_mirror(prepared):
             expected = crop_sample(right, protocol.crop(right), 56)
             found = crop_sample(left, protocol.crop(left), 56)
             assert protocol.crop(left).mirror
-            for name, value in expected._asdict().items():
-                tolerance = 2 if name == "image" else 1e-5
-                np.testing.assert_allclose(getattr(found, name).astype(float), value.astype(float), atol=tolerance)
+            np.testing.assert_allclose(found.image.astype(float), expected.image.astype(float), atol=2)
+            for one, other in zip(found.labels, expected.labels, strict=True):
+                np.testing.assert_allclose(one.astype(float), other.astype(float), atol=1e-5)
         # And posed in the left hand's model, its labels are its mesh.
         vertices, _ = HandModel(builtin_hand(Handedness.LEFT)).double()(
-            torch.tensor(left.labels.pose), torch.tensor(left.labels.betas)
+            torch.tensor(left.labels.hand.pose), torch.tensor(left.labels.hand.betas)
         )
-        shift = left.labels.vertices - vertices.numpy()
+        shift = left.labels.hand.vertices - vertices.numpy()
         np.testing.assert_allclose(shift, np.broadcast_to(shift[:1], shift.shape), atol=1e-6)
 
 
 def test_missing_labels_become_flags(prepared):
     sample = FreiHand(prepared)[0]
-    bare = replace(sample, labels=HandLabels())
+    bare = replace(sample, labels=PhotoLabels())
     cropped = crop_sample(bare, FRAME.crop(bare), 64)
-    assert not any(value.any() for name, value in cropped._asdict().items() if name.endswith("known"))
+    assert not any(value.any() for name, value in cropped.labels._asdict().items() if name.endswith("known"))
     full = crop_sample(sample, FRAME.crop(sample), 64)
-    for name, value in cropped._asdict().items():
-        assert (value.shape, value.dtype) == (getattr(full, name).shape, getattr(full, name).dtype), name
+    for name, value in cropped.labels._asdict().items():
+        assert (value.shape, value.dtype) == (getattr(full.labels, name).shape, getattr(full.labels, name).dtype), name
         assert np.isfinite(value.astype(float)).all()
-    np.testing.assert_array_equal(cropped.pose, np.broadcast_to(np.eye(3), (16, 3, 3)))
+    np.testing.assert_array_equal(cropped.labels.pose, np.broadcast_to(np.eye(3), (16, 3, 3)))
     with pytest.raises(DataError, match="neither a box nor keypoints"):
         BOX.crop(bare)
 
@@ -729,14 +741,13 @@ def test_unknown_keypoints_keep_out_of_boxes(prepared):
     sample = FreiHand(prepared)[0]
     keypoints = np.array(sample.labels.keypoints_or_projection()[0])
     keypoints[5] = 1e6
-    keypoints[6] = np.nan
-    visible = np.arange(21) != 5
-    partial = replace(sample, labels=HandLabels(keypoints=keypoints, visible=visible))
+    hand = hand_labels(keypoints=keypoints, keypoints_known=~np.isin(np.arange(21), [5, 6]), dtype=np.float64)
+    partial = replace(sample, labels=PhotoLabels(hand))
     known = np.delete(keypoints, [5, 6], axis=0)
     np.testing.assert_allclose(partial.labels.hand_box(), [*known.min(axis=0), *known.max(axis=0)])
     cropped = crop_sample(partial, BOX.crop(partial), 64)
-    assert (~cropped.keypoint_known).nonzero()[0].tolist() == [5, 6]
-    assert (cropped.keypoints[[5, 6]] == 0).all()
+    assert (~cropped.labels.keypoints_known).nonzero()[0].tolist() == [5, 6]
+    assert (cropped.labels.keypoints[[5, 6]] == 0).all()
 
 
 def test_jitter_is_metros(prepared):

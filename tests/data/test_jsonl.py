@@ -64,13 +64,13 @@ def test_what_synth_writes_is_read(synthetic):
         labels = sample.labels
         assert sample.image.shape == (96, 96, 3)
         assert labels.handedness == Handedness.RIGHT
-        np.testing.assert_allclose(labels.intrinsics.project(labels.joints), labels.keypoints, atol=0.01)
-        _, joints = model(torch.tensor(labels.pose), torch.tensor(labels.betas))
-        shift = labels.joints - joints.numpy()
+        np.testing.assert_allclose(labels.intrinsics.project(labels.hand.joints), labels.hand.keypoints, atol=0.01)
+        _, joints = model(torch.tensor(labels.hand.pose), torch.tensor(labels.hand.betas))
+        shift = labels.hand.joints - joints.numpy()
         np.testing.assert_allclose(shift, np.broadcast_to(shift[:1], shift.shape), atol=1e-5)
         cropped = crop_sample(sample, BOX.crop(sample), 64)
-        assert cropped.pose_known
-        assert not cropped.vertices_known, "its vertices follow from pose and betas, and are not written"
+        assert cropped.labels.pose_known
+        assert not cropped.labels.vertices_known, "its vertices follow from pose and betas, and are not written"
     assert len(pickle.loads(pickle.dumps(data))) == COUNT
 
 
@@ -79,7 +79,7 @@ def test_what_synth_writes_is_read(synthetic):
     [
         ({}, set()),
         ({"box": [1, 2, 30, 40]}, {"box"}),
-        ({"keypoints": KEYPOINTS, "joints": None}, {"keypoints", "visible"}),
+        ({"keypoints": KEYPOINTS, "joints": None}, {"keypoints"}),
         ({"intrinsics": K, "joints": JOINTS}, {"intrinsics", "joints"}),
         ({"vertices": np.ones((778, 3)).tolist()}, {"vertices"}),
         ({"pose": np.zeros((16, 3)).tolist(), "betas": [0.0] * 10}, {"pose", "betas"}),
@@ -88,12 +88,14 @@ def test_what_synth_writes_is_read(synthetic):
 )
 def test_any_subset_of_labels_will_do(record, known, folder):
     sample = written(folder, record)[0]
-    values = vars(sample.labels)
-    assert {name for name, value in values.items() if value is not None} - {"handedness"} == known
+    labels = sample.labels
+    found = {name for name in ("box", "intrinsics") if getattr(labels, name) is not None}
+    names = ("keypoints", "joints", "vertices", "pose", "betas")
+    assert found | {name for name in names if getattr(labels.hand, f"{name}_known").any()} == known
     cropped = crop_sample(sample, FRAME.crop(sample), 32)
     for name in ("joints", "vertices", "pose", "betas"):
-        assert getattr(cropped, f"{name}_known") == (name in known)
-    assert cropped.keypoint_known.all() == ("keypoints" in known or {"joints", "intrinsics"} <= known)
+        assert getattr(cropped.labels, f"{name}_known") == (name in known)
+    assert cropped.labels.keypoints_known.all() == ("keypoints" in known or {"joints", "intrinsics"} <= known)
 
 
 def test_keypoints_may_be_hidden_or_unknown(folder):
@@ -102,7 +104,7 @@ def test_keypoints_may_be_hidden_or_unknown(folder):
     keypoints[4] = [7.0, 7.0, 0]
     keypoints[5] = keypoints[5][:2]
     labels = written(folder, {"keypoints": keypoints})[0].labels
-    assert np.flatnonzero(~labels.visible).tolist() == [3, 4]
+    assert np.flatnonzero(~labels.hand.keypoints_known).tolist() == [3, 4]
     points, known = labels.keypoints_or_projection()
     assert np.flatnonzero(~known).tolist() == [3, 4]
     np.testing.assert_array_equal(points[known], np.delete(KEYPOINTS, [3, 4], axis=0))
@@ -121,7 +123,7 @@ def test_rotation_vectors_are_rotations(folder):
     expected = np.stack([cv2.Rodrigues(vector)[0] for vector in vectors])
     data = written(folder, {"pose": vectors.tolist()}, {"pose": vectors.ravel().tolist()}, {"pose": expected.tolist()})
     for sample in data:
-        np.testing.assert_allclose(sample.labels.pose, expected, atol=1e-12)
+        np.testing.assert_allclose(sample.labels.hand.pose, expected, atol=1e-12)
 
 
 def test_left_hands_arrive_mirrored(folder):
@@ -131,7 +133,7 @@ def test_left_hands_arrive_mirrored(folder):
     cropped = crop_sample(sample, crop, 120)
     flipped = np.array([119.0, 0]) + np.array([-1, 1]) * np.array(KEYPOINTS)  # in the mirror image, 120 px wide
     expected = (flipped + [0, 20] + 0.5) / 60 - 1  # the photograph lies in the middle of a square of 120 px
-    np.testing.assert_allclose(cropped.keypoints, expected, atol=1e-6)
+    np.testing.assert_allclose(cropped.labels.keypoints, expected, atol=1e-6)
     np.testing.assert_allclose(cropped.image[20:100].astype(int), sample.image[:, ::-1].astype(int), atol=1)
     assert (cropped.image[:20] == 0).all()
 
@@ -324,9 +326,10 @@ def stream_of(sources: list[PhotoSource], seed: int = 1) -> TrainingStream:
 def test_samples_of_all_sources_stack_into_one_batch(sources):
     stream = stream_of(sources)
     samples = [stream[g] for g in range(24)]
-    for name, values in zip(samples[0]._fields, zip(*samples, strict=True), strict=True):
+    labels = [sample.labels for sample in samples]
+    for name, values in zip(labels[0]._fields, zip(*labels, strict=True), strict=True):
         assert np.stack(values).dtype == values[0].dtype, name
-    share = np.mean([sample.pose_known for sample in samples])
+    share = np.mean([sample.labels.pose_known for sample in samples])
     assert 0.5 < share < 0.95, "three quarters come from the source that knows poses"
 
 
@@ -335,26 +338,29 @@ def test_a_stream_gives_the_same_bytes_in_any_order_and_any_process(sources):
     expected = {g: stream[g] for g in range(6)}
     sent = pickle.loads(pickle.dumps(stream))
     for g in (5, 0, 3):
-        assert all(np.array_equal(a, b) for a, b in zip(sent[g], expected[g], strict=True))
+        np.testing.assert_array_equal(sent[g].image, expected[g].image)
+        assert all(np.array_equal(a, b) for a, b in zip(sent[g].labels, expected[g].labels, strict=True))
     other = stream_of(sources, seed=2)
     assert not np.array_equal(other[0].image, expected[0].image)
 
 
 def test_a_source_gives_only_its_own_part(sources):
-    wanted = {tuple(sources[0].data[index].labels.betas.astype(np.float32)) for index in (0, 2, 4)}
+    wanted = {tuple(sources[0].data[index].labels.hand.betas.astype(np.float32)) for index in (0, 2, 4)}
     stream = stream_of(sources[:1])
-    assert {tuple(stream[g].betas) for g in range(9)} == wanted
+    assert {tuple(stream[g].labels.betas) for g in range(9)} == wanted
     still = [sources[0].still(position, 64) for position in range(len(sources[0]))]
-    assert [tuple(sample.betas) in wanted for sample in still] == [True] * 3
+    assert [tuple(sample.labels.betas) in wanted for sample in still] == [True] * 3
 
 
 def test_meshes_of_another_hand_are_left_out(sources):
     """Their joints and keypoints are as good as any."""
     theirs = replace(sources[0], same_hand=False)
     for sample in (theirs.still(0, 64), theirs.example(0, np.random.default_rng(0), 64)):
-        assert sample.joints_known
-        assert sample.keypoint_known.all()
-        assert not any((sample.vertices_known, sample.pose_known, sample.betas_known))
+        assert sample.labels.joints_known
+        assert sample.labels.keypoints_known.all()
+        labels = sample.labels
+        assert not any((labels.vertices_known, labels.pose_known, labels.betas_known))
+        assert not any((labels.vertices.any(), labels.betas.any()))
 
 
 def test_labels_of_another_hand_are_known_from_their_record(synthetic, folder, stand_in_mano, caplog):
@@ -399,7 +405,7 @@ def test_gains_change_colours_and_no_label(sources):
     for seed in range(12):
         before, after = source.still(seed % COUNT, 64), source.example(seed % COUNT, np.random.default_rng(seed), 64)
         for name in ("keypoints", "pose", "joints"):
-            np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+            np.testing.assert_array_equal(getattr(after.labels, name), getattr(before.labels, name))
         middling = (before.image > 40) & (before.image < 160)
         for channel in range(3):
             chosen = middling[..., channel]

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.config import parse_config
-from handmesh.data.augment_gpu import LabelledCrops
-from handmesh.data.live import RenderRing, as_batch, live_batches
+from handmesh.config import Augmentation, parse_config
+from handmesh.data.augment_gpu import BatchAugmenter
+from handmesh.data.live import RenderBuffer, live_batches
 from handmesh.data.stream import HeldOutPack, RunData
 from handmesh.errors import ConfigError
 from handmesh.hand import builtin_hand
 from handmesh.learn.train import _pictures, train
-from handmesh.synth.farm import Harvest
+from handmesh.synth.farm import RenderBatch
 
 CPU = torch.device("cpu")
 
 
-def harvest(*numbers: int) -> Harvest:
+def renders(*numbers: int) -> RenderBatch:
     """Renders that can be told apart by their betas."""
     count = len(numbers)
-    return Harvest(
+    return RenderBatch(
         indices=np.array(numbers),
         image=np.full((count, 4, 4, 4), 7, np.uint8),
         keypoints=np.zeros((count, 21, 2), np.float32),
@@ -37,17 +37,17 @@ def harvest(*numbers: int) -> Harvest:
 
 
 def test_a_ring_holds_the_newest_renders_and_hands_out_all_of_them():
-    ring, generator = RenderRing(5, 4, CPU), torch.Generator().manual_seed(0)
+    buffer, generator = RenderBuffer(5, 4, CPU), torch.Generator().manual_seed(0)
     held = []
     for new in ((0, 1, 2), (), (3, 4, 5, 6), tuple(range(7, 20))):
-        ring.put(harvest(*new))
+        buffer.add(renders(*new))
         held = [*held, *new][-5:]
-        assert len(ring) == len(held)
-        picked = ring.pick(200, generator)
-        assert sorted(set(picked.betas[:, 0].int().tolist())) == held
-        assert (picked.image == 7).all()
-    assert ring.made == 20
-    share = (ring.pick(5000, generator).betas[:, 0] == 15).float().mean()
+        assert len(buffer) == len(held)
+        sampled = buffer.sample(200, generator)
+        assert sorted(set(sampled.betas[:, 0].int().tolist())) == held
+        assert (sampled.image == 7).all()
+    assert buffer.added == 20
+    share = (buffer.sample(5000, generator).betas[:, 0] == 15).float().mean()
     assert share == pytest.approx(1 / 5, abs=0.03)
 
 
@@ -81,18 +81,19 @@ def test_batches_come_while_renders_are_made_and_none_is_seen_too_often(tmp_path
 
 def test_a_batch_says_what_is_known():
     """Of a mirrored hand its keypoints alone, and of no hand nothing at all."""
-    crops = LabelledCrops(
-        image=torch.zeros(3, 64, 64, 3, dtype=torch.uint8),
-        keypoints=torch.zeros(3, 21, 2),
-        pose=torch.eye(3).expand(3, 16, 3, 3),
-        betas=torch.zeros(3, 10),
-        present=torch.tensor([True, True, False]),
-        right=torch.tensor([True, False, True]),
-    )
-    batch = as_batch(crops)
-    assert batch.keypoint_known.all(dim=1).tolist() == [True, True, False]
-    assert batch.pose_known.tolist() == batch.betas_known.tolist() == [True, False, False]
-    assert not (batch.joints_known | batch.vertices_known).any()
+    pictures = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    augment = BatchAugmenter(pictures, pictures, Augmentation(mirrored=0.4, absent=0.4))
+    stored = RenderBatch(*(torch.from_numpy(np.array(values)) for values in renders(*range(40))))
+    stored = stored._replace(keypoints=torch.rand(40, 21, 2) * 4, intrinsics=torch.eye(3).expand(40, 3, 3))
+    labels = augment(stored, 64, torch.Generator().manual_seed(0)).labels
+    assert 0 < (labels.present & ~labels.right).sum() < labels.present.sum() < 40
+    assert torch.equal(labels.keypoints_known, labels.present[:, None].expand(-1, 21))
+    assert torch.equal(labels.pose_known, labels.present & labels.right)
+    assert torch.equal(labels.betas_known, labels.pose_known)
+    assert not (labels.joints_known | labels.vertices_known).any()
+    assert (labels.keypoints[~labels.present] == 0).all()
+    assert (labels.betas[~labels.pose_known] == 0).all()
+    assert labels.vertices.shape == (40, 778, 3)
 
 
 def test_a_folded_model_is_unfolded_with_held_out_pictures(tiny_pack, few_backgrounds, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor
 
 from handmesh.config import LossNorms, LossWeights
+from handmesh.data.sample import HandLabels
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.learn.losses import (
     HEATMAP_SIGMA,
-    HandTargets,
+    complete_targets,
     found,
     hand_loss,
     heatmap_cross_entropies,
@@ -45,13 +45,13 @@ def answer(camera: Tensor, pose: Tensor, betas: Tensor) -> HandOutput:
     return HandOutput(camera, pose, betas, *HAND(pose, betas), confidence=likely, right=likely)
 
 
-def truth_of(output: HandOutput) -> HandTargets:
+def truth_of(output: HandOutput) -> HandLabels:
     scale, translation = output.camera[:, 0], output.camera[:, 1:]
     keypoints = scale[:, None, None] * (output.joints[..., :2] + translation[:, None])
-    return HandTargets.complete(keypoints, output.joints, output.vertices, output.pose, output.betas)
+    return complete_targets(keypoints, output.joints, output.vertices, output.pose, output.betas)
 
 
-def parts_of(output: HandOutput, targets: HandTargets) -> dict[str, float]:
+def parts_of(output: HandOutput, targets: HandLabels) -> dict[str, float]:
     return {name: part.item() for name, part in hand_loss(output, None, targets, LossWeights())[1].items()}
 
 
@@ -88,7 +88,7 @@ def test_the_wrist_is_where_positions_are_measured_from(output):
     """Labels may have any origin: the camera carries the position, in the image only."""
     targets = truth_of(output)
     shift = torch.tensor([0.1, -0.2, 0.7])
-    moved = replace(targets, joints=targets.joints + shift, vertices=targets.vertices + shift)
+    moved = targets._replace(joints=targets.joints + shift, vertices=targets.vertices + shift)
     assert max(parts_of(output, moved).values()) < 1e-6
 
 
@@ -164,7 +164,7 @@ LABEL_PARTS = {
     "vertices_known": {"vertices", "root_vertices"},
     "pose_known": {"orientation", "pose", "root_vertices", "root_joints"},
     "betas_known": {"betas"},
-    "keypoint_known": {"keypoints", "heatmaps", "heatmap_keypoints", "confidence"},
+    "keypoints_known": {"keypoints", "heatmaps", "heatmap_keypoints", "confidence"},
 }
 
 
@@ -174,17 +174,17 @@ def test_a_missing_label_switches_its_losses_off_for_that_sample_alone(label, ou
     targets, dense = truth_of(answer(*random_hands(seed=5))), dense_answer(0)
     missing = getattr(targets, label).clone()
     missing[1] = False
-    name = label.removesuffix("_known").replace("keypoint", "keypoints")
+    name = label.removesuffix("_known")
     garbage = getattr(targets, name).clone()
     garbage[1] = 1e3
-    without = replace(targets, **{label: missing, name: garbage})
+    without = targets._replace(**{label: missing, name: garbage})
     if label == "joints_known":  # never vertices without joints: they are measured from the wrist
-        without = replace(without, vertices_known=missing)
+        without = without._replace(vertices_known=missing)
     output = HandOutput(*(value.clone().requires_grad_() for value in output))
     _, parts = hand_loss(output, dense, without, LossWeights())
     _, whole = hand_loss(output, dense, targets, LossWeights())
     others = [0, 2]
-    kept = HandTargets(*(value[others] for value in vars(targets).values()))
+    kept = targets.map(lambda value: value[others])
     _, of_others = hand_loss(
         HandOutput(*(value[others] for value in output)), tuple(value[others] for value in dense), kept, LossWeights()
     )
@@ -195,7 +195,7 @@ def test_a_missing_label_switches_its_losses_off_for_that_sample_alone(label, ou
     gradients = torch.autograd.grad(sum(parts[part] for part in changed - {"heatmaps"}), output, allow_unused=True)
     touched = [gradient for gradient in gradients if gradient is not None]
     assert all((gradient[1] == 0).all() for gradient in touched)
-    assert label == "keypoint_known" or any(gradient.abs().sum() > 0 for gradient in touched)
+    assert label == "keypoints_known" or any(gradient.abs().sum() > 0 for gradient in touched)
 
 
 def with_heads(output: HandOutput, confidence: list[float], right: list[float]) -> HandOutput:
@@ -210,7 +210,7 @@ def test_confidence_learns_what_is_found():
     side = (targets.keypoints.amax(dim=1) - targets.keypoints.amin(dim=1)).amax(dim=-1)
     shift = torch.tensor([0.0, 0.149, 0.151, 0.0]) * side
     moved = targets.keypoints + torch.stack([0.6 * shift, 0.8 * shift], dim=-1)[:, None]
-    targets = replace(targets, keypoints=moved, present=torch.tensor([True, True, True, False]))
+    targets = targets._replace(keypoints=moved, present=torch.tensor([True, True, True, False]))
     assert found(output, targets).tolist() == [True, True, False, False]
     headed = with_heads(output, [0.9, 0.8, 0.7, 0.6], [0.5] * 4)
     _, parts = hand_loss(headed, None, targets, LossWeights())
@@ -222,13 +222,13 @@ def test_a_left_hand_teaches_its_side_and_its_heatmaps_only():
     """No right hand's pose, camera or confidence is true of it; and what shows no hand has no side."""
     output, dense = answer(*random_hands(3)), dense_answer(0)
     side = torch.tensor([True, False, True])
-    targets = replace(truth_of(answer(*random_hands(3, seed=5))), right=side)
+    targets = truth_of(answer(*random_hands(3, seed=5)))._replace(right=side)
     unknown = torch.tensor([True, False, True])
-    targets = replace(targets, pose_known=unknown, betas_known=unknown, joints_known=unknown, vertices_known=unknown)
+    targets = targets._replace(pose_known=unknown, betas_known=unknown, joints_known=unknown, vertices_known=unknown)
     headed = with_heads(output, [0.9, 0.8, 0.7], [0.6, 0.7, 0.8])
     _, parts = hand_loss(headed, dense, targets, LossWeights())
     others = [0, 2]
-    kept = HandTargets(*(value[others] for value in vars(targets).values()))
+    kept = targets.map(lambda value: value[others])
     of_others = hand_loss(
         HandOutput(*(value[others] for value in headed)), tuple(value[others] for value in dense), kept, LossWeights()
     )[1]
@@ -237,7 +237,7 @@ def test_a_left_hand_teaches_its_side_and_its_heatmaps_only():
     }
     assert alone == {"right", "heatmaps", "heatmap_keypoints"}
     assert parts["right"].item() == pytest.approx(-np.mean(np.log([0.6, 1 - 0.7, 0.8])), rel=1e-5)
-    nothing = replace(kept, present=torch.tensor([True, False]))
+    nothing = kept._replace(present=torch.tensor([True, False]))
     assert hand_loss(HandOutput(*(value[others] for value in headed)), None, nothing, LossWeights())[1][
         "right"
     ].item() == pytest.approx(-np.log(0.6), rel=1e-5)
@@ -250,8 +250,8 @@ def test_heads_that_a_network_lacks_cost_nothing(output):
 
 def test_without_any_label_there_is_no_loss(output):
     targets = truth_of(answer(*random_hands(seed=5)))
-    nothing = {name: torch.zeros_like(value) for name, value in vars(targets).items() if name.endswith("known")}
-    total, parts = hand_loss(output, dense_answer(0), replace(targets, **nothing), LossWeights())
+    nothing = {name: torch.zeros_like(value) for name, value in targets._asdict().items() if name.endswith("known")}
+    total, parts = hand_loss(output, dense_answer(0), targets._replace(**nothing), LossWeights())
     assert total == 0
     assert all(part == 0 for part in parts.values())
 
@@ -261,7 +261,7 @@ def test_pieces_of_a_batch_add_up_to_the_whole():
     camera, pose, betas = random_hands(6)
     targets = truth_of(answer(*random_hands(6, seed=5)))
     known = torch.tensor([True, False, True, True, True, False])
-    targets = replace(targets, pose_known=known, keypoint_known=targets.keypoint_known & (torch.arange(21) % 4 > 0))
+    targets = targets._replace(pose_known=known, keypoints_known=targets.keypoints_known & (torch.arange(21) % 4 > 0))
     dense = dense_answer(1, 6)
     output = answer(camera, pose, betas)
     whole, parts = hand_loss(output, dense, targets, LossWeights())
@@ -273,7 +273,7 @@ def test_pieces_of_a_batch_add_up_to_the_whole():
             LossWeights(),
             counts=label_counts(targets),
         )
-        for start, piece in zip((0, 2, 4), targets.split(3), strict=True)
+        for start, piece in ((at, targets.map(lambda value, at=at: value[at : at + 2])) for at in (0, 2, 4))
     ]
     assert sum(total for total, _ in pieces).item() == pytest.approx(whole.item(), rel=1e-5)
     for name, part in parts.items():
@@ -299,7 +299,7 @@ def test_gradients_are_finite_even_at_the_truth():
     logits, depths = (torch.zeros(3, 21, 8, 8, requires_grad=True) for _ in range(2))
     output = answer(camera, pose, betas)
     targets = truth_of(HandOutput(*(value.detach() for value in output)))
-    outside = replace(targets, keypoints=targets.keypoints + 5)  # all of them beyond the crop
+    outside = targets._replace(keypoints=targets.keypoints + 5)  # all of them beyond the crop
     for wanted in (targets, outside):
         total, _ = hand_loss(answer(camera, pose, betas), (logits, depths), wanted, LossWeights())
         total.backward()
@@ -325,13 +325,13 @@ def test_joints_outside_the_crop_train_no_heatmap():
     keypoints[0, 4], keypoints[0, 5] = torch.tensor([1.2, 0.0]), torch.tensor([0.0, -1.01])
     logits = torch.zeros(1, 21, 8, 8, requires_grad=True)
     output = answer(*random_hands(1))
-    targets = replace(truth_of(output), keypoints=keypoints)
+    targets = truth_of(output)._replace(keypoints=keypoints)
     dense = logits, torch.zeros(1, 21, 8, 8)
     hand_loss(output, dense, targets, LossWeights())[1]["heatmaps"].backward()
     assert logits.grad is not None
     silent = logits.grad.abs().amax(dim=(0, 2, 3)) == 0
     assert silent.nonzero().flatten().tolist() == [4, 5]
-    _, parts = hand_loss(output, dense, replace(targets, keypoints=keypoints + 9), LossWeights())
+    _, parts = hand_loss(output, dense, targets._replace(keypoints=keypoints + 9), LossWeights())
     assert parts["heatmaps"] == 0, "none inside: nothing, not 0 / 0"
 
 

@@ -20,7 +20,7 @@ from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.learn.carry import pack, unpack
 from handmesh.learn.distributed import Ranks
-from handmesh.learn.losses import HandTargets
+from handmesh.learn.losses import complete_targets
 from handmesh.learn.optimizer import learning_rate_at, make_optimizer, set_learning_rate, update_average
 from handmesh.learn.train import build_network, count_steps, start_weights, train
 from handmesh.learn.validation import evaluate_held_out
@@ -293,7 +293,7 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
     vertices, joints = HandModel(builtin_hand())(pose, betas)
     camera = torch.tensor([6.0, 0.1, -0.1]).expand(6, 3)
     keypoints = 6.0 * (joints[..., :2] + torch.tensor([0.1, -0.1]))
-    targets = HandTargets.complete(keypoints, joints, vertices, pose, betas)
+    targets = complete_targets(keypoints, joints, vertices, pose, betas)
 
     sure = torch.ones(6)
 

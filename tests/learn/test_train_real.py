@@ -267,7 +267,7 @@ def test_photographs_of_ones_own_and_freihand_make_one_run(settings, prepared, t
     names = [source.name for source in open_data(config, builtin_hand()).sources]
     assert names == ["freihand", "photos0"]
     batch = next(training_batches(open_data(config, builtin_hand()).sources, config, 0))
-    assert 0 < batch.vertices_known.sum() < 8
+    assert 0 < batch.labels.vertices_known.sum() < 8
     train(config, tmp_path / "run")
     assert all(np.isfinite(record["total"]) for record in records(tmp_path / "run") if "total" in record)
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from handmesh.config import LossWeights, ModelConfig
+from handmesh.data.sample import HandLabels
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.learn.losses import HandTargets, hand_loss
+from handmesh.learn.losses import complete_targets, hand_loss
 from handmesh.model.network import DenseHead, HandMeshNet, to_device
 
 SHAPES = {"camera": (3,), "pose": (16, 3, 3), "betas": (10,), "vertices": (778, 3), "joints": (21, 3)}
@@ -28,10 +29,10 @@ def network(backbone: str, **settings: object) -> HandMeshNet:
     return HandMeshNet(config, HandModel(builtin_hand()))
 
 
-def some_targets(count: int) -> HandTargets:
+def some_targets(count: int) -> HandLabels:
     pose, betas = matrix_from_vector(0.4 * torch.randn(count, 16, 3)), torch.randn(count, 10)
     vertices, joints = HandModel(builtin_hand())(pose, betas)
-    return HandTargets.complete(joints[..., :2] * 5, joints, vertices, pose, betas)
+    return complete_targets(joints[..., :2] * 5, joints, vertices, pose, betas)
 
 
 def largest_difference(first: HandOutput, second: HandOutput) -> float:

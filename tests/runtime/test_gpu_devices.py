@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from handmesh.config import LossWeights, parse_config
 from handmesh.data import augment_gpu, live
 from handmesh.data.augment_gpu import BatchAugmenter
-from handmesh.data.live import RenderRing, as_batch
+from handmesh.data.live import RenderBuffer
 from handmesh.data.stream import HandBatch
 from handmesh.hand import builtin_hand
 from handmesh.hand.layer import HandModel
@@ -28,7 +28,7 @@ from handmesh.learn.losses import hand_loss, label_counts
 from handmesh.learn.train import Learner
 from handmesh.learn.validation import make_targets
 from handmesh.model.network import DenseHead, HandMeshNet, to_device
-from handmesh.synth.farm import Harvest
+from handmesh.synth.farm import RenderBatch
 
 GPU = torch.device("cuda", 0)
 SIZE = 96
@@ -98,9 +98,9 @@ def without_values() -> Iterator[None]:
 def live_batch() -> HandBatch:
     """Four samples, as `data.live.live_batches` makes them."""
     config = parse_config({"augmentation": {"absent": 0.2, "wide": 0.2, "mirrored": 0.2, "amplitude_mix": 0.1}}, "test")
-    ring, generator = RenderRing(6, SIZE, GPU), torch.Generator()
-    ring.put(
-        Harvest(
+    buffer, generator = RenderBuffer(6, SIZE, GPU), torch.Generator()
+    buffer.add(
+        RenderBatch(
             indices=np.arange(4),
             image=np.zeros((4, SIZE, SIZE, 4), np.uint8),
             keypoints=np.zeros((4, 21, 2), np.float32),
@@ -111,13 +111,13 @@ def live_batch() -> HandBatch:
     )
     pictures = torch.zeros(3, 3, 2 * SIZE, 2 * SIZE, dtype=torch.uint8, device=GPU)
     augment = BatchAugmenter(pictures, pictures, config.augmentation)
-    return as_batch(augment(ring.pick(4, generator), 64, generator))
+    return augment(buffer.sample(4, generator), 64, generator)
 
 
 @pytest.fixture(autouse=True)
 def no_pinning(monkeypatch):
     """Memory is pinned by CUDA alone."""
-    monkeypatch.setattr(live, "_sent", lambda values, device: values.to(device))
+    monkeypatch.setattr(live, "_to_device", lambda values, device: values.to(device))
 
 
 def test_tensors_of_two_devices_do_not_mix():
@@ -129,7 +129,7 @@ def test_tensors_of_two_devices_do_not_mix():
 def test_a_live_batch_is_made_on_the_gpu():
     with without_values():
         batch = live_batch()
-        assert {value.device for value in batch} == {GPU}
+        assert {value.device for value in (batch.image, *batch.labels)} == {GPU}
         assert batch.image.shape == (4, 64, 64, 3)
         assert batch.image.dtype == torch.uint8
 
@@ -144,10 +144,10 @@ def test_answers_and_losses_stay_on_the_gpu(backbone):
     with without_values(), torch.no_grad():
         to_device(learner, GPU)
         batch = live_batch()
-        targets = make_targets(batch, model.hand)
+        targets = make_targets(batch.labels, model.hand)
         output, heatmaps = learner(batch.image)
         loss, parts = hand_loss(output, None, targets, config.loss, config.loss_norms, label_counts(targets))
-        on_gpu = [loss, *parts.values(), *output, *heatmaps, *vars(targets).values()]
+        on_gpu = [loss, *parts.values(), *output, *heatmaps, *targets]
         assert {value.device for value in on_gpu} == {GPU}
         # Those of heatmaps use a softmax that is not to be had here, and the optional heads' look for gradients.
         left_out = {"heatmaps", "heatmap_keypoints", "heatmap_depths", "confidence", "right"}

@@ -2,7 +2,7 @@
 
     python -m handmesh data prepare FreiHAND/        # the two zips, or the unpacked folder
     data = FreiHand(Path("FreiHAND"), "training")
-    data[40_000].labels.joints                        # (21, 3) metres, camera frame
+    data[40_000].labels.hand.joints                   # (21, 3) metres, camera frame
 
 The 32,560 annotations of the training set belong to four versions of each photograph: image ``i`` has annotation
 ``i % 32560`` and version ``i // 32560`` (gs, hom, sample, auto). Counts come from the files, so smaller sets in the
@@ -34,7 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.data.formats.json_arrays import iterate_json_array, read_json_array
-from handmesh.data.labels import HandLabels, LabelledHand, RawSample
+from handmesh.data.labels import LabelledHand, PhotoLabels, RawSample
+from handmesh.data.sample import hand_labels
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import FINGERTIP_VERTICES, HandArrays
@@ -644,19 +645,20 @@ class FreiHand:
             raise DataError(f"{self.path}: {self.split}/{kind}/{index:08d}.jpg is damaged: copy it again.")
         return np.asarray(decoded, np.uint8)
 
-    def labels(self, index: int) -> HandLabels:
+    def labels(self, index: int) -> PhotoLabels:
         """All that is known about the hand of image `index`; boxes are not, keypoints follow from joints and K."""
         annotation, arrays = self.annotation_of(index), self.arrays
         pose = betas = None
         if self.hands_mean is not None and "mano" in arrays:
             pose, betas = decode_mano(arrays["mano"][annotation], self.hands_mean)[:2]
-        return HandLabels(
-            intrinsics=Intrinsics.from_matrix(arrays["K"][annotation]),
+        hand = hand_labels(
             joints=np.array(arrays["xyz"][annotation]) if "xyz" in arrays else None,
-            vertices=np.array(arrays["verts"][annotation], np.float64) if "verts" in arrays else None,
+            vertices=arrays["verts"][annotation] if "verts" in arrays else None,
             pose=pose,
             betas=betas,
+            dtype=np.float64,
         )
+        return PhotoLabels(hand, intrinsics=Intrinsics.from_matrix(arrays["K"][annotation]))
 
     def __getitem__(self, index: int) -> RawSample:
         if not -len(self) <= index < len(self):

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.labels import JOINT_COUNT, HandLabels, LabelledHand, RawSample
+from handmesh.data.labels import LabelledHand, PhotoLabels, RawSample
+from handmesh.data.sample import JOINT_COUNT, hand_labels
 from handmesh.errors import ConfigError, DataError, ImageError
 from handmesh.files.image import read_image
 from handmesh.geometry.camera import Intrinsics
@@ -131,7 +132,7 @@ class JsonlData:
     def image_path(self, index: int) -> Path:
         return self.path.parent / self.record(index)["image"]
 
-    def labels(self, index: int) -> HandLabels:
+    def labels(self, index: int) -> PhotoLabels:
         """Raises DataError that names line and key for a value of the wrong form."""
         return parse_labels(self.record(index), self.where(index))
 
@@ -149,7 +150,7 @@ class JsonlData:
         return (self[index] for index in range(len(self)))
 
 
-def parse_labels(record: dict[str, Any], where: str) -> HandLabels:
+def parse_labels(record: dict[str, Any], where: str) -> PhotoLabels:
     """The labels in one object. `where` is what a DataError calls it."""
 
     def array(key: str, *shapes: tuple[int, ...]) -> Floats | None:
@@ -176,7 +177,7 @@ def parse_labels(record: dict[str, Any], where: str) -> HandLabels:
         intrinsics = None if K is None else Intrinsics.from_matrix(K)
     except ConfigError as error:
         raise DataError(f"{where}: 'intrinsics': {error}") from None
-    keypoints, visible = _keypoints(record.get("keypoints"), where)
+    keypoints, known = _keypoints(record.get("keypoints"), where)
     joints, vertices = array("joints", (JOINT_COUNT, 3)), array("vertices", (VERTEX_COUNT, 3))
     for key, points in (("joints", joints), ("vertices", vertices)):
         if points is not None and (np.abs(points) > 100).any():
@@ -188,24 +189,24 @@ def parse_labels(record: dict[str, Any], where: str) -> HandLabels:
         raise DataError(f"{where}: 'pose' holds matrices that are no rotations (off by {off:.2g}).")
     elif pose is not None and (np.linalg.det(pose) < 0).any():
         raise DataError(f"{where}: 'pose' holds a reflection: wanted rotations with determinant 1.")
-    return HandLabels(
-        handedness=Handedness(side),
-        box=box,
-        intrinsics=intrinsics,
+    hand = hand_labels(
         keypoints=keypoints,
-        visible=visible,
+        keypoints_known=known,
         joints=joints,
         vertices=vertices,
         pose=pose,
         betas=array("betas", (BETA_COUNT,)),
+        right=side == Handedness.RIGHT,
+        dtype=np.float64,
     )
+    return PhotoLabels(hand, box, intrinsics)
 
 
 def _keypoints(value: Any, where: str) -> tuple[Floats | None, NDArray[np.bool_] | None]:
-    """21 x [x, y], [x, y, visible] or null -> (21, 2) px, not-a-number where null; (21,) known."""
+    """21 x [x, y], [x, y, visible] or null -> (21, 2) px, zeros where null; (21,) known."""
     if value is None:
         return None, None
-    keypoints, visible = np.full((JOINT_COUNT, 2), np.nan), np.zeros(JOINT_COUNT, bool)
+    keypoints, known = np.zeros((JOINT_COUNT, 2)), np.zeros(JOINT_COUNT, bool)
     sound = isinstance(value, list) and len(value) == JOINT_COUNT
     for joint, point in enumerate(value if sound else ()):
         if point is None:
@@ -217,7 +218,7 @@ def _keypoints(value: Any, where: str) -> tuple[Floats | None, NDArray[np.bool_]
         sound = sound and numbers.shape in ((2,), (3,)) and bool(np.isfinite(numbers).all())
         if not sound:
             break
-        keypoints[joint], visible[joint] = numbers[:2], len(numbers) == 2 or numbers[2] > 0
+        keypoints[joint], known[joint] = numbers[:2], len(numbers) == 2 or numbers[2] > 0
     if not sound:
         raise DataError(f"{where}: 'keypoints' is {repr(value)[:60]}, wanted {KEYS['keypoints']}, all finite.")
-    return keypoints, visible
+    return keypoints, known
