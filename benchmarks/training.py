@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from handmesh.config import TrainConfig, load_config
-from handmesh.data.stream import open_data, training_batches
+from handmesh.data.sources import open_data
+from handmesh.data.stream import training_batches
 from handmesh.hand import builtin_hand
 from handmesh.learn.losses import complete_targets, hand_loss
 from handmesh.learn.optimizer import make_optimizer

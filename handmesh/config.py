@@ -48,7 +48,7 @@ class ModelConfig(Settings):
     initial_scale: float = Field(default=6.5, gt=0)
 
 
-CropName = Literal["frame", "metro", "box"]  # the protocols of handmesh.data.labels.PROTOCOLS
+CropName = Literal["frame", "metro", "box"]  # the protocols of handmesh.data.crops.PROTOCOLS
 Version = Literal["gs", "hom", "sample", "auto"]
 
 

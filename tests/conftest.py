@@ -29,7 +29,7 @@ def cache_of_these_tests(tmp_path_factory) -> Iterator[None]:
 def tiny_pack_directory(tmp_path_factory) -> Path:
     """Where a run with `data.synthetic: {count: 16, size: 96}` and 8 held-out images finds its renders."""
     from handmesh.config import SyntheticData
-    from handmesh.data.stream import held_out_pack, training_pack
+    from handmesh.data.sources import held_out_pack, training_pack
 
     directory = tmp_path_factory.mktemp("packs")
     settings = SyntheticData(directory=directory, count=16, size=96)
@@ -71,7 +71,7 @@ def tiny_config(tiny_pack_directory, few_backgrounds) -> Callable[..., Any]:
 @pytest.fixture
 def few_backgrounds(monkeypatch) -> None:
     """Training keeps hundreds of backgrounds in memory; here two, drawn once."""
-    monkeypatch.setattr("handmesh.data.stream.Backgrounds", _two_backgrounds)
+    monkeypatch.setattr("handmesh.data.sources.Backgrounds", _two_backgrounds)
 
 
 @functools.cache

@@ -1,16 +1,16 @@
-"""From a stored render to a training example: a new crop, turn, background and camera, every time it is seen."""
+"""Renders and photographs seen anew, each time they are asked for: another crop, camera, background, occluder."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import Augmentation
+from handmesh.config import Augmentation, PhotoAugmentation
 from handmesh.data.sample import HandLabels, HandSample, hand_labels
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
@@ -125,3 +125,68 @@ def scaled_effects(strength: float) -> CameraEffects:
     if strength == 1:
         return effects
     return replace(effects, **{name: min(value * strength, 1.0) for name, value in vars(effects).items()})
+
+
+# ------------------------------------------------------------------------------------------------------ photographs
+
+
+@dataclass(frozen=True)
+class CropJitter:
+    """Random changes of a crop in training. The defaults are METRO's (its `augm_params`); it never shifts."""
+
+    rotation: float = math.pi / 2  # radians, standard deviation; cut at half a turn
+    unrotated: float = 0.6  # share of samples that are not turned
+    scale: float = 0.25  # standard deviation of the side's factor, and where it is cut
+    shift: float = 0.0  # of the crop's side: cut, standard deviation half of it
+
+    def __call__(self, crop: CropTransform, rng: np.random.Generator) -> CropTransform:
+        """The crop, turned, resized and shifted."""
+        rotation = float(np.clip(self.rotation * rng.normal(), -math.pi, math.pi))
+        if rng.random() < self.unrotated:
+            rotation = 0.0
+        size = crop.size * float(np.clip(1 + self.scale * rng.normal(), 1 - self.scale, 1 + self.scale))
+        x, y = np.clip(rng.normal(0, 0.5, 2), -1, 1) * self.shift * size
+        center = (crop.center[0] + float(x), crop.center[1] + float(y))
+        return CropTransform(center, size, crop.rotation + rotation, crop.mirror)
+
+
+def changed_photo(rng: np.random.Generator, image: NDArray[np.uint8], settings: PhotoAugmentation) -> NDArray[np.uint8]:
+    """(R, R, 3) uint8 with something in front of it, other colours, and what a worse camera would have made of it."""
+    if settings.occlusion and rng.random() < settings.occlusion:
+        image = occluded(rng, image)
+    if settings.channel_gain:
+        gains = rng.uniform(1 - settings.channel_gain, 1 + settings.channel_gain, 3)
+        image = np.asarray(cv2.multiply(image, np.array([*gains, 1.0])), np.uint8)
+    if settings.effects:
+        image = np.asarray(camera_effects(rng, image, scaled_effects(settings.effects)), np.uint8)
+    return image
+
+
+def occluded(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """One to three turned ellipses and rectangles over the image: plain, noisy, or a piece of the image itself.
+
+    Each has sides of 10 to 40 % of the image's, so most of a hand stays visible. What hides a hand need not look like
+    an object: random pixels do nearly as well (arXiv 2503.19307: 10.4 against 10.2 mm).
+    """
+    side = image.shape[0]
+    covered = image.copy()
+    for _ in range(rng.integers(1, 4)):
+        center = tuple(int(value) for value in rng.integers(0, side, 2))
+        width, height = (float(value) for value in rng.uniform(0.10, 0.40, 2) * side)
+        angle = float(rng.uniform(0, 180))
+        mask = np.zeros((side, side), np.uint8)
+        if rng.random() < 0.5:
+            cv2.ellipse(mask, (center, (width, height), angle), 255, -1)
+        else:
+            corners = cv2.boxPoints((center, (width, height), angle)).round().astype(np.int32)
+            cv2.fillConvexPoly(mask, corners, 255)
+        kind = rng.random()
+        if kind < 0.4:
+            filling = np.broadcast_to(rng.integers(0, 256, 3).astype(np.uint8), image.shape)
+        elif kind < 0.6:
+            coarse = rng.integers(0, 256, (max(side // 8, 1), max(side // 8, 1), 3)).astype(np.uint8)
+            filling = np.asarray(cv2.resize(coarse, (side, side)), np.uint8)
+        else:
+            filling = np.roll(image, tuple(int(shift) for shift in rng.integers(side // 4, 3 * side // 4, 2)), (0, 1))
+        covered[mask > 0] = filling[mask > 0]
+    return covered

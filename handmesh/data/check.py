@@ -19,7 +19,7 @@ from handmesh.data.formats.freihand import (
     root_from_mano,
 )
 from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData, parse_labels
-from handmesh.data.labels import PhotoLabels
+from handmesh.data.sample import PhotoLabels
 from handmesh.errors import AssetError, DataError, ImageError
 from handmesh.files.image import MAX_BYTES, read_header
 from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand

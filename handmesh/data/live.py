@@ -18,7 +18,8 @@ from torch import Tensor
 
 from handmesh.config import LiveData, TrainConfig
 from handmesh.data.augment_gpu import BatchAugmenter, picture_bank
-from handmesh.data.stream import HandBatch, resolution_at, training_scenes
+from handmesh.data.sources import training_scenes
+from handmesh.data.stream import HandBatch, resolution_at
 from handmesh.hand import HandArrays
 from handmesh.synth.backgrounds import draw_distractors, procedural_background
 from handmesh.synth.farm import RenderBatch, RenderFarm, no_renders

@@ -9,12 +9,24 @@ what reads it and pays for it; all that lies between hands it on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from handmesh.hand import BETA_COUNT, JOINT_NAMES, MANO_JOINT_NAMES, VERTEX_COUNT
+from handmesh.geometry.camera import Intrinsics
+from handmesh.hand import (
+    BETA_COUNT,
+    JOINT_NAMES,
+    MANO_JOINT_NAMES,
+    VERTEX_COUNT,
+    HandArrays,
+    Handedness,
+    builtin_hand,
+)
+
+Floats = NDArray[np.float64]
 
 Array = TypeVar("Array")  # NDArray or torch's Tensor
 Other = TypeVar("Other")
@@ -97,3 +109,76 @@ def without(labels: HandLabels[NDArray[Any]], *names: str) -> HandLabels[NDArray
     """The labels of one hand, those of these names not known."""
     unknown = hand_labels(dtype=labels.keypoints.dtype)
     return labels._replace(**{field: getattr(unknown, field) for name in names for field in (name, f"{name}_known")})
+
+
+# ------------------------------------------------------------------------------------------------------ photographs
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoLabels:
+    """What is known about the hand of a photograph, and about its camera; None = not known."""
+
+    hand: HandLabels[NDArray[Any]] = field(default_factory=hand_labels)  # px and m, cam; float64
+    box: Floats | None = None  # (4,) x0, y0, x1, y1 px
+    intrinsics: Intrinsics | None = None
+
+    @property
+    def handedness(self) -> Handedness:
+        return Handedness.RIGHT if self.hand.right else Handedness.LEFT
+
+    def keypoints_or_projection(self) -> tuple[Floats, NDArray[np.bool_]] | None:
+        """(21, 2) px and (21,) known: the given keypoints, and the joints seen by the camera where none is given.
+
+        Not-a-number where neither is known, None when that is so of all.
+        """
+        given = self.hand.keypoints_known
+        keypoints, known = np.full((JOINT_COUNT, 2), np.nan), np.zeros(JOINT_COUNT, bool)
+        if self.hand.joints_known and self.intrinsics is not None:
+            keypoints = self.intrinsics.project(self.hand.joints)
+            known = np.asarray(np.isfinite(keypoints).all(axis=1), bool)
+        elif not given.any():
+            return None
+        return np.where(given[:, None], self.hand.keypoints, keypoints), given | known
+
+    def hand_box(self) -> Floats | None:
+        """(4,) px: the given box, else the smallest around the known keypoints, else None."""
+        if self.box is not None:
+            return self.box
+        seen = self.keypoints_or_projection()
+        if seen is None or seen[1].sum() < 2:
+            return None
+        points = seen[0][seen[1]]
+        return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+
+@dataclass(frozen=True)
+class LabelledHand:
+    """Whose vertices, poses and shapes a data set's labels are."""
+
+    name: str
+    sha256: str | None  # of `HandArrays`; None for MANO as FreiHAND was made with, of which several files are about
+
+    def is_(self, hand: HandArrays) -> bool:
+        """Whether this hand's vertices are in the same places, and its poses and shapes mean the same."""
+        return hand.sha256 == self.sha256 or (self.sha256 is None and hand.sha256 != builtin_hand().sha256)
+
+    def __str__(self) -> str:
+        return self.name if self.sha256 is None else f"{self.name} ({self.sha256[:12]})"
+
+
+@dataclass(frozen=True, eq=False)
+class RawSample:
+    """One photograph of one hand, not cropped yet."""
+
+    name: str  # which one, for messages: a file name, or an id
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    labels: PhotoLabels
+    for_scoring: bool = False  # its labels are the test set's: no crop may be made from them without saying so
+
+
+class RawData(Protocol):
+    """A set of photographs: what `FreiHand` and `JsonlData` are."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> RawSample: ...

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.data.crops import CropProtocol, crop_protocol
 from handmesh.data.formats.freihand import FreiHand, available_splits
 from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData
-from handmesh.data.labels import CropProtocol, RawData, RawSample, crop_protocol
+from handmesh.data.sample import RawData, RawSample
 from handmesh.draw.render import HAND_COLORS, draw_skeleton, overlay
 from handmesh.errors import AssetError, DataError
 from handmesh.geometry.crop import CropTransform

@@ -5,327 +5,68 @@ Step s is made of the examples s * batch_size to (s + 1) * batch_size - 1, which
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass, replace
-from difflib import get_close_matches
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, get_type_hints
+from collections.abc import Generator, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from handmesh.config import Augmentation, FreiHandData, PhotoData, SyntheticData, TrainConfig
-from handmesh.data.augment import augment
-from handmesh.data.formats.freihand import FreiHand, Split, split_by_annotation
-from handmesh.data.formats.jsonl import JsonlData
-from handmesh.data.labels import PROTOCOLS, CropProtocol, LabelledHand
-from handmesh.data.mix import Mixture
-from handmesh.data.photos import PhotoSource
+from handmesh.config import TrainConfig
 from handmesh.data.sample import HandLabels, HandSample
-from handmesh.errors import ConfigError, DataError, HandMeshError
-from handmesh.hand import HandArrays, builtin_hand
-from handmesh.synth import Backgrounds, Pack, PoseSettings, SceneSettings, render_pack
-from handmesh.synth.dataset import Progress
-from handmesh.system.cpus import usable_processors
-
-logger = logging.getLogger(__name__)
-
-# Renders leave room around the hand, so that training can crop tightly or widely and turn without leaving the picture.
-# Half of the views are from anywhere, for real photographs have many that the default mix hardly draws (measured:
-# docs/bundled_model.md), and more fingers move on their own.
-TRAINING_SCENES = SceneSettings(
-    crop_share=(0.38, 0.72),
-    off_center=0.04,
-    uniform_views=0.50,
-    tripod_views=0.22,
-    selfie_views=0.08,
-    egocentric_views=0.06,
-    table_views=0.09,
-    room_views=0.05,
-    pose=PoseSettings(free=0.18, swap_fingers=0.25, single_fingers=0.35),
-)
-HELD_OUT_SEED = 1_000_003  # added to a set's seed for the images that training never sees
+from handmesh.data.sources import Source
+from handmesh.errors import ConfigError, HandMeshError
 
 
-# ---------------------------------------------------------------------------------------------------- sources
+BLOCK = 1024  # examples over which the shares are exact (to one example)
 
 
-class Source(Protocol):
-    """Samples that are drawn again and again: a `PackSource` or a `PhotoSource`."""
+class Mixture:
+    """Example g of an endless stream over sources of `counts` samples, in shares `weights`.
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def weight(self) -> float: ...
-
-    def __len__(self) -> int: ...
-
-    def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]: ...
-
-
-class HeldOut(Protocol):
-    """A set that scores are computed on while training: always the same samples."""
-
-    @property
-    def name(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
-    def still(self, position: int, resolution: int) -> HandSample[NDArray[Any]]: ...
-
-
-class PackSource:
-    """Synthetic hands on ever new backgrounds."""
-
-    name = "synthetic"
-
-    def __init__(self, pack: Pack, augmentation: Augmentation, seed: int, weight: float = 1.0) -> None:
-        self.pack, self.augmentation, self.seed, self.weight = pack, augmentation, seed, weight
-
-    @cached_property
-    def backgrounds(self) -> Backgrounds:
-        return Backgrounds(self.seed)
-
-    def __len__(self) -> int:
-        return len(self.pack)
-
-    def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]:
-        return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
-
-
-class HeldOutPack:
-    """Every render once, with fixed crops: turned anyhow, or the hand roughly upright."""
-
-    def __init__(self, pack: Pack, *, upright: bool) -> None:
-        self.pack, self.name = pack, "upright" if upright else "any_turn"
-        self.augmentation = Augmentation(upright=1.0 if upright else 0.0)
-
-    @cached_property
-    def backgrounds(self) -> Backgrounds:
-        return Backgrounds(HELD_OUT_SEED, count=64)
-
-    def __len__(self) -> int:
-        return len(self.pack)
-
-    def still(self, position: int, resolution: int) -> HandSample[NDArray[Any]]:
-        rng = np.random.default_rng((HELD_OUT_SEED, position))
-        return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
-
-
-class RunData(NamedTuple):
-    """What a run learns from, and what it is watched on."""
-
-    sources: list[Source]  # none where renders are made while training runs, see `data.live`
-    held_out: list[HeldOut]
-
-
-def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None = None) -> RunData:
-    """All sources of a run, rendered now where they are synthetic and not there yet.
-
-    Raises DataError for what is missing or does not belong to `hand`, ConfigError for a choice that cannot be made.
+    Within each source every sample is visited once per epoch, in an order of its own. That depends on nothing that was
+    asked before, so a stream can be resumed anywhere and dealt out to any number of workers.
     """
-    sources: list[Source] = []
-    held_out: list[HeldOut] = []
-    data, count = config.data, config.evaluation_count
-    test_set: PhotoSource | None = None
-    # Photographs first: what is wrong with them is known in seconds, while rendering may take hours.
-    photos = [] if data.freihand is None else [freihand_source(data.freihand, config, hand)]
-    photos += [jsonl_source(settings, number, config, hand) for number, settings in enumerate(data.photos)]
-    if config.select == "test_set" and data.freihand is not None:
-        test_set = freihand_test_set(data.freihand, config, hand)
-    if data.synthetic is not None:
-        pack = training_pack(data.synthetic, data.synthetic.workers, progress, hand)
-        sources.append(PackSource(pack, config.augmentation, config.seed, data.synthetic.weight))
-        unseen = held_out_pack(data.synthetic, count, data.synthetic.workers, progress, hand)
-        held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
-    if data.live is not None:
-        training_scenes(data.live.scenes, "data.live.scenes")  # what is wrong there is named as it was written
-        live = SyntheticData.model_validate(data.live.model_dump(include={"directory", "seed", "size", "scenes"}))
-        unseen = held_out_pack(live, count, data.live.workers, progress, hand)
-        held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
-    for training, watched in photos:
-        sources.append(training)
-        if watched is not None:
-            held_out.append(watched)
-    if test_set is not None:
-        held_out.append(test_set)
-    if config.select == "validation" and not held_out:
-        raise ConfigError(
-            "select: validation needs samples that are held out: set the validation of data.freihand or of a file "
-            "in data.photos above 0, or select: last."
-        )
-    for source in sources:
-        logger.info("%s: %d samples, weight %g", source.name, len(source), source.weight)
-    return RunData(sources, held_out)
+
+    def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int = 0) -> None:
+        """Weights are relative. Raises ConfigError for counts below 1 and weights that are not above zero."""
+        if not counts or len(counts) != len(weights):
+            raise ConfigError(f"A mixture needs as many weights as sources: found {len(weights)} and {len(counts)}.")
+        shares = np.asarray(weights, np.float64)
+        if min(counts) < 1 or not (np.isfinite(shares).all() and (shares > 0).all()):
+            raise ConfigError(f"A mixture of {list(counts)} samples with weights {list(weights)}: wanted all above 0.")
+        self.counts, self.seed = tuple(counts), seed
+        # Largest remainders: whole examples per block that add up, each source at least one.
+        exact = shares / shares.sum() * BLOCK
+        self.block_counts = np.maximum(np.floor(exact).astype(int), 1)
+        for source in np.argsort(np.floor(exact) - exact, kind="stable")[: max(BLOCK - self.block_counts.sum(), 0)]:
+            self.block_counts[source] += 1
+        while self.block_counts.sum() > BLOCK:  # very small weights were rounded up
+            self.block_counts[self.block_counts.argmax()] -= 1
+
+    def __getitem__(self, g: int) -> tuple[int, int]:
+        """(source, index of the sample in it)."""
+        block, place = divmod(g, BLOCK)
+        order = self._order(block)
+        source = int(order[place])
+        visit = block * int(self.block_counts[source]) + int((order[:place] == source).sum())
+        epoch, position = divmod(visit, self.counts[source])
+        return source, int(_shuffled(self.seed, epoch, source, self.counts[source])[position])
+
+    def _order(self, block: int) -> NDArray[np.int64]:
+        if len(self.counts) == 1:
+            return np.zeros(BLOCK, np.int64)
+        sources = np.repeat(np.arange(len(self.counts)), self.block_counts)
+        return np.random.default_rng((self.seed, 3, block)).permutation(sources)
 
 
-def training_pack(
-    settings: SyntheticData, workers: int, progress: Progress | None = None, hand: HandArrays | None = None
-) -> Pack:
-    """The run's rendered set; rendered now if it is not there yet. DataError if another is in its place."""
-    return _pack("train", settings, settings.count, settings.seed, workers, progress, hand)
-
-
-def held_out_pack(
-    settings: SyntheticData,
-    count: int,
-    workers: int,
-    progress: Progress | None = None,
-    hand: HandArrays | None = None,
-) -> Pack:
-    """Scenes that training never sees."""
-    return _pack("heldout", settings, count, settings.seed + HELD_OUT_SEED, workers, progress, hand)
-
-
-def _pack(
-    kind: str,
-    settings: SyntheticData,
-    count: int,
-    seed: int,
-    workers: int,
-    progress: Progress | None,
-    hand: HandArrays | None,
-) -> Pack:
-    other = "" if hand is None or hand.sha256 == builtin_hand().sha256 else f"-hand{hand.sha256[:8]}"
-    changed = f"-scenes{_digest(settings.scenes)}" if settings.scenes else ""
-    path = settings.directory / f"{kind}-{count}-{settings.size}px-seed{settings.seed}{other}{changed}"
-    cores = workers or usable_processors()
-    return render_pack(path, count, seed, settings.size, training_scenes(settings.scenes), cores, progress, hand=hand)
-
-
-def training_scenes(changes: Mapping[str, Any], where: str = "data.synthetic.scenes") -> SceneSettings:
-    """What training draws, with some settings changed: names of fields, nested for nested ones, and their values.
-
-    Raises ConfigError for a field that does not exist or a value that is none of it, which stands under `where`.
-    """
-    return _changed(TRAINING_SCENES, changes, where)
-
-
-def _changed(settings: Any, changes: Mapping[str, Any], where: str) -> Any:
-    types = get_type_hints(type(settings))
-    values = {}
-    for name, value in changes.items():
-        if name not in types:
-            close = get_close_matches(str(name), types, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(types)}."
-            raise ConfigError(f"{where}.{name} does not exist: {hint}")
-        current = getattr(settings, name)
-        if is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}.{name} is {value!r}, wanted names and values of {type(current).__name__}.")
-            values[name] = _changed(current, value, f"{where}.{name}")
-            continue
-        try:
-            values[name] = TypeAdapter(types[name]).validate_python(value)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise ConfigError(f"{where}.{name} is {value!r}, wanted something like {current}: {problem}.") from None
-        # All of them are shares, spreads and sizes; two are the ends of a range.
-        ends = values[name] if isinstance(values[name], tuple) else (values[name],)
-        if not all(map(math.isfinite, ends)) or min(ends) < 0 or list(ends) != sorted(ends):
-            wanted = "two numbers from 0 on, the smaller one first" if len(ends) > 1 else "a number from 0 on"
-            raise ConfigError(f"{where}.{name} is {value!r}, wanted {wanted}, as {current}.")
-    return replace(settings, **values)
-
-
-def _digest(changes: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def freihand_source(
-    settings: FreiHandData, config: TrainConfig, hand: HandArrays
-) -> tuple[PhotoSource, PhotoSource | None]:
-    """FreiHAND's training set, and what of it is held out: no photograph of one is in the other, in any version."""
-    data, same_hand = _freihand(settings, "training", hand)
-    training, validation = split_by_annotation(data, settings.validation, settings.split_seed, settings.versions)
-    protocol = PROTOCOLS[settings.crop]
-    source = PhotoSource(
-        "freihand", data, protocol, settings.weight, training, config.photo_augmentation, same_hand=same_hand
-    )
-    watched = PhotoSource(
-        "freihand", data, protocol, indices=_spread(validation, config.evaluation_count), same_hand=same_hand
-    )
-    return source, watched if len(validation) else None
-
-
-def freihand_test_set(settings: FreiHandData, config: TrainConfig, hand: HandArrays) -> PhotoSource:
-    """The evaluation set. Only for runs that ask for it by name; crops never come from its labels."""
-    data, same_hand = _freihand(settings, "evaluation", hand)
-    chosen = _spread(np.arange(len(data)), config.evaluation_count)
-    return PhotoSource("test_set", data, PROTOCOLS[settings.crop], indices=chosen, same_hand=same_hand)
-
-
-def _freihand(settings: FreiHandData, split: Split, hand: HandArrays) -> tuple[FreiHand, bool]:
-    data = FreiHand(settings.directory, split)
-    if not data.labelled_hand.is_(hand):
-        _say_other_hand(data.path, data.labelled_hand)
-        return data, False
-    return FreiHand(settings.directory, split, hand), True
-
-
-def _say_other_hand(path: Path, labelled: LabelledHand) -> None:
-    logger.warning(
-        "The meshes of %s are those of the hand %s, and this run trains another: its joints and keypoints are used, "
-        "its vertices, poses and shapes are not%s.",
-        path,
-        labelled,
-        " (for them: --hand-model mano)" if labelled.name == "mano" else "",
-    )
-
-
-def jsonl_source(
-    settings: PhotoData, number: int, config: TrainConfig, hand: HandArrays
-) -> tuple[PhotoSource, PhotoSource | None]:
-    """Photographs of a JSONL file, and what of them is held out."""
-    data = JsonlData(settings.path)
-    same_hand = data.labelled_hand is None or data.labelled_hand.is_(hand)
-    if not same_hand and data.labelled_hand is not None:
-        _say_other_hand(data.path, data.labelled_hand)
-    order = np.random.default_rng((settings.split_seed, 0x50484F54)).permutation(len(data))
-    kept = round(settings.validation * len(data))
-    name, protocol = f"photos{number}", PROTOCOLS[settings.crop]
-    _check_lines(data, protocol)
-    source = PhotoSource(
-        name, data, protocol, settings.weight, np.sort(order[kept:]), config.photo_augmentation, same_hand=same_hand
-    )
-    watched = PhotoSource(
-        name, data, protocol, indices=_spread(np.sort(order[:kept]), config.evaluation_count), same_hand=same_hand
-    )
-    return source, watched if kept else None
-
-
-def _check_lines(data: JsonlData, protocol: CropProtocol) -> None:
-    """Rather now than after hours: is every label sound, every image there, and a crop to be had of it?"""
-    for index in range(len(data)):
-        labels, image = data.labels(index), data.image_path(index)
-        if protocol.share is None and labels.hand_box() is None:
-            raise DataError(
-                f"{data.where(index)} has no box, and no keypoints to make one from: give one of them, or set this "
-                "source's crop to frame."
-            )
-        if not image.is_file():
-            raise DataError(f"{data.where(index)}: there is no image {image}.")
-
-
-def _spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """At most `count` of them, evenly spread: of FreiHAND, photographs from all its sessions in all versions."""
-    if len(indices) <= count:
-        return indices
-    return indices[np.linspace(0, len(indices) - 1, count).round().astype(int)]
-
-
-# ---------------------------------------------------------------------------------------------------- the stream
+@lru_cache(maxsize=16)  # of each source the epoch that is under way, and the next while both are being dealt out
+def _shuffled(seed: int, epoch: int, source: int, count: int) -> NDArray[np.uint32]:
+    return np.random.default_rng((seed, 2, epoch, source)).permutation(count).astype(np.uint32)
 
 
 class TrainingStream(Dataset[HandSample[NDArray[Any]]]):

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh import metrics
-from handmesh.data.labels import PROTOCOLS, crop_protocol
+from handmesh.data.crops import PROTOCOLS, crop_protocol
 from handmesh.errors import ConfigError, DataError
 from handmesh.evaluate.official_files import HandPoints
 from handmesh.evaluate.sets import EvaluationSet

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from handmesh.data.formats.freihand import PREPARED, FreiHand, labelled_hand_of
 from handmesh.data.formats.jsonl import JsonlData, parse_labels
-from handmesh.data.labels import LabelledHand, PhotoLabels, RawSample
-from handmesh.data.sample import HandLabels, hand_labels
+from handmesh.data.sample import HandLabels, LabelledHand, PhotoLabels, RawSample, hand_labels
 from handmesh.errors import AssetError, DataError
 from handmesh.evaluate.official_files import HandPoints, read_points
 from handmesh.files.image import read_image

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from handmesh.config import TrainConfig, flat_settings, parse_config
 from handmesh.data.live import live_batches
-from handmesh.data.stream import HandBatch, RunData, batch_to_device, collate, open_data, split, training_batches
+from handmesh.data.sources import RunData, open_data
+from handmesh.data.stream import HandBatch, batch_to_device, collate, split, training_batches
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.hand.layer import HandModel, load_hand

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from handmesh import metrics
 from handmesh.data.sample import HandLabels
-from handmesh.data.stream import HeldOut, batch_to_device, collate
+from handmesh.data.sources import HeldOut
+from handmesh.data.stream import batch_to_device, collate
 from handmesh.draw.render import overlay
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.geometry.normals import vertex_normals

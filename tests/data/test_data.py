@@ -14,19 +14,15 @@ import torch
 from handmesh.config import Augmentation, SyntheticData, TrainConfig
 from handmesh.data.augment import augment, labels_in, sample_crop, scaled_effects, without_hand
 from handmesh.data.sample import HandSample
-from handmesh.data.stream import (
+from handmesh.data.sources import (
     TRAINING_SCENES,
-    HandBatch,
     HeldOutPack,
     PackSource,
-    TrainingStream,
-    collate,
     held_out_pack,
-    resolution_at,
-    training_batches,
     training_pack,
     training_scenes,
 )
+from handmesh.data.stream import HandBatch, TrainingStream, collate, resolution_at, training_batches
 from handmesh.errors import ConfigError, DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform

@@ -18,7 +18,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from handmesh.data.augment import CropJitter
 from handmesh.data.check import ZERO_SCORES_CM, check, check_freihand
+from handmesh.data.crops import BOX, BOX_FROM_TEST_LABELS, FRAME, METRO, PROTOCOLS, crop_protocol, crop_sample
 from handmesh.data.formats import freihand, json_arrays
 from handmesh.data.formats.freihand import (
     FreiHand,
@@ -31,19 +33,7 @@ from handmesh.data.formats.freihand import (
     split_by_annotation,
 )
 from handmesh.data.formats.like_freihand import write_like_freihand
-from handmesh.data.labels import (
-    BOX,
-    BOX_FROM_TEST_LABELS,
-    FRAME,
-    METRO,
-    PROTOCOLS,
-    CropJitter,
-    PhotoLabels,
-    RawSample,
-    crop_protocol,
-    crop_sample,
-)
-from handmesh.data.sample import hand_labels
+from handmesh.data.sample import PhotoLabels, RawSample, hand_labels
 from handmesh.data.show import show
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics

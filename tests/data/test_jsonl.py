@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from handmesh.config import PhotoAugmentation, PhotoData, TrainConfig, parse_config
+from handmesh.data.augment import changed_photo, occluded
 from handmesh.data.check import check
+from handmesh.data.crops import BOX, FRAME, crop_sample
 from handmesh.data.formats.jsonl import MAX_LINE_BYTES, JsonlData
-from handmesh.data.labels import BOX, FRAME, crop_sample
-from handmesh.data.mix import BLOCK, Mixture
-from handmesh.data.photos import PhotoSource, changed_photo, occluded
 from handmesh.data.show import show
-from handmesh.data.stream import TrainingStream, jsonl_source, training_batches
+from handmesh.data.sources import PhotoSource, jsonl_source
+from handmesh.data.stream import BLOCK, Mixture, TrainingStream, training_batches
 from handmesh.errors import ConfigError, DataError
 from handmesh.hand import Handedness, builtin_hand
 from handmesh.hand.layer import HandModel

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from handmesh import metrics
+from handmesh.data.crops import PROTOCOLS
 from handmesh.data.formats.freihand import prepare
-from handmesh.data.labels import PROTOCOLS
 from handmesh.errors import ConfigError, DataError
 from handmesh.evaluate.inference import METRO_VIEWS, SINGLE, SMALL_VIEWS, Views, parse_views, predict_set
 from handmesh.evaluate.run import EvaluationRequest, run_evaluation

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from handmesh.config import parse_config
-from handmesh.data.stream import PackSource, RunData, open_data
+from handmesh.data.sources import PackSource, RunData, open_data
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
@@ -73,8 +73,8 @@ def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
 def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch, precision):
     """If it cannot learn four pictures by heart it learns nothing: loss and 2D error fall clearly."""
     four = [tiny_pack[index] for index in range(4)]
-    monkeypatch.setattr("handmesh.data.stream.training_pack", lambda *_: four)
-    monkeypatch.setattr("handmesh.data.stream.held_out_pack", lambda *_: four)
+    monkeypatch.setattr("handmesh.data.sources.training_pack", lambda *_: four)
+    monkeypatch.setattr("handmesh.data.sources.held_out_pack", lambda *_: four)
     config = tiny_config(
         steps=30,
         batch_size=4,

@@ -30,7 +30,8 @@ from handmesh.config import load_config, parse_config
 from handmesh.data.check import check
 from handmesh.data.formats.freihand import prepare
 from handmesh.data.formats.like_freihand import write_like_freihand
-from handmesh.data.stream import open_data, training_batches
+from handmesh.data.sources import open_data
+from handmesh.data.stream import training_batches
 from handmesh.errors import AssetError, CheckpointError, ConfigError, DataError
 from handmesh.evaluate.run import EvaluationRequest, run_evaluation
 from handmesh.hand import builtin_hand
@@ -423,7 +424,7 @@ def test_missing_weights_are_answered_with_how_to_get_them(name, prepared, tmp_p
 def test_eight_photographs_can_be_learnt_by_heart(prepared, tmp_path, monkeypatch):
     """To under 2 mm PA-MPVPE: everything from labels to losses agrees, or it would not fit."""
     eight = np.arange(8)
-    monkeypatch.setattr("handmesh.data.stream.split_by_annotation", lambda *_: (eight, eight))
+    monkeypatch.setattr("handmesh.data.sources.split_by_annotation", lambda *_: (eight, eight))
     still = {"rotation": 0.0, "unrotated": 1.0, "scale": 0.0, "channel_gain": 0.0}
     config = parse_config(
         {

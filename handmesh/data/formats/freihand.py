@@ -34,8 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.data.formats.json_arrays import iterate_json_array, read_json_array
-from handmesh.data.labels import LabelledHand, PhotoLabels, RawSample
-from handmesh.data.sample import hand_labels
+from handmesh.data.sample import LabelledHand, PhotoLabels, RawSample, hand_labels
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import FINGERTIP_VERTICES, HandArrays

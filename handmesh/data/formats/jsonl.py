@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.labels import LabelledHand, PhotoLabels, RawSample
-from handmesh.data.sample import JOINT_COUNT, hand_labels
+from handmesh.data.sample import JOINT_COUNT, LabelledHand, PhotoLabels, RawSample, hand_labels
 from handmesh.errors import ConfigError, DataError, ImageError
 from handmesh.files.image import read_image
 from handmesh.geometry.camera import Intrinsics

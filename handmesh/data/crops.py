@@ -1,95 +1,23 @@
-"""A photograph and whatever is known about the hand in it, and how both get into a square crop.
+"""How a photograph and what is known about its hand get into a square crop: protocols with names.
 
 Left hands are mirrored on the way into the crop (`CropTransform.mirror`): what comes out is always a right hand.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.sample import JOINT_COUNT, HandLabels, HandSample, hand_labels
+from handmesh.data.sample import HandSample, RawSample
 from handmesh.errors import DataError
-from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
-from handmesh.hand import HandArrays, Handedness, builtin_hand
+from handmesh.hand import Handedness
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class PhotoLabels:
-    """What is known about the hand of a photograph, and about its camera; None = not known."""
-
-    hand: HandLabels[NDArray[Any]] = field(default_factory=hand_labels)  # px and m, cam; float64
-    box: Floats | None = None  # (4,) x0, y0, x1, y1 px
-    intrinsics: Intrinsics | None = None
-
-    @property
-    def handedness(self) -> Handedness:
-        return Handedness.RIGHT if self.hand.right else Handedness.LEFT
-
-    def keypoints_or_projection(self) -> tuple[Floats, NDArray[np.bool_]] | None:
-        """(21, 2) px and (21,) known: the given keypoints, and the joints seen by the camera where none is given.
-
-        Not-a-number where neither is known, None when that is so of all.
-        """
-        given = self.hand.keypoints_known
-        keypoints, known = np.full((JOINT_COUNT, 2), np.nan), np.zeros(JOINT_COUNT, bool)
-        if self.hand.joints_known and self.intrinsics is not None:
-            keypoints = self.intrinsics.project(self.hand.joints)
-            known = np.asarray(np.isfinite(keypoints).all(axis=1), bool)
-        elif not given.any():
-            return None
-        return np.where(given[:, None], self.hand.keypoints, keypoints), given | known
-
-    def hand_box(self) -> Floats | None:
-        """(4,) px: the given box, else the smallest around the known keypoints, else None."""
-        if self.box is not None:
-            return self.box
-        seen = self.keypoints_or_projection()
-        if seen is None or seen[1].sum() < 2:
-            return None
-        points = seen[0][seen[1]]
-        return np.concatenate([points.min(axis=0), points.max(axis=0)])
-
-
-@dataclass(frozen=True)
-class LabelledHand:
-    """Whose vertices, poses and shapes a data set's labels are."""
-
-    name: str
-    sha256: str | None  # of `HandArrays`; None for MANO as FreiHAND was made with, of which several files are about
-
-    def is_(self, hand: HandArrays) -> bool:
-        """Whether this hand's vertices are in the same places, and its poses and shapes mean the same."""
-        return hand.sha256 == self.sha256 or (self.sha256 is None and hand.sha256 != builtin_hand().sha256)
-
-    def __str__(self) -> str:
-        return self.name if self.sha256 is None else f"{self.name} ({self.sha256[:12]})"
-
-
-@dataclass(frozen=True, eq=False)
-class RawSample:
-    """One photograph of one hand, not cropped yet."""
-
-    name: str  # which one, for messages: a file name, or an id
-    image: NDArray[np.uint8]  # (H, W, 3) RGB
-    labels: PhotoLabels
-    for_scoring: bool = False  # its labels are the test set's: no crop may be made from them without saying so
-
-
-class RawData(Protocol):
-    """A set of photographs: what `FreiHand` and `JsonlData` are."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> RawSample: ...
 
 
 @dataclass(frozen=True)
@@ -144,26 +72,6 @@ def crop_protocol(name: str) -> CropProtocol:
     if name not in PROTOCOLS:
         raise DataError(f"Crop protocol {name!r}: wanted one of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]
-
-
-@dataclass(frozen=True)
-class CropJitter:
-    """Random changes of a crop in training. The defaults are METRO's (its `augm_params`); it never shifts."""
-
-    rotation: float = math.pi / 2  # radians, standard deviation; cut at half a turn
-    unrotated: float = 0.6  # share of samples that are not turned
-    scale: float = 0.25  # standard deviation of the side's factor, and where it is cut
-    shift: float = 0.0  # of the crop's side: cut, standard deviation half of it
-
-    def __call__(self, crop: CropTransform, rng: np.random.Generator) -> CropTransform:
-        """The crop, turned, resized and shifted."""
-        rotation = float(np.clip(self.rotation * rng.normal(), -math.pi, math.pi))
-        if rng.random() < self.unrotated:
-            rotation = 0.0
-        size = crop.size * float(np.clip(1 + self.scale * rng.normal(), 1 - self.scale, 1 + self.scale))
-        x, y = np.clip(rng.normal(0, 0.5, 2), -1, 1) * self.shift * size
-        center = (crop.center[0] + float(x), crop.center[1] + float(y))
-        return CropTransform(center, size, crop.rotation + rotation, crop.mirror)
 
 
 def crop_sample(sample: RawSample, crop: CropTransform, resolution: int) -> HandSample[NDArray[Any]]:
