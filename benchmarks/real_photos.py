@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from handmesh import metrics
 from handmesh.draw.render import draw_skeleton
 from handmesh.files.image import encode_image, read_image
-from handmesh.hand import FINGERTIP_VERTICES, JOINTS_FROM_MANO, builtin_hand
+from handmesh.hand import builtin_hand
 from handmesh.predict import HandPrediction, load_predictor
 from handmesh.synth import PosePrior
 from handmesh.system.atomic import write_atomically
@@ -74,15 +74,12 @@ def box_of(points: NDArray[np.float64]) -> tuple[float, float, float, float]:
 
 def constant_hand(count: int = 2000) -> NDArray[np.float64]:
     """(21, 3) metres: the mean of the synthetic poses in the hand's own frame, wrist at the origin."""
-    from handmesh.hand.anatomy import pose_mesh
-
     hand = builtin_hand()
     prior, rng = PosePrior(hand), np.random.default_rng(0)
     joints = []
     for _ in range(count):
-        vertices, _ = pose_mesh(hand, prior.sample(rng).rotations)
-        regressed = np.concatenate([hand.J_regressor @ vertices, vertices[list(FINGERTIP_VERTICES)]])
-        joints.append(regressed[list(JOINTS_FROM_MANO)] - regressed[0])
+        posed = hand.shaped().posed(prior.sample(rng).rotations)
+        joints.append(posed.joints - posed.joints[0])
     return np.mean(joints, axis=0)
 
 

@@ -26,7 +26,7 @@ from scipy.spatial.transform import Rotation
 
 from handmesh import metrics
 from handmesh.files.image import read_image
-from handmesh.geometry.rotation import matrix_from_vector, vector_from_matrix
+from handmesh.geometry.rotation import vector_from_matrix
 from handmesh.hand import builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.predict import Predictor, load_predictor
@@ -123,11 +123,10 @@ def render_twins(fit: Fit, count: int) -> list[SyntheticSample]:
     renderer = SceneRenderer(builtin_hand(), SceneSettings(second_hand=0, occluder=0), size=SIDE)
     still = Shot(np.tile(np.eye(3), (16, 1, 1)), np.zeros(10), np.eye(3), np.array([0, 0, 0.6]), fit.intrinsics)
     orientation = renderer.render_foreground(np.random.default_rng(0), still).pose[0]  # of a hand that is not turned
-    with torch.no_grad():
-        vertices, _ = HandModel(builtin_hand())(*(torch.tensor(part[None]).float() for part in fit[:2]))
+    vertices = builtin_hand().shaped(fit.betas).posed(fit.pose).vertices
     rotations = np.concatenate([np.eye(3)[None], fit.pose[1:]])
-    place = vertices[0].mean(dim=0).numpy() + fit.translation
-    shot = Shot(rotations, fit.betas, fit.pose[0] @ orientation.T, place.astype(float), fit.intrinsics)
+    place = vertices.mean(axis=0) + fit.translation
+    shot = Shot(rotations, fit.betas, fit.pose[0] @ orientation.T, place, fit.intrinsics)
     return [renderer.render(np.random.default_rng(number), shot) for number in range(count)]
 
 
@@ -210,14 +209,14 @@ class Fitter:
         side: int,
     ) -> tuple[float, Floats, Floats, Floats, float]:
         number, R, middle = guess
-        first = vector_from_matrix(self.poses[number, 1:])
-        fingers, turn = first.clone().requires_grad_(), vector_from_matrix(torch.tensor(R).float()).requires_grad_()
+        first = torch.tensor(vector_from_matrix(self.poses[number, 1:].numpy())).float()
+        fingers, turn = first.clone().requires_grad_(), torch.tensor(vector_from_matrix(R)).float().requires_grad_()
         betas = torch.zeros(10, requires_grad=True)
         place = torch.tensor(middle - R @ self.joints[number].mean(axis=0)).float().requires_grad_()
         optimizer = torch.optim.Adam([{"params": [fingers, turn, betas]}, {"params": [place], "lr": 0.003}], lr=0.02)
         wanted, camera, mask = torch.tensor(points).float(), torch.tensor(K).float(), torch.tensor(seen)
         for _ in range(250):
-            pose = torch.cat([matrix_from_vector(turn)[None], matrix_from_vector(fingers)])
+            pose = torch.linalg.matrix_exp(cross_matrix(torch.cat([turn[None], fingers])))
             found = self.hand(pose[None], betas[None])[1][0] + place
             projected = found @ camera.T
             drawn = projected[:, :2] / projected[:, 2:]
@@ -232,6 +231,11 @@ class Fitter:
         error = metrics.keypoint_box_error(points[seen], drawn.detach().numpy()[seen])
         parts = (part.detach().numpy().astype(float) for part in (pose, betas, place))
         return (float(loss.detach()), *parts, float(error))
+
+
+def cross_matrix(vectors: torch.Tensor) -> torch.Tensor:
+    """(N, 3) -> (N, 3, 3); their matrix exponentials are the rotations, with gradients."""
+    return torch.linalg.cross(torch.eye(3)[None], vectors[:, None], dim=-1)
 
 
 if __name__ == "__main__":

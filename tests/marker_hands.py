@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 from handmesh.hand import JOINT_NAMES, HandOutput, builtin_hand
-from handmesh.hand.posing import HandPoser
 
 WRIST, MIDDLE = JOINT_NAMES.index("wrist"), JOINT_NAMES.index("middle_mcp")
 # Fingers up, palm to the camera: the model at rest points along -x, its palm along -y.
@@ -51,7 +50,7 @@ class MarkerEngine:
         self.hand = builtin_hand()
         self._heads = heads
         self.looks = 0
-        self._poser = HandPoser(self.hand)
+        self._mean_hand = self.hand.shaped()
         self._rng, self._noise = np.random.default_rng(0), noise
 
     def __call__(self, crops):
@@ -70,21 +69,21 @@ class MarkerEngine:
 
             pose = Rotation.from_rotvec(self._rng.normal(0, self._noise, (16, 3))).as_matrix()
         pose[0] = UPRIGHT
-        flat = self._poser(pose, np.zeros(10)).joints
+        flat = self._mean_hand.posed(pose).joints
         was, now = flat[MIDDLE, :2] - flat[WRIST, :2], knuckle - wrist
         turn = np.arctan2(now[1], now[0]) - np.arctan2(was[1], was[0])
         c, s = np.cos(turn), np.sin(turn)
         pose[0] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ UPRIGHT
-        vertices, joints = self._poser(pose, np.zeros(10))
+        posed = self._mean_hand.posed(pose)
         scale = np.linalg.norm(now) / np.linalg.norm(was)
-        camera = np.array([scale, *(wrist / scale - joints[WRIST, :2])])
+        camera = np.array([scale, *(wrist / scale - posed.joints[WRIST, :2])])
         confidence, right = 1.0, 1.0
         if self._heads:
             confidence, right = 0.05 if imagined else self.confidence, 0.5
             if thumb is not None and not imagined:
                 (x, y), (u, v) = knuckle - wrist, thumb - wrist
                 right = 0.95 if x * v - y * u < 0 else 0.05
-        return camera, pose, np.zeros(10), vertices, joints, np.float32(confidence), np.float32(right)
+        return camera, pose, np.zeros(10), posed.vertices, posed.joints, np.float32(confidence), np.float32(right)
 
     def _dot(self, crop, channel):
         """(2,) ndc of the dot of a colour that is nearest to the middle, weighted by how much it is that colour."""

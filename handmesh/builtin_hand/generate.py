@@ -32,6 +32,7 @@ from handmesh.builtin_hand.rig import SHAPE_NAMES
 from handmesh.builtin_hand.surface import FINGERS, FOUR_FINGERS, WRIST_CUT
 from handmesh.errors import HandMeshError
 from handmesh.geometry.normals import vertex_normals
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import FACE_COUNT, FINGER_NAMES, FINGERTIP_VERTICES, MANO_PARENTS, VERTEX_COUNT, HandArrays, anatomy
 
 __all__ = [
@@ -220,7 +221,7 @@ class PoseQuality(NamedTuple):
 
 def measure(hand: HandArrays, pose: Floats) -> PoseQuality:
     """Measure a right hand in one pose, (16, 3, 3) rotations."""
-    vertices, _ = anatomy.pose_mesh(hand, pose)
+    vertices = hand.shaped().posed(pose).vertices
     faces = hand.faces
     normals = np.cross(vertices[faces[:, 1]] - vertices[faces[:, 0]], vertices[faces[:, 2]] - vertices[faces[:, 0]])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
@@ -257,8 +258,8 @@ _VIEWS: dict[str, Floats] = {
     "thumb's side": np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, -1]]),
     "little finger's side": np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]),
     "fingertips": np.array([[0.0, 0, 1], [0, -1, 0], [1, 0, 0]]),
-    "oblique": anatomy.rotation_from_vector(np.array([0.5, 0.0, 0.0]))
-    @ anatomy.rotation_from_vector(np.array([0.0, 0.75, 0.0]))
+    "oblique": matrix_from_vector(np.array([0.5, 0.0, 0.0]))
+    @ matrix_from_vector(np.array([0.0, 0.75, 0.0]))
     @ np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]),
 }
 _SKIN_COLOR = (222, 176, 146)
@@ -272,7 +273,7 @@ def contact_sheet(hand: HandArrays, cell: int = 190) -> NDArray[np.uint8]:
 
     rows = []
     for name, angles in anatomy.POSES.items():
-        vertices, _ = anatomy.pose_mesh(hand, anatomy.pose_from_angles(hand, angles))
+        vertices = hand.shaped().posed(anatomy.pose_from_angles(hand, angles)).vertices
         normals = vertex_normals(vertices, hand.faces)
         row = []
         for view in _VIEWS.values():

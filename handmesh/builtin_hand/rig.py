@@ -12,6 +12,7 @@ from scipy.optimize import nnls
 
 from handmesh.builtin_hand.remesh import neighbours
 from handmesh.builtin_hand.surface import FILE_FINGERS, FINGERS, FOUR_FINGERS, Finger, bone_frame
+from handmesh.geometry.rotation import matrix_from_vector, vector_from_matrix
 from handmesh.hand import MANO_PARENTS, HandArrays, anatomy
 
 Floats = NDArray[np.float64]
@@ -222,7 +223,7 @@ def pose_correctives(vertices: Floats, weights: Floats, joints: Floats, axes: Fl
         share = follows[blended]
         arm = vertices[blended] - joints[joint]
         matrix = (1 - share)[:, None, None, None] * np.eye(3) + share[:, None, None, None] * turns
-        spherical = anatomy.rotation_from_vector(share[:, None, None] * anatomy.vector_from_rotation(turns))
+        spherical = matrix_from_vector(share[:, None, None] * vector_from_matrix(turns))
         wanted = (spherical @ arm[:, None, :, None])[..., 0]
         offset = np.linalg.solve(matrix, wanted[..., None])[..., 0] - arm[:, None]
         palmar = 0.5 - 0.5 * (arm @ axes[joint, 1]) / (np.linalg.norm(arm, axis=1) + 1e-9)
@@ -246,9 +247,9 @@ def _sampled_rotations(joint: int, axes: Floats) -> Floats:
     twists = np.radians([0, 35] if is_thumb and is_first else [0])
     return np.stack(
         [
-            anatomy.rotation_from_vector(abduction * axes[1])
-            @ anatomy.rotation_from_vector(flexion * axes[0])
-            @ anatomy.rotation_from_vector(twist * axes[2])
+            matrix_from_vector(abduction * axes[1])
+            @ matrix_from_vector(flexion * axes[0])
+            @ matrix_from_vector(twist * axes[2])
             for flexion in flexions
             for abduction in abductions
             for twist in twists
@@ -303,7 +304,7 @@ def pose_components(axes: Floats) -> Floats:
 
 def pose_vector(hand: HandArrays, angles: Floats) -> Floats:
     """(*B, 16, 3) joint angles -> (*B, 45) rotation vectors of joints 1 to 15, as a hand model file stores poses."""
-    vectors = anatomy.vector_from_rotation(anatomy.pose_from_angles(hand, angles))
+    vectors = vector_from_matrix(anatomy.pose_from_angles(hand, angles))
     return vectors[..., 1:, :].reshape(*vectors.shape[:-2], 45)
 
 

@@ -196,15 +196,9 @@ def _measure(chunk: dict[str, Floats], hand: HandArrays | None, sums: _Sums) -> 
 
 def _decoded_vertices(parameters: Floats, K: Floats, hand: HandArrays) -> Floats:
     """FreiHAND's (N, 1, 61) parameters -> (N, 778, 3) m in the camera, the way its authors decode them."""
-    import torch
-
-    from handmesh.hand.layer import HandModel
-
     pose, betas, root_keypoint, scale = decode_mano(parameters, hand.hands_mean)
-    with torch.no_grad():
-        model = HandModel(hand).double()
-        vertices, joints = (part.numpy() for part in model(torch.from_numpy(pose), torch.tensor(betas)))
-    return np.asarray(vertices - joints[:, _ROOT, None] + root_from_mano(root_keypoint, scale, K)[:, None])
+    posed = hand.shaped(betas).posed(pose)
+    return posed.vertices - posed.joints[:, _ROOT, None] + root_from_mano(root_keypoint, scale, K)[:, None]
 
 
 def _rows_from(

@@ -10,6 +10,7 @@ model.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from handmesh.errors import AssetError, DataError
 from handmesh.evaluate.official_files import HandPoints, read_points
 from handmesh.files.image import read_image
 from handmesh.geometry.camera import Intrinsics
-from handmesh.hand import BONES, JOINT_NAMES, VERTEX_COUNT, HandArrays, Handedness, builtin_hand
+from handmesh.hand import BONES, JOINT_NAMES, VERTEX_COUNT, HandArrays, Handedness, both_sides, builtin_hand
 from handmesh.hand.mano_file import load_hand, mano_file
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ _EDGE_TOLERANCE = 0.35
 # Metres between given joints and those of the posed hand, on average: rounding, and where the hand is the model's own
 # (whose poses and shapes they are said to be) as much as joints that were measured apart from the mesh may be off.
 _SAME_HAND, _OWN_HAND = 1e-4, 5e-3
+_POSED_AT_ONCE = 256  # hands: 0.2 MB each on the way
 
 _SECOND_ARCHIVE = (
     "FreiHAND's evaluation annotations come in a second archive, FreiHAND_pub_v2_eval.zip, which unpacks into the same "
@@ -325,10 +327,12 @@ def _pose_meshes(
     nearest: tuple[float, str, HandArrays, Array] | None = None
     for name, hand in _candidates(own):
         vertices = np.empty((len(pose), VERTEX_COUNT, 3))
+        models = both_sides(hand)
         for side in set(handedness):
             chosen = np.flatnonzero([other == side for other in handedness])
-            model = hand if side == Handedness.RIGHT else hand.mirrored()
-            vertices[chosen] = _posed(model, pose[chosen], betas[chosen])
+            model = models[side]
+            for part in np.array_split(chosen, math.ceil(len(chosen) / _POSED_AT_ONCE)):
+                vertices[part] = model.shaped(betas[part]).posed(pose[part]).vertices
         if translations is None:
             vertices += joints[:, :1] - hand.joints_of(vertices)[:, :1]
         else:
@@ -361,20 +365,3 @@ def _candidates(own: HandArrays | None) -> list[tuple[str, HandArrays]]:
         for place, (name, hand) in enumerate(hands)
         if hand.sha256 not in [other.sha256 for _, other in hands[:place]]
     ]
-
-
-def _posed(hand: HandArrays, pose: Array, betas: Array) -> Array:
-    import torch
-
-    from handmesh.hand.layer import HandModel
-
-    model = HandModel(hand)
-    with torch.no_grad():
-        parts = [
-            model(
-                torch.from_numpy(pose[start : start + 256]).float(),
-                torch.from_numpy(betas[start : start + 256]).float(),
-            )
-            for start in range(0, len(pose), 256)
-        ]
-    return np.concatenate([vertices.double().numpy() for vertices, _ in parts])

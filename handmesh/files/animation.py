@@ -24,8 +24,18 @@ from numpy.typing import NDArray
 from handmesh.draw.render import HAND_COLORS
 from handmesh.errors import ExportError
 from handmesh.files.mesh import Glb, gltf_normals, linear_from_srgb
-from handmesh.hand import FINGERTIP_VERTICES, MANO_JOINT_NAMES, HandArrays, Handedness
-from handmesh.hand.posing import HandPoser, pose_feature
+from handmesh.geometry.rotation import matrix_from_vector
+from handmesh.hand import (
+    BETA_COUNT,
+    FINGERTIP_VERTICES,
+    MANO_JOINT_COUNT,
+    MANO_JOINT_NAMES,
+    POSE_FEATURE_COUNT,
+    HandArrays,
+    Handedness,
+    both_sides,
+    pose_features,
+)
 
 Array = NDArray[np.floating[Any]]
 
@@ -57,10 +67,10 @@ def encode_animation(tracks: Sequence[HandTrack], hand: HandArrays, *, correctiv
     channels: list[dict[str, Any]] = []
     samplers: list[dict[str, Any]] = []
     end = max((float(track.times[-1]) for track in tracks if len(track.times)), default=0.0)
+    models = both_sides(hand)
     for track in tracks:
         _check(track)
-        _add_hand(glb, track, hand if track.handedness == Handedness.RIGHT else hand.mirrored(), correctives, end,
-                  channels, samplers)  # fmt: skip
+        _add_hand(glb, track, models[track.handedness], correctives, end, channels, samplers)
     if channels:
         glb.add("animations", {"name": "hands", "channels": channels, "samplers": samplers})
     return glb.encode()
@@ -69,7 +79,8 @@ def encode_animation(tracks: Sequence[HandTrack], hand: HandArrays, *, correctiv
 def _check(track: HandTrack) -> None:
     count = len(track.times)
     shapes = (
-        ("frames", (count,)), ("rotations", (count, 16, 3)), ("translations", (count, 3)), ("betas", (10,)),
+        ("frames", (count,)), ("rotations", (count, MANO_JOINT_COUNT, 3)), ("translations", (count, 3)),
+        ("betas", (BETA_COUNT,)),
     )  # fmt: skip
     for name, shape in shapes:
         array = getattr(track, name)
@@ -88,10 +99,10 @@ def _add_hand(
     channels: list[dict[str, Any]],
     samplers: list[dict[str, Any]],
 ) -> None:
-    poser = HandPoser(hand)
-    rest_joints = poser.rest_joints(track.betas) @ _FLIP
+    shaped = hand.shaped(track.betas)
+    rest_joints = shaped.joints @ _FLIP
     targets, weights, mean = _morph_targets(track, hand) if correctives else _no_targets(track, hand)
-    vertices = ((poser.shaped(track.betas) + mean) @ _FLIP).astype(np.float32)
+    vertices = ((shaped.vertices + mean) @ _FLIP).astype(np.float32)
 
     joints = []
     for joint, name in enumerate(MANO_JOINT_NAMES):
@@ -102,7 +113,7 @@ def _add_hand(
     for joint, parent in enumerate(hand.parents):
         if parent >= 0:
             nodes[joints[parent]].setdefault("children", []).append(joints[joint])
-    inverse_bind = np.tile(np.eye(4, dtype=np.float32), (16, 1, 1))
+    inverse_bind = np.tile(np.eye(4, dtype=np.float32), (MANO_JOINT_COUNT, 1, 1))
     inverse_bind[:, :3, 3] = -rest_joints
     skin = glb.add(
         "skins",
@@ -158,7 +169,7 @@ def _add_hand(
         channels.append({"sampler": len(samplers) - 1, "target": {"node": node, "path": path}})
 
     quaternions = _quaternions(track.rotations)
-    for joint in range(16):
+    for joint in range(MANO_JOINT_COUNT):
         animate(joints[joint], "rotation", quaternions[:, joint], times)
     # vertices_cam = R (rest - root) + root + translation: the root joint stands at root + translation.
     root = rest_joints[0] + track.translations @ _FLIP
@@ -196,16 +207,13 @@ def _influences(weights: Array) -> list[tuple[NDArray[np.uint8], NDArray[np.floa
 
 
 def _features(track: HandTrack, first: int, end: int) -> NDArray[np.float64]:
-    from scipy.spatial.transform import Rotation
-
-    vectors = track.rotations[first:end].astype(np.float64)
-    return pose_feature(Rotation.from_rotvec(vectors.reshape(-1, 3)).as_matrix().reshape(*vectors.shape, 3))
+    return pose_features(matrix_from_vector(track.rotations[first:end]))
 
 
 def _no_targets(track: HandTrack, hand: HandArrays) -> tuple[Array, Array, Array]:
     """Without morph targets the mean corrective of the clip is the best: it is in the mesh at rest."""
     sums = sum(_features(track, first, first + _BLOCK).sum(axis=0) for first in range(0, len(track.times), _BLOCK))
-    mean = (hand.posedirs @ (np.asarray(sums) / len(track.times))).astype(np.float64)
+    mean = hand.correctives(np.asarray(sums) / len(track.times))
     return np.zeros((0, *mean.shape)), np.zeros((len(track.times), 0)), mean
 
 
@@ -217,9 +225,9 @@ def _morph_targets(track: HandTrack, hand: HandArrays) -> tuple[Array, Array, Ar
     """
     count = len(track.times)
     blocks = [(first, min(first + _BLOCK, count)) for first in range(0, count, _BLOCK)]
-    basis = hand.posedirs.reshape(-1, 135)  # (2334, 135)
-    mean = sum((_features(track, *block).sum(axis=0) for block in blocks), np.zeros(135)) / count
-    covariance = np.zeros((135, 135))
+    basis = hand.posedirs.reshape(-1, POSE_FEATURE_COUNT)  # (2334, 135)
+    mean = sum((_features(track, *block).sum(axis=0) for block in blocks), np.zeros(POSE_FEATURE_COUNT)) / count
+    covariance = np.zeros((POSE_FEATURE_COUNT, POSE_FEATURE_COUNT))
     for block in blocks:
         centered = _features(track, *block) - mean
         covariance += centered.T @ centered / count
@@ -280,10 +288,10 @@ def encode_bvh(track: HandTrack, hand: HandArrays, fps: float) -> bytes:
     from scipy.spatial.transform import Rotation, Slerp
 
     _check(track)
-    model = hand if track.handedness == Handedness.RIGHT else hand.mirrored()
-    poser = HandPoser(model)
-    rest = _BVH_UNITS * (poser.rest_joints(track.betas) @ _FLIP)
-    tips = _BVH_UNITS * (poser.shaped(track.betas)[list(FINGERTIP_VERTICES)] @ _FLIP)
+    model = both_sides(hand)[track.handedness]
+    shaped = model.shaped(track.betas)
+    rest = _BVH_UNITS * (shaped.joints @ _FLIP)
+    tips = _BVH_UNITS * (shaped.vertices[list(FINGERTIP_VERTICES)] @ _FLIP)
     tip_of = dict(zip((MANO_JOINT_NAMES.index(f"{finger}_{last}") for finger, last in _LAST_JOINTS), tips, strict=True))
     order: list[int] = []
 

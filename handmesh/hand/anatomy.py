@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.geometry.normals import vertex_normals
-from handmesh.hand import FINGER_NAMES, FINGERTIP_VERTICES, MANO_JOINT_NAMES, HandArrays
+from handmesh.geometry.rotation import matrix_from_vector
+from handmesh.hand import FINGER_NAMES, FINGERTIP_VERTICES, MANO_JOINT_COUNT, MANO_JOINT_NAMES, HandArrays
 
 Floats = NDArray[np.float64]
 
-JOINT_COUNT = len(MANO_JOINT_NAMES)
 # First of the three joints of each finger, in FINGER_NAMES order.
 FINGER_ROOTS = tuple(
     MANO_JOINT_NAMES.index(f"{finger}_{'cmc' if finger == 'thumb' else 'mcp'}") for finger in FINGER_NAMES
@@ -83,7 +83,7 @@ def bone_frames(hand: HandArrays) -> Floats:
     side = np.sign(np.cross(palm.distal, palm.radial) @ palm.dorsal)
     thumb_dorsal = np.stack(palm, axis=-1) @ np.array(THUMB_DORSAL_IN_PALM)
     thumb_root = FINGER_ROOTS[0]
-    frames = np.empty((JOINT_COUNT, 3, 3))
+    frames = np.empty((MANO_JOINT_COUNT, 3, 3))
     for joint, (start, end) in enumerate(zip(hand.J, bone_ends(hand), strict=True)):
         up = thumb_dorsal if thumb_root <= joint < thumb_root + 3 else palm.dorsal
         distal = _unit(end - start)
@@ -106,39 +106,6 @@ def flexion_axes(hand: HandArrays) -> Floats:
 # Poses by angle
 
 
-def rotation_from_vector(vector: Floats) -> Floats:
-    """(*B, 3) rotation vectors, radians -> (*B, 3, 3) rotations (Rodrigues' formula)."""
-    vector = np.asarray(vector, float)
-    angle = np.linalg.norm(vector, axis=-1)[..., None, None]
-    x, y, z = np.moveaxis(vector, -1, 0)
-    zero = np.zeros_like(x)
-    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*vector.shape[:-1], 3, 3)
-    # np.sinc(t / pi) = sin(t) / t, exact at zero; 1 - cos(t) = 2 sin(t / 2)^2.
-    return np.eye(3) + np.sinc(angle / np.pi) * cross + 0.5 * np.sinc(angle / (2 * np.pi)) ** 2 * (cross @ cross)
-
-
-def vector_from_rotation(rotation: Floats) -> Floats:
-    """(*B, 3, 3) rotations -> (*B, 3) rotation vectors with angle below pi.
-
-    At exactly pi the axis cannot be told from the antisymmetric part and the zero vector would come out: no hand joint
-    turns that far. Raises ValueError there.
-    """
-    rotation = np.asarray(rotation, float)
-    twice_sine = np.stack(
-        [
-            rotation[..., 2, 1] - rotation[..., 1, 2],
-            rotation[..., 0, 2] - rotation[..., 2, 0],
-            rotation[..., 1, 0] - rotation[..., 0, 1],
-        ],
-        axis=-1,
-    )
-    sine = np.linalg.norm(twice_sine, axis=-1) / 2
-    angle = np.arctan2(sine, (np.trace(rotation, axis1=-2, axis2=-1) - 1) / 2)
-    if (angle > np.pi - 1e-6).any():
-        raise ValueError("a rotation by pi has no unique rotation vector; joint rotations must stay below pi")
-    return twice_sine / (2 * np.sinc(angle / np.pi))[..., None]
-
-
 def pose_from_angles(hand: HandArrays, angles: Floats) -> Floats:
     """(*B, 16, 3) flexion, abduction, twist in radians -> (*B, 16, 3, 3) parent-relative rotations.
 
@@ -146,9 +113,9 @@ def pose_from_angles(hand: HandArrays, angles: Floats) -> Floats:
     wrist's entry turns the whole hand about the wrist; leave it zero for a pose of the fingers.
     """
     angles = np.asarray(angles, float)
-    if angles.shape[-2:] != (JOINT_COUNT, 3):
+    if angles.shape[-2:] != (MANO_JOINT_COUNT, 3):
         raise ValueError(f"angles have shape {angles.shape}, wanted (*B, 16, 3): flexion, abduction, twist per joint")
-    turns = rotation_from_vector(angles[..., None] * flexion_axes(hand))
+    turns = matrix_from_vector(angles[..., None] * flexion_axes(hand))
     flexion, abduction, twist = (turns[..., kind, :, :] for kind in range(3))
     return abduction @ flexion @ twist
 
@@ -165,7 +132,7 @@ def hand_angles(
     Each finger: flexion of its three joints from the palm outwards, then abduction and twist of the first one; what is
     left out is zero. `hand_angles(index=(80, 95, 60))` curls the index finger.
     """
-    angles = np.zeros((JOINT_COUNT, 3))
+    angles = np.zeros((MANO_JOINT_COUNT, 3))
     for root, degrees in zip(FINGER_ROOTS, (thumb, index, middle, ring, pinky), strict=True):
         if len(degrees) > 5:
             raise ValueError(f"{len(degrees)} angles for a finger, wanted at most 5: three flexions, abduction, twist")
@@ -193,7 +160,7 @@ POSES: dict[str, Floats] = {
 
 
 def _limits() -> Floats:
-    limits = np.zeros((JOINT_COUNT, 3, 2))
+    limits = np.zeros((MANO_JOINT_COUNT, 3, 2))
     for root in FINGER_ROOTS[1:]:
         limits[root] = (-20, 90), (-20, 20), (-5, 5)
         limits[root + 1, 0] = 0, 105
@@ -210,36 +177,6 @@ def _limits() -> Floats:
 # (e-hand.com, "Normal joint motion"). Thumb: MCP -10..55, IP -15..80; CMC as the span of 45 degrees of palmar and
 # 60 degrees of radial abduction around the resting thumb.
 JOINT_LIMITS: Floats = _limits()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Skinning
-
-
-def pose_mesh(hand: HandArrays, pose: Floats, betas: Floats | None = None) -> tuple[Floats, Floats]:
-    """Pose a hand: (*B, 16, 3, 3) rotations, (*B, 10) betas -> (*B, 778, 3) vertices, (*B, 16, 3) joints, metres.
-
-    MANO's function, in numpy: shape and pose offsets, then linear blend skinning (Romero et al. 2017, eq. 1-4). The
-    joints are those of the kinematic tree, in MANO's order. `handmesh.hand.layer.HandModel` is the differentiable one.
-    """
-    pose = np.asarray(pose, float)
-    shaped = (
-        hand.v_template + (hand.shapedirs @ np.asarray(betas, float)[..., None, :, None])[..., 0]
-        if (betas is not None)
-        else np.broadcast_to(hand.v_template, (*pose.shape[:-3], *hand.v_template.shape))
-    )
-    rest = hand.J_regressor @ shaped
-    features = (pose[..., 1:, :, :] - np.eye(3)).reshape(*pose.shape[:-3], 135)
-    bent = shaped + (hand.posedirs.reshape(-1, 135) @ features[..., None])[..., 0].reshape(shaped.shape)
-    turns, places = [pose[..., 0, :, :]], [rest[..., 0, :]]
-    for joint, parent in enumerate(hand.parents[1:], start=1):
-        offset = rest[..., joint, :] - rest[..., parent, :]
-        places.append(places[parent] + (turns[parent] @ offset[..., None])[..., 0])
-        turns.append(turns[parent] @ pose[..., joint, :, :])
-    turn, place = np.stack(turns, axis=-3), np.stack(places, axis=-2)
-    shift = place - (turn @ rest[..., None])[..., 0]
-    vertices = (np.einsum("vj,...jab->...vab", hand.weights, turn) @ bent[..., None])[..., 0] + hand.weights @ shift
-    return vertices, place
 
 
 # ---------------------------------------------------------------------------------------------------------------------

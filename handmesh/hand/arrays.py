@@ -1,6 +1,14 @@
-"""The arrays of a hand model in MANO's format, and what a network answers.
+"""A hand in stages, each an immutable value: the arrays of a hand model, a shaped hand, a posed hand. And `HandOutput`.
 
-Axes of a hand model at rest: metres, right hand, fingers towards -x, palm towards -y, thumb towards +z.
+    hand = builtin_hand()                     # HandArrays: what MANO's format holds
+    person = hand.shaped(betas)               # ShapedHand: (*B, 10) -> a mesh at rest and its joints
+    posed = person.posed(rotations)           # PosedHand: (*B, 16, 3, 3) -> vertices, joints, and how each joint turned
+
+numpy alone, float64, over any batch shape (shapes and rotations broadcast). What is computed is MANO's function
+(Romero, Tzionas, Black: "Embodied Hands", SIGGRAPH Asia 2017, equations 1 to 4); `handmesh.hand.layer.HandModel` is the
+same for torch, with gradients. Metres, radians; a rotation acts on column vectors.
+
+Axes of a hand model at rest: right hand, fingers towards -x, palm towards -y, thumb towards +z.
 """
 
 from __future__ import annotations
@@ -14,14 +22,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from handmesh.errors import AssetError
-from handmesh.hand.skeleton import FINGERTIP_VERTICES, JOINTS_FROM_MANO, MANO_PARENTS, Handedness
+from handmesh.hand.skeleton import (
+    FINGERTIP_VERTICES,
+    JOINT_NAMES,
+    JOINTS_FROM_MANO,
+    MANO_JOINT_NAMES,
+    MANO_PARENTS,
+    Handedness,
+)
 
 VERTEX_COUNT = 778
 FACE_COUNT = 1538
 BETA_COUNT = 10
+MANO_JOINT_COUNT = len(MANO_JOINT_NAMES)  # 16: those with a rotation
+JOINT_COUNT = len(JOINT_NAMES)  # 21
+# A rotation less the identity, for each joint but the wrist: what pose correctives are linear in.
+POSE_FEATURE_COUNT = 9 * (MANO_JOINT_COUNT - 1)  # 135
+FINGER_ROTATION_COUNT = 3 * (MANO_JOINT_COUNT - 1)  # 45: rotation vectors of all joints but the wrist
 
 
 class HandOutput(NamedTuple):
@@ -44,14 +64,14 @@ _SHAPES: dict[str, tuple[int | None, ...]] = {
     "v_template": (VERTEX_COUNT, 3),
     "f": (FACE_COUNT, 3),
     "shapedirs": (VERTEX_COUNT, 3, BETA_COUNT),
-    "posedirs": (VERTEX_COUNT, 3, 135),
-    "J_regressor": (16, VERTEX_COUNT),
-    "J": (16, 3),
-    "weights": (VERTEX_COUNT, 16),
-    "kintree_table": (2, 16),
-    "hands_components": (45, 45),
-    "hands_coeffs": (None, 45),
-    "hands_mean": (45,),
+    "posedirs": (VERTEX_COUNT, 3, POSE_FEATURE_COUNT),
+    "J_regressor": (MANO_JOINT_COUNT, VERTEX_COUNT),
+    "J": (MANO_JOINT_COUNT, 3),
+    "weights": (VERTEX_COUNT, MANO_JOINT_COUNT),
+    "kintree_table": (2, MANO_JOINT_COUNT),
+    "hands_components": (FINGER_ROTATION_COUNT, FINGER_ROTATION_COUNT),
+    "hands_coeffs": (None, FINGER_ROTATION_COUNT),
+    "hands_mean": (FINGER_ROTATION_COUNT,),
 }
 
 
@@ -130,6 +150,18 @@ class HandArrays:
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         return digest.hexdigest()
 
+    def shaped(self, betas: ArrayLike | None = None) -> ShapedHand:
+        """(*B, 10) shape coefficients -> the hands of such people; None is the mean shape."""
+        shape = np.zeros(BETA_COUNT) if betas is None else np.asarray(betas, np.float64)
+        offsets = shape @ self.shapedirs.reshape(-1, BETA_COUNT).T
+        vertices = self.v_template + offsets.reshape(*shape.shape[:-1], VERTEX_COUNT, 3)
+        return ShapedHand(self, shape, vertices, self.J_regressor @ vertices)
+
+    def correctives(self, pose_features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(*B, 135) -> (*B, 778, 3): what a pose adds to the mesh at rest before it is skinned. See `pose_features`."""
+        offsets = pose_features @ self.posedirs.reshape(-1, POSE_FEATURE_COUNT).T
+        return offsets.reshape(*pose_features.shape[:-1], VERTEX_COUNT, 3)
+
     def joints_of(self, vertices: NDArray[np.float64]) -> NDArray[np.float64]:
         """(*B, 778, 3) posed vertices -> (*B, 21, 3) FreiHAND's joints: regressed from the mesh, and fingertips."""
         joints = np.concatenate([self.J_regressor @ vertices, vertices[..., list(FINGERTIP_VERTICES), :]], axis=-2)
@@ -138,8 +170,8 @@ class HandArrays:
     def mirrored(self) -> HandArrays:
         """The other hand: x -> -x. Rotation vectors mirror as (x, -y, -z); faces are rewound to stay outward."""
         flip = np.array([-1.0, 1.0, 1.0])
-        rotation_signs = np.tile(np.outer(flip, flip).ravel(), 15)
-        vector_signs = np.tile([1.0, -1.0, -1.0], 15)
+        rotation_signs = np.tile(np.outer(flip, flip).ravel(), MANO_JOINT_COUNT - 1)
+        vector_signs = np.tile([1.0, -1.0, -1.0], MANO_JOINT_COUNT - 1)
         return HandArrays(
             v_template=self.v_template * flip,
             f=np.ascontiguousarray(self.f[:, ::-1]),
@@ -157,6 +189,60 @@ class HandArrays:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class ShapedHand:
+    """The hand of one person, or of a batch of them, at rest; metres, with the model's origin."""
+
+    model: HandArrays
+    betas: NDArray[np.float64]  # (*B, 10)
+    vertices: NDArray[np.float64]  # (*B, 778, 3) without pose correctives
+    joints: NDArray[np.float64]  # (*B, 16, 3) of the kinematic tree, in MANO's order
+
+    def posed(self, rotations: ArrayLike) -> PosedHand:
+        """(*B, 16, 3, 3) parent-relative rotations, MANO's order; [0] turns the hand about its root joint.
+
+        All of them the identity is the flat rest pose (the mean pose is not added).
+        """
+        R = np.asarray(rotations, np.float64)
+        batch = np.broadcast_shapes(R.shape[:-3], self.joints.shape[:-2])
+        turns = np.empty((*batch, MANO_JOINT_COUNT, 3, 3))
+        joints = np.empty((*batch, MANO_JOINT_COUNT, 3))
+        turns[..., 0, :, :], joints[..., 0, :] = R[..., 0, :, :], self.joints[..., 0, :]
+        for joint, parent in enumerate(self.model.parents[1:], start=1):
+            turn, bone = turns[..., parent, :, :], self.joints[..., joint, :] - self.joints[..., parent, :]
+            turns[..., joint, :, :] = turn @ R[..., joint, :, :]
+            joints[..., joint, :] = joints[..., parent, :] + (turn @ bone[..., None])[..., 0]
+        # posed = turn @ rest + shift, blended per vertex.
+        shifts = joints - (turns @ self.joints[..., None])[..., 0]
+        transforms = np.concatenate([turns, shifts[..., None]], axis=-1).reshape(*batch, MANO_JOINT_COUNT, 12)
+        blended = (self.model.weights @ transforms).reshape(*batch, VERTEX_COUNT, 3, 4)
+        rest = self.vertices + self.model.correctives(pose_features(R))
+        vertices = (blended[..., :3] @ rest[..., None])[..., 0] + blended[..., 3]
+        return PosedHand(self, R, vertices, joints, turns)
+
+
+@dataclass(frozen=True, eq=False)
+class PosedHand:
+    """A hand in a pose, or a batch of them; metres, with the model's origin."""
+
+    shaped: ShapedHand
+    rotations: NDArray[np.float64]  # (*B, 16, 3, 3) parent-relative
+    vertices: NDArray[np.float64]  # (*B, 778, 3)
+    tree_joints: NDArray[np.float64]  # (*B, 16, 3) where the kinematic tree puts its joints, in MANO's order
+    joint_rotations: NDArray[np.float64]  # (*B, 16, 3, 3) of each joint, from its rest pose
+
+    @cached_property
+    def joints(self) -> NDArray[np.float64]:
+        """(*B, 21, 3) FreiHAND's joints: regressed from the posed mesh, and the fingertips."""
+        return self.shaped.model.joints_of(self.vertices)
+
+
+def pose_features(rotations: ArrayLike) -> NDArray[np.float64]:
+    """(*B, 16, 3, 3) -> (*B, 135): rotations less the identity, without the root's."""
+    fingers = np.asarray(rotations, np.float64)[..., 1:, :, :] - np.eye(3)
+    return fingers.reshape(*fingers.shape[:-3], POSE_FEATURE_COUNT)
+
+
 def _check_values(values: dict[str, Any], source: str) -> None:
     faces, tree = values["f"], values["kintree_table"]
     if faces.max() >= VERTEX_COUNT:
@@ -167,6 +253,11 @@ def _check_values(values: dict[str, Any], source: str) -> None:
         error = np.abs(values[name].sum(axis=axis) - 1).max()
         if error > 1e-3:
             raise AssetError(f"{source}: rows of {name} sum to one only within {error:.2g}.")
+
+
+def both_sides(right: HandArrays) -> dict[Handedness, HandArrays]:
+    """A right hand and its mirror image, by side."""
+    return {Handedness.RIGHT: right, Handedness.LEFT: right.mirrored()}
 
 
 def builtin_hand(handedness: Handedness = Handedness.RIGHT) -> HandArrays:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from handmesh.config import IMAGE_MEAN, IMAGE_STD, ModelConfig
-from handmesh.geometry.rotation import matrix_from_6d
 from handmesh.hand import BETA_COUNT, JOINT_NAMES, MANO_JOINT_NAMES, HandOutput
 from handmesh.hand.layer import HandModel
 from handmesh.model.fastvit import build_backbone
+from handmesh.model.rotation import matrix_from_6d
 
 _ROTATIONS = len(MANO_JOINT_NAMES)
 _IDENTITY_6D = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)

@@ -29,13 +29,11 @@ from handmesh.errors import DataError, ExportError
 from handmesh.files.animation import encode_animation, encode_bvh
 from handmesh.files.video import Codec, Frame, FrameSource, Image, VideoWriter
 from handmesh.geometry.camera import Intrinsics
-from handmesh.hand import Handedness
-from handmesh.hand.posing import HandPoser
+from handmesh.hand import HandArrays, Handedness, both_sides
 from handmesh.motion.log import (
     HandLog,
     LogHeader,
     hand_of,
-    posers_of,
     read_frames,
     read_tracks,
     record_of,
@@ -255,7 +253,7 @@ def convert_clip(
         live.restore(log.state)
     try:
         frames = itertools.chain([first], iter(source.read, None))
-        codec = _run(frames, log, live, posers_of(predictor.engine.hand), wanted, out, source, progress)
+        codec = _run(frames, log, live, both_sides(predictor.engine.hand), wanted, out, source, progress)
     finally:
         log.close()
     tracks = read_tracks(log.path)
@@ -280,7 +278,7 @@ def _run(
     frames: Iterator[Frame],
     log: HandLog,
     live: LiveHands,
-    posers: Mapping[Handedness, HandPoser],
+    models: Mapping[Handedness, HandArrays],
     options: VideoOptions,
     out: Path,
     source: FrameSource,
@@ -309,13 +307,13 @@ def _run(
         for frame in itertools.islice(every, already):
             yield frame, next(done)["hands"]
         for frame, hands, state in with_sides_settled(every, live, intrinsics):
-            records = [record_of(id, hand, posers) for id, hand in hands.items()]
+            records = [record_of(id, hand, models) for id, hand in hands.items()]
             log.append(frame.index, frame.time, records, state)
             yield frame, records
 
     def draw(frame: Frame, records: list[dict[str, Any]]) -> None:
         assert writer is not None
-        hands = [hand_of(record, intrinsics, posers) for record in records]
+        hands = [hand_of(record, intrinsics, models) for record in records]
         writer.write(overlay_hands(frame.image, hands, skeleton=options.skeleton), frame.time)
 
     waiting: deque[Future[None]] = deque()

@@ -28,9 +28,9 @@ from handmesh.files.image import encode_image
 from handmesh.files.video import Capture, Codec, Frame, FrameSource, Image, VideoWriter
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
-from handmesh.hand import Handedness
+from handmesh.hand import Handedness, both_sides
 from handmesh.motion.clip import ANIMATION_NAME, LOG_NAME, OVERLAY_NAME, LiveHands, Tracked
-from handmesh.motion.log import HandLog, LogHeader, posers_of, read_tracks, record_of
+from handmesh.motion.log import HandLog, LogHeader, read_tracks, record_of
 from handmesh.predict import AUTO, Box, HandPrediction, Predictor, overlay_hands, parse_side
 from handmesh.system.atomic import write_atomically
 
@@ -198,7 +198,7 @@ class Recording:
         self.folder = folder
         height, width = frame.image.shape[:2]
         self._intrinsics = Intrinsics.default_for(width, height)
-        self._posers = posers_of(predictor.engine.hand)
+        self._models = both_sides(predictor.engine.hand)
         self._hand = predictor.engine.hand
         header = LogHeader("camera", "", width, height, round(fps, 2), self._intrinsics, predictor.engine.name, {})
         self._log = HandLog(folder / LOG_NAME, header, resume=False)
@@ -209,7 +209,7 @@ class Recording:
         if self._start is None:
             self._start = frame.time
         time = frame.time - self._start
-        records = [record_of(id, hand, self._posers) for id, hand in hands.items()]
+        records = [record_of(id, hand, self._models) for id, hand in hands.items()]
         self._log.append(self._log.frame_count, time, records, None)
         self._writer.write(drawn, time)
 

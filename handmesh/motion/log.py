@@ -22,9 +22,8 @@ from handmesh.files.animation import HandTrack
 from handmesh.files.mesh import generator
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
-from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_NAMES, HandArrays, Handedness
-from handmesh.hand.posing import HandPoser
-from handmesh.motion.smoothing import matrix_from_vector, vector_from_matrix
+from handmesh.geometry.rotation import matrix_from_vector, vector_from_matrix
+from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_COUNT, MANO_JOINT_NAMES, HandArrays, Handedness
 from handmesh.predict import HandPrediction
 from handmesh.system.atomic import write_atomically
 
@@ -46,13 +45,13 @@ class LogHeader:
     options: Mapping[str, Any]  # of tracking and smoothing, plain values
 
 
-def record_of(id: int, hand: HandPrediction, posers: Mapping[Handedness, HandPoser]) -> dict[str, Any]:
+def record_of(id: int, hand: HandPrediction, models: Mapping[Handedness, HandArrays]) -> dict[str, Any]:
     """A tracked hand as the log holds it: camera frame, rotation vectors, `vertices_cam = posed + translation`."""
     axes = hand.cam_from_hand_axes()
     pose = hand.pose.astype(np.float64).copy()
     pose[0] = axes @ pose[0]
     # A hand model turns about its root joint j: axes @ (R (p - j) + j) + origin = (axes R) (p - j) + j + translation.
-    root = posers[hand.handedness].rest_joints(hand.betas)[0]
+    root = models[hand.handedness].shaped(hand.betas).joints[0]
     translation = hand.origin_cam().astype(np.float64) + axes @ root - root
     return {
         "id": id,
@@ -73,7 +72,7 @@ def record_of(id: int, hand: HandPrediction, posers: Mapping[Handedness, HandPos
 
 
 def hand_of(
-    record: Mapping[str, Any], intrinsics: Intrinsics, posers: Mapping[Handedness, HandPoser]
+    record: Mapping[str, Any], intrinsics: Intrinsics, models: Mapping[Handedness, HandArrays]
 ) -> HandPrediction:
     """The hand that a record was made of, to the digits that it holds."""
     side = Handedness(record["handedness"])
@@ -81,7 +80,7 @@ def hand_of(
     pose = matrix_from_vector(record["pose"])
     pose[0] = intrinsics.facing_from_cam(crop.center) @ pose[0]
     betas = np.array(record["betas"], np.float32)
-    posed = posers[side](pose, betas)
+    posed = models[side].shaped(betas).posed(pose)
     x0, y0, x1, y1 = record["box_px"]
     return HandPrediction(
         handedness=side,
@@ -95,9 +94,9 @@ def hand_of(
         ),
         pose=pose.astype(np.float32),
         betas=betas,
-        vertices=posed.vertices,
-        joints=posed.joints,
-        faces=posers[side].hand.faces,
+        vertices=posed.vertices.astype(np.float32),
+        joints=posed.joints.astype(np.float32),
+        faces=models[side].faces,
         source=record["source"],
         intrinsics=intrinsics,
     )
@@ -255,20 +254,16 @@ def read_tracks(path: Path, *, least_frames: int = 3) -> list[HandTrack]:
         if len(rows) < least_frames:
             continue
         values = np.stack([row for _, _, row in rows])
+        rotations, translations, betas = np.split(values, [3 * MANO_JOINT_COUNT, 3 * MANO_JOINT_COUNT + 3], axis=1)
         tracks.append(
             HandTrack(
                 name=f"{side}_hand_{id}",
                 handedness=Handedness(side),
                 frames=np.array([frame for frame, _, _ in rows], np.int64),
                 times=np.array([time for _, time, _ in rows], np.float64),
-                rotations=values[:, :48].reshape(-1, 16, 3),
-                translations=values[:, 48:51],
-                betas=np.median(values[:, 51:], axis=0).astype(np.float32),
+                rotations=rotations.reshape(-1, MANO_JOINT_COUNT, 3),
+                translations=translations,
+                betas=np.median(betas, axis=0).astype(np.float32),
             )
         )
     return tracks
-
-
-def posers_of(hand: HandArrays) -> dict[Handedness, HandPoser]:
-    """For both sides, from the right hand."""
-    return {Handedness.RIGHT: HandPoser(hand), Handedness.LEFT: HandPoser(hand.mirrored())}

@@ -22,8 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from handmesh.errors import ConfigError
 from handmesh.geometry.camera import WeakPerspectiveCamera
-from handmesh.hand import MANO_JOINT_NAMES, HandArrays, Handedness
-from handmesh.hand.posing import HandPoser
+from handmesh.geometry.rotation import matrix_from_vector, vector_from_matrix
+from handmesh.hand import BETA_COUNT, MANO_JOINT_NAMES, HandArrays, Handedness, ShapedHand, both_sides
 from handmesh.predict import HandPrediction
 
 Array = NDArray[np.float64]
@@ -129,30 +129,14 @@ class RotationOneEuro(_Filter):
         return self.value
 
 
-def vector_from_matrix(matrix: ArrayLike) -> Array:
-    """(*B, 3, 3) rotations -> (*B, 3) axis times angle. Slightly wrong input is taken as the nearest rotation."""
-    from scipy.spatial.transform import Rotation  # on first use: it takes a tenth of a second to import
-
-    R = np.asarray(matrix, np.float64)
-    return Rotation.from_matrix(R.reshape(-1, 3, 3)).as_rotvec().reshape(R.shape[:-1])
-
-
-def matrix_from_vector(vector: ArrayLike) -> Array:
-    """(*B, 3) axis times angle -> (*B, 3, 3)."""
-    from scipy.spatial.transform import Rotation
-
-    v = np.asarray(vector, np.float64)
-    return Rotation.from_rotvec(v.reshape(-1, 3)).as_matrix().reshape(*v.shape, 3)
-
-
 class HandSmoother:
     """The filters of one hand."""
 
-    def __init__(self, poser: HandPoser, settings: Smoothing) -> None:
-        self._poser, self._settings = poser, settings
+    def __init__(self, model: HandArrays, settings: Smoothing) -> None:
+        self._model, self._settings = model, settings
         self._start()
         self.time: float | None = None
-        self.shape: Array = np.zeros(10)
+        self.shape: Array = np.zeros(BETA_COUNT)
         self.shape_seconds = 0.0  # how long the shape was averaged
         self.shape_count = 0
 
@@ -171,14 +155,15 @@ class HandSmoother:
         # Place and size in the image. Speed counts in the hand's own length there, so that near hands are treated as
         # far ones: that from wrist to middle knuckle, since shape and camera alone are known only up to each other.
         pixels_per_metre = float(hand.camera.scale) * hand.crop.size / 2
-        length_px = pixels_per_metre * self._palm(hand.betas)
+        length_px = pixels_per_metre * _palm_length(self._model.shaped(hand.betas))
         center = hand.crop.to_image(hand.camera.project(hand.joints)).astype(np.float64).mean(axis=0)
         place = self._place([*center, math.log(length_px)], dt, unit=(length_px, length_px, 1.0))
         center, length_px = place[:2], math.exp(place[2])
 
         pose = self._pose(hand.pose, dt)
-        posed = self._poser(pose, betas)
-        scale = 2 / hand.crop.size * length_px / self._palm(betas)
+        shaped = self._model.shaped(betas)
+        posed = shaped.posed(pose)
+        scale = 2 / hand.crop.size * length_px / _palm_length(shaped)
         middle = posed.joints[:, :2].mean(axis=0)
         translation = hand.crop.to_ndc(center) / scale - middle
         camera = WeakPerspectiveCamera(np.float32(scale), translation.astype(np.float32))
@@ -190,8 +175,8 @@ class HandSmoother:
             camera=camera,
             pose=pose.astype(np.float32),
             betas=betas.astype(np.float32),
-            vertices=posed.vertices,
-            joints=posed.joints,
+            vertices=posed.vertices.astype(np.float32),
+            joints=posed.joints.astype(np.float32),
         )
 
     def _settle(self, betas: NDArray[np.float32], dt: float) -> Array:
@@ -203,11 +188,6 @@ class HandSmoother:
             self.shape_count += 1
             self.shape = self.shape + (betas - self.shape) / self.shape_count
         return self.shape
-
-    def _palm(self, betas: NDArray[np.floating[Any]]) -> float:
-        """Metres from wrist to middle knuckle at rest."""
-        rest = self._poser.rest_joints(betas)
-        return float(np.linalg.norm(rest[_MIDDLE_MCP] - rest[0]))
 
     def state(self) -> dict[str, Any]:
         return {
@@ -226,20 +206,25 @@ class HandSmoother:
         self.shape_seconds, self.shape_count = state["shape_seconds"], state["shape_count"]
 
 
+def _palm_length(hand: ShapedHand) -> float:
+    """Metres from wrist to middle knuckle at rest."""
+    return float(np.linalg.norm(hand.joints[_MIDDLE_MCP] - hand.joints[0]))
+
+
 class Smoother:
     """Smooths hands that have ids. Not for several threads at once."""
 
     def __init__(self, hand: HandArrays, settings: Smoothing | None = None) -> None:
         """`hand`: the right hand that predictions are made of, `Engine.hand`."""
         self.settings = settings or Smoothing()
-        self._posers = {Handedness.RIGHT: HandPoser(hand), Handedness.LEFT: HandPoser(hand.mirrored())}
+        self._models = both_sides(hand)
         self._hands: dict[tuple[int, Handedness], HandSmoother] = {}
 
     def __call__(self, id: int, hand: HandPrediction, time: float) -> HandPrediction:
         """The hand `id` at `time` seconds, smoothed. A hand whose side is now said to be the other starts anew."""
         key = (id, hand.handedness)
         if key not in self._hands:
-            self._hands[key] = HandSmoother(self._posers[hand.handedness], self.settings)
+            self._hands[key] = HandSmoother(self._models[hand.handedness], self.settings)
         return self._hands[key](hand, time)
 
     def keep(self, ids: set[int]) -> None:
@@ -254,6 +239,6 @@ class Smoother:
         self._hands = {}
         for item in state:
             side = Handedness(item["handedness"])
-            smoother = HandSmoother(self._posers[side], self.settings)
+            smoother = HandSmoother(self._models[side], self.settings)
             smoother.restore(item)
             self._hands[item["id"], side] = smoother

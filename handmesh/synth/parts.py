@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import MANO_JOINT_NAMES, HandArrays
 from handmesh.hand.anatomy import SurfaceAnatomy
 from handmesh.synth import shade as kernels
@@ -143,9 +144,9 @@ class ArmTopology:
         for ring in range(1, len(steps)):
             bend = min(ring / 2, 1)
             turn = (
-                _rotation(lateral, flexion * bend)
-                @ _rotation(dorsal, deviation * bend)
-                @ _rotation(distal, twist * ring / len(steps))
+                matrix_from_vector(lateral * (flexion * bend))
+                @ matrix_from_vector(dorsal * (deviation * bend))
+                @ matrix_from_vector(distal * (twist * ring / len(steps)))
             )
             at = at - turn @ distal * steps[ring]
             wide = 1 + 0.42 * girth * _ease(distance[ring] / 0.26)
@@ -603,10 +604,3 @@ def _unit(vector: Floats) -> Floats:
 def _ease(x: float | Floats) -> float | Floats:
     t = np.clip(x, 0, 1)
     return t * t * (3 - 2 * t)
-
-
-def _rotation(axis: Floats, angle: float) -> Floats:
-    """Rodrigues' formula for a unit axis."""
-    x, y, z = axis
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)

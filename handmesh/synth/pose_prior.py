@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import MANO_PARENTS, HandArrays
 from handmesh.hand.anatomy import (
     FINGER_ROOTS,
@@ -20,7 +21,6 @@ from handmesh.hand.anatomy import (
     bone_ends,
     flexion_axes,
     hand_angles,
-    rotation_from_vector,
 )
 from handmesh.system.kernels import kernel
 
@@ -211,7 +211,7 @@ class PosePrior:
 
     def rotations(self, angles: Floats) -> Floats:
         """(16, 3) angles -> (16, 3, 3) rotations; the same as `anatomy.pose_from_angles`, with the axes at hand."""
-        turns = rotation_from_vector(angles[:, :, None] * self._axes)
+        turns = matrix_from_vector(angles[:, :, None] * self._axes)
         return turns[:, 1] @ turns[:, 0] @ turns[:, 2]
 
     def penetration(self, rotations: Floats) -> float:

@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 
 from handmesh.builtin_hand import generate as builtin_hand
 from handmesh.errors import AssetError
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import (
     FINGER_NAMES,
     FINGERTIP_VERTICES,
@@ -46,7 +47,7 @@ def closed(hand: HandArrays, vertices: np.ndarray, fan: bool = True) -> trimesh.
 
 
 def posed(hand: HandArrays, name: str) -> np.ndarray:
-    return anatomy.pose_mesh(hand, anatomy.pose_from_angles(hand, anatomy.POSES[name]))[0]
+    return hand.shaped().posed(anatomy.pose_from_angles(hand, anatomy.POSES[name])).vertices
 
 
 def test_the_surface_is_a_disc_with_a_16_edge_boundary(hand):
@@ -214,7 +215,7 @@ def test_example_poses_are_poses_of_hands(hand):
 
 
 def test_mean_pose_is_the_relaxed_hand(hand):
-    pose = np.concatenate([np.eye(3)[None], anatomy.rotation_from_vector(hand.hands_mean.reshape(15, 3))])
+    pose = np.concatenate([np.eye(3)[None], matrix_from_vector(hand.hands_mean.reshape(15, 3))])
     np.testing.assert_allclose(pose, anatomy.pose_from_angles(hand, anatomy.POSES["relaxed"]), atol=2e-3)
 
 

@@ -9,9 +9,8 @@ from scipy.spatial.transform import Rotation
 
 from handmesh.errors import ExportError
 from handmesh.files.animation import HandTrack, encode_animation, encode_bvh
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import FINGERTIP_VERTICES, MANO_JOINT_NAMES, Handedness, builtin_hand
-from handmesh.hand.posing import HandPoser, joint_transforms
-from handmesh.motion.smoothing import matrix_from_vector
 
 Y_UP = np.array([1.0, -1, -1])
 
@@ -109,7 +108,7 @@ class Reader:
 
 def truth(track, frame):
     hand = builtin_hand() if track.handedness == Handedness.RIGHT else builtin_hand().mirrored()
-    posed = HandPoser(hand)(matrix_from_vector(track.rotations[frame]), track.betas)
+    posed = hand.shaped(track.betas).posed(matrix_from_vector(track.rotations[frame]))
     return (posed.vertices + track.translations[frame]) * Y_UP
 
 
@@ -227,9 +226,8 @@ def test_bvh_puts_joints_where_ours_are(side):
     names, parents, offsets, ends, motion = read_bvh(encode_bvh(track, builtin_hand(), 30.0).decode())
     assert sorted(names) == sorted(MANO_JOINT_NAMES)
     assert len(motion) == len(track.frames)
-    hand = builtin_hand() if side == Handedness.RIGHT else builtin_hand().mirrored()
-    poser = HandPoser(hand)
-    rest, tips = poser.rest_joints(track.betas), poser.shaped(track.betas)[list(FINGERTIP_VERTICES)]
+    shaped = builtin_hand(side).shaped(track.betas)
+    tips = shaped.vertices[list(FINGERTIP_VERTICES)]
     for frame in (0, 17, 39):
         values = motion[frame]
         turns, places, found = {}, {}, []
@@ -240,14 +238,15 @@ def test_bvh_puts_joints_where_ours_are(side):
             places[index] = values[:3] if parent < 0 else places[parent] + turns[parent] @ offsets[index]
             if index in ends:
                 found.append((names[index], places[index] + turns[index] @ ends[index]))
-        R, t = joint_transforms(hand.parents, matrix_from_vector(track.rotations[frame]), rest)
+        posed = shaped.posed(matrix_from_vector(track.rotations[frame]))
         for index, name in enumerate(names):
             joint = MANO_JOINT_NAMES.index(name)
-            want = 100 * (R[joint] @ rest[joint] + t[joint] + track.translations[frame]) * Y_UP
+            want = 100 * (posed.tree_joints[joint] + track.translations[frame]) * Y_UP
             np.testing.assert_allclose(places[index], want, atol=2e-3)
         for name, place in found:
             joint = MANO_JOINT_NAMES.index(name)
             finger = ("thumb", "index", "middle", "ring", "pinky").index(name.split("_")[0])
-            want = 100 * (R[joint] @ tips[finger] + t[joint] + track.translations[frame]) * Y_UP
+            tip = posed.joint_rotations[joint] @ (tips[finger] - shaped.joints[joint]) + posed.tree_joints[joint]
+            want = 100 * (tip + track.translations[frame]) * Y_UP
             np.testing.assert_allclose(place, want, atol=2e-3)
         assert len(found) == 5

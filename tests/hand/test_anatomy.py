@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import FINGERTIP_VERTICES, MANO_JOINT_NAMES, HandArrays, Handedness, anatomy, builtin_hand
 
 MCPS = [MANO_JOINT_NAMES.index(f"{finger}_mcp") for finger in ("index", "middle", "ring", "pinky")]
@@ -13,30 +13,7 @@ def hand(request: pytest.FixtureRequest) -> HandArrays:
 
 
 def tips(hand: HandArrays, pose: np.ndarray) -> np.ndarray:
-    return anatomy.pose_mesh(hand, pose)[0][list(FINGERTIP_VERTICES)]
-
-
-@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 4)])
-def test_rotation_vectors_agree_with_scipy_both_ways(batch):
-    vectors = np.random.default_rng(0).normal(size=(*batch, 3))
-    vectors *= np.random.default_rng(1).uniform(0, 3.1, size=(*batch, 1)) / np.linalg.norm(
-        vectors, axis=-1, keepdims=True
-    )
-    expected = Rotation.from_rotvec(vectors.reshape(-1, 3)).as_matrix().reshape(*batch, 3, 3)
-    rotations = anatomy.rotation_from_vector(vectors)
-    np.testing.assert_allclose(rotations, expected, atol=1e-13)
-    np.testing.assert_allclose(anatomy.vector_from_rotation(rotations), vectors, atol=1e-9)
-
-
-@pytest.mark.parametrize("vector", [(0, 0, 0), (1e-9, -1e-9, 0), (-1e-8, -1e-8, -1e-8)])
-def test_tiny_rotations_are_exact(vector):
-    rotation = anatomy.rotation_from_vector(np.array(vector, float))
-    np.testing.assert_allclose(anatomy.vector_from_rotation(rotation), vector, atol=1e-16)
-
-
-def test_a_half_turn_is_refused():
-    with pytest.raises(ValueError, match="pi"):
-        anatomy.vector_from_rotation(np.diag([1.0, -1.0, -1.0]))
+    return hand.shaped().posed(pose).vertices[list(FINGERTIP_VERTICES)]
 
 
 def test_palm_axes_are_those_of_the_rest_frame(hand):
@@ -83,16 +60,16 @@ def test_twist_leaves_the_bone_where_it_is(hand):
 def test_mirrored_hand_makes_the_mirrored_gesture():
     right, left = builtin_hand(Handedness.RIGHT), builtin_hand(Handedness.LEFT)
     angles = anatomy.POSES["pinch"] + np.random.default_rng(2).normal(0, 0.1, (16, 3))
-    vertices_right, joints_right = anatomy.pose_mesh(right, anatomy.pose_from_angles(right, angles))
-    vertices_left, joints_left = anatomy.pose_mesh(left, anatomy.pose_from_angles(left, angles * [1, 1, 1]))
-    np.testing.assert_allclose(vertices_left, vertices_right * [-1, 1, 1], atol=1e-12)
-    np.testing.assert_allclose(joints_left, joints_right * [-1, 1, 1], atol=1e-12)
+    posed_right = right.shaped().posed(anatomy.pose_from_angles(right, angles))
+    posed_left = left.shaped().posed(anatomy.pose_from_angles(left, angles))
+    np.testing.assert_allclose(posed_left.vertices, posed_right.vertices * [-1, 1, 1], atol=1e-12)
+    np.testing.assert_allclose(posed_left.tree_joints, posed_right.tree_joints * [-1, 1, 1], atol=1e-12)
 
 
 def test_a_bent_joint_has_the_angle_asked_for(hand):
     """Measured on the posed bones, not on the rotations."""
     angles = anatomy.hand_angles(index=(50, 70, 30))
-    joints = anatomy.pose_mesh(hand, anatomy.pose_from_angles(hand, angles))[1]
+    joints = hand.shaped().posed(anatomy.pose_from_angles(hand, angles)).tree_joints
     tip = tips(hand, anatomy.pose_from_angles(hand, angles))[1]
     rest = np.vstack([hand.J[1:4], anatomy.fingertips(hand)[1]])
     posed = np.vstack([joints[1:4], tip])
@@ -108,25 +85,12 @@ def test_a_bent_joint_has_the_angle_asked_for(hand):
     np.testing.assert_allclose(bends(posed) - bends(rest), [70, 30], atol=2)
 
 
-@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 2)])
-def test_posing_a_batch_is_posing_each(hand, batch):
-    rng = np.random.default_rng(3)
-    angles = rng.normal(0, 0.3, (*batch, 16, 3))
-    betas = rng.normal(size=(*batch, 10))
-    pose = anatomy.pose_from_angles(hand, angles)
-    vertices, joints = anatomy.pose_mesh(hand, pose, betas)
-    for at in np.ndindex(*batch):
-        alone, alone_joints = anatomy.pose_mesh(hand, pose[at], betas[at])
-        np.testing.assert_allclose(vertices[at], alone, atol=1e-12)
-        np.testing.assert_allclose(joints[at], alone_joints, atol=1e-12)
-
-
 def test_turning_the_wrist_turns_the_mesh_about_the_wrist(hand):
     pose = anatomy.pose_from_angles(hand, anatomy.POSES["point"])
-    before = anatomy.pose_mesh(hand, pose)[0]
-    turn = anatomy.rotation_from_vector(np.array([0.4, -1.1, 0.7]))
+    before = hand.shaped().posed(pose).vertices
+    turn = matrix_from_vector([0.4, -1.1, 0.7])
     pose[0] = turn
-    after = anatomy.pose_mesh(hand, pose)[0]
+    after = hand.shaped().posed(pose).vertices
     np.testing.assert_allclose(after, (before - hand.J[0]) @ turn.T + hand.J[0], atol=1e-12)
 
 

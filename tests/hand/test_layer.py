@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.geometry.rotation import matrix_from_6d, matrix_from_vector
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import (
     FINGERTIP_VERTICES,
     JOINT_NAMES,
@@ -21,6 +21,7 @@ from handmesh.hand import (
     builtin_hand,
 )
 from handmesh.hand.layer import HandModel
+from handmesh.model.rotation import matrix_from_6d
 
 
 @pytest.fixture(scope="module", params=list(Handedness))
@@ -36,7 +37,9 @@ def model() -> HandModel:
 def random_hands(*batch: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(*batch, 16, 3, generator=generator, dtype=dtype)
-    return matrix_from_vector(vectors), torch.randn(*batch, 10, generator=generator, dtype=dtype)
+    return torch.from_numpy(matrix_from_vector(vectors)).to(dtype), torch.randn(
+        *batch, 10, generator=generator, dtype=dtype
+    )
 
 
 def skinned(arrays: HandArrays, rotations: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +128,7 @@ def test_any_batch_shape_is_the_single_hand_repeated(model, batch):
 def test_orientation_turns_the_hand_about_its_root(model):
     rotations, betas = random_hands(dtype=torch.float64)
     double = copy.deepcopy(model).double()
-    turn = matrix_from_vector(torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64))
+    turn = torch.from_numpy(matrix_from_vector([0.3, -1.0, 2.0]))
     turned = torch.cat([turn @ rotations[:1], rotations[1:]])
     root = (double.rest_joints + (betas @ double.rest_joint_basis).view(16, 3))[0]
     for before, after in zip(double(rotations, betas), double(turned, betas), strict=True):

@@ -37,7 +37,8 @@ def random_hands(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]
     vectors = 0.3 * torch.randn(count, 16, 3, generator=generator)
     vectors[:, 0] *= 5
     camera = torch.tensor([6.0, 0.02, -0.03]) + 0.05 * torch.randn(count, 3, generator=generator)
-    return camera, matrix_from_vector(vectors), torch.randn(count, 10, generator=generator)
+    pose = torch.from_numpy(matrix_from_vector(vectors)).float()
+    return camera, pose, torch.randn(count, 10, generator=generator)
 
 
 def answer(camera: Tensor, pose: Tensor, betas: Tensor) -> HandOutput:
@@ -99,7 +100,7 @@ def test_the_wrist_is_where_positions_are_measured_from(output):
 def test_each_mistake_costs_in_its_own_parts_only(change, parts):
     camera, pose, betas = random_hands()
     targets = truth_of(answer(camera, pose, betas))
-    turn = matrix_from_vector(torch.tensor([0.2, -0.3, 0.1]))
+    turn = torch.from_numpy(matrix_from_vector([0.2, -0.3, 0.1])).float()
     camera, pose, betas = camera.clone(), pose.clone(), betas.clone()
     if change == "camera":
         camera += 0.1
@@ -119,7 +120,8 @@ def test_the_hands_own_frame_knows_no_orientation():
     camera, pose, betas = random_hands(seed=1)
     other_camera, other_pose, other_betas = random_hands(seed=2)
     before = parts_of(answer(camera, pose, betas), truth_of(answer(other_camera, other_pose, other_betas)))
-    turns = matrix_from_vector(torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(3)))
+    vectors = np.random.default_rng(3).normal(size=(2, 3, 3))
+    turns = torch.from_numpy(matrix_from_vector(vectors)).float()
     pose[:, 0], other_pose[:, 0] = turns[0] @ pose[:, 0], turns[1] @ other_pose[:, 0]
     after = parts_of(answer(camera, pose, betas), truth_of(answer(other_camera, other_pose, other_betas)))
     for name in ("root_vertices", "root_joints", "pose", "betas"):

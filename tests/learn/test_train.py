@@ -288,7 +288,7 @@ def test_the_average_forgets_the_start_and_follows():
 def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
     """The truth itself scores zero; turned, shifted and scaled it still does in 3D; its palm flipped is told."""
     generator = torch.Generator().manual_seed(0)
-    pose = matrix_from_vector(0.3 * torch.randn(6, 16, 3, generator=generator))
+    pose = torch.from_numpy(matrix_from_vector(0.3 * torch.randn(6, 16, 3, generator=generator))).float()
     betas = torch.randn(6, 10, generator=generator)
     vertices, joints = HandModel(builtin_hand())(pose, betas)
     camera = torch.tensor([6.0, 0.1, -0.1]).expand(6, 3)
@@ -311,7 +311,7 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
 
     flipped = pose.clone()
     flipped[:2, 0] = pose[:2, 0] @ torch.diag(torch.tensor([1.0, -1.0, -1.0]))
-    turned = 2 * vertices @ matrix_from_vector(torch.tensor([0.3, 1.0, 0.2])) + 1
+    turned = 2 * vertices @ torch.from_numpy(matrix_from_vector([0.3, 1.0, 0.2])).float() + 1
     found = scores(HandOutput(camera + torch.tensor([0.0, 0.01, 0.0]), flipped, betas, turned, joints, sure, sure))
     assert found["upright_pa_mpvpe_mm"] < 1e-2
     assert found["upright_palm_flipped_share"] == pytest.approx(2 / 6)

@@ -30,7 +30,8 @@ def network(backbone: str, **settings: object) -> HandMeshNet:
 
 
 def some_targets(count: int) -> HandLabels:
-    pose, betas = matrix_from_vector(0.4 * torch.randn(count, 16, 3)), torch.randn(count, 10)
+    pose = torch.from_numpy(matrix_from_vector(0.4 * torch.randn(count, 16, 3))).float()
+    betas = torch.randn(count, 10)
     vertices, joints = HandModel(builtin_hand())(pose, betas)
     return complete_targets(joints[..., :2] * 5, joints, vertices, pose, betas)
 

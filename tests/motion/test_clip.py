@@ -14,11 +14,11 @@ from handmesh.errors import DataError
 from handmesh.files.image import encode_image
 from handmesh.files.video import ClipSource, FolderSource
 from handmesh.geometry.camera import Intrinsics
-from handmesh.hand import Handedness, builtin_hand
-from handmesh.hand.posing import HandPoser
+from handmesh.geometry.rotation import matrix_from_vector
+from handmesh.hand import Handedness, both_sides, builtin_hand
 from handmesh.motion.clip import LiveHands, VideoOptions, convert_clip
-from handmesh.motion.log import hand_of, posers_of, read_frames, read_header, read_tracks, record_of
-from handmesh.motion.smoothing import Smoothing, matrix_from_vector
+from handmesh.motion.log import hand_of, read_frames, read_header, read_tracks, record_of
+from handmesh.motion.smoothing import Smoothing
 from handmesh.predict import Predictor
 from handmesh.system.atomic import write_atomically
 
@@ -76,10 +76,9 @@ def test_the_log_says_where_the_hand_is(whole):
     np.testing.assert_allclose(hand["keypoints_px"][0], place(0)[0], atol=1.5)
     # The numbers belong together: parameters give the joints, and the camera draws them near their keypoints.
     K = np.array(header["intrinsics_px"])
-    poser = HandPoser(builtin_hand())
     for item in items:
         for hand in item["hands"]:
-            posed = poser(matrix_from_vector(hand["pose"]), np.array(hand["betas"]))
+            posed = builtin_hand().shaped(hand["betas"]).posed(matrix_from_vector(hand["pose"]))
             np.testing.assert_allclose(posed.joints + hand["translation"], hand["joints"], atol=1e-5)
             drawn = np.array(hand["joints"]) @ K.T
             drawn = drawn[:, :2] / drawn[:, 2:]
@@ -88,8 +87,8 @@ def test_the_log_says_where_the_hand_is(whole):
 
 def test_a_record_is_the_hand(pictures):
     (hand,) = Predictor(MarkerEngine())(draw([place(3)]), handedness="left")
-    posers = posers_of(builtin_hand())
-    again = hand_of(json.loads(json.dumps(record_of(1, hand, posers))), hand.intrinsics, posers)
+    models = both_sides(builtin_hand())
+    again = hand_of(json.loads(json.dumps(record_of(1, hand, models))), hand.intrinsics, models)
     assert again.handedness == Handedness.LEFT
     np.testing.assert_allclose(again.vertices, hand.vertices, atol=2e-6)
     np.testing.assert_allclose(again.vertices_image(), hand.vertices_image(), atol=0.02)

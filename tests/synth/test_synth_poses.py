@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from handmesh.hand import MANO_JOINT_NAMES, builtin_hand
-from handmesh.hand.anatomy import FINGER_ROOTS, JOINT_LIMITS, hand_angles, pose_from_angles, pose_mesh
+from handmesh.hand.anatomy import FINGER_ROOTS, JOINT_LIMITS, hand_angles, pose_from_angles
 from handmesh.synth.pose_prior import (
     BASE_POSES,
     PosePrior,
@@ -52,10 +52,10 @@ def test_rotations_are_those_of_the_anatomy(prior):
 
 
 def test_kinematics_agree_with_the_skinned_hand(prior):
-    """The chain of joints that capsules hang on is the one that `pose_mesh` skins with."""
+    """The chain of joints that capsules hang on is the one that a posed hand is skinned with."""
     pose = prior.sample(np.random.default_rng(2)).rotations
     _, places = forward_kinematics(pose, builtin_hand().J)
-    np.testing.assert_allclose(places, pose_mesh(builtin_hand(), pose)[1], atol=1e-6)
+    np.testing.assert_allclose(places, builtin_hand().shaped().posed(pose).tree_joints, atol=1e-6)
 
 
 def test_a_straight_hand_is_free_and_folded_fingers_collide(prior):

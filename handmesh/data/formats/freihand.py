@@ -37,8 +37,8 @@ from handmesh.data.formats.json_arrays import iterate_json_array, read_json_arra
 from handmesh.data.sample import LabelledHand, PhotoLabels, RawSample, hand_labels
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import FINGERTIP_VERTICES, HandArrays
-from handmesh.hand.anatomy import rotation_from_vector
 
 __all__ = [
     "FreiHand",
@@ -685,7 +685,7 @@ def decode_mano(
     numbers = np.asarray(parameters, np.float64)[..., 0, :]
     vectors = numbers[..., :48].copy()
     vectors[..., 3:] += hands_mean
-    pose = rotation_from_vector(vectors.reshape(*vectors.shape[:-1], 16, 3))
+    pose = matrix_from_vector(vectors.reshape(*vectors.shape[:-1], 16, 3))
     return pose, numbers[..., 48:58], numbers[..., 58:60], numbers[..., 60]
 
 

@@ -25,8 +25,8 @@ from handmesh.data.sample import JOINT_COUNT, LabelledHand, PhotoLabels, RawSamp
 from handmesh.errors import ConfigError, DataError, ImageError
 from handmesh.files.image import read_image
 from handmesh.geometry.camera import Intrinsics
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import BETA_COUNT, VERTEX_COUNT, Handedness, builtin_hand
-from handmesh.hand.anatomy import rotation_from_vector
 
 Floats = NDArray[np.float64]
 
@@ -183,7 +183,7 @@ def parse_labels(record: dict[str, Any], where: str) -> PhotoLabels:
             raise DataError(f"{where}: {key!r} reach {np.abs(points).max():.0f}: wanted metres. Are they millimetres?")
     pose = array("pose", (16, 3, 3), (16, 3), (48,))
     if pose is not None and pose.shape != (16, 3, 3):
-        pose = rotation_from_vector(pose.reshape(16, 3))
+        pose = matrix_from_vector(pose.reshape(16, 3))
     elif pose is not None and (off := float(np.abs(np.swapaxes(pose, -1, -2) @ pose - np.eye(3)).max())) > 1e-3:
         raise DataError(f"{where}: 'pose' holds matrices that are no rotations (off by {off:.2g}).")
     elif pose is not None and (np.linalg.det(pose) < 0).any():

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from handmesh.data.formats.freihand import ABOUT, IMAGE_SIZE, SPLITS, VERSIONS, encode_mano
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
+from handmesh.geometry.rotation import vector_from_matrix
 from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand
-from handmesh.hand.anatomy import pose_mesh, vector_from_rotation
 from handmesh.synth import (
     Backgrounds,
     CameraEffects,
@@ -140,15 +140,15 @@ class _Frame:
         self.hand = hand
         pose = sample.pose.astype(np.float64)
         pose[0] = turn @ pose[0]
-        self.vectors = np.array([_rotation_vector(rotation) for rotation in pose])
+        self.vectors = vector_from_matrix(pose)
         self.betas = sample.betas.astype(np.float64)
-        vertices, _ = pose_mesh(hand, pose, self.betas)
+        shaped = hand.shaped(self.betas)
         # The model turns about its root joint, so what the turn does to the rest is told by the wrist's place.
         old_pose = sample.pose.astype(np.float64)
-        wrist = hand.J_regressor[0] @ (hand.v_template + hand.shapedirs @ self.betas)
+        wrist = shaped.joints[0]
         assert np.abs(old_pose[1:] - pose[1:]).max() == 0
         translation = turn @ (wrist + sample.translation.astype(np.float64)) - wrist
-        self.vertices = vertices + translation
+        self.vertices = shaped.posed(pose).vertices + translation
         self.joints = hand.joints_of(self.vertices)
 
     def annotation(self) -> dict[str, Any]:
@@ -161,14 +161,6 @@ class _Frame:
             "verts": self.vertices.tolist(),
             "mano": mano.tolist(),
         }
-
-
-def _rotation_vector(rotation: Floats) -> Floats:
-    """(3,) also for turns near half a circle, which `vector_from_rotation` refuses: orientations can be anything."""
-    try:
-        return vector_from_rotation(rotation)
-    except ValueError:
-        return np.asarray(cv2.Rodrigues(rotation)[0], np.float64).ravel()
 
 
 def _write_images(
