@@ -21,7 +21,6 @@ from handmesh.data.sample import HandLabels, HandSample
 from handmesh.data.sources import Source
 from handmesh.errors import ConfigError, HandMeshError
 
-
 BLOCK = 1024  # examples over which the shares are exact (to one example)
 
 
