@@ -108,7 +108,7 @@ class HandPrediction:
 
     def cam_from_hand_axes(self, intrinsics: Intrinsics | None = None) -> NDArray[np.float64]:
         """(3, 3): the network sees a crop as a camera that faces it would; this turns that camera to the real one."""
-        return (intrinsics or self.intrinsics).facing_from_cam(self.crop.center).T
+        return (intrinsics or self.intrinsics).virtual_camera_rotation(self.crop.center).T
 
     def _to_cam(self, points: Floats, intrinsics: Intrinsics | None) -> Floats:
         known = intrinsics or self.intrinsics

@@ -113,7 +113,7 @@ def labels_in(crop: CropTransform, packed: PackedSample) -> HandLabels[NDArray[A
     if crop.mirror:
         return hand_labels(keypoints=keypoints, right=False)
     camera = Intrinsics.from_matrix(packed.intrinsics)
-    R = crop.crop_from_image_axes @ camera.facing_from_cam(crop.center)
+    R = crop.crop_from_image_axes @ camera.virtual_camera_rotation(crop.center)
     pose = packed.pose.astype(np.float64)
     pose[0] = R @ pose[0]
     return hand_labels(keypoints=keypoints, pose=pose, betas=np.array(packed.betas))

@@ -197,13 +197,13 @@ def crops_beside_hand(keypoints: Tensor, generator: Generator) -> tuple[Crops, T
 
 def crop_labels(renders: RenderBatch[Tensor], crops: Crops) -> tuple[Tensor, Tensor]:
     """-> keypoints (B, 21, 2) NDC, pose (B, 16, 3, 3) in the crops' axes, which is none where a crop is mirrored."""
-    R = crops.from_image_axes() @ facing_from_cam(renders.intrinsics, crops.center)
+    R = crops.from_image_axes() @ virtual_camera_rotation(renders.intrinsics, crops.center)
     pose = torch.cat([(R @ renders.pose[:, 0])[:, None], renders.pose[:, 1:]], dim=1)
     return crops.to_ndc(renders.keypoints), pose
 
 
-def facing_from_cam(intrinsics: Tensor, points_image: Tensor) -> Tensor:
-    """(B, 3, 3), (B, 2) -> (B, 3, 3), as `camera.Intrinsics.facing_from_cam`."""
+def virtual_camera_rotation(intrinsics: Tensor, points_image: Tensor) -> Tensor:
+    """(B, 3, 3), (B, 2) -> (B, 3, 3), as `camera.Intrinsics.virtual_camera_rotation`."""
     focal = torch.stack([intrinsics[:, 0, 0], intrinsics[:, 1, 1]], dim=-1)
     ray = functional.pad((points_image - intrinsics[:, :2, 2]) / focal, (0, 1), value=1.0)
     direction = ray / ray.norm(dim=-1, keepdim=True)

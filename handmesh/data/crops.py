@@ -84,16 +84,18 @@ def crop_sample(sample: RawSample, crop: CropTransform, resolution: int) -> Hand
     labels, hand = sample.labels, sample.labels.hand
     assert crop.mirror == (labels.handedness == Handedness.LEFT), "a left hand has to be mirrored, a right one not"
     image = crop.warp(np.ascontiguousarray(sample.image), resolution, cv2.BORDER_CONSTANT)
-    facing = np.eye(3) if labels.intrinsics is None else labels.intrinsics.facing_from_cam(crop.center)
+    virtual_from_cam = (
+        np.eye(3) if labels.intrinsics is None else labels.intrinsics.virtual_camera_rotation(crop.center)
+    )
     if (seen := labels.keypoints_or_projection()) is not None:
         points, known = seen
         points = np.where(known[:, None], crop.to_ndc(np.where(known[:, None], points, 0)), 0)
         hand = hand._replace(keypoints=points, keypoints_known=known)
     if hand.pose_known:
-        hand = hand._replace(pose=crop.pose_to_crop(np.concatenate([facing @ hand.pose[:1], hand.pose[1:]])))
+        hand = hand._replace(pose=crop.pose_to_crop(np.concatenate([virtual_from_cam @ hand.pose[:1], hand.pose[1:]])))
     if hand.joints_known:
-        hand = hand._replace(joints=crop.vectors_to_crop(hand.joints @ facing.T))
+        hand = hand._replace(joints=crop.vectors_to_crop(hand.joints @ virtual_from_cam.T))
     if hand.vertices_known:
-        hand = hand._replace(vertices=crop.vectors_to_crop(hand.vertices @ facing.T))
+        hand = hand._replace(vertices=crop.vectors_to_crop(hand.vertices @ virtual_from_cam.T))
     hand = hand._replace(right=np.asarray(hand.right != crop.mirror))
     return HandSample(image, hand.map(lambda value: value if value.dtype == bool else value.astype(np.float32)))

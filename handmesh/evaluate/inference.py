@@ -212,7 +212,7 @@ def _run(
         keypoints.append(crop.to_image(camera.project(found)))
         axes, origin = np.eye(3), np.zeros(3)
         if known is not None:
-            axes = known.facing_from_cam(crop.center).T
+            axes = known.virtual_camera_rotation(crop.center).T
             origin = hand_origin_cam(camera, crop, known, float(mesh[:, 2].mean()), axes)
         joints.append(crop.vectors_to_image(found) @ axes.T + origin)
         vertices.append(crop.vectors_to_image(mesh) @ axes.T + origin)

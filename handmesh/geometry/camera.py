@@ -8,8 +8,8 @@ frame   unit         axes and origin
 hand    metre        axes of a camera that faces the centre of the crop (x right, y down, z forward), with the
                      predicted orientation applied; origin at the hand model's own origin. In a turned or mirrored crop
                      these are the crop's axes, until ``CropTransform.vectors_to_image`` turns them back. From the
-                     camera of the full image they differ by ``Intrinsics.facing_from_cam(crop.center)``: what a hand
-                     looks like in a crop depends on where the camera would have to look, not on where it did look.
+                     camera of the full image they differ by ``Intrinsics.virtual_camera_rotation(crop.center)``: what
+                     a hand looks like in a crop depends on where the camera would have to look, not on where it did.
 cam     metre        OpenCV camera of the full image: x right, y down, z forward, origin at the optical centre
 image   pixel        (x, y), x right, y down, pixel centres at integers: the image spans -0.5 to width - 0.5
 ndc     -            [-1, 1] over the square crop, x right, y down, edge to edge whatever the resolution
@@ -152,12 +152,13 @@ class Intrinsics:
         x, y = np.asarray(point_image, dtype=np.float64)
         return np.array([(x - self.cx) / self.fx, (y - self.cy) / self.fy, 1.0])
 
-    def facing_from_cam(self, point_image: ArrayLike) -> NDArray[np.float64]:
-        """(3, 3) rotation to the axes of a camera that turned the shortest way to look at an image point.
+    def virtual_camera_rotation(self, point_image: ArrayLike) -> NDArray[np.float64]:
+        """(3, 3) virtual camera from cam: the rotation that brings an image point, a crop's centre, onto the axis.
 
-        A hand off the optical axis is seen from another side than the camera's axes say; in these axes it looks as if
-        the camera faced it. The third row is the direction of the point; the others follow from Rodrigues' formula for
-        the rotation between two unit vectors.
+        A crop is the view of a virtual camera at the same place that looks at the crop's centre: the real one, turned
+        the shortest way. A hand off the real camera's axis is seen from another side than that camera's axes say; in
+        the virtual camera's axes it looks as its crop shows it. The third row is the direction of the point; the others
+        follow from Rodrigues' formula for the rotation between two unit vectors.
         """
         x, y, z = direction = (ray := self.ray(point_image)) / np.linalg.norm(ray)
         turn = np.eye(3)
@@ -182,8 +183,8 @@ def hand_origin_cam(
     `reference_depth` is the z in the hand frame of the plane in which the two cameras agree; give the mean z of the
     vertices, since the weak-perspective camera fits the hand as a whole while the model's origin may lie several
     centimetres nearer or farther. `cam_from_hand_axes` is A, (3, 3): how the hand's axes, turned back upright, lie in
-    the camera: ``intrinsics.facing_from_cam(crop.center).T``, or None for the identity, where the hand's axes are the
-    camera's own (FreiHAND's labels as they are published).
+    the camera: ``intrinsics.virtual_camera_rotation(crop.center).T``, or None for the identity, where the hand's axes
+    are the camera's own (FreiHAND's labels as they are published).
 
     Derivation. With ``t`` the translation turned to image axes, b the side of the crop in pixels and c its centre, the
     weak-perspective camera draws a point (X, Y, Z) of the turned-back hand at ``c + (b / 2) * scale * (XY + t)``.

@@ -78,7 +78,7 @@ def hand_of(
     side = Handedness(record["handedness"])
     crop = CropTransform((record["crop_center_px"][0], record["crop_center_px"][1]), record["crop_size_px"])
     pose = matrix_from_vector(record["pose"])
-    pose[0] = intrinsics.facing_from_cam(crop.center) @ pose[0]
+    pose[0] = intrinsics.virtual_camera_rotation(crop.center) @ pose[0]
     betas = np.array(record["betas"], np.float32)
     posed = models[side].shaped(betas).posed(pose)
     x0, y0, x1, y1 = record["box_px"]

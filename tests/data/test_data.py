@@ -97,7 +97,7 @@ def test_labels_project_onto_their_keypoints_through_the_true_camera(crops):
     """
     for packed, crop, sample in crops:
         camera = Intrinsics.from_matrix(packed.intrinsics)
-        crop_from_cam = crop.crop_from_image_axes @ camera.facing_from_cam(crop.center)
+        crop_from_cam = crop.crop_from_image_axes @ camera.virtual_camera_rotation(crop.center)
         root = rest_root(packed.betas)
         place = crop_from_cam @ (root + packed.translation) - root
         joints_cam = (posed(sample.labels.pose, sample.labels.betas) + place) @ crop_from_cam
@@ -115,13 +115,15 @@ def test_labels_fit_a_weak_perspective_camera(crops):
 
 
 def test_off_axis_hands_are_labelled_as_a_camera_that_faces_them_sees_them(crops):
-    """Leaving out `facing_from_cam` makes labels of hands beside the axis disagree with their pixels."""
+    """Leaving out `virtual_camera_rotation` makes labels of hands beside the axis disagree with their pixels."""
     residuals = []
     for packed, crop, sample in crops:
         camera = Intrinsics.from_matrix(packed.intrinsics)
         pose = sample.labels.pose.astype(float)
         crop_axes = crop.crop_from_image_axes
-        pose[0] = crop_axes @ camera.facing_from_cam(crop.center).T @ crop_axes.T @ pose[0]  # the turn taken out
+        pose[0] = (
+            crop_axes @ camera.virtual_camera_rotation(crop.center).T @ crop_axes.T @ pose[0]
+        )  # the turn taken out
         with_turn = weak_perspective_residual(posed(sample.labels.pose, sample.labels.betas), sample.labels.keypoints)
         residuals.append(
             (with_turn, weak_perspective_residual(posed(pose, sample.labels.betas), sample.labels.keypoints))

@@ -58,7 +58,7 @@ class KnowingEngine:
         camera, joints, vertices = [], [], []
         for index, crop in enumerate(crops):
             intrinsics = data.camera(index)
-            facing = intrinsics.facing_from_cam(crop.center)
+            facing = intrinsics.virtual_camera_rotation(crop.center)
             origin = data.truth.joints[index][0]
             points = [crop.vectors_to_crop((array[index] - origin) @ facing.T) for array in data.truth]
             # The weak-perspective camera that fits the true projection best: linear in scale and scale * translation.

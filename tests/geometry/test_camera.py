@@ -129,7 +129,7 @@ def test_impossible_cameras_are_refused(call):
 @pytest.mark.parametrize("point", [(319.5, 239.5), (0.0, 0.0), (639.0, 100.0), (-2000.0, 5000.0)])
 def test_facing_turns_the_point_onto_the_axis_the_shortest_way(point):
     camera = Intrinsics(500.0, 520.0, 319.5, 239.5)
-    R = camera.facing_from_cam(point)
+    R = camera.virtual_camera_rotation(point)
     np.testing.assert_allclose(R @ R.T, np.eye(3), atol=1e-14)
     assert np.linalg.det(R) == pytest.approx(1)
     ray = camera.ray(point)
@@ -169,7 +169,7 @@ def test_a_small_hand_in_facing_axes_lands_where_the_crop_shows_it(crop):
     It stretches outward by 1 / cos of the angle; shared between both directions, that is the square root for each.
     """
     intrinsics = Intrinsics(700.0, 700.0, 319.5, 239.5)
-    A = intrinsics.facing_from_cam(crop.center).T
+    A = intrinsics.virtual_camera_rotation(crop.center).T
     points = points_like_a_hand(1) * 0.01
     camera = WeakPerspectiveCamera.from_vector(np.array([6.0, 3e-4, -4e-4]))
     origin = hand_origin_cam(camera, crop, intrinsics, float(points[:, 2].mean()), A)
@@ -184,7 +184,7 @@ def test_a_small_hand_in_facing_axes_lands_where_the_crop_shows_it(crop):
 def test_a_known_hand_in_space_is_found_again(crop):
     """Project a hand by pinhole, fit the crop's camera to what is seen, and ask where the hand is."""
     intrinsics = Intrinsics(700.0, 690.0, 319.5, 239.5)
-    A = intrinsics.facing_from_cam(crop.center).T
+    A = intrinsics.virtual_camera_rotation(crop.center).T
     points = points_like_a_hand(2, thickness=0.3)
     true_origin = 0.7 * intrinsics.ray(crop.center) - A @ points.mean(axis=0)
     seen = crop.to_ndc(intrinsics.project(points @ A.T + true_origin))

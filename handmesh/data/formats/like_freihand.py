@@ -120,7 +120,7 @@ class _Frame:
         old_K = sample.intrinsics.astype(np.float64)
         box = np.concatenate([sample.keypoints.min(axis=0), sample.keypoints.max(axis=0)]).astype(np.float64)
         center = (box[:2] + box[2:]) / 2
-        turn = Intrinsics.from_matrix(old_K).facing_from_cam(center)
+        turn = Intrinsics.from_matrix(old_K).virtual_camera_rotation(center)
         enlargement = rng.uniform(*_HAND_PIXELS) / float((box[2:] - box[:2]).max())
         # fx and fy of real cameras differ by up to 0.2 %.
         focal = old_K[0, 0] * enlargement * np.exp(rng.normal(0, 0.0005, 2))
