@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from handmesh.cli.shell import error_console, progress_bar, say, say_error
+from handmesh.cli.shell import error_console, say, say_error
 from handmesh.errors import HandMeshError
 
-app = typer.Typer(help="Published FastViT weights: add, list, check. Several runs: average.", no_args_is_help=True)
+app = typer.Typer(help="Published FastViT weights: add, list. Several runs: average.", no_args_is_help=True)
 
 
 @app.command("add")
@@ -62,41 +62,6 @@ def weights_list() -> None:
         say_error(error_console, str(error))
     if damaged:
         raise typer.Exit(1)
-
-
-@app.command("check")
-def weights_check(
-    name: Annotated[str, typer.Argument(help="Weights that were added; `handmesh weights list` shows them.")],
-    imagenet: Annotated[Path, typer.Option(metavar="DIR", help="Validation images in one sub-folder per class.")],
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network; default: torch's own.")] = None,
-) -> None:
-    """Measure top-1 accuracy on ImageNet's validation images, with the published preprocessing.
-
-    Example:
-      handmesh weights check fastvit_t8 --imagenet imagenet/val
-    """
-    import torch
-
-    from handmesh.learn.imagenet import RELEASED_TOP1, load_classifier, top1
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    classifier = load_classifier(name).to("cuda" if torch.cuda.is_available() else "cpu")
-    with progress_bar() as progress:
-        task = progress.add_task("classifying", total=None)
-
-        def report(correct: int, done: int, total: int) -> None:
-            text = f"classifying  top-1 {100 * correct / done:.2f} %"
-            progress.update(task, completed=done, total=total, description=text)
-
-        score = top1(classifier, imagenet, batch_size=batch, on_progress=report)
-    plain, distilled = RELEASED_TOP1[classifier.name]
-    say(
-        f"{name}: top-1 {score.percent:.2f} % of {score.total} images (standard error {score.standard_error:.2f}), "
-        f"{score.total / score.seconds:.1f} images/s"
-    )
-    say(f"released for {classifier.name} on ImageNet's 50000 images: {plain} %, distilled {distilled} %")
 
 
 @app.command("average")

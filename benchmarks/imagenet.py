@@ -1,12 +1,19 @@
-"""Top-1 accuracy on ImageNet: whether published weights, in our network, do what their owners say they do.
+"""Whether published weights, in our network, do what their owners say:  python benchmarks/imagenet.py NAME DIR
+
+Top-1 accuracy on ImageNet's validation images (DIR has one sub-folder per class) of the weights that
+`handmesh weights add` stored as NAME, beside the released figure.
 
 The preprocessing is the published one (https://github.com/apple/ml-fastvit, models/fastvit.py, with timm's evaluation
 transform): the shorter side scaled to 256 / `CENTRAL_SHARE` by Pillow's bicubic filter, the central 256 px square, RGB
 normalised by ImageNet's mean and standard deviation. Published evaluations ignore EXIF orientation, and so does this.
 """
 
+from __future__ import annotations
+
+import argparse
 import io
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +49,29 @@ RELEASED_TOP1 = {
 CENTRAL_SHARE = dict.fromkeys(RELEASED_TOP1, 0.9) | {"fastvit_ma36": 0.95}
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="weights that were added; `handmesh weights list` shows them")
+    parser.add_argument("images", type=Path, help="validation images in one sub-folder per class")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--threads", type=int, help="of the network; default: torch's own")
+    arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    classifier = load_classifier(arguments.name).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def report(correct: int, done: int, total: int) -> None:
+        print(f"\r{done} of {total}: top-1 {100 * correct / done:.2f} %", end="", file=sys.stderr)
+
+    score = top1(classifier, arguments.images, batch_size=arguments.batch, on_progress=report)
+    plain, distilled = RELEASED_TOP1[classifier.name]
+    print(
+        f"\n{arguments.name}: top-1 {score.percent:.2f} % of {score.total} images (standard error "
+        f"{score.standard_error:.2f}), {score.total / score.seconds:.1f} images/s"
+    )
+    print(f"released for {classifier.name} on ImageNet's 50000 images: {plain} %, distilled {distilled} %")
 
 
 @dataclass(frozen=True)
@@ -163,3 +193,7 @@ def preprocess(path: Path, central_share: float, size: int = SIZE) -> Tensor:
 
 def _examples(names: list[str]) -> str:
     return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+
+
+if __name__ == "__main__":
+    main()
