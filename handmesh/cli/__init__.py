@@ -16,7 +16,6 @@ from rich.logging import RichHandler
 from handmesh import __version__
 from handmesh.cli import (
     bench,
-    carry,
     data,
     demo,
     doctor,
@@ -55,7 +54,7 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
-for name, group in (("carry", carry.app), ("data", data.app), ("mano", mano.app), ("weights", weights.app)):
+for name, group in (("data", data.app), ("mano", mano.app), ("weights", weights.app)):
     app.add_typer(group, name=name)
 
 

@@ -102,7 +102,7 @@ def train(
     resume: bool = False,
     on_progress: Callable[[Progressed], None] = lambda _: None,
     on_render: Progress | None = None,
-    stops: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Path:
     """Train and return the path of the averaged model.
 
@@ -110,8 +110,8 @@ def train(
     `resume` the directory must not hold a run already: nothing is overwritten by accident. Started by torchrun, every
     process calls this; the first one writes and reports, and `directory` must be the same place for all.
 
-    `stops` is asked in every step: once it says yes the run scores, saves and ends there, to be gone on with later as
-    if it had never stopped.
+    `should_stop` is asked in every step: once it says yes the run scores, saves and ends there, to be gone on with
+    later as if it had never stopped.
     """
     with joined_ranks() as ranks, ExitStack() as stack:
         settings, device = config.model_dump(mode="json"), ranks.device
@@ -137,7 +137,7 @@ def train(
         first_step, best, warm_again_at = 0, math.inf, None
         if state is not None:
             first_step, best = state["step"], state.get("best", math.inf)
-            warm_again_at = state.get("warm_again_at")  # of a run that was carried here without its optimiser
+            warm_again_at = state.get("warm_again_at")  # of a state that came without its optimiser
             model.load_state_dict(state["model"])
             averaged.load_state_dict(state["average"])
             if dense is not None:
@@ -168,7 +168,7 @@ def train(
         stack.enter_context(closing(batches))
         for step, batch, wait in _timed(batches, first_step):
             done = step + 1
-            last = done == config.steps or _is_stopped(stops, done, ranks)
+            last = done == config.steps or _is_stopped(should_stop, done, ranks)
             logs, evaluates, saves = (
                 done % every == 0 or last
                 for every in (config.log_every, config.evaluate_every, config.checkpoint_every)
@@ -328,11 +328,11 @@ def _crops(config: TrainConfig) -> dict[str, str]:
     return crops | {f"photos{number}": source.crop for number, source in enumerate(photos)}
 
 
-def _is_stopped(stops: Callable[[], bool] | None, done: int, ranks: Ranks) -> bool:
+def _is_stopped(should_stop: Callable[[], bool] | None, done: int, ranks: Ranks) -> bool:
     """Whether somebody asked to stop. Several processes have to agree, which costs time: not in every step."""
-    if stops is None or (ranks.count > 1 and done % _STEPS_BETWEEN_AGREEMENTS):
+    if should_stop is None or (ranks.count > 1 and done % _STEPS_BETWEEN_AGREEMENTS):
         return False
-    return any(ranks.gather(stops()))
+    return any(ranks.gather(should_stop()))
 
 
 def _check_start(config: TrainConfig) -> None:
