@@ -7,7 +7,7 @@ that most other code uses, rotations only. On sane predictions they agree.
 The official figures and where they are defined here (errors of N frames with P points each, (N, P)):
 
 * mean error: `point_errors(...).mean()`
-* area under the curve: `curve_area(correct_share(errors))`, thresholds 0 to 50 mm in 100 steps, trapezoids
+* area under the curve: `auc(pck(errors))`, thresholds 0 to 50 mm in 100 steps, trapezoids
 * F-score at 5 and 15 mm: `f_scores(...)`, nearest neighbours in both directions, mean over frames
 
 `handmesh.evaluate.scores` puts them together for whole prediction files.
@@ -36,9 +36,9 @@ _EPSILON = 1e-8  # added to both norms by the official tool
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """A map from predicted points to the true ones: shift, scale and an orthogonal turn."""
+    """A map from predicted points to the true ones: shift, scale and an orthogonal rotation."""
 
-    turn: Array  # (*B, 3, 3) orthogonal; determinant -1 where it mirrors
+    rotation: Array  # (*B, 3, 3) orthogonal; determinant -1 where it mirrors
     scale: Array  # (*B, 1, 1) sum of the singular values, between the two clouds brought to unit size
     predicted_mean: Array  # (*B, 1, 3)
     predicted_norm: Array  # (*B, 1, 1)
@@ -48,12 +48,12 @@ class Similarity:
     def apply(self, points: ArrayLike) -> Array:
         """(*B, N, 3) points of the predicted hand -> where they come to lie on the true one."""
         unit = (np.asarray(points, np.float64) - self.predicted_mean) / self.predicted_norm
-        return unit @ np.swapaxes(self.turn, -1, -2) * self.scale * self.target_norm + self.target_mean
+        return unit @ np.swapaxes(self.rotation, -1, -2) * self.scale * self.target_norm + self.target_mean
 
     @property
     def mirrors(self) -> NDArray[np.bool_]:
         """(*B,) whether a right hand becomes a left one."""
-        return np.linalg.det(self.turn) < 0
+        return np.linalg.det(self.rotation) < 0
 
 
 def find_similarity(target: ArrayLike, predicted: ArrayLike) -> Similarity:
@@ -67,7 +67,7 @@ def find_rigid_similarity(target: ArrayLike, predicted: ArrayLike) -> Similarity
 
 
 def align_similarity(target: ArrayLike, predicted: ArrayLike) -> Array:
-    """(*B, N, 3) predicted points moved, scaled and turned (a reflection is allowed) to fit the target best."""
+    """(*B, N, 3) predicted points moved, scaled and rotated (a reflection is allowed) to fit the target best."""
     return find_similarity(target, predicted).apply(predicted)
 
 
@@ -83,7 +83,7 @@ def _fit(target: ArrayLike, predicted: ArrayLike, *, allow_reflection: bool) -> 
     target_centered, predicted_centered = target - target_mean, predicted - predicted_mean
     target_norm = np.linalg.norm(target_centered, axis=(-2, -1), keepdims=True) + _EPSILON
     predicted_norm = np.linalg.norm(predicted_centered, axis=(-2, -1), keepdims=True) + _EPSILON
-    # Orthogonal Procrustes (Schoenemann 1966): the singular vectors of the correlation give the turn, the singular
+    # Orthogonal Procrustes (Schoenemann 1966): the singular vectors of the correlation give the rotation, the singular
     # values its scale.
     U, s, Vt = np.linalg.svd(np.swapaxes(target_centered / target_norm, -1, -2) @ (predicted_centered / predicted_norm))
     if not allow_reflection:
@@ -95,10 +95,10 @@ def _fit(target: ArrayLike, predicted: ArrayLike, *, allow_reflection: bool) -> 
 
 
 def mean_shape(shapes: ArrayLike, rounds: int = 4) -> Array:
-    """(N, P, 3) -> (P, 3): what all shapes have in common once place, size and turn are taken away.
+    """(N, P, 3) -> (P, 3): what all shapes have in common once place, size and orientation are taken away.
 
-    Generalised Procrustes analysis (Gower 1975) with rotations. As a constant answer to every frame it is the floor
-    of an aligned score: no constant does noticeably better, and what does worse has no skill.
+    Generalised Procrustes analysis (Gower 1975) with rotations. As a constant answer to every frame it is the mean-pose
+    baseline of an aligned score: no constant does noticeably better, and what does worse has no skill.
     """
     clouds = np.asarray(shapes, np.float64)
     mean = clouds[0]
@@ -143,7 +143,7 @@ def keypoint_box_error(target: ArrayLike, predicted: ArrayLike) -> Array:
 
 
 def keypoint_box_errors(target: ArrayLike, predicted: ArrayLike) -> Array:
-    """(*B, N) every 2D distance over that side; `correct_share` of them is 2D PCK."""
+    """(*B, N) every 2D distance over that side; `pck` of them is PCK in 2D."""
     return point_errors(target, predicted) / _box_side(target)[..., None]
 
 
@@ -154,19 +154,19 @@ def _box_side(keypoints: ArrayLike) -> Array:
 # Curves
 
 
-def correct_share(errors: ArrayLike, thresholds: ArrayLike = PCK_THRESHOLDS) -> Array:
+def pck(errors: ArrayLike, thresholds: ArrayLike = PCK_THRESHOLDS) -> Array:
     """(*B,) errors -> (T,) share of them that are at most each threshold (PCK); thresholds in increasing order."""
-    return correct_counts(errors, thresholds) / max(np.size(errors), 1)
+    return pck_counts(errors, thresholds) / max(np.size(errors), 1)
 
 
-def correct_counts(errors: ArrayLike, thresholds: ArrayLike = PCK_THRESHOLDS) -> NDArray[np.int64]:
+def pck_counts(errors: ArrayLike, thresholds: ArrayLike = PCK_THRESHOLDS) -> NDArray[np.int64]:
     """(*B,) errors -> (T,) how many are at most each threshold; sums over parts are the counts of the whole."""
     steps = np.asarray(thresholds, np.float64)
     first = np.searchsorted(steps, np.ravel(errors), side="left")  # the first threshold that is not below the error
     return np.cumsum(np.bincount(first, minlength=len(steps) + 1)[: len(steps)])
 
 
-def curve_area(share: ArrayLike, thresholds: ArrayLike = PCK_THRESHOLDS) -> float:
+def auc(share: ArrayLike, thresholds: ArrayLike = PCK_THRESHOLDS) -> float:
     """Area under a PCK curve by trapezoids, over the area of a perfect one: 1 when every error is zero."""
     y, x = np.asarray(share, np.float64), np.asarray(thresholds, np.float64)
     return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / (x[-1] - x[0]))

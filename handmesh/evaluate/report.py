@@ -105,7 +105,7 @@ def _scores(evaluation: Evaluation) -> str:
     head = "".join(f"<th>{title}</th>" for title in _PAPER_TITLES.values())
     rows = [_score_row("this run", evaluation.paper, evaluation.intervals, strong=True)]
     rows.append(_score_row("this run, aligned by rotations only", evaluation.rigid))
-    rows.append(_score_row("this set's own mean hand, as a constant answer", evaluation.floor))
+    rows.append(_score_row("mean-pose baseline: this set's own mean hand", evaluation.mean_pose_baseline))
     for name, values in PUBLISHED.items():
         rows.append(_score_row(name, dict(zip(PAPER_KEYS, values, strict=True)), dim=True))
     note = (
@@ -314,7 +314,7 @@ def _line_plot(x: Array, lines: Sequence[tuple[str, Array]], x_label: str) -> st
     for index, (_, y) in enumerate(lines):
         points = " ".join(f"{axes.px(a):.1f},{axes.py(b):.1f}" for a, b in zip(x, y, strict=True))
         axes.add(f'<polyline points="{points}" class="line c{index + 1}" />')
-    areas = [f"{name}, area {metrics.curve_area(y, x):.3f}" for name, y in lines]
+    areas = [f"{name}, area {metrics.auc(y, x):.3f}" for name, y in lines]
     key = "".join(f'<span><i class="c{index + 1}"></i>{text}</span>' for index, text in enumerate(areas))
     return f"{axes.svg('PCK curves: ' + '; '.join(areas))}<div class=legend>{key}</div>"
 

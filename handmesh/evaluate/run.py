@@ -219,7 +219,7 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
     ends = ((format_figure(key, end) for end in evaluation.intervals.get(key, ())) for key in PAPER_KEYS)
     table.add_row("  95 % interval", *map("-".join, ends), style="dim")
     row("  rotations only", evaluation.rigid)
-    row("this set's mean hand", evaluation.floor)
+    row("mean-pose baseline", evaluation.mean_pose_baseline)
     for name, values in PUBLISHED.items():
         row(name, dict(zip(PAPER_KEYS, values, strict=True)), "dim")
     console.print(table)

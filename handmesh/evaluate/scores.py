@@ -1,4 +1,4 @@
-"""FreiHAND's official scores, and what surrounds them: warnings, intervals, a floor, comparisons.
+"""FreiHAND's official scores, and what surrounds them: warnings, intervals, a baseline, comparisons.
 
     truth = HandPoints(joints, vertices)                 # (N, 21, 3) and (N, 778, 3), metres
     evaluation = evaluate(truth, read_predictions("pred.zip", len(truth.joints)))
@@ -57,7 +57,7 @@ PUBLISHED: dict[str, tuple[float | None, float, float, float]] = {
 # What the official tool's README gives for all-zero predictions on the real annotations, cm.
 ZERO_PREDICTOR_CM = {"xyz_mean3d": 70.79, "xyz_al_mean3d": 4.73, "mesh_mean3d": 70.84, "mesh_al_mean3d": 5.07}
 
-_FLOOR_FRAMES = 400  # evenly spaced frames from which the set's own constant hand is made and scored
+_BASELINE_FRAMES = 400  # evenly spaced frames from which the set's own constant hand is made and scored
 _CHUNK = 32  # frames that a thread scores at a time
 
 
@@ -100,7 +100,7 @@ class Evaluation:
     official: Mapping[str, float]  # OFFICIAL_KEYS: means in cm, areas and F-scores from 0 to 1
     paper: Mapping[str, float]  # PAPER_KEYS, of the official alignment
     rigid: Mapping[str, float]  # PAPER_KEYS, of the alignment without reflections
-    floor: Mapping[str, float]  # PAPER_KEYS of this set's own mean hand, given as a constant answer
+    mean_pose_baseline: Mapping[str, float]  # PAPER_KEYS of this set's own mean hand, given as a constant answer
     root_relative_mpjpe_mm: float
     intervals: Mapping[str, tuple[float, float]]  # 95 % bootstrap intervals of PAPER_KEYS
     frames: FrameScores
@@ -142,7 +142,7 @@ def evaluate(
             parts.append(part)
             if progress is not None:
                 progress(min(len(parts) * _CHUNK, count), count)
-        floor = _floor(truth, pool)
+        baseline = _mean_pose_baseline(truth, pool)
     frames = FrameScores(
         *(np.concatenate([getattr(part.frames, f.name) for part in parts]) for f in fields(FrameScores))
     )
@@ -155,7 +155,7 @@ def evaluate(
         official=_official(frames, curves),
         paper={name: float(values.mean()) for name, values in per_frame.items()},
         rigid={name: float(values.mean()) for name, values in rigid.items()},
-        floor=floor,
+        mean_pose_baseline=baseline,
         root_relative_mpjpe_mm=1000 * float(frames.root_relative_error.mean()),
         intervals={
             name: metrics.bootstrap_interval(values) for name, values in per_frame.items() if np.isfinite(values).all()
@@ -202,7 +202,7 @@ def score_keypoints(
     scores = {
         "box_error": float(errors.mean()),
         **{f"pck_{share}": float((errors <= share).mean()) for share in (0.05, 0.1, 0.2)},
-        "auc_0_to_0.2": metrics.curve_area(metrics.correct_share(errors, steps), steps),
+        "auc_0_to_0.2": metrics.auc(metrics.pck(errors, steps), steps),
     }
     for name, chosen in (("visible", visible), ("hidden", None if visible is None else ~visible)):
         if chosen is not None and chosen.any():
@@ -222,7 +222,7 @@ def scores_json(evaluation: Evaluation, run: Mapping[str, Any]) -> dict[str, Any
         "root_relative_mpjpe_mm": _number(evaluation.root_relative_mpjpe_mm),
         "keypoints_2d": dict(evaluation.keypoints) or None,
         "intervals_95": {key: list(value) for key, value in evaluation.intervals.items()},
-        "constant_mean_hand": {key: _number(value) for key, value in evaluation.floor.items()},
+        "constant_mean_hand": {key: _number(value) for key, value in evaluation.mean_pose_baseline.items()},
         "frames": len(evaluation.frames),
         "camera_coordinates": evaluation.camera_coordinates,
         "camera_note": evaluation.camera_note,
@@ -343,12 +343,12 @@ def _score(truth: HandPoints, predicted: HandPoints, start: int, comparable: boo
     errors, errors_aligned = metrics.point_errors(vertices, mesh), metrics.point_errors(vertices, aligned)
     scores["vertex_error"], scores["vertex_error_aligned"] = errors.mean(axis=1), errors_aligned.mean(axis=1)
     scores["vertex_error_rigid"] = metrics.point_errors(vertices, straight).mean(axis=1)
-    counts = np.stack([metrics.correct_counts(errors), metrics.correct_counts(errors_aligned)])
+    counts = np.stack([metrics.pck_counts(errors), metrics.pck_counts(errors_aligned)])
     return _Part(FrameScores(**scores), counts, errors_aligned.sum(axis=0))
 
 
 def _curves(frames: FrameScores, parts: Sequence[_Part], comparable: bool) -> Curves:
-    joints, joints_aligned = map(metrics.correct_share, (frames.joint_errors, frames.joint_errors_aligned))
+    joints, joints_aligned = map(metrics.pck, (frames.joint_errors, frames.joint_errors_aligned))
     if not comparable:
         return Curves(joints, joints_aligned, None, None)
     counts = [part.vertex_counts for part in parts if part.vertex_counts is not None]
@@ -361,16 +361,16 @@ def _official(frames: FrameScores, curves: Curves) -> dict[str, float]:
     """The official figures under the official names; the tool prints means in centimetres."""
     scores = {
         "xyz_mean3d": 100 * float(frames.joint_errors.mean()),
-        "xyz_auc3d": metrics.curve_area(curves.joints),
+        "xyz_auc3d": metrics.auc(curves.joints),
         "xyz_al_mean3d": 100 * float(frames.joint_errors_aligned.mean()),
-        "xyz_al_auc3d": metrics.curve_area(curves.joints_aligned),
+        "xyz_al_auc3d": metrics.auc(curves.joints_aligned),
     }
     if curves.vertices is not None and curves.vertices_aligned is not None:
         scores |= {
             "mesh_mean3d": 100 * float(frames.vertex_error.mean()),
-            "mesh_auc3d": metrics.curve_area(curves.vertices),
+            "mesh_auc3d": metrics.auc(curves.vertices),
             "mesh_al_mean3d": 100 * float(frames.vertex_error_aligned.mean()),
-            "mesh_al_auc3d": metrics.curve_area(curves.vertices_aligned),
+            "mesh_al_auc3d": metrics.auc(curves.vertices_aligned),
         }
     else:  # as the official tool prints the -1 that stands for "not a MANO mesh"
         scores |= {"mesh_mean3d": -100.0, "mesh_auc3d": -1.0, "mesh_al_mean3d": -100.0, "mesh_al_auc3d": -1.0}
@@ -388,8 +388,8 @@ def _per_frame_mm(frames: FrameScores, alignment: str) -> tuple[Array, Array, Ar
     return joints, vertices, f[:, 0], f[:, 1]
 
 
-def _floor(truth: HandPoints, pool: ThreadPoolExecutor) -> dict[str, float]:
-    chosen = np.unique(np.linspace(0, len(truth.joints) - 1, _FLOOR_FRAMES).round().astype(int))
+def _mean_pose_baseline(truth: HandPoints, pool: ThreadPoolExecutor) -> dict[str, float]:
+    chosen = np.unique(np.linspace(0, len(truth.joints) - 1, _BASELINE_FRAMES).round().astype(int))
     joints = truth.joints[chosen]
     scores = dict.fromkeys(PAPER_KEYS, float("nan"))
     scores["pa_mpjpe_mm"] = 1000 * float(metrics.pa_mean_error(joints, metrics.mean_shape(joints)).mean())

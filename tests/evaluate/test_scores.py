@@ -46,7 +46,7 @@ def test_a_point_at_the_threshold_is_outside_for_f_and_inside_for_pck():
     """The official tool compares with < there and with <= here."""
     target, predicted = np.zeros((1, 3)), np.array([[0.25, 0, 0]])
     assert metrics.f_scores(target, predicted, (0.25, 0.26)).tolist() == [0, 1]
-    assert metrics.correct_share([0.25], [0.24, 0.25]).tolist() == [0, 1]
+    assert metrics.pck([0.25], [0.24, 0.25]).tolist() == [0, 1]
 
 
 def test_f_scores_of_batches_and_other_sizes():
@@ -62,16 +62,16 @@ def test_f_scores_of_batches_and_other_sizes():
 
 def test_the_curve_of_evenly_spread_errors_is_a_line():
     errors = (np.arange(100_000) + 0.5) / 100_000 * 0.05
-    share = metrics.correct_share(errors)
+    share = metrics.pck(errors)
     np.testing.assert_allclose(share, metrics.PCK_THRESHOLDS / 0.05, atol=1e-5)
-    assert metrics.curve_area(share) == pytest.approx(0.5, abs=1e-5)
+    assert metrics.auc(share) == pytest.approx(0.5, abs=1e-5)
 
 
 def test_counts_of_parts_add_up():
     errors = np.random.default_rng(0).exponential(0.02, (7, 21))
-    parts = sum(metrics.correct_counts(errors[frame]) for frame in range(7))
-    assert np.array_equal(parts, metrics.correct_counts(errors))
-    assert metrics.correct_counts([1.0, math.inf]).tolist() == [0] * 100
+    parts = sum(metrics.pck_counts(errors[frame]) for frame in range(7))
+    assert np.array_equal(parts, metrics.pck_counts(errors))
+    assert metrics.pck_counts([1.0, math.inf]).tolist() == [0] * 100
 
 
 def test_the_mean_shape_forgets_place_size_and_turn():
@@ -153,7 +153,7 @@ def test_the_paper_figures_are_the_official_ones_in_millimetres(scored):
 
 def test_the_floor_is_what_a_constant_scores(truth, scored):
     constant = mapped(truth, lambda points: np.broadcast_to(metrics.mean_shape(points), points.shape))
-    assert scored.floor == pytest.approx(evaluate(truth, constant).paper, rel=1e-9)
+    assert scored.mean_pose_baseline == pytest.approx(evaluate(truth, constant).paper, rel=1e-9)
 
 
 def test_nothing_is_said_about_sane_predictions(scored):
