@@ -3,7 +3,7 @@
 Two tables. *Steps*: forward, losses, backward, optimiser on random pictures that are in memory already, eager and (with
 --compile) compiled, for each batch size: images/s, peak memory, and the hours that the config's whole run would take.
 *Data*: the loader alone, images/s for each number of workers; and, beside the fastest step, the share of the time that
-training would wait for it. `handmesh train` itself reports the true share while it runs (`waiting_share`).
+training would wait for it. `handmesh train` itself reports the true share while it runs (`data_wait_fraction`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from handmesh.data.stream import training_batches
 from handmesh.hand import builtin_hand
 from handmesh.learn.losses import complete_targets, hand_loss
 from handmesh.learn.optimizer import make_optimizer
-from handmesh.learn.train import Learner, build_network
+from handmesh.learn.train import TrainingModule, build_network
 from handmesh.model.network import DenseHead, to_device
 from handmesh.system.memory import keep_freed_memory
 
@@ -73,13 +73,15 @@ def time_steps(
         torch.backends.cudnn.benchmark = True
     model = to_device(build_network(config, builtin_hand()), device)
     wants_dense = any((config.loss.heatmaps, config.loss.heatmap_keypoints, config.loss.heatmap_depths))
-    learner = Learner(model, to_device(DenseHead(model.backbone.pyramid_channels), device) if wants_dense else None)
-    optimizer = make_optimizer(config, learner.train())
+    module = TrainingModule(
+        model, to_device(DenseHead(model.backbone.pyramid_channels), device) if wants_dense else None
+    )
+    optimizer = make_optimizer(config, module.train())
     low = config.precision == "bfloat16"
     if low and device.type == "cpu":
         model.backbone.train_perceptrons_in_bfloat16()
     if compiled:
-        learner.compile()
+        module.compile()
     side = config.model.resolution
     images = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=device)
     pose, betas = torch.eye(3, device=device).expand(batch, 16, 3, 3), torch.zeros(batch, 10, device=device)
@@ -92,10 +94,10 @@ def time_steps(
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with autocast():
-            output, heatmaps = learner(images)
+            output, heatmaps = module(images)
         loss, _ = hand_loss(output, heatmaps, targets, config.loss, config.loss_norms)
         loss.backward()
-        nn.utils.clip_grad_norm_(learner.parameters(), 1e9)
+        nn.utils.clip_grad_norm_(module.parameters(), 1e9)
         optimizer.step()
 
     warm_up = 10 if device.type == "cuda" else 2

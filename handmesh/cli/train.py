@@ -59,7 +59,7 @@ def train(
             text = (
                 f"loss {now.losses['total']:.3g}: 2D {now.losses['keypoints']:.3f}, "
                 f"vertices {1000 * now.losses['vertices']:.1f} mm; {now.images_per_second:.0f} images/s, "
-                f"{now.waiting_share:.0%} waiting"
+                f"{now.data_wait_fraction:.0%} waiting"
             )
             progress.update(training, completed=now.step, total=now.steps, visible=True, description=text)
 

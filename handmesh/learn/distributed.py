@@ -41,23 +41,23 @@ class Ranks:
     count: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """The one that writes files and reports."""
         return self.index == 0
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all are here."""
         if self.count > 1:
             dist.barrier()
 
-    def lead(self, work: Callable[[], T]) -> T | None:
+    def run_on_main(self, work: Callable[[], T]) -> T | None:
         """`work`, done by the first process while the others wait; None in those.
 
         What it raises of ours ends them all: the first process with that error, the others without a word.
         """
         result: T | None = None
         error: HandMeshError | None = None
-        if self.first:
+        if self.is_main:
             try:
                 result = work()
             except HandMeshError as caught:
@@ -127,7 +127,7 @@ def parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
     )
 
 
-def gradients_stay(module: nn.Module) -> AbstractContextManager[None]:
+def no_sync(module: nn.Module) -> AbstractContextManager[None]:
     """Within, gradients add up in this process and are not averaged yet: for all pieces of a batch but the last."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 

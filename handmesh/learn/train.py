@@ -32,7 +32,7 @@ from handmesh.data.stream import HandBatch, batch_to_device, collate, split, tra
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.hand.layer import HandModel, load_hand
-from handmesh.learn.distributed import Ranks, gradients_stay, joined_ranks, parallel, sync_batch_norms
+from handmesh.learn.distributed import Ranks, joined_ranks, no_sync, parallel, sync_batch_norms
 from handmesh.learn.losses import hand_loss, label_counts
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_average
 from handmesh.learn.run_folder import RunLog, write_json, write_run_record
@@ -78,10 +78,10 @@ class Progressed:
     steps: int  # of the whole run
     losses: dict[str, float]  # means since the last report; "total" is the weighted sum
     images_per_second: float
-    waiting_share: float  # of the time since the last report that was spent waiting for data
+    data_wait_fraction: float  # of the time since the last report that was spent waiting for data
 
 
-class Learner(nn.Module):
+class TrainingModule(nn.Module):
     """The network, and the head that helps it learn if a loss asks for that: what is run and differentiated."""
 
     def __init__(self, model: HandMeshNet, dense: DenseHead | None) -> None:
@@ -116,13 +116,13 @@ def train(
     with joined_ranks() as ranks, ExitStack() as stack:
         settings, device = config.model_dump(mode="json"), ranks.device
         _set_up(config, ranks)
-        hand = ranks.lead(lambda: load_hand(config.model.hand)) or load_hand(config.model.hand)
+        hand = ranks.run_on_main(lambda: load_hand(config.model.hand)) or load_hand(config.model.hand)
         state = _open_run(config, directory, resume, hand, ranks)
         if state is None:
-            ranks.lead(lambda: _check_start(config))
+            ranks.run_on_main(lambda: _check_start(config))
         data = _open_data(config, hand, ranks, on_render)
         config = config.model_copy(update={"steps": count_steps(config, data)})
-        if ranks.first:
+        if ranks.is_main:
             write_run_record(config, directory, ranks.count)
 
         torch.manual_seed(config.seed)
@@ -130,10 +130,10 @@ def train(
         if state is None:
             start_weights(model, config, data)
         dense = to_device(DenseHead(model.backbone.pyramid_channels), device) if _wants_dense(config) else None
-        learner = Learner(model, dense)
+        module = TrainingModule(model, dense)
         averaged = copy.deepcopy(model).eval().requires_grad_(False)
         average = averaged.state_dict()  # the very tensors of `averaged`
-        optimizer = make_optimizer(config, learner)
+        optimizer = make_optimizer(config, module)
         first_step, best, warm_again_at = 0, math.inf, None
         if state is not None:
             first_step, best = state["step"], state.get("best", math.inf)
@@ -145,22 +145,22 @@ def train(
             if state["optimizer"] is not None:
                 optimizer.load_state_dict(state["optimizer"])
             logger.info("resuming at step %d of %d", first_step, config.steps)
-        log = RunLog(directory, first_step, tensorboard=config.tensorboard) if ranks.first else None
+        log = RunLog(directory, first_step, tensorboard=config.tensorboard) if ranks.is_main else None
 
         autocast: AbstractContextManager[Any] = nullcontext()
         if config.precision == "bfloat16" and device.type == "cpu":
             model.backbone.train_perceptrons_in_bfloat16()
         elif config.precision == "bfloat16":
             autocast = torch.autocast(device.type, torch.bfloat16)
-        sync_batch_norms(learner, ranks)
+        sync_batch_norms(module, ranks)
         if config.compile:
-            learner.compile()
-        network = parallel(learner, ranks)
+            module.compile()
+        network = parallel(module, ranks)
         clip_norm = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
 
         sums: dict[str, Tensor] = {}
         started, waited, since = time.perf_counter(), 0.0, first_step
-        learner.train()
+        module.train()
         if config.data.live is not None:
             batches = live_batches(config, hand, device, first_step)
         else:
@@ -180,13 +180,13 @@ def train(
             counts = ranks.mean(label_counts(batch.labels))
             optimizer.zero_grad(set_to_none=True)
             for number, piece in enumerate(split(batch, config.accumulation), start=1):
-                with gradients_stay(network) if number < config.accumulation else nullcontext():
+                with no_sync(network) if number < config.accumulation else nullcontext():
                     with autocast:
                         output, heatmaps = network(piece.image)
                     loss, parts = hand_loss(output, heatmaps, piece.labels, config.loss, config.loss_norms, counts)
                     loss.backward()
                 _add(sums, {**parts, "total": loss})
-            norm = nn.utils.clip_grad_norm_(learner.parameters(), clip_norm)
+            norm = nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
             _add(sums, {"gradient_norm": norm})
             # Before it gets into a state. On a GPU looking means waiting for it, so only where something is written.
             if device.type == "cpu" or logs or evaluates or saves:
@@ -199,16 +199,16 @@ def train(
                 count = done - since
                 losses = {name: value.item() / count for name, value in ranks.mean(sums).items()}
                 elapsed = time.perf_counter() - started
-                images_per_second, waiting_share = count * config.batch_size / elapsed, waited / elapsed
+                images_per_second, data_wait_fraction = count * config.batch_size / elapsed, waited / elapsed
                 if log is not None:
-                    speed = {"img_s": images_per_second, "waiting_share": waiting_share}
+                    speed = {"img_s": images_per_second, "data_wait_fraction": data_wait_fraction}
                     log.add(done, {**losses, **speed, "learning_rate": optimizer.param_groups[0]["lr"]}, "training")
-                    on_progress(Progressed(done, config.steps, losses, images_per_second, waiting_share))
+                    on_progress(Progressed(done, config.steps, losses, images_per_second, data_wait_fraction))
                 sums, started, waited, since = {}, time.perf_counter(), 0.0, done
             if evaluates:
                 scores = evaluate_held_out(averaged, data.held_out, ranks)
                 score = selection_score(scores, config.select)
-                if config.select != "last" and math.isnan(score) and ranks.first:
+                if config.select != "last" and math.isnan(score) and ranks.is_main:
                     logger.warning("no held-out set has 3D joints to select by: the last weights become the model")
                 if log is not None:
                     _report(log, done, scores, averaged, data)
@@ -217,7 +217,7 @@ def train(
                 best = min(best, score)
                 sums, started, waited, since = {}, time.perf_counter(), 0.0, done
             # Last: who resumes from a state finds all that its step should have written.
-            if saves and ranks.first:
+            if saves and ranks.is_main:
                 state = {
                     "step": done,
                     "config": settings,
@@ -234,7 +234,7 @@ def train(
                 break
         if log is not None:
             log.close()
-        ranks.wait()
+        ranks.barrier()
     return directory / "model.safetensors"
 
 
@@ -360,7 +360,7 @@ def _open_run(
         for leftover in directory.glob(".*.partial"):  # of a process that was killed while it wrote: up to a state
             leftover.unlink(missing_ok=True)
 
-    ranks.lead(claim)
+    ranks.run_on_main(claim)
     state = load_latest_state(directory) if resume else None
     steps = ranks.gather(None if state is None else state["step"])
     if len(set(steps)) > 1:
@@ -369,7 +369,7 @@ def _open_run(
         if resume and any(directory.glob("state-*.pt")):
             raise CheckpointError(f"No state in {directory} can be read: start again with another --out.")
         return None
-    ranks.lead(lambda: _check_state(state, config, directory, hand))
+    ranks.run_on_main(lambda: _check_state(state, config, directory, hand))
     return state
 
 
@@ -414,7 +414,7 @@ def _set_up(config: TrainConfig, ranks: Ranks) -> None:
 
 def _open_data(config: TrainConfig, hand: HandArrays, ranks: Ranks, on_render: Progress | None) -> RunData:
     """The first process renders what has to be rendered; the others then find it."""
-    data = ranks.lead(lambda: open_data(config, hand, on_render))
+    data = ranks.run_on_main(lambda: open_data(config, hand, on_render))
     return open_data(config, hand) if data is None else data
 
 

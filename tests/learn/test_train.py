@@ -60,7 +60,7 @@ def killed_after(step: int) -> Any:
 
 def records(directory) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("img_s", "waiting_share")} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("img_s", "data_wait_fraction")} for line in lines]
 
 
 def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
@@ -92,7 +92,7 @@ def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch, prec
     assert last["keypoints"] < 0.75 * first["keypoints"]
     assert last["heatmap_keypoints"] < 0.7 * first["heatmap_keypoints"]
     assert [report.step for report in reports] == list(range(5, 31, 5))
-    assert all(0 <= report.waiting_share <= 1 for report in reports)
+    assert all(0 <= report.data_wait_fraction <= 1 for report in reports)
 
 
 @pytest.mark.filterwarnings("error")

@@ -25,7 +25,7 @@ from handmesh.data.stream import HandBatch
 from handmesh.hand import builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.learn.losses import hand_loss, label_counts
-from handmesh.learn.train import Learner
+from handmesh.learn.train import TrainingModule
 from handmesh.learn.validation import make_targets
 from handmesh.model.network import DenseHead, HandMeshNet, to_device
 from handmesh.synth.farm import RenderBatch
@@ -140,12 +140,12 @@ def test_answers_and_losses_stay_on_the_gpu(backbone):
     settings = {"backbone": backbone, "resolution": 64, "confidence_head": True, "handedness_head": True}
     config = parse_config({"model": settings}, "test")
     model = HandMeshNet(config.model, HandModel(builtin_hand()))
-    learner = Learner(model, DenseHead(model.backbone.pyramid_channels)).eval()
+    module = TrainingModule(model, DenseHead(model.backbone.pyramid_channels)).eval()
     with without_values(), torch.no_grad():
-        to_device(learner, GPU)
+        to_device(module, GPU)
         batch = live_batch()
         targets = make_targets(batch.labels, model.hand)
-        output, heatmaps = learner(batch.image)
+        output, heatmaps = module(batch.image)
         loss, parts = hand_loss(output, None, targets, config.loss, config.loss_norms, label_counts(targets))
         on_gpu = [loss, *parts.values(), *output, *heatmaps, *targets]
         assert {value.device for value in on_gpu} == {GPU}
