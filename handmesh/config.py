@@ -6,6 +6,8 @@ the wrong type, is a ConfigError that names it.
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -16,6 +18,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from handmesh.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# Dotted names of settings in former versions, and what they are called now, in the same section: files and states of
+# those versions load, and say so.
+RENAMED_KEYS = {
+    "loss.right": "loss.handedness",
+}
 
 BackboneName = Literal[
     "fastvit_t8", "fastvit_t12", "fastvit_s12", "fastvit_sa12", "fastvit_sa24", "fastvit_sa36", "fastvit_ma36"
@@ -180,7 +190,7 @@ class LossWeights(Settings):
     heatmap_keypoints: float = 1.0
     heatmap_depths: float = 0.3  # decimetres, relative to the wrist
     confidence: float = 0.1  # cross-entropies of the optional heads
-    right: float = 0.2
+    handedness: float = 0.2
 
 
 class LossNorms(Settings):
@@ -297,7 +307,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Trai
 def parse_config(tree: dict[str, Any], where: str) -> TrainConfig:
     """Build a TrainConfig from plain values, as read from YAML or from a checkpoint. Raises ConfigError."""
     try:
-        return TrainConfig.model_validate(_plain(tree))
+        return TrainConfig.model_validate(_plain(_with_new_names(tree, where)))
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_describe(problem) for problem in error.errors())) from None
 
@@ -311,6 +321,25 @@ def flat_settings(tree: Any, name: str = "") -> dict[str, Any]:
     for key, value in items:
         flat |= flat_settings(value, f"{name}.{key}" if name else str(key))
     return flat
+
+
+def _with_new_names(tree: dict[str, Any], where: str) -> dict[str, Any]:
+    """A copy in which no setting has a name of `RENAMED_KEYS` any more."""
+    tree, found = copy.deepcopy(tree), []
+    for old, new in RENAMED_KEYS.items():
+        *path, name = old.split(".")
+        section: Any = tree
+        for part in path:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or name not in section:
+            continue
+        if new.split(".")[-1] in section:
+            raise ConfigError(f"{where}: {old} is the former name of {new}, and both are given: leave it out.")
+        section[new.split(".")[-1]] = section.pop(name)
+        found.append(f"{old} is now {new}")
+    if found:
+        logger.warning("%s: former names of settings: %s.", where, "; ".join(found))
+    return tree
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from handmesh.config import (
+    RENAMED_KEYS,
     Augmentation,
     FreiHandData,
     ModelConfig,
@@ -16,6 +18,7 @@ from handmesh.config import (
     PhotoData,
     SyntheticData,
     TrainConfig,
+    flat_settings,
     load_config,
     parse_config,
 )
@@ -152,6 +155,22 @@ def test_data_without_a_kind_are_synthetic_as_they_always_were():
     assert mixed.data.freihand == FreiHandData(weight=3.0)
     assert mixed.data.photos == (PhotoData(path=Path("mine")),)
     assert load_config(None, ["data.freihand.weight=3"]).data.synthetic is None
+
+
+@pytest.mark.parametrize("old", RENAMED_KEYS)
+def test_settings_with_former_names_still_load_and_say_so(old, tmp_path, caplog):
+    """In files, in overrides, and in the record of a run; given twice it is not known which one is meant."""
+    new = RENAMED_KEYS[old]
+    assert old.rpartition(".")[0] == new.rpartition(".")[0], "names change, places do not"
+    value = flat_settings(TrainConfig().model_dump(mode="json"))[new]
+    value = {True: "false", False: "true"}[value] if isinstance(value, bool) else value / 2
+    base = ["start_from=handmesh_t8"]
+    with caplog.at_level(logging.WARNING):
+        found = load_config(None, [*base, f"{old}={value}"])
+    assert found == load_config(None, [*base, f"{new}={value}"]) != load_config(None, base)
+    assert caplog.messages == [f"settings: former names of settings: {old} is now {new}."]
+    with pytest.raises(ConfigError, match=f"{old} is the former name of {new}, and both are given"):
+        load_config(None, [*base, f"{old}={value}", f"{new}={value}"])
 
 
 def test_two_beginnings_are_one_too_many():

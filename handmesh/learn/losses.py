@@ -52,7 +52,7 @@ def label_masks(targets: HandLabels[Tensor]) -> dict[str, Tensor]:
         "heatmap_keypoints": targets.keypoints_known,
         "heatmap_depths": targets.joints_known,
         "confidence": ~targets.present | (targets.right & targets.keypoints_known.any(dim=-1)),
-        "right": targets.present,
+        "handedness": targets.present,
     }
 
 
@@ -107,7 +107,7 @@ def hand_loss(
         errors["confidence"] = binary_cross_entropy(output.confidence, truth, reduction="none")
     if output.right.requires_grad:
         truth = targets.right.to(output.right.dtype)
-        errors["right"] = binary_cross_entropy(output.right, truth, reduction="none")
+        errors["handedness"] = binary_cross_entropy(output.right, truth, reduction="none")
     parts = {name: mean(name, values) for name, values in errors.items()}
     total = sum((getattr(weights, name) * part for name, part in parts.items()), start=torch.zeros_like(wrist[0, 0, 0]))
     return total, parts

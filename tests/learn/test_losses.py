@@ -237,17 +237,17 @@ def test_a_left_hand_teaches_its_side_and_its_heatmaps_only():
     alone = {
         name for name in parts if abs(parts[name].item() - of_others[name].item()) > 1e-6 * abs(parts[name].item())
     }
-    assert alone == {"right", "heatmaps", "heatmap_keypoints"}
-    assert parts["right"].item() == pytest.approx(-np.mean(np.log([0.6, 1 - 0.7, 0.8])), rel=1e-5)
+    assert alone == {"handedness", "heatmaps", "heatmap_keypoints"}
+    assert parts["handedness"].item() == pytest.approx(-np.mean(np.log([0.6, 1 - 0.7, 0.8])), rel=1e-5)
     nothing = kept._replace(present=torch.tensor([True, False]))
     assert hand_loss(HandOutput(*(value[others] for value in headed)), None, nothing, LossWeights())[1][
-        "right"
+        "handedness"
     ].item() == pytest.approx(-np.log(0.6), rel=1e-5)
 
 
 def test_heads_that_a_network_lacks_cost_nothing(output):
     _, parts = hand_loss(output, None, truth_of(output), LossWeights())
-    assert not {"confidence", "right"} & set(parts)
+    assert not {"confidence", "handedness"} & set(parts)
 
 
 def test_without_any_label_there_is_no_loss(output):

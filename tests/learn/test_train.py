@@ -404,7 +404,7 @@ def test_training_goes_on_from_another_runs_model(name, tiny_config, tmp_path):
     assert_begins_as(second, start)
     train(second, tmp_path / "second")
     losses = [line for line in records(tmp_path / "second") if "total" in line]
-    assert all(np.isfinite(line["confidence"] + line["right"]) for line in losses)
+    assert all(np.isfinite(line["confidence"] + line["handedness"]) for line in losses)
 
 
 def test_heads_that_are_not_wanted_are_left_behind(tiny_config, tmp_path):
