@@ -58,6 +58,16 @@ def test_only_the_official_alignment_forgives_a_mirrored_hand():
     assert pa_rigid_mean_error(target, mirrored) > 0.01
 
 
+def test_the_strict_alignment_of_a_mirrored_hand_is_the_best_rotation_and_scale():
+    """Where the best fit is a reflection, the scale is less than the sum of the singular values. Oracle: scipy."""
+    target = points(21)
+    predicted = moved(target * (-1, 1, 1) + np.random.default_rng(4).normal(0, 0.004, target.shape))
+    centered, truth = predicted - predicted.mean(0), target - target.mean(0)
+    turned = Rotation.align_vectors(truth, centered)[0].apply(centered)
+    scale = (truth * turned).sum() / np.square(turned).sum()
+    np.testing.assert_allclose(align_rigid_similarity(target, predicted), scale * turned + target.mean(0), atol=1e-6)
+
+
 def test_the_alignments_agree_where_no_mirror_helps():
     target = points(5, 21)
     predicted = moved(target + np.random.default_rng(3).normal(0, 0.01, target.shape))

@@ -49,6 +49,15 @@ def test_a_point_at_the_threshold_is_outside_for_f_and_inside_for_pck():
     assert metrics.pck([0.25], [0.24, 0.25]).tolist() == [0, 1]
 
 
+def test_the_nearest_point_counts_where_the_partner_lies_at_the_threshold():
+    """Partners spare the search for the nearest point only where they are inside, strictly."""
+    target = np.array([[0.0, 0, 0], [2, 0, 0]])
+    predicted = np.array([[0.25, 0, 0], [0.125, 0, 0]])  # the first point's partner is at 0.25, its neighbour nearer
+    precision, recall = 1 / 2, 1 / 2
+    expected = 2 * precision * recall / (precision + recall)
+    assert metrics.f_scores(target, predicted, (0.25,)).tolist() == [expected]
+
+
 def test_f_scores_of_batches_and_other_sizes():
     rng = np.random.default_rng(0)
     targets, predicted = rng.normal(0, 0.01, (2, 3, 40, 3)), rng.normal(0, 0.01, (2, 3, 50, 3))

@@ -2,6 +2,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from handmesh.errors import AssetError
 from handmesh.hand import (
@@ -87,6 +88,17 @@ def test_mirrored_twice_is_unchanged(right):
     for name in NAMES:
         np.testing.assert_array_equal(getattr(twice, name), getattr(right, name), err_msg=name)
     assert twice.sha256 == right.sha256
+
+
+def test_the_left_hand_has_the_right_ones_poses_in_a_mirror(right):
+    """The same coefficients of its pose components are the mirrored rotations, F R F with F = diag(-1, 1, 1)."""
+    left, flip = right.mirrored(), np.diag([-1.0, 1.0, 1.0])
+    coefficients = np.random.default_rng(0).normal(size=(3, 45))
+    of_left, of_right = (
+        Rotation.from_rotvec((hand.hands_mean + coefficients @ hand.hands_components).reshape(-1, 3)).as_matrix()
+        for hand in (left, right)
+    )
+    np.testing.assert_allclose(of_left, flip @ of_right @ flip, atol=1e-9)
 
 
 def test_the_left_hand_is_another_hand_and_its_faces_look_outward(right):

@@ -337,6 +337,20 @@ def test_joints_outside_the_crop_train_no_heatmap():
     assert parts["heatmaps"] == 0, "none inside: nothing, not 0 / 0"
 
 
+def test_a_joint_outside_the_crop_pulls_its_heatmap_to_the_edge_and_no_further():
+    """A map's expected position cannot leave the crop: beyond the edge there is nothing to be learnt."""
+    output = answer(*random_hands(1))
+    truth = truth_of(output)
+    dense = torch.zeros(1, 21, 8, 8), torch.zeros(1, 21, 8, 8)  # read: the middle
+    errors = {}
+    for place in (1.0, 1.5, 40.0):
+        keypoints = torch.full_like(truth.keypoints, 0.25)
+        keypoints[0, 4] = torch.tensor([place, -place])
+        targets = complete_targets(keypoints, truth.joints, truth.vertices, truth.pose, truth.betas)
+        errors[place] = hand_loss(output, dense, targets, LossWeights())[1]["heatmap_keypoints"].item()
+    assert errors[1.5] == errors[40.0] == errors[1.0] == pytest.approx((20 * 0.25 + 1) / 21)
+
+
 @pytest.mark.parametrize("shape", [(7, 7), (12, 20)])
 def test_heatmaps_read_where_their_weight_is(shape):
     """A single bright cell answers with its centre and its depth; two equal ones with the middle."""
