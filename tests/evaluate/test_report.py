@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
-from evaluate.test_official_metrics import hands, mapped, sane
+from scored_hands import hands, mapped, sane
 
 from handmesh.evaluate.official_files import HandPoints
 from handmesh.evaluate.report import ReportInput, format_figure, render_report, write_report

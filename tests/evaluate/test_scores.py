@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from evaluate.test_official_metrics import hands, mapped, sane, some
 from scipy.spatial.transform import Rotation
 from scipy.stats import norm
+from scored_hands import hands, mapped, sane, some
 from typer.testing import CliRunner
 
 from handmesh import metrics

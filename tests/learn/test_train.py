@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from training_runs import KilledError, killed_after, records, tensors_of
 
 from handmesh.cli.train import _until_sigterm
 from handmesh.config import parse_config
@@ -42,33 +43,6 @@ class SixHands:
 
     def __len__(self) -> int:
         return 6
-
-
-class KilledError(Exception):
-    pass
-
-
-def killed_after(step: int) -> Any:
-    """As if the machine went down: an exception out of the loop, at the progress report of a step."""
-
-    def on_progress(progress: Any) -> None:
-        if progress.step == step:
-            raise KilledError
-
-    return on_progress
-
-
-def records(directory) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("img_s", "data_wait_fraction")} for line in lines]
-
-
-def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
-    """All tensors of nested dicts and lists, by path."""
-    if isinstance(state, torch.Tensor):
-        return {name: state}
-    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
-    return {path: tensor for key, value in items for path, tensor in tensors_of(value, f"{name}.{key}").items()}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from learn.test_train import records, tensors_of
-from model.test_checkpoint import disk_with
+from full_disk import disk_with
+from training_runs import records, tensors_of
 
 from handmesh.config import load_config, parse_config
 from handmesh.data.check import check

@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from full_disk import disk_with
 from safetensors.torch import load, save
 from typer.testing import CliRunner
 
@@ -34,17 +32,6 @@ from handmesh.model.checkpoint import (
 from handmesh.model.network import HandMeshNet
 
 CROPS = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-@contextmanager
-def disk_with(free: int) -> Iterator[None]:
-    """Files cannot grow beyond `free` bytes, for Python and for libraries alike: a full disk, without one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def rewritten(path: Path, target: Path, record: object = None, **weights: torch.Tensor) -> Path:

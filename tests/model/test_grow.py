@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from model.test_unfold import images, trained
+from trained_networks import images, trained
 
 from handmesh.errors import ConfigError
 from handmesh.model.fastvit import VARIANTS
