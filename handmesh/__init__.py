@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from handmesh.geometry.crop import CropTransform as CropTransform
     from handmesh.hand import JOINT_NAMES as JOINT_NAMES
     from handmesh.hand import Handedness as Handedness
+    from handmesh.hand.fit import fit_hand as fit_hand
     from handmesh.predict import HandPrediction as HandPrediction
     from handmesh.predict import Predictor as Predictor
     from handmesh.predict import load_predictor as load_predictor
@@ -36,6 +37,7 @@ _HOMES = {
     "JOINT_NAMES": "handmesh.hand",
     "Predictor": "handmesh.predict",
     "WeakPerspectiveCamera": "handmesh.geometry.camera",
+    "fit_hand": "handmesh.hand.fit",
     "load_predictor": "handmesh.predict",
 }
 
