@@ -30,7 +30,7 @@ from torch import Tensor
 
 from handmesh.config import TrainConfig, load_config, parse_config
 from handmesh.errors import CheckpointError, ConfigError
-from handmesh.hand.layer import load_hand
+from handmesh.hand.models import load_hand
 from handmesh.learn.train import Progressed, build_network, train, write_model
 from handmesh.model.checkpoint import load_latest_state, save_state
 from handmesh.system.atomic import sha256_of, write_atomically

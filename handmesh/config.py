@@ -12,12 +12,13 @@ import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from handmesh.errors import ConfigError
+from handmesh.hand.models import HAND_MODELS
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _known_hand(name: str) -> str:
+    if name not in HAND_MODELS:
+        raise ValueError(f"there is no hand model {name!r}, only {' and '.join(HAND_MODELS)}")
+    return name
+
+
 class ModelConfig(Settings):
     """What a checkpoint needs to rebuild its own network."""
 
@@ -50,7 +57,7 @@ class ModelConfig(Settings):
     resolution: int = Field(default=224, ge=64, multiple_of=32)  # pixels, side of the crop; the paper uses 224
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     # Whose hand it answers with: ours, or the MANO files that `handmesh mano add` brought. Part of the network.
-    hand: Literal["builtin", "mano"] = "builtin"
+    hand: Annotated[str, AfterValidator(_known_hand)] = "builtin"
     # Two more single layers on the pooled features; the paper has neither.
     confidence_head: bool = False  # a hand, and well found?
     handedness_head: bool = False  # does the crop show a right hand, or (unmirrored) a left one?

@@ -16,8 +16,8 @@ import numpy as np
 
 from handmesh import __version__
 from handmesh.errors import HandMeshError
-from handmesh.hand import Handedness, builtin_hand
-from handmesh.hand.mano_file import load_hand, mano_file
+from handmesh.hand import Handedness
+from handmesh.hand.models import HAND_MODELS, HandModelSource
 from handmesh.runtime.engine import bundled_model_path, open_engine
 
 PACKAGES = ("torch", "numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
@@ -51,9 +51,9 @@ def examine() -> Iterator[Finding]:
     for name, advice in OPTIONAL_PACKAGES.items():
         yield _package(name, advice)
     yield _guarded("device", _device)
-    yield _guarded("built-in hand", _built_in_hand)
-    for side in Handedness:
-        yield _mano(side)
+    for hand in HAND_MODELS.values():
+        for side in (Handedness.RIGHT,) if hand.file is None else Handedness:
+            yield _hand(hand, side)
     yield _guarded("bundled model", _bundled_model)
     yield _guarded("inference", _inference)
 
@@ -84,17 +84,13 @@ def _device() -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def _built_in_hand() -> str:
-    hand = builtin_hand()
-    return f"{len(hand.v_template)} vertices, {len(hand.f)} faces, sha256 {hand.sha256[:12]}"
-
-
-def _mano(side: Handedness) -> Finding:
-    """Absent is fine; there and damaged is not."""
-    subject = f"MANO, {side} hand"
-    if not any(path.is_file() for path in (mano_file(side), mano_file(side).with_suffix(".pkl"))):
-        return Finding(subject, "not added (optional): handmesh mano add, see mano_assets/README.md", None)
-    return _guarded(subject, lambda: f"sha256 {load_hand('mano', side).sha256[:12]}, {mano_file(side).parent}")
+def _hand(hand: HandModelSource, side: Handedness) -> Finding:
+    """Absent is fine, where the user brings it; there and damaged is not."""
+    subject = f"hand {hand.name!r}" if hand.file is None else f"hand {hand.name!r}, {side}"
+    if not hand.is_there(side):
+        return Finding(subject, f"not added (optional): {hand.how_to_add}", None)
+    where = "ships with handmesh" if hand.file is None else str(hand.file(side).parent)
+    return _guarded(subject, lambda: f"sha256 {hand.load(side).sha256[:12]}, {where}")
 
 
 def _bundled_model() -> str:

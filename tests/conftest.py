@@ -122,7 +122,8 @@ def stand_in_mano(tmp_path, monkeypatch) -> Any:
     from dataclasses import replace
 
     from handmesh.hand import builtin_hand
-    from handmesh.hand.mano_file import add_mano, load_hand
+    from handmesh.hand.mano_file import add_mano
+    from handmesh.hand.models import load_hand
 
     ours = builtin_hand()
     monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "mano"))

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from handmesh.cli.shell import IMAGE_SUFFIXES, byte_progress_bar, console, parse_hand_model, progress_bar, say
+from handmesh.cli.shell import IMAGE_SUFFIXES, byte_progress_bar, console, progress_bar, say
 from handmesh.errors import ConfigError
 
 app = typer.Typer(help="Data sets to train and score with: prepare, check, show.", no_args_is_help=True)
@@ -100,7 +100,7 @@ def data_show(
     ] = None,
     mesh: Annotated[bool, typer.Option("--mesh", help="Draw the labelled mesh instead of bones.")] = False,
     hand_model: Annotated[
-        str, typer.Option(metavar="builtin|mano", help="Whose triangles --mesh draws for a JSONL file.")
+        str, typer.Option(metavar="NAME", help="Whose triangles --mesh draws for a JSONL file; `doctor` lists hands.")
     ] = "builtin",
 ) -> None:
     """Draw a contact sheet of a data set with its labels.
@@ -116,8 +116,7 @@ def data_show(
     from handmesh.files.image import encode_image
     from handmesh.system.atomic import write_atomically
 
-    model = parse_hand_model(hand_model)
-    picture = show(path, count, seed, split=split, protocol=protocol, mesh=mesh, hand=model)
+    picture = show(path, count, seed, split=split, protocol=protocol, mesh=mesh, hand=hand_model)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, encode_image(picture, out.suffix))
     say(f"{out}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -66,14 +66,6 @@ def byte_progress_bar() -> Progress:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=error_console)
-
-
-def parse_hand_model(text: str) -> Literal["mano", "builtin"]:
-    if text == "mano":
-        return "mano"
-    if text != "builtin":
-        raise ConfigError(f"--hand-model {text!r}: wanted builtin or mano.")
-    return "builtin"
 
 
 def parse_list(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from handmesh.cli.shell import IMAGE_SUFFIXES, parse_hand_model, progress_bar, say
+from handmesh.cli.shell import IMAGE_SUFFIXES, progress_bar, say
 from handmesh.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def synth(
         int | None, typer.Option(min=1, help="Test images with --like-freihand; default: an eighth of --count.")
     ] = None,
     hand_model: Annotated[
-        str, typer.Option(metavar="builtin|mano", help="The hand that --like-freihand draws.")
+        str, typer.Option(metavar="NAME", help="The hand that --like-freihand draws; `doctor` lists hands.")
     ] = "builtin",
 ) -> None:
     """Draw synthetic hands, with exact labels.
@@ -87,11 +87,10 @@ def _synth_like_freihand(
     folder: Path, count: int, evaluation: int | None, seed: int, backgrounds: Path | None, hand_model: str
 ) -> None:
     from handmesh.data.formats.like_freihand import write_like_freihand
-    from handmesh.hand.mano_file import load_hand
+    from handmesh.hand.models import load_hand
     from handmesh.synth import Backgrounds
 
-    name = parse_hand_model(hand_model)
-    hand = load_hand(name)
+    hand = load_hand(hand_model)
     test_images = evaluation or max(1, count // 8)
     with progress_bar() as progress:
         task = progress.add_task("rendering", total=count + test_images)
@@ -101,7 +100,7 @@ def _synth_like_freihand(
             test_images,
             seed,
             hand=hand,
-            hand_name=name,
+            hand_name=hand_model,
             backgrounds=Backgrounds(seed, folder=backgrounds),
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )

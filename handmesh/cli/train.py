@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from handmesh.cli.shell import parse_hand_model, progress_bar, say
+from handmesh.cli.shell import progress_bar, say
 
 
 def train(
@@ -23,7 +23,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     hand_model: Annotated[
-        str | None, typer.Option(metavar="builtin|mano", help="The hand to train; default: the config's model.hand.")
+        str | None, typer.Option(metavar="NAME", help="The hand to train (`doctor` lists them); default: the config's.")
     ] = None,
 ) -> None:
     """Train a model; with torchrun in front, in several processes and on several machines.
@@ -45,7 +45,7 @@ def train(
 
     first = os.environ.get("RANK", "0") == "0"  # torchrun's number of this process: one of them speaks
     logging.getLogger("handmesh").setLevel(logging.INFO if first else logging.WARNING)
-    hand = [] if hand_model is None else [f"model.hand={parse_hand_model(hand_model)}"]
+    hand = [] if hand_model is None else [f"model.hand={hand_model}"]
     settings = load_config(config, [*(set_ or []), *hand])
     directory = out or Path("runs") / config.stem
     with progress_bar() as progress, _until_sigterm() as should_stop:

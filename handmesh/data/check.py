@@ -20,10 +20,10 @@ from handmesh.data.formats.freihand import (
 )
 from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData, parse_labels
 from handmesh.data.sample import PhotoLabels
-from handmesh.errors import AssetError, DataError, ImageError
+from handmesh.errors import AssetError, ConfigError, DataError, ImageError
 from handmesh.files.image import MAX_BYTES, read_header
-from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand
-from handmesh.hand.mano_file import load_hand
+from handmesh.hand import JOINT_NAMES, HandArrays
+from handmesh.hand.models import load_hand
 from handmesh.metrics import pa_mean_error
 
 Floats = NDArray[np.float64]
@@ -74,10 +74,10 @@ def check_freihand(
     why_no_hand = ""
     if hand is None:
         try:
-            hand = builtin_hand() if labelled.is_(builtin_hand()) else load_hand("mano")
-        except AssetError:
-            why_no_hand = "not checked: needs MANO, run `handmesh mano add MANO_RIGHT.pkl`"
-    if hand is not None and synthetic and not labelled.is_(hand):
+            hand = load_hand(labelled.name)
+        except (AssetError, ConfigError) as error:
+            why_no_hand = f"not checked: {str(error).splitlines()[0]}"
+    if hand is not None and synthetic and not labelled.matches(hand):
         why_no_hand, hand = f"not checked: of the hand {labelled}, and here is {hand.sha256[:12]}", None
     for split in splits:
         data = FreiHand(directory, split)

@@ -23,8 +23,8 @@ from handmesh.hand import (
     VERTEX_COUNT,
     HandArrays,
     Handedness,
-    builtin_hand,
 )
+from handmesh.hand.models import name_of
 
 Floats = NDArray[np.float64]
 
@@ -158,9 +158,9 @@ class LabelledHand:
     name: str
     sha256: str | None  # of `HandArrays`; None for MANO as FreiHAND was made with, of which several files are about
 
-    def is_(self, hand: HandArrays) -> bool:
+    def matches(self, hand: HandArrays) -> bool:
         """Whether this hand's vertices are in the same places, and its poses and shapes mean the same."""
-        return hand.sha256 == self.sha256 or (self.sha256 is None and hand.sha256 != builtin_hand().sha256)
+        return hand.sha256 == self.sha256 or (self.sha256 is None and name_of(hand.sha256) in (self.name, None))
 
     def __str__(self) -> str:
         return self.name if self.sha256 is None else f"{self.name} ({self.sha256[:12]})"

@@ -16,11 +16,11 @@ from handmesh.data.formats.freihand import FreiHand, available_splits
 from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData
 from handmesh.data.sample import RawData, RawSample
 from handmesh.draw.render import HAND_COLORS, draw_skeleton, overlay
-from handmesh.errors import AssetError, DataError
+from handmesh.errors import AssetError, ConfigError, DataError
 from handmesh.geometry.crop import CropTransform
 from handmesh.geometry.normals import vertex_normals
-from handmesh.hand import Handedness, builtin_hand
-from handmesh.hand.mano_file import HandName, load_hand
+from handmesh.hand import Handedness
+from handmesh.hand.models import load_hand
 
 TILE = 224  # px
 
@@ -33,7 +33,7 @@ def show(
     split: str | None = None,
     protocol: str | None = None,
     mesh: bool = False,
-    hand: HandName = "builtin",
+    hand: str = "builtin",
     indices: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
     """A sheet of `count` random samples (or of `indices`) of a prepared FreiHAND or a JSONL file, RGB.
@@ -62,13 +62,11 @@ def show(
 
 
 def _faces_of(data: FreiHand) -> NDArray[np.int32]:
-    """MANO's own triangles for real data; its vertices mean nothing in another hand's."""
-    if data.meta["hand"]["name"] != "mano":
-        return builtin_hand().faces
+    """The triangles of the hand that was labelled: its vertices mean nothing in another's."""
     try:
-        return load_hand("mano").faces
-    except AssetError as error:
-        raise DataError(f"FreiHAND does not hold the mesh's triangles, MANO does. {error}") from error
+        return load_hand(data.labelled_hand.name).faces
+    except (AssetError, ConfigError) as error:
+        raise DataError(f"{data.path} does not hold the mesh's triangles, its hand model does. {error}") from error
 
 
 def _choose(total: int, count: int, seed: int) -> list[int]:

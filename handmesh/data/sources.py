@@ -25,6 +25,7 @@ from handmesh.data.formats.jsonl import JsonlData
 from handmesh.data.sample import HandSample, LabelledHand, RawData, RawSample, without
 from handmesh.errors import ConfigError, DataError
 from handmesh.hand import HandArrays, builtin_hand
+from handmesh.hand.models import HAND_MODELS
 from handmesh.synth import Backgrounds, Pack, PoseSettings, SceneSettings, render_pack
 from handmesh.synth.dataset import Progress
 from handmesh.system.cpus import usable_processors
@@ -298,7 +299,7 @@ def freihand_test_set(settings: FreiHandData, config: TrainConfig, hand: HandArr
 
 def _freihand(settings: FreiHandData, split: Split, hand: HandArrays) -> tuple[FreiHand, bool]:
     data = FreiHand(settings.directory, split)
-    if not data.labelled_hand.is_(hand):
+    if not data.labelled_hand.matches(hand):
         _say_other_hand(data.path, data.labelled_hand)
         return data, False
     return FreiHand(settings.directory, split, hand), True
@@ -310,7 +311,7 @@ def _say_other_hand(path: Path, labelled: LabelledHand) -> None:
         "its vertices, poses and shapes are not%s.",
         path,
         labelled,
-        " (for them: --hand-model mano)" if labelled.name == "mano" else "",
+        f" (for them: --hand-model {labelled.name})" if labelled.name in HAND_MODELS else "",
     )
 
 
@@ -319,7 +320,7 @@ def jsonl_source(
 ) -> tuple[PhotoSource, PhotoSource | None]:
     """Photographs of a JSONL file, and what of them is held out."""
     data = JsonlData(settings.path)
-    same_hand = data.labelled_hand is None or data.labelled_hand.is_(hand)
+    same_hand = data.labelled_hand is None or data.labelled_hand.matches(hand)
     if not same_hand and data.labelled_hand is not None:
         _say_other_hand(data.path, data.labelled_hand)
     order = np.random.default_rng((settings.split_seed, 0x50484F54)).permutation(len(data))

@@ -98,7 +98,7 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
     def scored(done: int, total: int) -> None:
         show("scoring", done, total)
 
-    same_hand = engine is None or data.labelled_hand is None or data.labelled_hand.is_(engine.hand)
+    same_hand = engine is None or data.labelled_hand is None or data.labelled_hand.matches(engine.hand)
     if not same_hand:
         run["true meshes"] = (
             f"those of {data.labelled_hand}, whose vertices are in other places than the model's: mesh errors do not "

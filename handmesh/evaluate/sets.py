@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from handmesh.data.formats.freihand import PREPARED, FreiHand, labelled_hand_of
 from handmesh.data.formats.jsonl import JsonlData, parse_labels
 from handmesh.data.sample import HandLabels, LabelledHand, PhotoLabels, RawSample, hand_labels
-from handmesh.errors import AssetError, DataError
+from handmesh.errors import DataError
 from handmesh.evaluate.official_files import HandPoints, read_points
 from handmesh.files.image import read_image
 from handmesh.geometry.camera import Intrinsics
-from handmesh.hand import BONES, JOINT_NAMES, VERTEX_COUNT, HandArrays, Handedness, both_sides, builtin_hand
-from handmesh.hand.mano_file import load_hand, mano_file
+from handmesh.hand import BONES, JOINT_NAMES, VERTEX_COUNT, HandArrays, Handedness, both_sides
+from handmesh.hand.models import hands_at_hand
 
 logger = logging.getLogger(__name__)
 
@@ -133,22 +133,13 @@ def open_evaluation_set(path: Path, hand: HandArrays | None = None) -> Evaluatio
 
 
 def match_hand(vertices: Array | None) -> HandArrays | None:
-    """The right hand model in whose order (N, 778, 3) vertices are: the built-in one, or MANO if it was added.
+    """The right hand model in whose order (N, 778, 3) vertices are, among those at hand.
 
-    None for other meshes, and for MANO's where MANO is not there: its faces are licensed with it.
+    None for other meshes, and for MANO's where MANO was not added: its faces are licensed with it.
     """
     if vertices is None or vertices.shape[1] != VERTEX_COUNT:
         return None
-    if _edges_fit(builtin_hand(), vertices[0]):
-        return builtin_hand()
-    if mano_file().is_file():
-        try:
-            mano = load_hand("mano")
-        except AssetError as error:
-            logger.warning("meshes are drawn as skeletons: %s", error)
-            return None
-        return mano if _edges_fit(mano, vertices[0]) else None
-    return None
+    return next((hand for _, hand in hands_at_hand() if _edges_fit(hand, vertices[0])), None)
 
 
 def _edges_fit(hand: HandArrays, vertices: Array) -> bool:
@@ -354,12 +345,7 @@ def _pose_meshes(
 def _candidates(own: HandArrays | None) -> list[tuple[str, HandArrays]]:
     """Right hands that poses may belong to, the model's own first."""
     hands = [] if own is None else [("the model's own hand", own)]
-    hands.append(("the built-in hand", builtin_hand()))
-    if mano_file().is_file():
-        try:
-            hands.append(("MANO", load_hand("mano")))
-        except AssetError as error:
-            logger.warning("MANO is not tried: %s", error)
+    hands += [(source.title, hand) for source, hand in hands_at_hand()]
     return [
         (name, hand)
         for place, (name, hand) in enumerate(hands)

@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handmesh.hand import FINGERTIP_VERTICES, JOINTS_FROM_MANO, VERTEX_COUNT, HandArrays
-from handmesh.hand.mano_file import load_hand, read_mano
-
-__all__ = ["HandArrays", "HandModel", "load_hand", "read_mano"]
 
 
 class HandModel(nn.Module):

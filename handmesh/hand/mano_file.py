@@ -32,12 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import AssetError, ExportError
-from handmesh.hand import HandArrays, Handedness, builtin_hand
+from handmesh.hand import HandArrays, Handedness
 from handmesh.hand.anatomy import palm_frame
 from handmesh.system.atomic import write_atomically
 from handmesh.system.paths import user_data_folder
-
-HandName = Literal["mano", "builtin"]
 
 MAX_FILE_BYTES = 64 << 20  # the originals have 3.8 MB
 _LENGTHS = (0.05, 0.5)  # metres, the longest side at rest; MANO's has about 0.2
@@ -74,15 +72,8 @@ def mano_file(handedness: Handedness = Handedness.RIGHT) -> Path:
     return mano_directory() / f"MANO_{handedness.upper()}.npz"
 
 
-def load_hand(name: HandName, handedness: Handedness = Handedness.RIGHT) -> HandArrays:
-    """The arrays of a hand model by name. "mano" is what `handmesh mano add` brought, or the .pkl beside it.
-
-    Raises AssetError with instructions when MANO's files are not there.
-    """
-    if name == "builtin":
-        return builtin_hand(handedness)
-    if name != "mano":
-        raise AssetError(f"Hand model {name!r}: wanted 'mano' or 'builtin'.")
+def load_mano(handedness: Handedness = Handedness.RIGHT) -> HandArrays:
+    """What `handmesh mano add` brought, or the .pkl beside it. Raises AssetError with instructions."""
     converted = mano_file(handedness)
     for path in (converted, converted.with_suffix(".pkl")):
         if path.is_file():

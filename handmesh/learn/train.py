@@ -31,7 +31,8 @@ from handmesh.data.sources import RunData, open_data
 from handmesh.data.stream import HandBatch, batch_to_device, collate, split, training_batches
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand import HandArrays, HandOutput
-from handmesh.hand.layer import HandModel, load_hand
+from handmesh.hand.layer import HandModel
+from handmesh.hand.models import load_hand
 from handmesh.learn.distributed import Ranks, joined_ranks, no_sync, parallel, sync_batch_norms
 from handmesh.learn.losses import hand_loss, label_counts
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_average

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from handmesh.config import ModelConfig
 from handmesh.errors import CheckpointError
 from handmesh.hand import HandArrays
-from handmesh.hand.mano_file import load_hand
+from handmesh.hand.models import HAND_MODELS, load_hand
 
 RECORD = "handmesh"  # the key of the record in the file's metadata
 FORMAT = 1
@@ -64,20 +64,15 @@ def config_of(record: dict[str, Any], path: Path) -> ModelConfig:
 def hand_of(record: dict[str, Any], path: Path) -> HandArrays:
     """The hand that the model was trained with.
 
-    Raises CheckpointError when the hand of that name here is another one; AssetError, with instructions, when it is
-    MANO's and no MANO file was added here.
+    Raises CheckpointError when the hand of that name here is another one; AssetError, with instructions, when its
+    files were not added here.
     """
     name = config_of(record, path).hand
     hand = load_hand(name)
     if record["hand_sha256"] != hand.sha256:
-        advice = (
-            "use the handmesh version it was made with"
-            if name == "builtin"
-            else "give `handmesh mano add` the MANO_RIGHT.pkl it was trained with"
-        )
         raise CheckpointError(
             f"{path} was trained with another hand model (sha256 {record['hand_sha256'][:12]}..., the {name!r} "
-            f"hand here is {hand.sha256[:12]}...). Its answers would be wrong: {advice}."
+            f"hand here is {hand.sha256[:12]}...). Its answers would be wrong: {HAND_MODELS[name].how_to_match}."
         )
     return hand
 

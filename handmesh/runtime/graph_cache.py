@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import ExportError
+from handmesh.hand.models import HAND_MODELS
 from handmesh.model.file import config_of, hand_of, read_record, read_weights, sha256_of
 from handmesh.system.atomic import write_atomically
 from handmesh.system.paths import CACHE_VARIABLE, user_cache_folder
@@ -27,12 +28,6 @@ logger = logging.getLogger(__name__)
 
 _WRITERS = ("runtime/onnx_graph", "config", "hand/arrays", "model/fastvit")  # modules that a graph's content depends on
 MAX_BYTES = 2_000_000_000  # of all entries; the ones that were used longest ago go first
-
-HAND_LICENCES = {
-    "builtin": "Apache-2.0 (the built-in hand of handmesh)",
-    "mano": "MANO's licence, https://mano.is.tue.mpg.de/license.html: non-commercial research; this file holds MANO "
-    "and must not be passed on",
-}
 
 
 def graph_folder() -> Path:
@@ -107,7 +102,7 @@ def metadata_of(model: Path) -> dict[str, str]:
         "checkpoint_sha256": sha256_of(model),
         "hand": hand,
         "hand_sha256": record["hand_sha256"],
-        "hand_licence": HAND_LICENCES[hand],
+        "hand_licence": HAND_MODELS[hand].licence,
     }
 
 

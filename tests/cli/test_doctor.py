@@ -32,7 +32,7 @@ def test_a_sound_installation_is_found_sound(installed):
     assert not [finding for finding in found.values() if finding.good is False]
     assert found["torch"].fact == torch.__version__
     assert found["Python"].fact.startswith(platform.python_version())
-    assert builtin_hand().sha256[:12] in found["built-in hand"].fact
+    assert builtin_hand().sha256[:12] in found["hand 'builtin'"].fact
     assert hashlib.sha256(installed.read_bytes()).hexdigest()[:12] in found["bundled model"].fact
     assert "64 px crop" in found["inference"].fact
     assert set(PACKAGES) | set(OPTIONAL_PACKAGES) <= set(found)

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from handmesh.errors import AssetError
+from handmesh.errors import AssetError, ConfigError
 from handmesh.hand import HandArrays, Handedness, builtin_hand, mano_file
-from handmesh.hand.layer import HandModel, read_mano
-from handmesh.hand.mano_file import add_mano, handedness_of, has_left_shape_bug, load_hand, mano_directory
+from handmesh.hand.layer import HandModel
+from handmesh.hand.mano_file import add_mano, handedness_of, has_left_shape_bug, mano_directory, read_mano
+from handmesh.hand.models import load_hand
 
 RIGHT, LEFT = builtin_hand(), builtin_hand(Handedness.LEFT)
 
@@ -550,8 +551,8 @@ def test_a_missing_mano_is_answered_by_a_manual(home):
 def test_hands_by_name():
     assert same(load_hand("builtin"), RIGHT)
     assert handedness_of(load_hand("builtin", Handedness.LEFT)) == Handedness.LEFT
-    with pytest.raises(AssetError, match="wanted 'mano' or 'builtin'"):
-        load_hand("smplx")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'smplx': wanted builtin or mano"):
+        load_hand("smplx")
 
 
 def test_where_files_live(monkeypatch, tmp_path):

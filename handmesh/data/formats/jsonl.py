@@ -26,7 +26,8 @@ from handmesh.errors import ConfigError, DataError, ImageError
 from handmesh.files.image import read_image
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.rotation import matrix_from_vector
-from handmesh.hand import BETA_COUNT, VERTEX_COUNT, Handedness, builtin_hand
+from handmesh.hand import BETA_COUNT, VERTEX_COUNT, Handedness
+from handmesh.hand.models import name_of
 
 Floats = NDArray[np.float64]
 
@@ -101,7 +102,7 @@ class JsonlData:
             return None
         if not isinstance(sha256, str):
             return None
-        return LabelledHand("builtin" if sha256 == builtin_hand().sha256 else "another hand", sha256)
+        return LabelledHand(name_of(sha256) or "another hand", sha256)
 
     def where(self, index: int) -> str:
         """File and line of a sample, for messages."""

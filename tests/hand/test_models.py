@@ -1,0 +1,62 @@
+"""A hand model in MANO's format is one entry of a table."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from handmesh.cli import app
+from handmesh.config import ModelConfig
+from handmesh.data.check import check
+from handmesh.data.sample import LabelledHand
+from handmesh.doctor import examine
+from handmesh.evaluate.sets import match_hand
+from handmesh.hand import FINGERTIP_VERTICES, VERTEX_COUNT, HandArrays, Handedness, builtin_hand
+from handmesh.hand.models import HAND_MODELS, HandModelSource, hands_at_hand, load_hand, name_of
+
+
+@pytest.fixture
+def third_hand(monkeypatch: pytest.MonkeyPatch) -> HandArrays:
+    """The built-in hand with its vertices in another order, but for the fingertips."""
+    hand = builtin_hand()
+    others = np.setdiff1d(np.arange(VERTEX_COUNT), FINGERTIP_VERTICES)
+    order = np.arange(VERTEX_COUNT)
+    order[others] = np.random.default_rng(0).permutation(others)
+    by_vertex = {name: getattr(hand, name)[order] for name in ("v_template", "shapedirs", "posedirs", "weights")}
+    faces = np.argsort(order)[hand.f].astype(np.uint32)
+    arrays = dataclasses.replace(hand, **by_vertex, J_regressor=hand.J_regressor[:, order], f=faces)
+    source = HandModelSource(
+        "shuffled",
+        "the shuffled hand",
+        "CC0",
+        lambda side: arrays if side == Handedness.RIGHT else arrays.mirrored(),
+        how_to_match="take the old one",
+    )
+    monkeypatch.setitem(HAND_MODELS, "shuffled", source)
+    return arrays
+
+
+def test_a_third_hand_is_one_entry(third_hand, monkeypatch, tmp_path):
+    monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path))
+    assert ModelConfig(hand="shuffled").hand == "shuffled"
+    assert load_hand("shuffled") is third_hand
+    assert [source.name for source, _ in hands_at_hand()] == ["builtin", "shuffled"], "MANO was not added here"
+    assert name_of(third_hand.sha256) == "shuffled"
+    assert any(finding.subject == "hand 'shuffled'" and finding.good for finding in examine())
+    assert match_hand(third_hand.shaped(np.ones(10)).vertices[None]) is third_hand
+    assert not LabelledHand("mano", None).matches(third_hand), "FreiHAND's meshes are not of another known hand"
+    result = CliRunner().invoke(
+        app, ["synth", "--like-freihand", str(tmp_path / "set"), "--count", "1", "--hand-model", "shuffled"]
+    )
+    assert result.exit_code == 0, result.output
+    assert third_hand.sha256 in (tmp_path / "set" / "handmesh.json").read_text()
+    sheet = ["data", "prepare", str(tmp_path / "set")]
+    assert CliRunner().invoke(app, sheet).exit_code == 0
+    rows = [row for row in check(tmp_path / "set") if "MANO parameters" in row.subject]
+    assert [row.passed for row in rows] == [True, True], rows
+
+
+def test_a_hand_that_nobody_knows_is_named_in_the_settings():
+    with pytest.raises(ValueError, match="there is no hand model 'nimble', only builtin and mano"):
+        ModelConfig(hand="nimble")
