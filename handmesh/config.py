@@ -86,7 +86,7 @@ class SyntheticData(Settings):
 class LiveData(Settings):
     """Synthetic hands that are rendered while training runs: for a GPU that outruns any set on disk."""
 
-    directory: Path = Field(default=Path("data/synthetic"), strict=False)  # of the held-out renders
+    directory: Path = Field(default=Path("data/synthetic"), strict=False)  # of the validation renders
     seed: int = Field(default=0, ge=0)
     size: int = Field(default=160, ge=64, le=512)  # pixels; larger than the crop, so that tight crops stay sharp
     workers: int = Field(default=0, ge=0)  # rendering processes; 0 = one per available core but one, which trains
@@ -257,8 +257,8 @@ class TrainConfig(Settings):
     checkpoint_every: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=3, ge=1)
     evaluate_every: int = Field(default=2_000, ge=1)
-    evaluation_count: int = Field(default=512, ge=1)  # images at most of each held-out set
-    # Which evaluation's weights become the model: the last one's, or those with the best joints on the held-out sets.
+    evaluation_count: int = Field(default=512, ge=1)  # images at most of each validation set
+    # Which evaluation's weights become the model: the last one's, or those with the best joints on the validation sets.
     # test_set chooses by FreiHAND's test set: such scores do not compare with published ones, and the report says so.
     select: Literal["last", "validation", "test_set"] = "last"
 

@@ -29,14 +29,14 @@ def cache_of_these_tests(tmp_path_factory) -> Iterator[None]:
 def tiny_pack_directory(tmp_path_factory) -> Path:
     """Where a run with `data.synthetic: {count: 16, size: 96}` and 8 held-out images finds its renders."""
     from handmesh.config import SyntheticData
-    from handmesh.data.sources import held_out_pack, training_pack
+    from handmesh.data.sources import validation_pack, training_pack
 
     directory = tmp_path_factory.mktemp("packs")
     settings = SyntheticData(directory=directory, count=16, size=96)
     with pytest.MonkeyPatch.context() as patch:  # hundreds of backgrounds that texture objects take seconds to draw
         patch.setattr("handmesh.synth.dataset.Backgrounds", lambda seed, *_: _two_backgrounds(seed))
         training_pack(settings, workers=1)
-        held_out_pack(settings, 8, workers=1)
+        validation_pack(settings, 8, workers=1)
     return directory
 
 

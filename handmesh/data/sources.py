@@ -46,7 +46,7 @@ TRAINING_SCENES = SceneSettings(
     room_views=0.05,
     pose=PoseSettings(free=0.18, swap_fingers=0.25, single_fingers=0.35),
 )
-HELD_OUT_SEED = 1_000_003  # added to a set's seed for the images that training never sees
+VALIDATION_SEED = 1_000_003  # added to a set's seed for the images that training never sees
 
 
 class Source(Protocol):
@@ -63,7 +63,7 @@ class Source(Protocol):
     def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]: ...
 
 
-class HeldOut(Protocol):
+class ValidationSet(Protocol):
     """A set that scores are computed on while training: always the same samples."""
 
     @property
@@ -71,7 +71,7 @@ class HeldOut(Protocol):
 
     def __len__(self) -> int: ...
 
-    def still(self, position: int, resolution: int) -> HandSample[NDArray[Any]]: ...
+    def sample(self, position: int, resolution: int) -> HandSample[NDArray[Any]]: ...
 
 
 class PackSource:
@@ -93,7 +93,7 @@ class PackSource:
         return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
 
 
-class HeldOutPack:
+class ValidationPack:
     """Every render once, with fixed crops: turned anyhow, or the hand roughly upright."""
 
     def __init__(self, pack: Pack, *, upright: bool) -> None:
@@ -102,13 +102,13 @@ class HeldOutPack:
 
     @cached_property
     def backgrounds(self) -> Backgrounds:
-        return Backgrounds(HELD_OUT_SEED, count=64)
+        return Backgrounds(VALIDATION_SEED, count=64)
 
     def __len__(self) -> int:
         return len(self.pack)
 
-    def still(self, position: int, resolution: int) -> HandSample[NDArray[Any]]:
-        rng = np.random.default_rng((HELD_OUT_SEED, position))
+    def sample(self, position: int, resolution: int) -> HandSample[NDArray[Any]]:
+        rng = np.random.default_rng((VALIDATION_SEED, position))
         return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
 
 
@@ -142,7 +142,7 @@ class PhotoSource:
         cropped = crop_sample(sample, jitter(self.protocol.crop(sample), rng), resolution)
         return cropped._replace(image=changed_photo(rng, cropped.image, settings))
 
-    def still(self, position: int, resolution: int) -> HandSample[NDArray[Any]]:
+    def sample(self, position: int, resolution: int) -> HandSample[NDArray[Any]]:
         """The same as its protocol crops it, unchanged: what scores are computed on."""
         sample = self._sample(position)
         return crop_sample(sample, self.protocol.crop(sample), resolution)
@@ -158,7 +158,7 @@ class RunData(NamedTuple):
     """What a run learns from, and what it is watched on."""
 
     sources: list[Source]  # none where renders are made while training runs, see `data.live`
-    held_out: list[HeldOut]
+    validation: list[ValidationSet]
 
 
 def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None = None) -> RunData:
@@ -167,7 +167,7 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
     Raises DataError for what is missing or does not belong to `hand`, ConfigError for a choice that cannot be made.
     """
     sources: list[Source] = []
-    held_out: list[HeldOut] = []
+    validation: list[ValidationSet] = []
     data, count = config.data, config.evaluation_count
     test_set: PhotoSource | None = None
     # Photographs first: what is wrong with them is known in seconds, while rendering may take hours.
@@ -178,27 +178,27 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
     if data.synthetic is not None:
         pack = training_pack(data.synthetic, data.synthetic.workers, progress, hand)
         sources.append(PackSource(pack, config.augmentation, config.seed, data.synthetic.weight))
-        unseen = held_out_pack(data.synthetic, count, data.synthetic.workers, progress, hand)
-        held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
+        unseen = validation_pack(data.synthetic, count, data.synthetic.workers, progress, hand)
+        validation += [ValidationPack(unseen, upright=False), ValidationPack(unseen, upright=True)]
     if data.live is not None:
         training_scenes(data.live.scenes, "data.live.scenes")  # what is wrong there is named as it was written
         live = SyntheticData.model_validate(data.live.model_dump(include={"directory", "seed", "size", "scenes"}))
-        unseen = held_out_pack(live, count, data.live.workers, progress, hand)
-        held_out += [HeldOutPack(unseen, upright=False), HeldOutPack(unseen, upright=True)]
+        unseen = validation_pack(live, count, data.live.workers, progress, hand)
+        validation += [ValidationPack(unseen, upright=False), ValidationPack(unseen, upright=True)]
     for training, watched in photos:
         sources.append(training)
         if watched is not None:
-            held_out.append(watched)
+            validation.append(watched)
     if test_set is not None:
-        held_out.append(test_set)
-    if config.select == "validation" and not held_out:
+        validation.append(test_set)
+    if config.select == "validation" and not validation:
         raise ConfigError(
             "select: validation needs samples that are held out: set the validation of data.freihand or of a file "
             "in data.photos above 0, or select: last."
         )
     for source in sources:
         logger.info("%s: %d samples, weight %g", source.name, len(source), source.weight)
-    return RunData(sources, held_out)
+    return RunData(sources, validation)
 
 
 def training_pack(
@@ -208,7 +208,7 @@ def training_pack(
     return _pack("train", settings, settings.count, settings.seed, workers, progress, hand)
 
 
-def held_out_pack(
+def validation_pack(
     settings: SyntheticData,
     count: int,
     workers: int,
@@ -216,7 +216,7 @@ def held_out_pack(
     hand: HandArrays | None = None,
 ) -> Pack:
     """Scenes that training never sees."""
-    return _pack("heldout", settings, count, settings.seed + HELD_OUT_SEED, workers, progress, hand)
+    return _pack("heldout", settings, count, settings.seed + VALIDATION_SEED, workers, progress, hand)
 
 
 def _pack(

@@ -37,7 +37,7 @@ from handmesh.learn.distributed import Ranks, joined_ranks, no_sync, parallel, s
 from handmesh.learn.losses import hand_loss, label_counts
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_average
 from handmesh.learn.run_folder import RunLog, write_json, write_run_record
-from handmesh.learn.validation import TEST_SET, draw_samples, evaluate_held_out, make_targets, selection_score
+from handmesh.learn.validation import TEST_SET, draw_samples, validate, make_targets, selection_score
 from handmesh.model.checkpoint import load_latest_state, load_model, load_weights, save_model, save_state
 from handmesh.model.fastvit_weights import load_backbone_weights
 from handmesh.model.file import config_of, read_record
@@ -207,10 +207,10 @@ def train(
                     on_progress(Progressed(done, config.steps, losses, images_per_second, data_wait_fraction))
                 sums, started, waited, since = {}, time.perf_counter(), 0.0, done
             if evaluates:
-                scores = evaluate_held_out(averaged, data.held_out, ranks)
+                scores = validate(averaged, data.validation, ranks)
                 score = selection_score(scores, config.select)
                 if config.select != "last" and math.isnan(score) and ranks.is_main:
-                    logger.warning("no held-out set has 3D joints to select by: the last weights become the model")
+                    logger.warning("no validation set has 3D joints to select by: the last weights become the model")
                 if log is not None:
                     _report(log, done, scores, averaged, data)
                     if config.select == "last" or not score > best:
@@ -287,15 +287,15 @@ def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> Non
 
 
 def _pictures(config: TrainConfig, data: RunData) -> Iterator[Tensor]:
-    """A few batches like those to train on; held-out ones where training renders its own."""
+    """A few batches like those to train on; those of the validation sets where training renders its own."""
     some = config.model_copy(update={"batch_size": 32, "steps": _UNFOLDING_BATCHES, "loader_workers": 0})
     if data.sources:
         yield from (batch.image for batch in training_batches(data.sources, some, 0))
         return
-    for held_out in data.held_out:
-        for start in range(0, len(held_out), 32):
-            numbers = range(start, min(start + 32, len(held_out)))
-            yield collate([held_out.still(number, config.model.resolution) for number in numbers]).image
+    for validation_set in data.validation:
+        for start in range(0, len(validation_set), 32):
+            numbers = range(start, min(start + 32, len(validation_set)))
+            yield collate([validation_set.sample(number, config.model.resolution) for number in numbers]).image
 
 
 def write_model(
@@ -445,10 +445,10 @@ def _check_finite(sums: dict[str, Tensor], loss: Tensor, norm: Tensor, step: int
 
 def _report(log: RunLog, step: int, scores: dict[str, float], averaged: HandMeshNet, data: RunData) -> None:
     log.add(step, {"held_out": scores}, "held_out")
-    logger.info("step %d  held out: %s", step, "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+    logger.info("step %d  validation: %s", step, "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
     if log.draws():
-        for held_out in data.held_out:
-            log.add_picture(step, held_out.name, draw_samples(averaged, held_out))
+        for validation_set in data.validation:
+            log.add_picture(step, validation_set.name, draw_samples(averaged, validation_set))
 
 
 def _timed(batches: Iterator[HandBatch], first_step: int) -> Iterator[tuple[int, HandBatch, float]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from handmesh import metrics
 from handmesh.data.sample import HandLabels
-from handmesh.data.sources import HeldOut
+from handmesh.data.sources import ValidationSet
 from handmesh.data.stream import batch_to_device, collate
 from handmesh.draw.render import overlay
 from handmesh.geometry.camera import WeakPerspectiveCamera
@@ -24,7 +24,7 @@ from handmesh.model.network import HandMeshNet
 Floats = NDArray[np.float64]
 
 _BATCH = 32
-TEST_SET = "test_set"  # the name of the one held-out set that no choice may be made on, unless asked for by name
+TEST_SET = "test_set"  # the name of the one validation set that no choice may be made on, unless asked for by name
 
 
 @torch.no_grad()
@@ -48,23 +48,23 @@ def make_targets(labels: HandLabels[Tensor], hand: HandModel) -> HandLabels[Tens
     )
 
 
-def evaluate_held_out(model: HandMeshNet, sets: Sequence[HeldOut], ranks: Ranks) -> dict[str, float]:
+def validate(model: HandMeshNet, sets: Sequence[ValidationSet], ranks: Ranks) -> dict[str, float]:
     """Scores by name, the set's name first: PA-MPJPE and PA-MPVPE (rotations only), 2D error, flipped palms.
 
     A constant hand is scored beside them: what all true hands of the set have in common. What a set has no labels for
     is left out. Every process computes its share and returns the scores of all.
     """
     scores: dict[str, float] = {}
-    for held_out in sets:
-        mine = range(ranks.index, len(held_out), ranks.count)
+    for validation_set in sets:
+        mine = range(ranks.index, len(validation_set), ranks.count)
         # Samples come back in their own order, so that the means are the same for any number of processes.
-        rows = sorted(pair for part in ranks.gather(_score_samples(model, held_out, mine)) for pair in part)
+        rows = sorted(pair for part in ranks.gather(_score_samples(model, validation_set, mine)) for pair in part)
         for name in ("pa_mpjpe_mm", "pa_mpvpe_mm", "keypoint_box_error", "palm_flipped_share"):
             if values := [row[name] for _, row in rows if name in row]:
-                scores[f"{held_out.name}_{name}"] = float(np.mean(values))
+                scores[f"{validation_set.name}_{name}"] = float(np.mean(values))
         if truths := [row["joints"] for _, row in rows if "joints" in row]:
             errors = metrics.pa_rigid_mean_error(np.stack(truths), metrics.mean_shape(np.stack(truths)))
-            scores[f"{held_out.name}_constant_hand_pa_mpjpe_mm"] = 1000 * float(errors.mean())
+            scores[f"{validation_set.name}_constant_hand_pa_mpjpe_mm"] = 1000 * float(errors.mean())
     return scores
 
 
@@ -76,22 +76,24 @@ def selection_score(scores: dict[str, float], by: str) -> float:
     return float(np.mean([scores[name + ending] for name in chosen])) if chosen else float("nan")
 
 
-def _score_samples(model: HandMeshNet, held_out: HeldOut, positions: Sequence[int]) -> list[tuple[int, dict]]:
+def _score_samples(
+    model: HandMeshNet, validation_set: ValidationSet, positions: Sequence[int]
+) -> list[tuple[int, dict]]:
     found = []
     for start in range(0, len(positions), _BATCH):
         chosen = positions[start : start + _BATCH]
-        output, targets = predict_samples(model, held_out, chosen)
+        output, targets = predict_samples(model, validation_set, chosen)
         found += list(zip(chosen, score_batch(output, targets), strict=True))
     return found
 
 
 @torch.no_grad()
 def predict_samples(
-    model: HandMeshNet, held_out: HeldOut, positions: Sequence[int]
+    model: HandMeshNet, validation_set: ValidationSet, positions: Sequence[int]
 ) -> tuple[HandOutput, HandLabels[Tensor]]:
     """(predictions, truths) of some samples of a set."""
     device = model.camera_head.weight.device
-    samples = [held_out.still(position, model.config.resolution) for position in positions]
+    samples = [validation_set.sample(position, model.config.resolution) for position in positions]
     batch = batch_to_device(collate(samples), device)
     return model(batch.image), make_targets(batch.labels, model.hand)
 
@@ -121,10 +123,10 @@ def score_batch(output: HandOutput, targets: HandLabels[Tensor]) -> list[dict]:
     return rows
 
 
-def draw_samples(model: HandMeshNet, held_out: HeldOut, count: int = 4) -> NDArray[np.uint8]:
+def draw_samples(model: HandMeshNet, validation_set: ValidationSet, count: int = 4) -> NDArray[np.uint8]:
     """(S, count * S, 3): evenly spread samples of a set with the predicted meshes over them."""
-    positions = sorted({int(position) for position in np.linspace(0, len(held_out) - 1, count)})
-    output, _ = predict_samples(model, held_out, positions)
+    positions = sorted({int(position) for position in np.linspace(0, len(validation_set) - 1, count)})
+    output, _ = predict_samples(model, validation_set, positions)
     side = model.config.resolution
     tiles = []
     for i, position in enumerate(positions):
@@ -133,6 +135,6 @@ def draw_samples(model: HandMeshNet, held_out: HeldOut, count: int = 4) -> NDArr
         pixels = (camera.project(vertices) + 1) * side / 2 - 0.5
         depths = vertices[:, 2:] * float(camera.scale) * side / 2
         normals = vertex_normals(vertices, model.hand.faces)
-        image = held_out.still(position, side).image
+        image = validation_set.sample(position, side).image
         tiles.append(overlay(image, np.hstack([pixels, depths]), model.hand.faces, normals=normals))
     return np.hstack(tiles)

@@ -16,9 +16,9 @@ from handmesh.data.augment import augment, labels_in, sample_crop, scaled_effect
 from handmesh.data.sample import HandSample
 from handmesh.data.sources import (
     TRAINING_SCENES,
-    HeldOutPack,
+    ValidationPack,
     PackSource,
-    held_out_pack,
+    validation_pack,
     training_pack,
     training_scenes,
 )
@@ -268,8 +268,8 @@ def test_an_easy_start_lowers_the_resolution_of_the_first_steps(tiny_pack, tiny_
 
 def test_held_out_samples_are_fixed_and_of_other_scenes(tiny_pack, tiny_config):
     config = tiny_config()
-    held_out = HeldOutPack(held_out_pack(config.data.synthetic, 8, 1), upright=True)
-    first, second = ([held_out.still(position, 64) for position in range(len(held_out))] for _ in range(2))
+    held_out = ValidationPack(validation_pack(config.data.synthetic, 8, 1), upright=True)
+    first, second = ([held_out.sample(position, 64) for position in range(len(held_out))] for _ in range(2))
     assert len(first) == 8
     assert all(same(a, b) for a, b in zip(first, second, strict=True))
     training_betas = {tuple(tiny_pack[index].betas) for index in range(len(tiny_pack))}

@@ -348,14 +348,14 @@ def test_a_source_gives_only_its_own_part(sources):
     wanted = {tuple(sources[0].data[index].labels.hand.betas.astype(np.float32)) for index in (0, 2, 4)}
     stream = stream_of(sources[:1])
     assert {tuple(stream[g].labels.betas) for g in range(9)} == wanted
-    still = [sources[0].still(position, 64) for position in range(len(sources[0]))]
+    still = [sources[0].sample(position, 64) for position in range(len(sources[0]))]
     assert [tuple(sample.labels.betas) in wanted for sample in still] == [True] * 3
 
 
 def test_meshes_of_another_hand_are_left_out(sources):
     """Their joints and keypoints are as good as any."""
     theirs = replace(sources[0], same_hand=False)
-    for sample in (theirs.still(0, 64), theirs.example(0, np.random.default_rng(0), 64)):
+    for sample in (theirs.sample(0, 64), theirs.example(0, np.random.default_rng(0), 64)):
         assert sample.labels.joints_known
         assert sample.labels.keypoints_known.all()
         labels = sample.labels
@@ -403,7 +403,7 @@ def test_gains_change_colours_and_no_label(sources):
     source = PhotoSource("still", sources[0].data, BOX, augmentation=colorful)
     ratios = []
     for seed in range(12):
-        before, after = source.still(seed % COUNT, 64), source.example(seed % COUNT, np.random.default_rng(seed), 64)
+        before, after = source.sample(seed % COUNT, 64), source.example(seed % COUNT, np.random.default_rng(seed), 64)
         for name in ("keypoints", "pose", "joints"):
             np.testing.assert_array_equal(getattr(after.labels, name), getattr(before.labels, name))
         middling = (before.image > 40) & (before.image < 160)

@@ -14,7 +14,7 @@ import torch
 from handmesh.config import Augmentation, parse_config
 from handmesh.data.augment_gpu import BatchAugmenter
 from handmesh.data.live import RenderBuffer, live_batches
-from handmesh.data.sources import HeldOutPack, RunData
+from handmesh.data.sources import ValidationPack, RunData
 from handmesh.errors import ConfigError
 from handmesh.hand import builtin_hand
 from handmesh.learn.train import _pictures, train
@@ -98,7 +98,7 @@ def test_a_batch_says_what_is_known():
 
 def test_a_folded_model_is_unfolded_with_held_out_pictures(tiny_pack, few_backgrounds, tmp_path):
     """`start_from` needs pictures before there is a render: every held-out one, in batches."""
-    data = RunData(sources=[], held_out=[HeldOutPack(tiny_pack, upright=False)])
+    data = RunData(sources=[], validation=[ValidationPack(tiny_pack, upright=False)])
     shown = list(_pictures(live_config(tmp_path), data))
     assert [tuple(images.shape) for images in shown] == [(16, 64, 64, 3)]
     assert shown[0].float().std() > 20

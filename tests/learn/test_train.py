@@ -26,7 +26,7 @@ from handmesh.learn.distributed import Ranks
 from handmesh.learn.losses import complete_targets
 from handmesh.learn.optimizer import learning_rate_at, make_optimizer, set_learning_rate, update_average
 from handmesh.learn.train import build_network, count_steps, start_weights, train
-from handmesh.learn.validation import evaluate_held_out
+from handmesh.learn.validation import validate
 from handmesh.model.checkpoint import load_latest_state, load_model, save_state
 from handmesh.model.fastvit import build_backbone
 from handmesh.model.network import DenseHead, HandMeshNet
@@ -50,7 +50,7 @@ def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch, prec
     """If it cannot learn four pictures by heart it learns nothing: loss and 2D error fall clearly."""
     four = [tiny_pack[index] for index in range(4)]
     monkeypatch.setattr("handmesh.data.sources.training_pack", lambda *_: four)
-    monkeypatch.setattr("handmesh.data.sources.held_out_pack", lambda *_: four)
+    monkeypatch.setattr("handmesh.data.sources.validation_pack", lambda *_: four)
     config = tiny_config(
         steps=30,
         batch_size=4,
@@ -114,7 +114,7 @@ def test_a_run_killed_while_it_finishes_still_gets_its_model(tiny_config, tmp_pa
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr("handmesh.learn.train.evaluate_held_out", killed)
+        patch.setattr("handmesh.learn.train.validate", killed)
         with pytest.raises(KilledError):
             train(config, run)
     path = train(config, run, resume=True)
@@ -314,7 +314,7 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
 
     def scores(output: HandOutput) -> dict[str, float]:
         monkeypatch.setattr("handmesh.learn.validation.predict_samples", lambda *_: (output, targets))
-        return evaluate_held_out(lively_network, [SixHands("upright"), SixHands("any_turn")], ALONE)
+        return validate(lively_network, [SixHands("upright"), SixHands("any_turn")], ALONE)
 
     perfect = scores(HandOutput(camera, pose, betas, vertices, joints, sure, sure))
     for name in ("upright", "any_turn"):
@@ -363,7 +363,7 @@ def assert_begins_as(config: Any, start: Any) -> None:
     network = build_network(config, builtin_hand())
     start_weights(network, config, data)
     other, _ = load_model(start)
-    image = torch.from_numpy(data.held_out[0].still(0, 64).image[None])
+    image = torch.from_numpy(data.validation[0].sample(0, 64).image[None])
     with torch.no_grad():
         ours, theirs = (one.eval()(image).vertices for one in (network, other))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -400,7 +400,7 @@ def test_a_folded_network_is_trained_as_it_will_be_shipped(name, tiny_config, tm
     start_weights(network, config, data)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
     small, _ = load_model(start)
-    image = torch.from_numpy(data.held_out[0].still(0, 64).image[None])
+    image = torch.from_numpy(data.validation[0].sample(0, 64).image[None])
     torch.testing.assert_close(network.train()(image).vertices, small(image).vertices, rtol=1e-4, atol=1e-6)
     path = train(config, tmp_path / "folded")
     trained, record = load_model(path)

@@ -132,7 +132,7 @@ def test_the_journey_from_archives_to_scores(freihand, tmp_path):
 def test_no_photograph_is_on_both_sides(settings):
     """Neither the same image nor another version of it; and the test set is not touched."""
     data = open_data(parse_config(settings(), "test"), builtin_hand())
-    (source,), (held_out,) = data.sources, data.held_out
+    (source,), (held_out,) = data.sources, data.validation
     assert len(source) == 4 * 54
     training = {int(index) % ANNOTATIONS for index in source.indices}
     watched = {int(index) % ANNOTATIONS for index in held_out.indices}
@@ -283,7 +283,7 @@ def test_the_best_weights_are_kept_where_that_is_asked_for(settings, tmp_path, m
         step = 1 + len(list((tmp_path / "run").glob("state-*.pt")))
         return {"freihand_pa_mpjpe_mm": given[step], "test_set_pa_mpjpe_mm": -given[step]}
 
-    monkeypatch.setattr("handmesh.learn.train.evaluate_held_out", scores)
+    monkeypatch.setattr("handmesh.learn.train.validate", scores)
     plain = settings(evaluate_every=1, keep_checkpoints=9, select="validation")
 
     def stop(progress: Any) -> None:
