@@ -20,8 +20,9 @@ from handmesh.config import TrainConfig, load_config
 from handmesh.data.sources import open_data
 from handmesh.data.stream import training_batches
 from handmesh.hand import builtin_hand
-from handmesh.learn.losses import complete_targets, hand_loss
+from handmesh.learn.losses import hand_loss
 from handmesh.learn.optimizer import make_optimizer
+from handmesh.learn.targets import complete_targets
 from handmesh.learn.train import TrainingModule, build_network
 from handmesh.model.network import DenseHead, to_device
 from handmesh.system.memory import keep_freed_memory

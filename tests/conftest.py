@@ -29,7 +29,7 @@ def cache_of_these_tests(tmp_path_factory) -> Iterator[None]:
 def tiny_pack_directory(tmp_path_factory) -> Path:
     """Where a run with `data.synthetic: {count: 16, size: 96}` and 8 held-out images finds its renders."""
     from handmesh.config import SyntheticData
-    from handmesh.data.sources import validation_pack, training_pack
+    from handmesh.data.sources import training_pack, validation_pack
 
     directory = tmp_path_factory.mktemp("packs")
     settings = SyntheticData(directory=directory, count=16, size=96)

@@ -28,14 +28,6 @@ _DECIMETRE = 0.1
 FOUND_ERROR = 0.15
 
 
-def complete_targets(
-    keypoints: Tensor, joints: Tensor, vertices: Tensor, pose: Tensor, betas: Tensor
-) -> HandLabels[Tensor]:
-    """Targets of right hands of which everything is known."""
-    yes = torch.ones(len(betas), dtype=torch.bool, device=betas.device)
-    return HandLabels(keypoints, joints, vertices, pose, betas, yes[:, None].expand(-1, 21), *[yes] * 6)
-
-
 def label_masks(targets: HandLabels[Tensor]) -> dict[str, Tensor]:
     """For every part of the loss, what of it can be computed: (B,) samples, or (B, 21) joints."""
     inside = (targets.keypoints.abs() < 1).all(dim=-1)

@@ -37,7 +37,8 @@ from handmesh.learn.distributed import Ranks, joined_ranks, no_sync, parallel, s
 from handmesh.learn.losses import hand_loss, label_counts
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_average
 from handmesh.learn.run_folder import RunLog, write_json, write_run_record
-from handmesh.learn.validation import TEST_SET, draw_samples, validate, make_targets, selection_score
+from handmesh.learn.targets import make_targets
+from handmesh.learn.validation import TEST_SET, draw_samples, selection_score, validate
 from handmesh.model.checkpoint import load_latest_state, load_model, load_weights, save_model, save_state
 from handmesh.model.fastvit_weights import load_backbone_weights
 from handmesh.model.file import config_of, read_record

@@ -17,35 +17,14 @@ from handmesh.draw.render import overlay
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import HandOutput
-from handmesh.hand.layer import HandModel
 from handmesh.learn.distributed import Ranks
+from handmesh.learn.targets import make_targets
 from handmesh.model.network import HandMeshNet
 
 Floats = NDArray[np.float64]
 
 _BATCH = 32
 TEST_SET = "test_set"  # the name of the one validation set that no choice may be made on, unless asked for by name
-
-
-@torch.no_grad()
-def make_targets(labels: HandLabels[Tensor], hand: HandModel) -> HandLabels[Tensor]:
-    """Labels of a batch. Vertices and joints that were not given follow from pose and betas, joints from vertices.
-
-    For synthetic hands that is exactly how the labels' own renders were made.
-    """
-    posed = labels.pose_known & labels.betas_known
-    vertices, joints = hand(labels.pose, labels.betas)
-    # The posed hand lies about its own origin: where joints are given, it is moved to their wrist.
-    shift = torch.where((labels.joints_known & posed)[:, None, None], labels.joints[:, :1] - joints[:, :1], 0.0)
-    given = labels.vertices_known[:, None, None]
-    vertices = torch.where(given, labels.vertices, vertices + shift)
-    joints = torch.where(given, hand.joints_of(labels.vertices), joints)
-    return labels._replace(
-        joints=torch.where(labels.joints_known[:, None, None], labels.joints, joints),
-        vertices=vertices,
-        joints_known=labels.joints_known | labels.vertices_known | posed,
-        vertices_known=labels.vertices_known | posed,
-    )
 
 
 def validate(model: HandMeshNet, sets: Sequence[ValidationSet], ranks: Ranks) -> dict[str, float]:

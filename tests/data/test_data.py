@@ -16,11 +16,11 @@ from handmesh.data.augment import augment, labels_in, sample_crop, scaled_effect
 from handmesh.data.sample import HandSample
 from handmesh.data.sources import (
     TRAINING_SCENES,
-    ValidationPack,
     PackSource,
-    validation_pack,
+    ValidationPack,
     training_pack,
     training_scenes,
+    validation_pack,
 )
 from handmesh.data.stream import HandBatch, TrainingStream, collate, resolution_at, training_batches
 from handmesh.errors import ConfigError, DataError
@@ -28,7 +28,7 @@ from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import JOINT_NAMES, builtin_hand, upright_rotation
 from handmesh.hand.layer import HandModel
-from handmesh.learn.validation import make_targets
+from handmesh.learn.targets import make_targets
 from handmesh.synth import Backgrounds, CameraEffects, Pack, PackedSample, SceneSettings
 
 HAND = HandModel(builtin_hand()).double()

@@ -14,7 +14,7 @@ import torch
 from handmesh.config import Augmentation, parse_config
 from handmesh.data.augment_gpu import BatchAugmenter
 from handmesh.data.live import RenderBuffer, live_batches
-from handmesh.data.sources import ValidationPack, RunData
+from handmesh.data.sources import RunData, ValidationPack
 from handmesh.errors import ConfigError
 from handmesh.hand import builtin_hand
 from handmesh.learn.train import _pictures, train

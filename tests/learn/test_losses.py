@@ -16,13 +16,13 @@ from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.learn.losses import (
     HEATMAP_SIGMA,
-    complete_targets,
     found,
     hand_loss,
     heatmap_cross_entropies,
     label_counts,
     read_heatmaps,
 )
+from handmesh.learn.targets import complete_targets
 
 HAND = HandModel(builtin_hand())
 CELLS = 24  # of a heatmap's side

@@ -23,8 +23,8 @@ from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.learn.distributed import Ranks
-from handmesh.learn.losses import complete_targets
 from handmesh.learn.optimizer import learning_rate_at, make_optimizer, set_learning_rate, update_average
+from handmesh.learn.targets import complete_targets
 from handmesh.learn.train import build_network, count_steps, start_weights, train
 from handmesh.learn.validation import validate
 from handmesh.model.checkpoint import load_latest_state, load_model, save_state

@@ -11,7 +11,8 @@ from handmesh.data.sample import HandLabels
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.learn.losses import complete_targets, hand_loss
+from handmesh.learn.losses import hand_loss
+from handmesh.learn.targets import complete_targets
 from handmesh.model.network import DenseHead, HandMeshNet, to_device
 
 SHAPES = {"camera": (3,), "pose": (16, 3, 3), "betas": (10,), "vertices": (778, 3), "joints": (21, 3)}

@@ -25,8 +25,8 @@ from handmesh.data.stream import HandBatch
 from handmesh.hand import builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.learn.losses import hand_loss, label_counts
+from handmesh.learn.targets import make_targets
 from handmesh.learn.train import TrainingModule
-from handmesh.learn.validation import make_targets
 from handmesh.model.network import DenseHead, HandMeshNet, to_device
 from handmesh.synth.farm import RenderBatch
 
