@@ -1,12 +1,12 @@
-"""Why are real photos harder than synthetic ones?  python benchmarks/twins.py PHOTOS [--model M]
+"""Why are real photos harder than synthetic ones?  python benchmarks/rerender.py PHOTOS [--model M]
 
 Our hand is fitted to each photo's labels and rendered again in that pose and view, with eight random skins, lights,
-backgrounds and cameras: the photo's synthetic twins. What the model gets wrong on twins too lies in pose and view; what
-it gets wrong on the photo alone, in how the photo looks (and in how its labels define joints: the column "fit" is what
-the fit leaves). Then the twins are spoilt in one way at a time, which tells what the model cannot bear.
+backgrounds and cameras: the photo's re-rendered counterparts. What the model gets wrong on these too lies in pose and
+view; what it gets wrong on the photo alone, in how the photo looks (and in how its labels define joints: the column
+"fit" is what the fit leaves). Then they are corrupted in one way at a time, which tells what the model cannot bear.
 
-PHOTOS: as for benchmarks/real_photos.py; photos with the same labels have the same twins, and count once. All figures:
-2D error over the keypoints' box, the box given. Takes about four minutes on one core.
+PHOTOS: as for benchmarks/real_photos.py; photos with the same labels have the same counterparts, which count once. All
+figures: 2D error over the keypoints' box, the box given. Takes about four minutes on one core.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from handmesh.predict import Predictor, load_predictor
 from handmesh.synth import PosePrior, SceneRenderer, SceneSettings, SyntheticSample
 from handmesh.synth.scene import Shot
 
-SIDE = 224  # px of a twin
+SIDE = 224  # px of a render
 CANDIDATES = 4000  # poses of our prior that a fit chooses its beginning from
 FIRST_GUESSES = 10  # that are refined; the best counts
 FOCAL = 2.1  # of the photo's longer side, where labels have no camera matrix
@@ -56,32 +56,32 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--left", nargs="*", default=[], help="files whose hand of unknown side is a left one")
-    parser.add_argument("--twins", type=int, default=8, help="of each photo")
+    parser.add_argument("--renders", type=int, default=8, help="of each photo")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     predictor = load_predictor(arguments.model)
     labels = json.loads((arguments.photos / "labels.json").read_text())
     fitter = Fitter()
-    twins: dict[bytes, tuple[Fit, list[SyntheticSample]]] = {}
+    renders: dict[bytes, tuple[Fit, list[SyntheticSample]]] = {}
     rows = []
-    print(f"{'photo':28} {'fit':>6} {'photo':>6} {'twins':>6}")
+    print(f"{'photo':28} {'fit':>6} {'photo':>6} {'again':>6}")
     for label in labels:
         image, keypoints = read_image(arguments.photos / label["file"]), np.array(label["keypoints"], float)
         left = label["handedness"] == "left" or label["file"] in arguments.left
         key = keypoints.tobytes()
-        if key not in twins:
+        if key not in renders:
             fit = fitter.fit(label, image.shape[:2], left)
-            twins[key] = fit, render_twins(fit, arguments.twins)
-        fit, samples = twins[key]
+            renders[key] = fit, render_again(fit, arguments.renders)
+        fit, samples = renders[key]
         seen = keypoints[:, 2] > 0
         hand = predictor(image, boxes=[box_of(keypoints[seen, :2])], handedness="left" if left else "right")[0]
         own = float(metrics.keypoint_box_error(keypoints[seen, :2], hand.keypoints_image()[seen]))
         rows.append((fit.error, own, error_on(predictor, fit, samples)))
         print(f"{label['file']:28} {rows[-1][0]:6.3f} {rows[-1][1]:6.3f} {rows[-1][2]:6.3f}")
     print(f"{'mean':28} " + " ".join(f"{value:6.3f}" for value in np.mean(rows, axis=0)))
-    print("\ntwins (each once), spoilt")
-    for name, spoil in SPOILT.items():
-        print(f"{name:28} {np.mean([error_on(predictor, *twin, spoil) for twin in twins.values()]):6.3f}")
+    print("\nre-rendered (each once), corrupted")
+    for name, corrupt in CORRUPTIONS.items():
+        print(f"{name:28} {np.mean([error_on(predictor, *pair, corrupt) for pair in renders.values()]):6.3f}")
 
 
 def blurred(sigma: float) -> Callable[[SyntheticSample], Image]:
@@ -107,7 +107,7 @@ def gray(sample: SyntheticSample) -> Image:
     return cv2.cvtColor(cv2.cvtColor(sample.image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-SPOILT: dict[str, Callable[[SyntheticSample], Image]] = {
+CORRUPTIONS: dict[str, Callable[[SyntheticSample], Image]] = {
     "as they are": lambda sample: sample.image,
     "blurred, sigma 1.5 px": blurred(1.5),
     "blurred, sigma 2.5 px": blurred(2.5),
@@ -119,7 +119,7 @@ SPOILT: dict[str, Callable[[SyntheticSample], Image]] = {
 }
 
 
-def render_twins(fit: Fit, count: int) -> list[SyntheticSample]:
+def render_again(fit: Fit, count: int) -> list[SyntheticSample]:
     renderer = SceneRenderer(builtin_hand(), SceneSettings(second_hand=0, occluder=0), size=SIDE)
     still = Shot(np.tile(np.eye(3), (16, 1, 1)), np.zeros(10), np.eye(3), np.array([0, 0, 0.6]), fit.intrinsics)
     orientation = renderer.render_foreground(np.random.default_rng(0), still).pose[0]  # of a hand that is not turned
@@ -134,12 +134,12 @@ def error_on(
     predictor: Predictor,
     fit: Fit,
     samples: list[SyntheticSample],
-    spoil: Callable[[SyntheticSample], Image] = SPOILT["as they are"],
+    corrupt: Callable[[SyntheticSample], Image] = CORRUPTIONS["as they are"],
 ) -> float:
     errors = []
     for sample in samples:
         wanted = sample.keypoints[fit.seen].astype(float)
-        hand = predictor(spoil(sample), boxes=[box_of(wanted)], handedness="right")[0]
+        hand = predictor(corrupt(sample), boxes=[box_of(wanted)], handedness="right")[0]
         errors.append(metrics.keypoint_box_error(wanted, hand.keypoints_image()[fit.seen]))
     return float(np.mean(errors))
 

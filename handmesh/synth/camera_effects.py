@@ -19,7 +19,7 @@ Floats = NDArray[Any]
 
 # Real hands are often out of focus, or move: edges in 224 px frames of FreiHAND are as soft as Gaussians of 2 to 3 px
 # leave them. A network that was trained on at most 1.4 draws hands blurred by 2.5 px 1.5 times as far off as sharp ones
-# (`benchmarks/twins.py`).
+# (`benchmarks/rerender.py`).
 DEFOCUS_SIGMA = (0.35, 4.0)  # px at 224, standard deviation of the Gaussian; uniform in the logarithm
 MOTION_LENGTH = (5.0, 22.0)  # px at 224, but at least 3 px
 SMALLER = (0.16, 0.8)  # share of the side that a small photo has; uniform in the logarithm
