@@ -6,7 +6,7 @@ perspective and pinhole draw alike and the picture agrees with the projected poi
 from outside. Those turned away are the inside of the mesh: dark, and seen only through an opening such as the wrist.
 
 Light falls by the vertex normals, unit vectors on the camera's axes (x right, y down, z forward). Get them from the
-mesh in metres with `mesh_io.vertex_normals`. When none are given they are computed from `vertices_image`, which is
+mesh in metres with `normals.vertex_normals`. When none are given they are computed from `vertices_image`, which is
 right only if depth is in pixels too.
 
 Every call uses memory of its own, and the compiled loops run without Python's lock: threads may draw at the same time.

@@ -1,7 +1,7 @@
 """Training in several processes: `torchrun --nproc-per-node N -m handmesh train ...`, on one machine or many.
 
 The promise: a step's loss and gradient are those of one process with the same global batch. Three things make it true.
-Samples are dealt out by number (`data.batches`), so that none is seen twice. Losses are divided by what is known in
+Samples are dealt out by number (`data.stream`), so that none is seen twice. Losses are divided by what is known in
 the whole batch (`losses.label_counts`), and gradients are averaged by DistributedDataParallel. Batch norm takes its
 statistics over all processes: torch's SyncBatchNorm on GPUs, `SyncedBatchNorm2d` on CPUs, where torch has none.
 

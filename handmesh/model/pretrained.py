@@ -36,7 +36,7 @@ class StoredWeights:
     """What a stored file says about itself."""
 
     name: str
-    variant: str  # one of `backbone.VARIANTS`
+    variant: str  # one of `fastvit.VARIANTS`
     folded: bool  # for inference only; False: the train-time form
     num_classes: int  # of the classifier; 0 without one
     source: str  # where the file came from, in the words of whoever added it, or its path
@@ -113,7 +113,7 @@ def add_backbone_weights(
 
 
 def find_backbone_weights(name: str) -> Path:
-    """The safetensors file of weights that were added under this name, for `backbone_weights.load_backbone_weights`.
+    """The safetensors file of weights that were added under this name, for `fastvit_weights.load_backbone_weights`.
 
     Raises CheckpointError if there are none: the message says what there is, where the owners publish weights, and
     what to type.
