@@ -290,17 +290,38 @@ class TrainConfig(Settings):
         return self
 
 
-def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a YAML file, apply `key.path=value` overrides, check everything.
+def shipped_configs() -> dict[str, Path]:
+    """The settings that ship with the package, by name: in the package of a wheel, in configs/ of the source tree."""
+    package = Path(__file__).parent
+    folder = next((folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), None)
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(config: str | Path) -> Path:
+    """The file of a configuration: a path, or a shipped one's name, also written as its path in the source tree.
+
+    Raises ConfigError, which lists the shipped ones.
+    """
+    path, shipped = Path(config), shipped_configs()
+    if path.is_file():
+        return path
+    if path.suffix in ("", ".yaml") and path.parent in (Path(), Path("configs")) and path.stem in shipped:
+        return shipped[path.stem]
+    if path.exists():
+        raise ConfigError(f"{path} cannot be read as YAML: it is a folder.")
+    raise ConfigError(f"No configuration at {path}. Give the path of a YAML file, or one of {', '.join(shipped)}.")
+
+
+def load_config(config: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML file or a shipped configuration, apply `key.path=value` overrides, check everything.
 
     Raises ConfigError for a missing or malformed file, an unknown key (with the nearest known one) or a wrong value.
     """
     tree: dict[str, Any] = {}
+    path = None if config is None else find_config(config)
     if path is not None:
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"No configuration at {path}. The shipped ones are in configs/.") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
         if loaded is not None and not isinstance(loaded, dict):

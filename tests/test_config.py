@@ -21,10 +21,12 @@ from handmesh.config import (
     flat_settings,
     load_config,
     parse_config,
+    shipped_configs,
 )
 from handmesh.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -123,9 +125,22 @@ def test_a_file_that_is_no_table_of_settings_is_refused_by_name(text, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+def test_shipped_settings_are_found_by_name(tmp_path, monkeypatch):
+    """From a wheel there is no folder configs/ to give a path in."""
+    monkeypatch.chdir(tmp_path)
+    by_name = load_config("synthetic_t8")
+    assert by_name.model.backbone == "fastvit_t8"
+    assert by_name == load_config("configs/synthetic_t8.yaml") == load_config(ROOT / "configs" / "synthetic_t8.yaml")
+    (tmp_path / "synthetic_t8.yaml").write_text("steps: 7\n")
+    assert load_config("synthetic_t8.yaml").steps == 7, "a file of one's own goes first"
+    assert set(shipped_configs()) == {path.stem for path in (ROOT / "configs").iterdir()}
+
+
 def test_files_that_cannot_be_read_are_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"No configuration at .*absent\.yaml"):
         load_config(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="synthetic_t8"):  # what there is, is said
+        load_config("synthetic_t9")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(ConfigError, match=r"binary\.yaml"):
         load_config(tmp_path / "binary.yaml")

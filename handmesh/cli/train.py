@@ -16,7 +16,9 @@ from handmesh.cli.shell import progress_bar, say
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file of settings, for example configs/synthetic_t8.yaml.")],
+    config: Annotated[
+        str, typer.Argument(help="A YAML file of settings, or the name of a shipped one, such as synthetic_t8.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/ and the config's name.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one setting; repeatable.")
@@ -29,25 +31,28 @@ def train(
     """Train a model; with torchrun in front, in several processes and on several machines.
 
     Examples:
-      handmesh train configs/synthetic_t8.yaml
+      handmesh train synthetic_t8
 
-      handmesh train configs/synthetic_t8.yaml --set steps=100000 --set threads=4 --out runs/long
+      handmesh train synthetic_t8 --set steps=100000 --set threads=4 --out runs/long
 
-      handmesh train configs/freihand_ma36.yaml --resume
+      handmesh train freihand_ma36 --resume
 
-      torchrun --nproc-per-node 8 -m handmesh train configs/freihand_ma36.yaml
+      torchrun --nproc-per-node 8 -m handmesh train freihand_ma36
 
     Asked to end (SIGTERM), it finishes its step, scores, saves and leaves: go on with --resume.
     """
     from handmesh.config import load_config
-    from handmesh.learn.train import Progressed
-    from handmesh.learn.train import train as run_training
+    from handmesh.system.extras import extra
+
+    with extra("train", "`handmesh train`"):
+        from handmesh.learn.train import Progressed
+        from handmesh.learn.train import train as run_training
 
     first = os.environ.get("RANK", "0") == "0"  # torchrun's number of this process: one of them speaks
     logging.getLogger("handmesh").setLevel(logging.INFO if first else logging.WARNING)
     hand = [] if hand_model is None else [f"model.hand={hand_model}"]
     settings = load_config(config, [*(set_ or []), *hand])
-    directory = out or Path("runs") / config.stem
+    directory = out or Path("runs") / Path(config).stem
     with progress_bar() as progress, _until_sigterm() as should_stop:
         rendering = progress.add_task("rendering", total=None, visible=False)
         training = progress.add_task("training", total=None, visible=False)
