@@ -18,10 +18,11 @@ from handmesh import __version__
 from handmesh.errors import HandMeshError
 from handmesh.hand import Handedness
 from handmesh.hand.models import HAND_MODELS, HandModelSource
-from handmesh.runtime.engine import bundled_model_path, open_engine
+from handmesh.runtime.engine import bundled_model_path, default_threads, open_engine
 
-PACKAGES = ("torch", "numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
+PACKAGES = ("numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
 OPTIONAL_PACKAGES = {
+    "torch": 'for training and export: pip install "handmesh[train]"',
     "smplx": 'pip install "handmesh[mano]"',
     "pytorch3d": "see its INSTALL.md; it has no wheels",
     "tensorboard": 'pip install "handmesh[train]"',
@@ -77,11 +78,17 @@ def _guarded(subject: str, look: Callable[[], str]) -> Finding:
 
 
 def _device() -> str:
-    import torch
+    """What the default engine runs on, or would."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        import onnxruntime
 
+        names = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+        return f"CPU, {default_threads()} threads (ONNX Runtime has {names})"
     if torch.cuda.is_available():
         return f"CUDA {torch.version.cuda}: {torch.cuda.get_device_name()}"
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {default_threads()} threads"
 
 
 def _hand(hand: HandModelSource, side: Handedness) -> Finding:

@@ -54,7 +54,10 @@ def bench(
 
       handmesh bench --backbones --names fastvit_t8,fastvit_ma36 --size 224 --batch 8 --threads 2
     """
-    from handmesh.bench.engines import is_bare
+    from handmesh.system.extras import extra
+
+    with extra("train", "`handmesh bench`"):
+        from handmesh.bench.engines import is_bare
 
     batches = _batches(batch)
     clock: Literal["wall", "processor"] = "processor" if processor_time else "wall"

@@ -9,6 +9,7 @@ import typer
 
 from handmesh.cli.shell import error_console, say, say_error
 from handmesh.errors import HandMeshError
+from handmesh.system.extras import extra
 
 app = typer.Typer(help="Published FastViT weights: add, list. Several runs: average.", no_args_is_help=True)
 
@@ -28,7 +29,8 @@ def weights_add(
 
       handmesh weights add model.safetensors --name fastvit_t8_distilled --source https://huggingface.co/timm/...
     """
-    from handmesh.model.pretrained import add_backbone_weights
+    with extra("train", "`handmesh weights`"):
+        from handmesh.model.pretrained import add_backbone_weights
 
     stored = add_backbone_weights(file, name, source=source, licence=licence, replace=replace)
     say(f"{stored.name}: {stored.variant}, {_form(stored.folded)}, {_classes(stored.num_classes)}")
@@ -43,7 +45,8 @@ def weights_list() -> None:
     Example:
       handmesh weights list
     """
-    from handmesh.model.pretrained import list_backbone_weights, weights_folder
+    with extra("train", "`handmesh weights`"):
+        from handmesh.model.pretrained import list_backbone_weights, weights_folder
 
     found = list_backbone_weights()
     if not found:
@@ -79,7 +82,8 @@ def weights_average(
     Example:
       handmesh weights average runs/a/model.safetensors runs/b/model.safetensors --out runs/mean
     """
-    from handmesh.model.checkpoint import average_models, save_model
+    with extra("train", "`handmesh weights`"):
+        from handmesh.model.checkpoint import average_models, save_model
 
     if len(models) < 2:
         raise typer.BadParameter("give the models of at least two runs.", param_hint="MODELS")
