@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.detect import Box
 from handmesh.errors import ConfigError, HandMeshError
 from handmesh.files.animation import encode_animation
 from handmesh.files.image import encode_image
@@ -31,7 +32,7 @@ from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, both_sides
 from handmesh.motion.clip import ANIMATION_NAME, LOG_NAME, OVERLAY_NAME, LiveHands, Tracked
 from handmesh.motion.log import HandLog, LogHeader, read_tracks, record_of
-from handmesh.predict import AUTO, Box, HandPrediction, Predictor, overlay_hands, parse_side
+from handmesh.predict import AUTO, HandPrediction, Predictor, overlay_hands, parse_side
 from handmesh.system.atomic import write_atomically
 
 WINDOW = "handmesh"

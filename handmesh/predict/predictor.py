@@ -12,32 +12,25 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.detect import Box, Detector, Source
-from handmesh.draw.render import HAND_COLORS, ImageMesh, draw_skeleton, overlay_meshes
-from handmesh.errors import ImageError
-from handmesh.files.image import LargePhoto, Photo, encode_image, read_photo
-from handmesh.files.mesh import MeshHand, save_hands
-from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
+from handmesh.detect import Detector, Source
+from handmesh.files.image import LargePhoto, Photo, read_photo
+from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
-from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import Handedness, HandOutput, upright_rotation
+from handmesh.predict.prediction import Floats, HandPrediction, SideSource
 from handmesh.runtime.engine import Engine, open_engine
-from handmesh.system.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.float32]
-SideSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
 AUTO = "auto"  # as a handedness: find out
 
 # Crop side over the extent of the hand's keypoints, in the range that training draws (Augmentation.margin). A found
@@ -54,96 +47,6 @@ SEARCH_BELOW, FOUND_FROM = 0.7, 0.9
 _PART = 0.34  # side of a part over the longer side of the photo; neighbours overlap by half
 _SMALLEST_PART_PX = 48.0
 _PARTS_LOOKED_INTO = 3
-
-
-@dataclass(frozen=True, eq=False)
-class HandPrediction:
-    """One hand in one photograph. numpy, metres; nothing is mirrored or turned any more.
-
-    `vertices` and `joints` are in the hand frame: axes of a camera that faces the hand (x right, y down, z forward),
-    origin of the hand model of that handedness. They are what that hand model gives for `pose` and `betas`.
-    `camera` draws them exactly: `crop.to_image(camera.project(points))`.
-    """
-
-    handedness: Handedness
-    handedness_source: SideSource
-    handedness_score: float  # 0..1: that this is the side; 1 if given
-    # 0..1: that there is a hand and its joints are drawn within 0.15 of its size. Of a network without that head: how
-    # well the last two passes agree in the image (1 with a single pass), which is no probability.
-    score: float
-    box: Box  # x0, y0, x1, y1 in pixels, around the keypoints
-    crop: CropTransform  # the square that `camera` belongs to
-    camera: WeakPerspectiveCamera
-    pose: Floats  # (16, 3, 3) parent-relative rotations of the hand model of this handedness
-    betas: Floats  # (10,)
-    vertices: Floats  # (778, 3)
-    joints: Floats  # (21, 3)
-    faces: NDArray[np.int32]  # (1538, 3), counter-clockwise seen from outside
-    source: Source  # how the box was found
-    intrinsics: Intrinsics  # of the full photograph, as well as it is known: `intrinsics.source` says how
-
-    def keypoints_image(self) -> Floats:
-        """(21, 2) px: the joints, drawn."""
-        return self.crop.to_image(self.camera.project(self.joints)).astype(np.float32)
-
-    def vertices_image(self) -> Floats:
-        """(778, 3): x and y in pixels, and depth in pixels of the same scale."""
-        pixels_per_metre = float(self.camera.scale) * self.crop.size / 2
-        xy = self.crop.to_image(self.camera.project(self.vertices))
-        return np.column_stack([xy, self.vertices[:, 2] * pixels_per_metre]).astype(np.float32)
-
-    def origin_cam(self, intrinsics: Intrinsics | None = None) -> Floats:
-        """(3,) metres: where the hand frame's origin lies in the camera frame of the full image."""
-        known = intrinsics or self.intrinsics
-        depth = float(self.vertices[:, 2].mean())
-        return hand_origin_cam(self.camera, self.crop, known, depth, self.cam_from_hand_axes(known)).astype(np.float32)
-
-    def vertices_cam(self, intrinsics: Intrinsics | None = None) -> Floats:
-        """(778, 3) metres in the camera frame of the full image. As good as the camera's focal length is known."""
-        return self._to_cam(self.vertices, intrinsics)
-
-    def joints_cam(self, intrinsics: Intrinsics | None = None) -> Floats:
-        """(21, 3) metres in the camera frame of the full image."""
-        return self._to_cam(self.joints, intrinsics)
-
-    def cam_from_hand_axes(self, intrinsics: Intrinsics | None = None) -> NDArray[np.float64]:
-        """(3, 3): the network sees a crop as a camera that faces it would; this turns that camera to the real one."""
-        return (intrinsics or self.intrinsics).virtual_camera_rotation(self.crop.center).T
-
-    def _to_cam(self, points: Floats, intrinsics: Intrinsics | None) -> Floats:
-        known = intrinsics or self.intrinsics
-        return (points @ self.cam_from_hand_axes(known).T + self.origin_cam(known)).astype(np.float32)
-
-    @cached_property
-    def mesh(self) -> ImageMesh:
-        """Ready to draw."""
-        normals = vertex_normals(self.vertices, self.faces)
-        return ImageMesh(self.vertices_image(), self.faces, normals, HAND_COLORS[self.handedness])
-
-    def overlay(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The mesh drawn over a copy of its photograph, (H, W, 3) uint8 RGB."""
-        return overlay_hands(image, [self])
-
-    def save(self, path: str | os.PathLike[str], image: NDArray[np.uint8] | None = None) -> None:
-        """Write by suffix: .glb .obj .ply .npz .json .html, or .png / .jpg (the overlay; needs `image`)."""
-        save_predictions(path, [self], image)
-
-    def to_smplx(self) -> dict[str, Any]:
-        """Keyword arguments for smplx, numpy with a leading batch dimension of one.
-
-        `MANOLayer` takes "global_orient", "hand_pose" (rotation matrices) and "betas"; `MANO` built with
-        `use_pca=False, flat_hand_mean=True` takes the same names from "axis_angle". Both with `is_rhand` as given.
-        """
-        from scipy.spatial.transform import Rotation
-
-        vectors = Rotation.from_matrix(self.pose.astype(np.float64)).as_rotvec().astype(np.float32)
-        return {
-            "is_rhand": self.handedness == Handedness.RIGHT,
-            "global_orient": self.pose[None, :1],
-            "hand_pose": self.pose[None, 1:],
-            "betas": self.betas[None],
-            "axis_angle": {"global_orient": vectors[None, 0], "hand_pose": vectors[1:].reshape(1, 45)},
-        }
 
 
 class Predictor:
@@ -427,69 +330,6 @@ def predict_detected(
 def load_predictor(model: str | Path | None = None, *, passes: int = 3, threads: int | None = None) -> Predictor:
     """A predictor with the bundled model, or with a model file of your own. Raises CheckpointError."""
     return Predictor(open_engine(model, threads=threads), passes=passes)
-
-
-def overlay_hands(
-    image: NDArray[np.uint8], hands: Sequence[HandPrediction], *, skeleton: bool = False
-) -> NDArray[np.uint8]:
-    """All meshes, or all skeletons, drawn over a copy of their photograph."""
-    if not skeleton:
-        return overlay_meshes(image, [hand.mesh for hand in hands])
-    drawn = image.copy()
-    for hand in hands:
-        drawn = draw_skeleton(drawn, hand.keypoints_image())
-    return drawn
-
-
-def save_predictions(
-    path: str | os.PathLike[str], hands: Sequence[HandPrediction], image: NDArray[np.uint8] | None = None
-) -> None:
-    """Write all hands of a photograph into one file, by suffix. Raises ExportError."""
-    target = Path(path)
-    if target.suffix.lower() in (".png", ".jpg", ".jpeg"):
-        if image is None:
-            raise ImageError(f"{target} is a picture: give the photograph that the hands are drawn over (image=...).")
-        write_atomically(target, encode_image(overlay_hands(image, hands), target.suffix))
-        return
-    save_hands(target, [as_mesh_hand(hand, index, target.suffix) for index, hand in enumerate(hands)])
-
-
-def as_mesh_hand(hand: HandPrediction, index: int, suffix: str) -> MeshHand:
-    """What the mesh writers take.
-
-    Scenes (.glb, .obj, .ply, .html) get the hand where it is in the camera frame, so that several hands are placed to
-    each other. Data (.npz, .json) get it in the hand frame, where pose and betas give it, and the way from there to
-    the camera: `points_cam = cam_from_hand_axes @ points + translation`.
-    """
-    axes = hand.cam_from_hand_axes()
-    data = suffix.lower() in (".npz", ".json")
-    fields: Mapping[str, Any] = {
-        "handedness_source": hand.handedness_source,
-        "handedness_score": hand.handedness_score,
-        "score": hand.score,
-        "source": hand.source,
-        "box_px": np.asarray(hand.box),
-        "keypoints_px": hand.keypoints_image(),
-        "camera_scale_ndc_per_m": float(hand.camera.scale),
-        "camera_translation_m": hand.camera.translation,
-        "crop_center_px": np.asarray(hand.crop.center),
-        "crop_size_px": hand.crop.size,
-        "pose": hand.pose,
-        "betas": hand.betas,
-        "cam_from_hand_axes": axes,
-        "intrinsics_px": hand.intrinsics.matrix,
-        "intrinsics_source": hand.intrinsics.source,
-    }
-    return MeshHand(
-        vertices=hand.vertices if data else hand.vertices @ axes.T,
-        faces=hand.faces,
-        joints=hand.joints if data else hand.joints @ axes.T,
-        handedness=hand.handedness,
-        name=f"{hand.handedness}_hand_{index}",
-        translation=hand.origin_cam(),
-        color=HAND_COLORS[hand.handedness],
-        extra=fields,
-    )
 
 
 def _sides(handedness: Handedness | str | Sequence[Handedness | str], count: int) -> list[str]:

@@ -31,7 +31,8 @@ from handmesh.hand import BONES, JOINT_NAMES, Handedness, HandOutput, builtin_ha
 from handmesh.hand.layer import HandModel
 from handmesh.metrics import pa_rigid_mean_error
 from handmesh.motion.track import Tracker
-from handmesh.predict import HandPrediction, Predictor, _Look, load_predictor, overlay_hands, save_predictions
+from handmesh.predict import HandPrediction, Predictor, load_predictor, overlay_hands, save_predictions
+from handmesh.predict.predictor import _Look
 from handmesh.runtime.engine import TorchEngine, bundled_model_path, open_engine
 
 SIDES = list(Handedness)

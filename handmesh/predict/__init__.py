@@ -1,0 +1,39 @@
+"""A photograph in, hands out.
+
+`HandPrediction` is one hand as a value, in the photo's own axes; `Predictor` is what finds it, and the one place where
+pixels, engine, crop and handedness meet.
+"""
+
+from handmesh.predict.prediction import (
+    HandPrediction,
+    SideSource,
+    as_mesh_hand,
+    overlay_hands,
+    save_predictions,
+)
+from handmesh.predict.predictor import (
+    AUTO,
+    BOX_MARGIN,
+    SIDE_LOOKS,
+    Predictor,
+    agreement,
+    load_predictor,
+    parse_side,
+    predict_detected,
+)
+
+__all__ = [
+    "AUTO",
+    "BOX_MARGIN",
+    "SIDE_LOOKS",
+    "HandPrediction",
+    "Predictor",
+    "SideSource",
+    "agreement",
+    "as_mesh_hand",
+    "load_predictor",
+    "overlay_hands",
+    "parse_side",
+    "predict_detected",
+    "save_predictions",
+]
