@@ -27,7 +27,7 @@ from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_COUNT, MANO_JOINT_NAMES
 from handmesh.predict import HandPrediction
 from handmesh.system.atomic import write_atomically
 
-LOG_FORMAT: Final = "handmesh.motion.clip"
+LOG_FORMAT: Final = "handmesh.video"
 LOG_VERSION: Final = 1
 
 
