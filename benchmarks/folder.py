@@ -3,7 +3,7 @@
 A folder of synthetic photos through `handmesh predict --format json --threads N`, against the engine alone on N threads
 with as many crops. Processor time, since other programs may run: what is not the network's is everything else's. On a
 machine that does nothing else, `--wall` takes the clock's. `--model` takes a bare architecture, which gets random
-weights, or a model file. The side is given; with `--hand auto` both look twice as a right and as a left hand.
+weights, or a model file. The side is given; with `--hand auto` both see it twice as a right and as a left hand.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from handmesh.bench.engines import is_bare, random_model
 from handmesh.cli.predict import side_by_side
 from handmesh.files.image import encode_image, read_photo
 from handmesh.hand import builtin_hand
-from handmesh.predict import SIDE_LOOKS, Predictor, save_predictions
+from handmesh.predict import HANDEDNESS_PASSES, Predictor, save_predictions
 from handmesh.runtime.engine import open_engine
 from handmesh.synth import SceneRenderer, sample_generator
 
@@ -57,8 +57,8 @@ def main() -> None:
             )
 
         def network(_: Path) -> None:
-            for look in range(1, PASSES + 1):
-                engine(crops[: 2 if both_sides and look <= SIDE_LOOKS else 1])
+            for done in range(1, PASSES + 1):
+                engine(crops[: 2 if both_sides and done <= HANDEDNESS_PASSES else 1])
 
         clock = time.perf_counter if arguments.wall else time.process_time
         shares, rates = [], []

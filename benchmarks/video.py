@@ -24,21 +24,21 @@ from handmesh.predict import load_predictor
 
 
 class Counted:
-    """A predictor's engine that counts its looks."""
+    """A predictor's engine that counts its crops."""
 
     def __init__(self, engine):
-        self._engine, self.looks = engine, 0
+        self._engine, self.crop_count = engine, 0
         self.name, self.resolution, self.hand, self.record = engine.name, engine.resolution, engine.hand, engine.record
 
     def __call__(self, crops):
-        self.looks += len(crops)
+        self.crop_count += len(crops)
         return self._engine(crops)
 
 
 class Oracle:
     """A detector as real ones are: jittering boxes in any order, a quarter of them missing, sides mostly right."""
 
-    name, looks = "simulated detector", True
+    name, searches = "simulated detector", True
 
     def __init__(self, clip, seed=0):
         self._clip, self._rng, self.index = clip, np.random.default_rng(seed), 0
@@ -58,20 +58,20 @@ class Oracle:
 
 
 def follow(clip, detector=None):
-    """[{id: hand}] and [looks] for each frame."""
+    """[{id: hand}] and [crops] for each frame."""
     predictor = load_predictor(threads=1)
     predictor.engine = Counted(predictor.engine)
     tracker = Tracker(predictor, detector=detector)
     size = synthetic_clip.SIZE
     camera = Intrinsics(synthetic_clip.FOCAL, synthetic_clip.FOCAL, (size - 1) / 2, (size - 1) / 2)
-    hands, looks = [], []
+    hands, crops = [], []
     for index, frame in enumerate(clip):
         if detector is not None:
             detector.index = index
-        before = predictor.engine.looks
+        before = predictor.engine.crop_count
         hands.append({item.id: item.hand for item in tracker(frame.image, frame.time, camera)})
-        looks.append(predictor.engine.looks - before)
-    return hands, looks
+        crops.append(predictor.engine.crop_count - before)
+    return hands, crops
 
 
 def error(hand, points):
@@ -126,23 +126,23 @@ def main() -> None:
 
     clip = synthetic_clip.cached(options.work)
     if options.keep is not None and options.keep.is_file():
-        hands, looks = pickle.loads(options.keep.read_bytes())
+        hands, crops = pickle.loads(options.keep.read_bytes())
     else:
-        hands, looks = follow(clip)
+        hands, crops = follow(clip)
         if options.keep is not None:
-            options.keep.write_bytes(pickle.dumps((hands, looks)))
+            options.keep.write_bytes(pickle.dumps((hands, crops)))
     fps = 1 / (clip[1].time - clip[0].time)
     seen = np.array([bool(found) for found in hands])
     hidden = np.array([frame.hidden for frame in clip])
     errors = [error(next(iter(f.values())), c.keypoints[0]) for f, c in zip(hands, clip, strict=True) if f]
-    followed = [n for n, s, h in zip(looks, seen, hidden, strict=True) if s and not h]
+    followed = [n for n, s, h in zip(crops, seen, hidden, strict=True) if s and not h]
     print(f"one hand, {len(clip)} frames: followed in {seen[~hidden].mean():.1%} of those that show it, ids ", end="")
     print(
         sorted({id for found in hands for id in found}),
         f"2D error {np.median(errors):.3f} of its box (median), ",
         end="",
     )
-    print(f"{np.mean(followed):.2f} looks per followed frame")
+    print(f"{np.mean(followed):.2f} crops per followed frame")
     first = int(np.flatnonzero(hidden)[0])
     end = int(np.flatnonzero(hidden)[-1]) + 1
     gone = int(np.flatnonzero(~seen[first:])[0]) if (~seen[first:]).any() else -1

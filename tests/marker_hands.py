@@ -41,20 +41,20 @@ class MarkerEngine:
     name, resolution = "marker reader", 128
 
     def __init__(self, noise=0.0, *, heads=False):
-        """`noise`: radians of jitter of every joint, to be smoothed. `heads`: says sides, and how sure it is of a hand.
+        """`noise`: radians of jitter of every joint, to be smoothed. `heads`: says handedness and confidence.
 
-        It is sure by `confidence` where there are dots, and by 0.05 where there are none.
+        The confidence is `confidence` where there are dots, and 0.05 where there are none.
         """
         self.record = {"model": {"backbone": "markers", "handedness_head": heads, "confidence_head": heads}}
         self.confidence = 0.9
         self.hand = builtin_hand()
         self._heads = heads
-        self.looks = 0
+        self.crop_count = 0
         self._mean_hand = self.hand.shaped()
         self._rng, self._noise = np.random.default_rng(0), noise
 
     def __call__(self, crops):
-        self.looks += len(crops)
+        self.crop_count += len(crops)
         answers = [self._answer(crop) for crop in crops]
         return HandOutput(*(np.stack(column).astype(np.float32) for column in zip(*answers, strict=True)))
 

@@ -133,7 +133,7 @@ def _bench_engines(
     say(f"{machine['processor']}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}")
     _say_table(columns, lines)
     if stages:
-        say(f"One look at one hand in a 640x480 photo, onnx, 1 thread; {clock} time, {runs} runs")
+        say(f"One crop of one hand in a 640x480 photo, onnx, 1 thread; {clock} time, {runs} runs")
         measured_stages = bench_stages(model, size=size, runs=runs, clock=clock)
         rows += measured_stages
         cells = [(stage.stage, f"{stage.network_ms:.2f}", f"{stage.p95_ms:.2f}") for stage in measured_stages]

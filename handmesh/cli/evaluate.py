@@ -28,7 +28,7 @@ def evaluate(
     margin: Annotated[
         float | None, typer.Option(min=0.5, help="Crop side over the box's, where boxes are used.")
     ] = None,
-    passes: Annotated[int, typer.Option(min=1, help="Looks at each hand under protocol predict.")] = 3,
+    passes: Annotated[int, typer.Option(min=1, help="Crops of each hand under protocol predict.")] = 3,
     tta: Annotated[
         str, typer.Option(metavar="none|small|metro|SCALES:DEGREES", help="Average over scales and turns.")
     ] = "none",

@@ -47,10 +47,10 @@ def predict(
     ] = "none",
     focal: Annotated[float | None, typer.Option(help="Focal length in pixels; for positions in space.")] = None,
     fov: Annotated[float | None, typer.Option(help="Angle of the longer side in degrees, instead of --focal.")] = None,
-    passes: Annotated[int, typer.Option(min=1, help="Looks at each hand, each closer than the one before.")] = 3,
+    passes: Annotated[int, typer.Option(min=1, help="Crops of each hand that the network sees, each closer.")] = 3,
     search: Annotated[
         bool,
-        typer.Option("--search/--no-search", help="Without a good hand in the whole photo, look at parts of it, too."),
+        typer.Option("--search/--no-search", help="Without a good hand in the whole photo, search tiles of it, too."),
     ] = True,
     skeleton: Annotated[bool, typer.Option("--skeleton", help="Draw bones instead of the mesh in pictures.")] = False,
     skip_existing: Annotated[
@@ -67,8 +67,9 @@ def predict(
 ) -> None:
     """Find the hand in photographs and write meshes, joints and overlays.
 
-    Without --box the whole photograph is searched by looking ever closer; that suits photos of one hand. Where it gives
-    no good one, parts are looked at for a small one, which takes about ten times as long: --no-search leaves that out.
+    Without --box the network sees the whole photograph, then ever closer crops; that suits photos of one hand. Where it
+    gives no good one, tiles are searched for a small one, which takes about ten times as long: --no-search leaves that
+    out.
     A file that cannot be read is reported and the others go on; the exit code is 0 only when all of them worked.
 
     Examples:

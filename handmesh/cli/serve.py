@@ -24,7 +24,7 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="Web pages of this origin may call; repeatable.")
     ] = None,
-    passes: Annotated[int | None, typer.Option(min=1, max=10, help="Looks at each hand; default: 3.")] = None,
+    passes: Annotated[int | None, typer.Option(min=1, max=10, help="Crops of each hand; default: 3.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network; default: the cores.")] = None,
     max_batch: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Crops per batch; default: 1 on a CPU, 16 on CUDA.")

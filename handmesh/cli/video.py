@@ -91,7 +91,7 @@ def video(
             handedness=side,
             intrinsics=camera,
             options=VideoOptions(
-                tracking=Tracking(most_hands=most),
+                tracking=Tracking(max_hands=most),
                 smoothing=smoothing,
                 overlay=overlay,
                 animation=glb,

@@ -58,10 +58,11 @@ def webcam(
       handmesh webcam --source clip.mp4 --headless --benchmark
     """
     from handmesh.files.video import open_source
-    from handmesh.motion.clip import LiveHands
-    from handmesh.motion.live import LiveOptions, LivePipeline, check_display, run_headless, run_window
-    from handmesh.motion.live import benchmark as run_benchmark
+    from handmesh.motion.benchmark import benchmark as run_benchmark
+    from handmesh.motion.follow import HandFollower
+    from handmesh.motion.live import LivePipeline, run_headless
     from handmesh.motion.track import Tracking
+    from handmesh.motion.window import LiveOptions, check_display, run_window
     from handmesh.predict import load_predictor
 
     if benchmark and not headless:
@@ -84,11 +85,11 @@ def webcam(
         box = [",".join(f"{edge:.1f}" for edge in square)]
     finder, most = hand_finder(detector, box, hands)
     predictor = load_predictor(model, threads=threads)
-    live = LiveHands(
-        predictor, detector=finder, handedness=side, tracking=Tracking(most_hands=most), smoothing=smoothing
+    live = HandFollower(
+        predictor, detector=finder, handedness=side, tracking=Tracking(max_hands=most), smoothing=smoothing
     )
     if benchmark:
-        measured = run_benchmark(pictures, live, predictor, most_frames=frames or 600)
+        measured = run_benchmark(pictures, live, predictor, max_frames=frames or 600)
         table = Table(title=Text(f"{predictor.engine.name}: {measured.frames} frames, {measured.followed} with a hand"))
         table.add_column("stage")
         table.add_column("ms per frame", justify="right")
@@ -97,17 +98,17 @@ def webcam(
         console.print(table)
         share = measured.loop_fps / measured.engine_fps
         say(
-            f"loop {measured.loop_fps:.1f} fps at {measured.looks_per_frame:.2f} looks per frame, network alone "
-            f"{measured.engine_fps:.1f} looks/s: {share:.2f} of it"
+            f"loop {measured.loop_fps:.1f} fps at {measured.crops_per_frame:.2f} crops per frame, network alone "
+            f"{measured.engine_fps:.1f} crops/s: {share:.2f} of it"
         )
         say(
             f"processor time: {measured.thread_ms:.1f} ms per frame in the network's thread, {measured.engine_ms:.1f} "
-            f"ms per look alone: {measured.engine_ms / measured.thread_ms:.2f} of it where each thread has a core"
+            f"ms per crop alone: {measured.engine_ms / measured.thread_ms:.2f} of it where each thread has a core"
         )
         return
     pipeline = LivePipeline(pictures, live, newest=True, paced=True)
     if headless:
-        total = run_headless(pipeline, most_frames=frames, seen=_Reporter(pictures.fps))
+        total = run_headless(pipeline, max_frames=frames, seen=_Reporter(pictures.fps))
         say(f"{total} frames")
         return
     options = LiveOptions(
@@ -115,7 +116,7 @@ def webcam(
         skeleton=skeleton,
         mirror=pictures.live if mirror is None else mirror,
         guide=square,
-        most_frames=frames,
+        max_frames=frames,
     )
     run_window(pipeline, predictor, options, handedness=side, say=say)
 
@@ -126,13 +127,13 @@ class _Reporter:
     def __init__(self, fps: float) -> None:
         self._every, self._count = max(1, round(fps)), 0
 
-    def __call__(self, looked: Any) -> None:
+    def __call__(self, result: Any) -> None:
         if self._count % self._every == 0:
             hands = "; ".join(
                 f"{id} {hand.handedness} at {', '.join(f'{edge:.0f}' for edge in hand.box)}"
-                for id, hand in looked.hands.items()
+                for id, hand in result.hands.items()
             )
-            say(f"{looked.frame.time:7.2f} s  {1000 * looked.seconds:5.1f} ms  {hands or 'no hand'}")
+            say(f"{result.frame.time:7.2f} s  {1000 * result.seconds:5.1f} ms  {hands or 'no hand'}")
         self._count += 1
 
 

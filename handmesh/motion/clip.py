@@ -6,7 +6,7 @@ that was not. Drawing and encoding happen in a thread beside the network. Nothin
 disk, until the animation is made of it (0.5 KB for each frame of each hand).
 
 "At once" has one exception: which hand a new one is may show only after some pictures. So while a hand is new, frames
-wait; if it turns out to be the other one, they are looked at again, with that known.
+wait; if it turns out to be the other one, they are followed again, with that known.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from handmesh.detect import Detector
 from handmesh.errors import DataError, ExportError
 from handmesh.files.animation import encode_animation, encode_bvh
-from handmesh.files.video import Codec, Frame, FrameSource, Image, VideoWriter
+from handmesh.files.video import Codec, Frame, FrameSource, VideoWriter
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import HandArrays, Handedness, both_sides
+from handmesh.motion.follow import HandFollower
 from handmesh.motion.log import (
     HandLog,
     LogHeader,
@@ -38,8 +37,8 @@ from handmesh.motion.log import (
     read_tracks,
     record_of,
 )
-from handmesh.motion.smoothing import Smoother, Smoothing
-from handmesh.motion.track import Tracker, Tracking
+from handmesh.motion.smoothing import Smoothing
+from handmesh.motion.track import Tracking
 from handmesh.predict import AUTO, HandPrediction, Predictor, overlay_hands
 from handmesh.system.atomic import write_atomically
 
@@ -50,94 +49,33 @@ OVERLAY_NAME = "overlay.mp4"
 ANIMATION_NAME = "hand.glb"
 
 _DRAWN_AHEAD = 8  # frames that may wait for the encoder
-# How long frames wait for the side of a new hand, and how many bytes of pictures may wait.
-_SIDE_SECONDS, _SIDE_BYTES = 1.0, 256_000_000
-
-
-class Tracked(NamedTuple):
-    """What was seen in one picture, not yet smoothed."""
-
-    time: float
-    hands: dict[int, HandPrediction]
-    remembered: set[int]  # ids that may still come back
-
-
-class LiveHands:
-    """A tracker and, unless it is switched off, a smoother: pictures in order of time in, hands with ids out."""
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        *,
-        detector: Detector | None = None,
-        handedness: Handedness | str = AUTO,
-        tracking: Tracking | None = None,
-        smoothing: Smoothing | None = None,
-    ) -> None:
-        """`smoothing` None: what the network says, frame by frame."""
-        self.tracker = Tracker(predictor, detector=detector, handedness=handedness, settings=tracking)
-        self.smoother = None if smoothing is None else Smoother(predictor.engine.hand, smoothing)
-
-    def __call__(self, image: Image, time: float, intrinsics: Intrinsics | None = None) -> dict[int, HandPrediction]:
-        """The hands of one picture by id. Arguments and errors as of `Tracker`."""
-        return self.smooth(self.track(image, time, intrinsics))
-
-    def track(self, image: Image, time: float, intrinsics: Intrinsics | None = None) -> Tracked:
-        """The first half of the call: what takes a network."""
-        hands = {item.id: item.hand for item in self.tracker(image, time, intrinsics)}
-        return Tracked(time, hands, self.tracker.remembered)
-
-    def smooth(self, tracked: Tracked) -> dict[int, HandPrediction]:
-        """The other half, which another thread may do; in order of time."""
-        if self.smoother is None:
-            return tracked.hands
-        hands = {id: self.smoother(id, hand, tracked.time) for id, hand in tracked.hands.items()}
-        self.smoother.keep(tracked.remembered)
-        return hands
-
-    def warm_up(self) -> None:
-        """The first look of a network takes far longer than the others: have it before the first picture comes."""
-        self.tracker.predictor.engine(np.zeros((1, *(self.tracker.predictor.engine.resolution,) * 2, 3), np.uint8))
-
-    def forget(self) -> None:
-        self.tracker.forget()
-
-    def state(self) -> dict[str, Any]:
-        """Plain values, from which `restore` goes on bit for bit."""
-        return {
-            "tracker": self.tracker.state(),
-            "smoother": None if self.smoother is None else self.smoother.state(),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.tracker.restore(state["tracker"])
-        if self.smoother is not None:
-            self.smoother.restore(state["smoother"])
+# How long frames wait for the handedness of a new hand, and how many bytes of pictures may wait.
+_NEW_HAND_SECONDS, _NEW_HAND_BYTES = 1.0, 256_000_000
 
 
 @dataclass
 class _Waiting:
-    """A frame that was looked at, and may be looked at again."""
+    """A frame that was followed, and may be followed again."""
 
     frame: Frame
-    before: dict[str, Any]  # state, from which looking again starts
+    before: dict[str, Any]  # state, from which following again starts
     after: dict[str, Any]
     hands: dict[int, HandPrediction]
     new: dict[int, Handedness]  # hands that are new here, and what they were taken for
 
 
-def with_sides_settled(
-    frames: Iterable[Frame], live: LiveHands, intrinsics: Intrinsics | None = None
+def with_handedness_settled(
+    frames: Iterable[Frame], follower: HandFollower, intrinsics: Intrinsics | None = None
 ) -> Iterator[tuple[Frame, dict[int, HandPrediction], dict[str, Any]]]:
-    """Each frame with its hands by id, and the state of `live` after it; no hand begins as the one that it is not.
+    """Each frame with its hands by id, and the state of `follower` after it; no hand begins as the one that it is not.
 
     Where a hand is new, its frame and those after it wait for a second. If it turns out to be the other one by
-    then, they are looked at again from there on, with its side known.
+    then, they are followed again from there on, with that known.
     """
     waiting: list[_Waiting] = []
-    state = live.state()
+    state = follower.state()
     for frame in frames:
-        waiting.append(_look(frame, live, state, intrinsics))
+        waiting.append(_follow(frame, follower, state, intrinsics))
         now = waiting[-1].hands
         mistaken = [
             index
@@ -147,11 +85,11 @@ def with_sides_settled(
         if mistaken:
             first = mistaken[0]
             known = {id: now[id].handedness for id in waiting[first].new if id in now}
-            live.restore(waiting[first].before)
+            follower.restore(waiting[first].before)
             for id, side in known.items():
-                live.tracker.expect(id, side)
+                follower.tracker.expect(id, side)
             for index in range(first, len(waiting)):
-                waiting[index] = _look(waiting[index].frame, live, live.state(), intrinsics)
+                waiting[index] = _follow(waiting[index].frame, follower, follower.state(), intrinsics)
                 for id in known:
                     waiting[index].new.pop(id, None)
         state = waiting[-1].after
@@ -162,16 +100,16 @@ def with_sides_settled(
         yield done.frame, done.hands, done.after
 
 
-def _look(frame: Frame, live: LiveHands, before: dict[str, Any], intrinsics: Intrinsics | None) -> _Waiting:
-    next_id = live.tracker.next_id
-    hands = live(frame.image, frame.time, intrinsics)
+def _follow(frame: Frame, follower: HandFollower, before: dict[str, Any], intrinsics: Intrinsics | None) -> _Waiting:
+    next_id = follower.tracker.next_id
+    hands = follower(frame.image, frame.time, intrinsics)
     new = {id: hand.handedness for id, hand in hands.items() if id >= next_id and hand.handedness_source == "found"}
-    return _Waiting(frame, before, live.state(), hands, new)
+    return _Waiting(frame, before, follower.state(), hands, new)
 
 
 def _is_young(waiting: Sequence[_Waiting]) -> bool:
     first, last = waiting[0].frame, waiting[-1].frame
-    return last.time - first.time < _SIDE_SECONDS and len(waiting) * first.image.nbytes < _SIDE_BYTES
+    return last.time - first.time < _NEW_HAND_SECONDS and len(waiting) * first.image.nbytes < _NEW_HAND_BYTES
 
 
 @dataclass(frozen=True)
@@ -222,7 +160,7 @@ def convert_clip(
     """
     wanted = options or VideoOptions()
     out.mkdir(parents=True, exist_ok=True)
-    live = LiveHands(
+    follower = HandFollower(
         predictor, detector=detector, handedness=handedness, tracking=wanted.tracking, smoothing=wanted.smoothing
     )
     first = source.read()
@@ -239,8 +177,8 @@ def convert_clip(
         intrinsics=known,
         model=_model_name(predictor),
         options={
-            "handedness": str(live.tracker.handedness),
-            "detector": live.tracker.detector.name,
+            "handedness": str(follower.tracker.handedness),
+            "detector": follower.tracker.detector.name,
             "passes": predictor.passes,
             "tracking": asdict(wanted.tracking),
             "smoothing": None if wanted.smoothing is None else asdict(wanted.smoothing),
@@ -250,10 +188,10 @@ def convert_clip(
     log = HandLog(out / LOG_NAME, header, resume=not restart)
     resumed_at = log.frame_count
     if log.state is not None:
-        live.restore(log.state)
+        follower.restore(log.state)
     try:
         frames = itertools.chain([first], iter(source.read, None))
-        codec = _run(frames, log, live, both_sides(predictor.engine.hand), wanted, out, source, progress)
+        codec = _run(frames, log, follower, both_sides(predictor.engine.hand), wanted, out, source, progress)
     finally:
         log.close()
     tracks = read_tracks(log.path)
@@ -277,7 +215,7 @@ def convert_clip(
 def _run(
     frames: Iterator[Frame],
     log: HandLog,
-    live: LiveHands,
+    follower: HandFollower,
     models: Mapping[Handedness, HandArrays],
     options: VideoOptions,
     out: Path,
@@ -306,7 +244,7 @@ def _run(
         every = checked()
         for frame in itertools.islice(every, already):
             yield frame, next(done)["hands"]
-        for frame, hands, state in with_sides_settled(every, live, intrinsics):
+        for frame, hands, state in with_handedness_settled(every, follower, intrinsics):
             records = [record_of(id, hand, models) for id, hand in hands.items()]
             log.append(frame.index, frame.time, records, state)
             yield frame, records

@@ -1,7 +1,7 @@
 """hands.jsonl: what was found in a clip, one line of JSON per frame, written as it is found.
 
 The first line says what the file is; each following one is a frame; the last one says that there are no more. A line is
-written whole and handed to the operating system before the next frame is looked at, so a run that is killed leaves all
+written whole and handed to the operating system before the next frame is, so a run that is killed leaves all
 finished frames, and `HandLog` goes on from there. docs/video.md describes every field.
 """
 
@@ -238,8 +238,8 @@ def read_frames(path: Path) -> Iterator[dict[str, Any]]:
             yield item
 
 
-def read_tracks(path: Path, *, least_frames: int = 3) -> list[HandTrack]:
-    """The hands of a log, each through all its frames, by id. Hands seen less often than `least_frames` are left out.
+def read_tracks(path: Path, *, min_frames: int = 3) -> list[HandTrack]:
+    """The hands of a log, each through all its frames, by id. Hands seen less often than `min_frames` are left out.
 
     A hand has one shape: the median over its frames, which is the one it settled on when that took less than half of
     them. A hand whose side was corrected on the way is two. Memory: 0.5 KB for each frame of each hand.
@@ -251,7 +251,7 @@ def read_tracks(path: Path, *, least_frames: int = 3) -> list[HandTrack]:
             found.setdefault((hand["id"], hand["handedness"]), []).append((item["frame"], item["time"], row))
     tracks = []
     for (id, side), rows in sorted(found.items()):
-        if len(rows) < least_frames:
+        if len(rows) < min_frames:
             continue
         values = np.stack([row for _, _, row in rows])
         rotations, translations, betas = np.split(values, [3 * MANO_JOINT_COUNT, 3 * MANO_JOINT_COUNT + 3], axis=1)

@@ -1,11 +1,11 @@
-"""Hands followed from picture to picture: one look each, where the last picture says the hand will be.
+"""Hands followed from picture to picture: one crop each, where the last picture says the hand will be.
 
-A tracked hand is looked at once per picture, in a crop around its last keypoints, moved on by its speed and turned
-upright, instead of being searched for with several looks. That is only right while there is a hand, and a network shown
-a wall draws a hand there all the same. So every answer is judged:
+A tracked hand takes one pass of the network per picture, on a crop around its last keypoints, moved on by its speed and
+rotated upright, instead of the several that finding it took. That is only right while there is a hand, and a network
+shown a wall draws a hand there all the same. So every answer is judged:
 
 * by itself: its size in the crop, its jump, how much of it lies outside the picture, the network's own score;
-* by a second look, when something surprises and every 0.8 s in any case: a crop that is moved, turned and larger.
+* by a check crop, when something surprises and every 0.8 s in any case: one that is moved, rotated and larger.
   A real hand stays where it is, an imagined one moves with the crop. (The bundled model's two answers agree to 0.88 in
   the median on hands and 0.33 on backgrounds; see docs/video.md.)
 
@@ -13,9 +13,9 @@ A hand that fails is kept in mind for a moment, its crop waiting where it was, t
 detector if there is one, else where it was last seen and in the places that were given (a box, the whole picture).
 Found again soon enough, it keeps its id.
 
-Which hand it is may be given. Else all that was ever said about it counts: each look of a network that tells sides, and
-each detection, is an opinion (the log-odds that it is a right hand) that stands for some time, and their mean decides.
-It has to be clear before a hand changes its side, and a look at the mirrored crop has to agree.
+Which hand it is may be given. Else all that was ever said about it counts: each answer of a network that predicts
+handedness, and each detection, is an observation (the log-odds that it is a right hand) that stands for some time, and
+their mean decides. It has to be clear before a hand changes its side, and the answer to the mirrored crop has to agree.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.detect import Detection, Detector, WholeImage, overlap
+from handmesh.detect import Box, Detection, Detector, WholeImage, box_iou
+from handmesh.detect.overlap import keypoint_agreement
 from handmesh.errors import ConfigError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, upright_rotation
 from handmesh.motion.smoothing import OneEuro
-from handmesh.predict import AUTO, SIDE_LOOKS, HandPrediction, Predictor, agreement, parse_side
+from handmesh.predict import AUTO, HANDEDNESS_PASSES, HandPrediction, Predictor, parse_handedness
 
 Image = NDArray[np.uint8]
 Keypoints = NDArray[np.float64]  # (21, 2) px
@@ -45,22 +46,22 @@ class Tracking:
     """What is worth changing. Times in seconds, lengths as shares of the hand's own extent in the picture."""
 
     margin: float = 1.6  # crop side over the extent of the keypoints; training draws 1.2 to 2
-    check_every: float = 0.8  # a second look, even when nothing surprises
-    detect_every: float = 0.5  # the detector looks for further hands; more often costs more than it finds
+    check_every: float = 0.8  # a check crop, even when nothing surprises
+    detect_every: float = 0.5  # the detector searches for further hands; more often costs more than it finds
     patience: float = 0.2  # how long a hand may look wrong before it is given up
     memory: float = 3.0  # found again within this, a hand keeps its id
-    least_agreement: float = 0.6  # of two looks at a tracked hand
-    least_score: float = 0.3  # of the network at a tracked hand, where it says one
-    # Of a hand that is newly found: the network's score, where it says one, else the agreement of looks. A false find
+    min_agreement: float = 0.6  # of two crops of a tracked hand
+    min_score: float = 0.3  # of the network at a tracked hand, where it says one
+    # Of a hand that is newly found: the network's score, where it says one, else the agreement of crops. A false find
     # costs more than a late one.
-    least_found_score: float = 0.5
-    least_found_agreement: float = 0.7
-    most_hands: int = 2
+    min_found_score: float = 0.5
+    min_found_agreement: float = 0.7
+    max_hands: int = 2
 
     def __post_init__(self) -> None:
-        if not (1 <= self.margin <= 3 and self.most_hands >= 1):
+        if not (1 <= self.margin <= 3 and self.max_hands >= 1):
             raise ConfigError(
-                f"Tracking with a margin of {self.margin:g} and at most {self.most_hands} hands: wanted a margin from "
+                f"Tracking with a margin of {self.margin:g} and at most {self.max_hands} hands: wanted a margin from "
                 "1 to 3 and at least one hand."
             )
 
@@ -73,33 +74,33 @@ class TrackedHand(NamedTuple):
     found: bool  # True in the picture where it was found, or found again
 
 
-# The crop of a second look: moved by a share of the crop's side, larger, turned. Far enough that a hand drawn in the
+# The check crop: moved by a share of the crop's side, larger, turned. Far enough that a hand drawn in the
 # middle of nowhere would have to move by a quarter of itself, near enough that training has seen as much.
 _CHECK_SHIFT = 0.12
 _CHECK_SIZE = 1.15
-_CHECK_TURN = 0.35
-# What an answer may be before it is wrong, and before it is worth a second look. Backgrounds shrink a hand to 0.6 of
+_CHECK_ROTATION = 0.35
+# What an answer may be before it is wrong, and before it is worth a check. Backgrounds shrink a hand to 0.6 of
 # the extent that the crop was made for, in the median; real hands stay within 0.95 to 1.07.
 _EXTENT_POSSIBLE = (0.62, 1.7)
 _EXTENT_USUAL = (0.85, 1.2)
 _JUMP_POSSIBLE = 0.8
 _JUMP_USUAL = 0.3
-_LEAST_INSIDE = 0.4  # of the keypoints within the picture
-_SMALLEST_EXTENT_PX = 10.0
+_MIN_INSIDE = 0.4  # of the keypoints within the picture
+_MIN_EXTENT_PX = 10.0
 _SIZE_KEPT = (0.6, 1.7)  # of a hand that was lost and is found again
 
-# Opinions on sides, as log-odds that a hand is a right one. No single look is surer than this, however sure it says it
-# is: a network is wrong about a pose for as long as the pose lasts.
-_SUREST = 4.0
-_DETECTOR_SURE = 2.0
-# Seconds that an opinion stands for: those of the looks that found the hand (as a right and as a left one), and of a
-# detector. A look at a tracked hand stands for the time since the one before it.
-_FOUND_STANDS, _DETECTION_STANDS = 0.2, 0.3
-_OTHER_SIDE = 0.25  # what a detection of the other side is farther from a track, see `_distance`
-_SIDE_MEMORY = 5.0  # s; the mean is of so much time
-_SIDE_CLEAR = 0.5  # the mean log-odds at which a hand takes the other side: 0.62 to 0.38
-# Seconds of opinions, and their mean, from which on a lost hand is searched for as what it was.
-_SIDE_SETTLED = (1.0, 1.5)
+# Observations of handedness, as log-odds that a hand is a right one. No single one counts for more than this, however
+# confident it is: a network is wrong about a pose for as long as the pose lasts.
+_MAX_LOG_ODDS = 4.0
+_DETECTOR_LOG_ODDS = 2.0
+# Seconds that an observation stands for: those of the crops that found the hand (as a right and as a left one), and of
+# a detector. An answer about a tracked hand stands for the time since the one before it.
+_FOUND_SECONDS, _DETECTION_SECONDS = 0.2, 0.3
+_OTHER_HANDEDNESS = 0.25  # what a detection of the other side is farther from a track, see `_distance`
+_HANDEDNESS_MEMORY = 5.0  # s; the mean is of so much time
+_HANDEDNESS_SWITCH = 0.5  # the mean log-odds at which a hand takes the other side: 0.62 to 0.38
+# Seconds of observations, and their mean, from which on a lost hand is searched for as what it was.
+_HANDEDNESS_SETTLED = (1.0, 1.5)
 
 
 @dataclass
@@ -107,21 +108,21 @@ class _Track:
     id: int
     handedness: Handedness
     keypoints: Keypoints  # of the last plausible answer
-    crop_filter: OneEuro  # of the crop's log size, and cosine and sine of its turn
+    crop_filter: OneEuro  # of the crop's log size, and cosine and sine of its rotation
     velocity: NDArray[np.float64]  # (2,) px/s of their middle
     seen: float  # when that was
-    checked: float  # when a second look last agreed
+    checked: float  # when a check last agreed
     since: float  # when it was first found
-    usual_extent: float  # px, over about the last second: what a moment's wrong answers do not change
-    right_odds: float = 0.0  # mean log-odds that it is a right hand
-    side_seconds: float = 0.0  # of how much time; 0: nobody said anything
+    mean_extent: float  # px, over about the last second: what a moment's wrong answers do not change
+    right_log_odds: float = 0.0  # mean log-odds that it is a right hand
+    handedness_seconds: float = 0.0  # of how much time; 0: nobody said anything
 
     @property
     def extent(self) -> float:
         return float(np.ptp(self.keypoints, axis=0).max())
 
     @property
-    def box(self) -> tuple[float, float, float, float]:
+    def box(self) -> Box:
         (x0, y0), (x1, y1) = self.keypoints.min(axis=0), self.keypoints.max(axis=0)
         return float(x0), float(y0), float(x1), float(y1)
 
@@ -130,16 +131,16 @@ class _Track:
         return self.handedness == Handedness.LEFT
 
     @property
-    def side_odds(self) -> float:
+    def handedness_log_odds(self) -> float:
         """That the hand has the side it is taken to have."""
-        return -self.right_odds if self.mirror else self.right_odds
+        return -self.right_log_odds if self.mirror else self.right_log_odds
 
-    def hear(self, side: Handedness, odds: float, seconds: float) -> None:
-        """An opinion that stands for some seconds: the log-odds that the hand is of a side."""
-        right = min(max(odds if side == Handedness.RIGHT else -odds, -_SUREST), _SUREST)
-        self.side_seconds = min(self.side_seconds + seconds, _SIDE_MEMORY)
-        if self.side_seconds > 0:
-            self.right_odds += (right - self.right_odds) * min(1.0, seconds / self.side_seconds)
+    def update_handedness(self, side: Handedness, odds: float, seconds: float) -> None:
+        """An observation that stands for some seconds: the log-odds that the hand is of a side."""
+        right = min(max(odds if side == Handedness.RIGHT else -odds, -_MAX_LOG_ODDS), _MAX_LOG_ODDS)
+        self.handedness_seconds = min(self.handedness_seconds + seconds, _HANDEDNESS_MEMORY)
+        if self.handedness_seconds > 0:
+            self.right_log_odds += (right - self.right_log_odds) * min(1.0, seconds / self.handedness_seconds)
 
 
 class Tracker:
@@ -153,14 +154,14 @@ class Tracker:
         handedness: Handedness | str = AUTO,
         settings: Tracking | None = None,
     ) -> None:
-        """`detector` says where to look for new hands; None searches the whole picture for one.
+        """`detector` says where new hands are; None searches the whole picture for one.
 
         `handedness` is that of all hands; "auto" finds out what each is, and takes right ones where neither network nor
         detector can tell. It may be set anew, followed by `forget`.
         """
         self.settings = settings or Tracking()
         self.detector: Detector = WholeImage() if detector is None else detector
-        self.handedness = parse_side(handedness)
+        self.handedness = parse_handedness(handedness)
         self.predictor = predictor
         self._tracks: list[_Track] = []
         self._lost: list[_Track] = []
@@ -168,7 +169,7 @@ class Tracker:
         self._expected: dict[int, Handedness] = {}
         self._time = -math.inf
         self._detected = -math.inf
-        self.looks = 0  # crops that the network was shown
+        self.crop_count = 0  # crops that the network was shown
 
     # ---------------------------------------------------------------------------------------------------- public
 
@@ -225,30 +226,30 @@ class Tracker:
     # --------------------------------------------------------------------------------------------------- following
 
     def _follow(self, image: Image, time: float, intrinsics: Intrinsics) -> dict[int, TrackedHand]:
-        """One look at each hand, and a second where it is due."""
+        """One crop of each hand, and a check where it is due."""
         crops = [self._next_crop(track, time) for track in self._tracks]
-        answers = self.predictor.look_once(image, crops, intrinsics=intrinsics)
-        self.looks += len(crops)
+        answers = self.predictor.predict_crops(image, crops, intrinsics=intrinsics)
+        self.crop_count += len(crops)
         points = [answer.keypoints_image().astype(np.float64) for answer in answers]
         wrong, due = set(), []
         for index, (track, answer) in enumerate(zip(self._tracks, answers, strict=True)):
-            verdict = self._judge(track, answer, points[index], crops[index], image.shape)
-            if verdict == "wrong":
+            judged = self._judge(track, answer, points[index], crops[index], image.shape)
+            if judged == "wrong":
                 wrong.add(index)
-            elif verdict == "odd" or time - track.checked >= self.settings.check_every or time > track.seen + 0.1:
+            elif judged == "odd" or time - track.checked >= self.settings.check_every or time > track.seen + 0.1:
                 due.append(index)
         agreements = self._check(image, [(points[i], self._tracks[i].mirror) for i in due], time)
         for index, found in zip(due, agreements, strict=True):
-            if found >= self.settings.least_agreement:
+            if found >= self.settings.min_agreement:
                 self._tracks[index].checked = time
             else:
                 wrong.add(index)
-        self._weigh_sides(image, crops, answers, points, wrong, time, intrinsics)
+        self._weigh_handedness(image, crops, answers, points, wrong, time, intrinsics)
         hands, kept = {}, []
         for index, (track, answer) in enumerate(zip(self._tracks, answers, strict=True)):
             if index not in wrong:
                 self._advance(track, points[index], time)
-                hands[track.id] = TrackedHand(track.id, self._with_side(answer, track), False)
+                hands[track.id] = TrackedHand(track.id, self._with_handedness(answer, track), False)
             if time - track.seen <= self.settings.patience:
                 kept.append(track)
             else:
@@ -257,7 +258,7 @@ class Tracker:
         self._lost = [track for track in self._lost if time - track.seen <= self.settings.memory]
         return hands
 
-    def _weigh_sides(
+    def _weigh_handedness(
         self,
         image: Image,
         crops: list[CropTransform],
@@ -267,19 +268,21 @@ class Tracker:
         time: float,
         intrinsics: Intrinsics,
     ) -> None:
-        """Hear the looks that were not wrong. A hand that turns out to be the other one gets an answer as that one."""
+        """Count what was not wrong. A hand that turns out to be the other one gets an answer as that one."""
         if self.handedness != AUTO:
             return
         doubted = []
         for index, (track, answer) in enumerate(zip(self._tracks, answers, strict=True)):
             if index not in wrong:
-                if self.predictor.tells_sides:
-                    track.hear(track.handedness, _log_odds(answer.handedness_score), min(time - track.seen, 0.1))
-                if track.side_odds < -_SIDE_CLEAR:
+                if self.predictor.predicts_handedness:
+                    track.update_handedness(
+                        track.handedness, _log_odds(answer.handedness_score), min(time - track.seen, 0.1)
+                    )
+                if track.handedness_log_odds < -_HANDEDNESS_SWITCH:
                     doubted.append(index)
         mirrored = [replace(crops[index], mirror=not crops[index].mirror) for index in doubted]
-        others = self.predictor.look_once(image, mirrored, intrinsics=intrinsics)
-        self.looks += len(mirrored)
+        others = self.predictor.predict_crops(image, mirrored, intrinsics=intrinsics)
+        self.crop_count += len(mirrored)
         for index, other in zip(doubted, others, strict=True):
             track = self._tracks[index]
             there = other.keypoints_image().astype(np.float64)
@@ -287,15 +290,15 @@ class Tracker:
             if agrees and self._judge(track, other, there, crops[index], image.shape) != "wrong":
                 track.handedness, answers[index], points[index] = other.handedness, other, there
             else:
-                track.right_odds = 0.0
+                track.right_log_odds = 0.0
 
-    def _with_side(self, hand: HandPrediction, track: _Track) -> HandPrediction:
+    def _with_handedness(self, hand: HandPrediction, track: _Track) -> HandPrediction:
         """The answer with how its side is known."""
         if self.handedness != AUTO:
             return hand
-        if not track.side_seconds:
+        if not track.handedness_seconds:
             return replace(hand, handedness_source="assumed", handedness_score=1.0)
-        return replace(hand, handedness_source="found", handedness_score=1 / (1 + math.exp(-track.side_odds)))
+        return replace(hand, handedness_source="found", handedness_score=1 / (1 + math.exp(-track.handedness_log_odds)))
 
     def _next_crop(self, track: _Track, time: float) -> CropTransform:
         """Around the keypoints, turned upright and moved on by their speed, without their jitter."""
@@ -312,8 +315,8 @@ class Tracker:
     def _judge(
         self, track: _Track, answer: HandPrediction, points: Keypoints, crop: CropTransform, shape: tuple[int, ...]
     ) -> Literal["wrong", "odd", "fine"]:
-        """What to think of an answer; an odd one is worth a second look."""
-        if not np.isfinite(points).all() or answer.score < self.settings.least_score:
+        """What to think of an answer; an odd one is worth a check."""
+        if not np.isfinite(points).all() or answer.score < self.settings.min_score:
             return "wrong"
         # Extents along the crop's axes: those in the picture change when a hand turns.
         there, there_before = crop.to_ndc(points), crop.to_ndc(track.keypoints)
@@ -325,15 +328,15 @@ class Tracker:
         inside = ((points >= -0.5) & (points <= (width - 0.5, height - 0.5))).all(axis=1).mean()
         low, high = _EXTENT_POSSIBLE
         extent_px = float(np.ptp(points, axis=0).max())
-        if not (low <= size <= high and jump <= _JUMP_POSSIBLE and inside >= _LEAST_INSIDE):
+        if not (low <= size <= high and jump <= _JUMP_POSSIBLE and inside >= _MIN_INSIDE):
             return "wrong"
-        if extent_px < _SMALLEST_EXTENT_PX:
+        if extent_px < _MIN_EXTENT_PX:
             return "wrong"
         low, high = _EXTENT_USUAL
         return "fine" if low <= growth <= high and low <= size <= high and jump <= _JUMP_USUAL else "odd"
 
     def _check(self, image: Image, hands: list[tuple[Keypoints, bool]], time: float, both: bool = False) -> list[float]:
-        """How well a second look from elsewhere agrees, for each hand; with `both`, the worse of two, opposite ones."""
+        """How well the answer to a check crop agrees, for each hand; with `both`, the worse of two, opposite ones."""
         # Another direction every time, but the same for the same picture.
         angle = 2.4 * round(time * 1000)
         ways = [1.0, -1.0] if both else [1.0 if math.cos(2.7 * angle) > 0 else -1.0]
@@ -343,13 +346,13 @@ class Tracker:
             for way in ways:
                 shift = way * _CHECK_SHIFT * crop.size
                 center = (crop.center[0] + shift * math.cos(angle), crop.center[1] + shift * math.sin(angle))
-                size, rotation = crop.size * _CHECK_SIZE**way, crop.rotation + way * _CHECK_TURN
+                size, rotation = crop.size * _CHECK_SIZE**way, crop.rotation + way * _CHECK_ROTATION
                 crops.append(replace(crop, center=center, size=size, rotation=rotation))
-        answers = self.predictor.look_once(image, crops)
-        self.looks += len(crops)
+        answers = self.predictor.predict_crops(image, crops)
+        self.crop_count += len(crops)
         owners = [points for points, _ in hands for _ in ways]
         found = [
-            agreement(points, answer.keypoints_image().astype(np.float64))
+            keypoint_agreement(points, answer.keypoints_image().astype(np.float64))
             for points, answer in zip(owners, answers, strict=True)
         ]
         return [min(found[first : first + len(ways)]) for first in range(0, len(found), len(ways))]
@@ -359,7 +362,7 @@ class Tracker:
         velocity = (points.mean(axis=0) - track.keypoints.mean(axis=0)) / dt
         track.velocity = track.velocity + 0.5 * (velocity - track.velocity)
         track.keypoints, track.seen = points, time
-        track.usual_extent += min(dt, 1.0) * (track.extent - track.usual_extent)
+        track.mean_extent += min(dt, 1.0) * (track.extent - track.mean_extent)
         track.crop_filter(self._crop_values(points), dt)
 
     def _crop_values(self, points: Keypoints) -> list[float]:
@@ -371,8 +374,8 @@ class Tracker:
 
     def _find(self, image: Image, time: float, intrinsics: Intrinsics) -> dict[int, TrackedHand]:
         """New hands, and lost ones that are there again."""
-        room = self.settings.most_hands - len(self._tracks)
-        if self.detector.looks:
+        room = self.settings.max_hands - len(self._tracks)
+        if self.detector.searches:
             pause = self.settings.detect_every / (5 if self._lost else 1)
             if self._tracks and time - self._detected < pause:
                 return {}
@@ -381,7 +384,7 @@ class Tracker:
         else:
             places = self.detector(image)
             room = min(room, len(places) - len(self._tracks))
-            places = [place for place in places if all(overlap(place.box, t.box) < 0.3 for t in self._tracks)]
+            places = [place for place in places if all(box_iou(place.box, t.box) < 0.3 for t in self._tracks)]
             # A lost hand is most likely still where it was.
             again = [Detection(_grown(t.box, 1.2), t.handedness, 1.0, "tracking") for t in reversed(self._lost)]
             places = [*again[:room], *places] if room > 0 else []
@@ -389,7 +392,7 @@ class Tracker:
         for place in places:
             if len(hands) >= room:
                 break
-            found = self._look_at(image, place, time, intrinsics)
+            found = self._find_at(image, place, time, intrinsics)
             if found is not None and not any(_is_same(found.hand, other.hand) for other in hands.values()):
                 hands[found.id] = found
         return hands
@@ -404,7 +407,7 @@ class Tracker:
             [
                 [
                     _distance(track.box, item.box)
-                    + (_OTHER_SIDE if item.handedness not in (None, track.handedness) else 0.0)
+                    + (_OTHER_HANDEDNESS if item.handedness not in (None, track.handedness) else 0.0)
                     for item in detections
                 ]
                 for track in self._tracks
@@ -415,52 +418,56 @@ class Tracker:
             if cost[row, column] < 1:
                 matched.add(column)
                 if (side := detections[column].handedness) is not None:
-                    self._tracks[row].hear(side, _DETECTOR_SURE, _DETECTION_STANDS)
+                    self._tracks[row].update_handedness(side, _DETECTOR_LOG_ODDS, _DETECTION_SECONDS)
         return [item for index, item in enumerate(detections) if index not in matched]
 
-    def _look_at(self, image: Image, place: Detection, time: float, intrinsics: Intrinsics) -> TrackedHand | None:
+    def _find_at(self, image: Image, place: Detection, time: float, intrinsics: Intrinsics) -> TrackedHand | None:
         """The hand at a place, if there is one."""
-        side = self._side_to_try(place)
+        side = self._handedness_to_try(place)
         whole = place.source == "whole image"
-        boxes = None if whole else [place.box]  # in parts, the next picture would have to wait
+        boxes = None if whole else [place.box]  # no tiled search: the next picture would have to wait
         (hand,) = self.predictor(image, boxes=boxes, handedness=side, intrinsics=intrinsics, search=False)
-        both = side == AUTO and self.predictor.tells_sides
-        self.looks += self.predictor.passes + (min(SIDE_LOOKS, self.predictor.passes) if both else 0)
+        both = side == AUTO and self.predictor.predicts_handedness
+        self.crop_count += self.predictor.passes + (min(HANDEDNESS_PASSES, self.predictor.passes) if both else 0)
         points = hand.keypoints_image().astype(np.float64)
         extent = float(np.ptp(points, axis=0).max())
         height, width = image.shape[:2]
         inside = ((points >= -0.5) & (points <= (width - 0.5, height - 0.5))).all(axis=1).mean()
         # What imagines a hand, imagines it in any size; the one that was lost a moment ago has the size it had.
-        usual = [track.usual_extent for track in self._lost] if not self.detector.looks else []
-        says = self.predictor.tells_confidence
-        least_agreement = self.settings.least_agreement if says else self.settings.least_found_agreement
-        # Without a score of its own, `score` is the agreement of the last two looks; with a single one it says nothing.
+        lost_extents = [track.mean_extent for track in self._lost] if not self.detector.searches else []
+        says = self.predictor.predicts_confidence
+        min_agreement = self.settings.min_agreement if says else self.settings.min_found_agreement
+        # Without that head `score` is the agreement of the last two passes; with a single one it says nothing.
         if not (
             np.isfinite(points).all()
-            and hand.score >= (self.settings.least_found_score if says else least_agreement)
-            and _SMALLEST_EXTENT_PX <= extent <= 2 * max(height, width)
-            and inside >= _LEAST_INSIDE
-            and (not usual or any(_SIZE_KEPT[0] < extent / size < _SIZE_KEPT[1] for size in usual))
+            and hand.score >= (self.settings.min_found_score if says else min_agreement)
+            and _MIN_EXTENT_PX <= extent <= 2 * max(height, width)
+            and inside >= _MIN_INSIDE
+            and (not lost_extents or any(_SIZE_KEPT[0] < extent / size < _SIZE_KEPT[1] for size in lost_extents))
         ):
             return None
         mirror = hand.handedness == Handedness.LEFT
-        if self._check(image, [(points, mirror)], time, both=True)[0] < least_agreement:
+        if self._check(image, [(points, mirror)], time, both=True)[0] < min_agreement:
             return None
         track = self._started(hand.handedness, points, time)
         if hand.handedness_source == "found":
-            track.hear(hand.handedness, _log_odds(hand.handedness_score), _FOUND_STANDS)
+            track.update_handedness(hand.handedness, _log_odds(hand.handedness_score), _FOUND_SECONDS)
         if place.handedness is not None and self.handedness == AUTO:
-            track.hear(place.handedness, _DETECTOR_SURE, _DETECTION_STANDS)
+            track.update_handedness(place.handedness, _DETECTOR_LOG_ODDS, _DETECTION_SECONDS)
         self._tracks.append(track)
-        return TrackedHand(track.id, self._with_side(replace(hand, source=place.source), track), True)
+        return TrackedHand(track.id, self._with_handedness(replace(hand, source=place.source), track), True)
 
-    def _side_to_try(self, place: Detection) -> str:
+    def _handedness_to_try(self, place: Detection) -> str:
         """What is given; else what a lost hand that was near was; else what the detector says; else both."""
         if self.handedness != AUTO:
             return self.handedness
-        seconds, odds = _SIDE_SETTLED
+        seconds, odds = _HANDEDNESS_SETTLED
         for track in reversed(self._lost):
-            if _distance(track.box, place.box) < 1 and track.side_seconds >= seconds and track.side_odds >= odds:
+            if (
+                _distance(track.box, place.box) < 1
+                and track.handedness_seconds >= seconds
+                and track.handedness_log_odds >= odds
+            ):
                 return track.handedness
         return self._expected.get(self._next_id) or place.handedness or AUTO
 
@@ -480,12 +487,12 @@ class Tracker:
         if likely:
             lost = self._lost.pop(min(likely, key=lambda index: costs[index]))
             track = _Track(lost.id, side, points, crop_filter, np.zeros(2), time, time, lost.since, extent)
-            track.right_odds, track.side_seconds = lost.right_odds, lost.side_seconds
+            track.right_log_odds, track.handedness_seconds = lost.right_log_odds, lost.handedness_seconds
             return track
         track = _Track(self._next_id, side, points, crop_filter, np.zeros(2), time, time, time, extent)
         self._next_id += 1
         if (expected := self._expected.pop(track.id, None)) is not None:
-            track.hear(expected, _SUREST, _DETECTION_STANDS)
+            track.update_handedness(expected, _MAX_LOG_ODDS, _DETECTION_SECONDS)
         return track
 
     def _drop_doubles(self, hands: dict[int, TrackedHand]) -> None:
@@ -498,24 +505,24 @@ class Tracker:
                 hands.pop(track.id, None)
 
 
-def _distance(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+def _distance(first: Box, second: Box) -> float:
     """Between boxes: 0 for equal ones, above 1 for those that cannot be of one hand.
 
     The distance of the centres over the larger side, less a bonus for overlap.
     """
     size = max(first[2] - first[0], first[3] - first[1], second[2] - second[0], second[3] - second[1], 1e-6)
     centers = [np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]) for box in (first, second)]
-    return float(np.linalg.norm(centers[0] - centers[1])) / size + 0.5 * (1 - overlap(first, second))
+    return float(np.linalg.norm(centers[0] - centers[1])) / size + 0.5 * (1 - box_iou(first, second))
 
 
 def _is_one_hand(first: _Track, second: _Track) -> bool:
     apart = float(np.linalg.norm(first.keypoints - second.keypoints, axis=1).mean())
     near = apart < 0.25 * max(first.extent, second.extent)
-    return near or overlap(first.box, second.box) > 0.7
+    return near or box_iou(first.box, second.box) > 0.7
 
 
 def _is_same(first: HandPrediction, second: HandPrediction) -> bool:
-    return overlap(first.box, second.box) > 0.7
+    return box_iou(first.box, second.box) > 0.7
 
 
 def _log_odds(probability: float) -> float:
@@ -523,7 +530,7 @@ def _log_odds(probability: float) -> float:
     return math.log(likely / (1 - likely))
 
 
-def _grown(box: tuple[float, float, float, float], factor: float) -> tuple[float, float, float, float]:
+def _grown(box: Box, factor: float) -> Box:
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     half = factor * max(box[2] - box[0], box[3] - box[1]) / 2
     return x - half, y - half, x + half, y + half
@@ -538,9 +545,9 @@ def _state(track: _Track) -> dict[str, Any]:
         "seen": track.seen,
         "checked": track.checked,
         "since": track.since,
-        "usual_extent": track.usual_extent,
-        "right_odds": track.right_odds,
-        "side_seconds": track.side_seconds,
+        "mean_extent": track.mean_extent,
+        "right_log_odds": track.right_log_odds,
+        "handedness_seconds": track.handedness_seconds,
         "crop_filter": track.crop_filter.state(),
     }
 
@@ -556,8 +563,8 @@ def _restored(state: Mapping[str, Any]) -> _Track:
         seen=state["seen"],
         checked=state["checked"],
         since=state["since"],
-        usual_extent=state["usual_extent"],
-        right_odds=state["right_odds"],
-        side_seconds=state["side_seconds"],
+        mean_extent=state["mean_extent"],
+        right_log_odds=state["right_log_odds"],
+        handedness_seconds=state["handedness_seconds"],
         crop_filter=crop_filter,
     )

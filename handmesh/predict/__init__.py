@@ -5,8 +5,8 @@ pixels, engine, crop and handedness meet.
 """
 
 from handmesh.predict.prediction import (
+    HandednessSource,
     HandPrediction,
-    SideSource,
     as_mesh_hand,
     overlay_hands,
     save_predictions,
@@ -14,26 +14,24 @@ from handmesh.predict.prediction import (
 from handmesh.predict.predictor import (
     AUTO,
     BOX_MARGIN,
-    SIDE_LOOKS,
+    HANDEDNESS_PASSES,
     Predictor,
-    agreement,
     load_predictor,
-    parse_side,
+    parse_handedness,
     predict_detected,
 )
 
 __all__ = [
     "AUTO",
     "BOX_MARGIN",
-    "SIDE_LOOKS",
+    "HANDEDNESS_PASSES",
     "HandPrediction",
+    "HandednessSource",
     "Predictor",
-    "SideSource",
-    "agreement",
     "as_mesh_hand",
     "load_predictor",
     "overlay_hands",
-    "parse_side",
+    "parse_handedness",
     "predict_detected",
     "save_predictions",
 ]

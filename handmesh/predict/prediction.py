@@ -24,7 +24,7 @@ from handmesh.hand import Handedness
 from handmesh.system.atomic import write_atomically
 
 Floats = NDArray[np.float32]
-SideSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
+HandednessSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class HandPrediction:
     """
 
     handedness: Handedness
-    handedness_source: SideSource
+    handedness_source: HandednessSource
     handedness_score: float  # 0..1: that this is the side; 1 if given
     # 0..1: that there is a hand and its joints are drawn within 0.15 of its size. Of a network without that head: how
     # well the last two passes agree in the image (1 with a single pass), which is no probability.

@@ -1,10 +1,10 @@
 """A photograph in, hands out: the one place where pixels, engine, crop and handedness meet.
 
-The answer refines itself. Without a box the network first sees the whole photograph, then the part around the hand that
-it just found, turned so that the hand points up, and so on; with a box only the turn is found. Of the looks after the
-first, the one that the network is surest of counts. Where the whole photograph gives no good hand, its parts are looked
-at. What the network says in a crop (turned, mirrored for a left hand) is turned back here and nowhere else: a
-`HandPrediction` is in the photo's own axes.
+The answer is refined in passes. Without a box the network first sees the whole photograph, then a crop around the hand
+that it just found, rotated so that the hand points up, and so on; with a box only the rotation is refined. Of the
+passes after the first, the most confident one counts. Where the whole photograph gives no good hand, overlapping tiles
+of it are searched. What the network says in a crop (rotated, mirrored for a left hand) is turned back here and nowhere
+else, for scores too: a `HandPrediction` is in the photo's own axes.
 """
 
 from __future__ import annotations
@@ -22,39 +22,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.detect import Detector, Source
+from handmesh.detect.overlap import keypoint_agreement
 from handmesh.files.image import LargePhoto, Photo, read_photo
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, HandOutput, upright_rotation
-from handmesh.predict.prediction import Floats, HandPrediction, SideSource
+from handmesh.predict.prediction import Floats, HandednessSource, HandPrediction
 from handmesh.runtime.engine import Engine, open_engine
 
 logger = logging.getLogger(__name__)
+
+Image = NDArray[np.uint8]  # (H, W, 3) RGB
 
 AUTO = "auto"  # as a handedness: find out
 
 # Crop side over the extent of the hand's keypoints, in the range that training draws (Augmentation.margin). A found
 # hand gets more room than a given box: where the network is unsure it draws the hand too small, and a crop too tight
-# cuts fingers off that the next pass would need. From the third look on it is known better where the hand is (measured:
+# cuts fingers off that the next pass would need. From the third pass on it is known better where the hand is (measured:
 # docs/bundled_model.md).
 BOX_MARGIN = 1.5
-FOUND_MARGIN, FOUND_AGAIN_MARGIN = 1.8, 1.5
-# Where the side is to be found, a hand is looked at as a right and as a left one this often, then the likelier goes on.
-SIDE_LOOKS = 2
-# A photo whose hand has a score below the first is searched in parts, and what is found there has to have the second:
-# of many parts the likeliest is often a wrong one (measured: docs/bundled_model.md).
-SEARCH_BELOW, FOUND_FROM = 0.7, 0.9
-_PART = 0.34  # side of a part over the longer side of the photo; neighbours overlap by half
-_SMALLEST_PART_PX = 48.0
-_PARTS_LOOKED_INTO = 3
+SECOND_PASS_MARGIN, LATER_PASS_MARGIN = 1.8, 1.5
+# Where the handedness is to be found, so many passes show the hand as a right and as a left one; the likelier goes on.
+HANDEDNESS_PASSES = 2
+# A photo whose hand has a score below the first is searched in tiles, and what is found there has to have the second:
+# of many tiles the most confident is often a wrong one (measured: docs/bundled_model.md).
+TILED_SEARCH_BELOW, TILED_SEARCH_MIN_SCORE = 0.7, 0.9
+_TILE_SIZE = 0.34  # side of a tile over the longer side of the photo; neighbours overlap by half
+_MIN_TILE_PX = 48.0
+_TILES_REFINED = 3
 
 
 class Predictor:
     """Built once, then only called. Safe to call from several threads when its engine is."""
 
     def __init__(self, engine: Engine, *, passes: int = 3, margin: float = BOX_MARGIN) -> None:
-        """`passes` looks at each hand: the first at the box (or the whole photo), the others turned (and closer).
-        Of those the one that the network is surest of is the answer.
+        """`passes`: crops of each hand that the network sees, the first of the box (or the whole photo), the others
+        refined by what it said before them. Of those the most confident one is the answer.
 
         `margin`: side of the first crop over the longer side of a given box.
         """
@@ -65,14 +68,18 @@ class Predictor:
         self.margin = margin
         heads = engine.record.get("model", {})
         # What the network has heads for.
-        self.tells_sides = bool(heads.get("handedness_head"))
-        self.tells_confidence = bool(heads.get("confidence_head"))
+        self.predicts_handedness = bool(heads.get("handedness_head"))
+        self.predicts_confidence = bool(heads.get("confidence_head"))
         self._hands = {Handedness.RIGHT: engine.hand, Handedness.LEFT: engine.hand.mirrored()}
         # The root joint at rest, as a function of the shape.
         regressor = engine.hand.J_regressor[0].astype(np.float64)
         self._root, self._root_from_betas = (
             np.tensordot(regressor, values, 1) for values in (engine.hand.v_template, engine.hand.shapedirs)
         )
+
+    def with_engine(self, engine: Engine) -> Predictor:
+        """The same predictor on another engine."""
+        return Predictor(engine, passes=self.passes, margin=self.margin)
 
     def __call__(
         self,
@@ -88,7 +95,7 @@ class Predictor:
         `boxes` are x0, y0, x1, y1 in pixels of the upright photograph. `handedness` is one for all hands or one per
         box; "auto" finds out, if the network has that head, and takes a right one otherwise. `intrinsics` of the
         photograph, if known; otherwise its EXIF focal length or the default lens is used, and only for positions in
-        space. `search`: where the whole image gives no good hand, look for a small one in its parts, which takes
+        space. `search`: where the whole image gives no good hand, search tiles of it for a small one, which takes
         several times as long (networks with a confidence head only). Raises ImageError for an image that cannot be
         read, ConfigError for a box that is empty, ValueError when the numbers of boxes and sides differ.
         """
@@ -99,113 +106,119 @@ class Predictor:
         known = intrinsics or _intrinsics_of(photo)
         if boxes is not None:
             crops = [CropTransform.around_box(box, self.margin) for box in boxes]
-            return self._look(photo, self._looks_at(crops, sides), True, known, self.passes) if crops else []
-        looks = self._looks_at([CropTransform.whole_image(width, height)], sides)
-        hands = self._look(photo, looks, False, known, self.passes)
-        if search and self.tells_confidence and self.passes > 1 and hands[0].score < SEARCH_BELOW:
-            return self._search(photo, sides[0], known) or hands
+            return self._refine(photo, self._queries(crops, sides), True, known, self.passes) if crops else []
+        queries = self._queries([CropTransform.whole_image(width, height)], sides)
+        hands = self._refine(photo, queries, False, known, self.passes)
+        if search and self.predicts_confidence and self.passes > 1 and hands[0].score < TILED_SEARCH_BELOW:
+            return self._search_tiles(photo, sides[0], known) or hands
         return hands
 
-    def look_once(
+    def predict_crops(
         self,
-        image: NDArray[np.uint8],
+        image: Image | Sequence[Image],
         crops: Sequence[CropTransform],
         *,
         source: Source = "tracking",
-        intrinsics: Intrinsics | None = None,
+        intrinsics: Intrinsics | Sequence[Intrinsics | None] | None = None,
     ) -> list[HandPrediction]:
-        """One look at each crop, all as one batch, for those who know where the hands are and how they are turned.
+        """The hand in each crop, one pass for all of them, for those who know where hands are and how they are rotated.
 
-        `image` is (H, W, 3) uint8 RGB. A mirrored crop is of a left hand. `score` is the network's confidence, and
-        `handedness_score` how probable it takes that side; 1 where it has no such heads, for nothing can be compared.
+        `image` is (H, W, 3) uint8 RGB, one for all crops or one for each; so are `intrinsics`. A mirrored crop is of a
+        left hand. `score` is the network's confidence, and `handedness_score` how probable it takes that side; 1 where
+        it has no such heads, for nothing can be compared.
         """
         if not crops:
             return []
-        known = intrinsics or Intrinsics.default_for(image.shape[1], image.shape[0])
-        output = self.engine(np.stack([crop.warp(image, self.engine.resolution) for crop in crops]))
-        sides = [Handedness.LEFT if crop.mirror else Handedness.RIGHT for crop in crops]
-        probable = [float(value) if self.tells_sides else 1.0 for value in output.right]
-        looks = [
-            _Look(index, side, "given", crop, score)
-            for index, (crop, side, score) in enumerate(zip(crops, sides, probable, strict=True))
-        ]
-        answers = [_Answer(output, row, look, self._score(output, row)) for row, look in enumerate(looks)]
-        return [self._prediction(answer, source, known) for answer in answers]
+        images = [image] * len(crops) if isinstance(image, np.ndarray) else image
+        cameras = [intrinsics] * len(crops) if intrinsics is None or isinstance(intrinsics, Intrinsics) else intrinsics
+        pixels = [crop.warp(one, self.engine.resolution) for one, crop in zip(images, crops, strict=True)]
+        output = self.engine(np.stack(pixels))
+        hands = []
+        for row, (one, crop, camera) in enumerate(zip(images, crops, cameras, strict=True)):
+            side = Handedness.LEFT if crop.mirror else Handedness.RIGHT
+            probable = float(output.right[row]) if self.predicts_handedness else 1.0
+            answer = _CropAnswer(output, row, _CropQuery(row, side, "given", crop, probable), self._score(output, row))
+            hands.append(self._prediction(answer, source, camera or Intrinsics.default_for(one.shape[1], one.shape[0])))
+        return hands
 
-    def _looks_at(self, crops: Sequence[CropTransform], sides: Sequence[str]) -> list[_Look]:
-        """The first looks, one for each crop, or two where the side is to be found."""
-        looks = []
+    def _queries(self, crops: Sequence[CropTransform], sides: Sequence[str]) -> list[_CropQuery]:
+        """One for each crop, or two where the handedness is to be found."""
+        queries = []
         for index, (crop, side) in enumerate(zip(crops, sides, strict=True)):
-            possible = tuple(Handedness) if side == AUTO and self.tells_sides else (side,)
+            possible = tuple(Handedness) if side == AUTO and self.predicts_handedness else (side,)
             for one in possible:
-                source: SideSource = "given" if side != AUTO else "found" if self.tells_sides else "assumed"
+                source: HandednessSource = (
+                    "given" if side != AUTO else "found" if self.predicts_handedness else "assumed"
+                )
                 hand = Handedness.RIGHT if one == AUTO else Handedness(one)
-                looks.append(_Look(index, hand, source, replace(crop, mirror=hand == Handedness.LEFT)))
-        return looks
+                queries.append(_CropQuery(index, hand, source, replace(crop, mirror=hand == Handedness.LEFT)))
+        return queries
 
-    def _search(self, photo: Photo | LargePhoto, side: str, intrinsics: Intrinsics) -> list[HandPrediction]:
-        """The hand of which the network is sure once it looks at the photo in parts; none or one."""
-        parts = _parts(*photo.size)
-        if not parts:
+    def _search_tiles(self, photo: Photo | LargePhoto, side: str, intrinsics: Intrinsics) -> list[HandPrediction]:
+        """The hand of which the network is confident once it sees the photo in tiles; none or one."""
+        tiles = _tiles(*photo.size)
+        if not tiles:
             return []
-        looks = self._looks_at(parts, [side] * len(parts))
-        output = self.engine(np.stack([photo.warp(look.crop, self.engine.resolution) for look in looks]))
+        queries = self._queries(tiles, [side] * len(tiles))
+        output = self.engine(np.stack([photo.warp(query.crop, self.engine.resolution) for query in queries]))
         places: list[NDArray[np.floating[Any]]] = []
         for row in np.argsort(-output.confidence, kind="stable"):
-            points = _keypoints_image(output, int(row), looks[row].crop)
+            points = _keypoints_image(output, int(row), queries[row].crop)
             if all(_apart(points, other) for other in places):
                 places.append(points)
-            if len(places) == _PARTS_LOOKED_INTO:
+            if len(places) == _TILES_REFINED:
                 break
         whole = CropTransform.whole_image(*photo.size)
-        crops = [self._closer(whole, points, photo.size, FOUND_MARGIN) for points in places]
-        hands = self._look(photo, self._looks_at(crops, [side] * len(crops)), False, intrinsics, self.passes - 1)
+        crops = [self._closer(whole, points, photo.size, SECOND_PASS_MARGIN) for points in places]
+        hands = self._refine(photo, self._queries(crops, [side] * len(crops)), False, intrinsics, self.passes - 1)
         best = max(hands, key=attrgetter("score"))
-        return [best] if best.score >= FOUND_FROM else []
+        return [best] if best.score >= TILED_SEARCH_MIN_SCORE else []
 
-    def _look(
+    def _refine(
         self,
         photo: Photo | LargePhoto,
-        looks: list[_Look],
+        queries: list[_CropQuery],
         box_is_given: bool,
         intrinsics: Intrinsics,
         passes: int,
     ) -> list[HandPrediction]:
         previous: list[NDArray[np.floating[Any]]] | None = None
-        answers: list[_Answer] = []
+        answers: list[_CropAnswer] = []
         for done in range(1, passes + 1):
-            output = self.engine(np.stack([photo.warp(look.crop, self.engine.resolution) for look in looks]))
-            if done in (SIDE_LOOKS, passes):
-                kept, looks = _likelier_sides(looks, output.right)
+            output = self.engine(np.stack([photo.warp(query.crop, self.engine.resolution) for query in queries]))
+            if done in (HANDEDNESS_PASSES, passes):
+                kept, queries = _likelier_sides(queries, output.right)
                 output = HandOutput(*(values[kept] for values in output))
                 previous = [previous[row] for row in kept] if previous is not None else None
-            found = [_keypoints_image(output, row, look.crop) for row, look in enumerate(looks)]
-            if done >= min(SIDE_LOOKS, passes):  # from here on each hand has one side
-                now = [_Answer(output, row, look, self._score(output, row)) for row, look in enumerate(looks)]
+            found = [_keypoints_image(output, row, query.crop) for row, query in enumerate(queries)]
+            if done >= min(HANDEDNESS_PASSES, passes):  # from here on each hand has one side
+                now = [_CropAnswer(output, row, query, self._score(output, row)) for row, query in enumerate(queries)]
                 # Without a confidence the score is the same for all, and the latest answer stays.
                 answers = [max(pair, key=attrgetter("score")) for pair in zip(now, answers or now, strict=True)]
             if done < passes:
-                pairs = zip(looks, found, strict=True)
-                if box_is_given:  # the box is trusted: only the turn is new
-                    looks = [look.at(replace(look.crop, rotation=upright_rotation(points))) for look, points in pairs]
-                else:
-                    margin = FOUND_MARGIN if done == 1 else FOUND_AGAIN_MARGIN
-                    looks = [look.at(self._closer(look.crop, points, photo.size, margin)) for look, points in pairs]
+                margin = SECOND_PASS_MARGIN if done == 1 else LATER_PASS_MARGIN
+                queries = [
+                    # A given box is trusted: only the rotation is new.
+                    replace(query, crop=replace(query.crop, rotation=upright_rotation(points)))
+                    if box_is_given
+                    else replace(query, crop=self._closer(query.crop, points, photo.size, margin))
+                    for query, points in zip(queries, found, strict=True)
+                ]
                 previous = found
-        if not self.tells_confidence and previous is not None:
-            scores = [agreement(before, now) for before, now in zip(previous, found, strict=True)]
+        if not self.predicts_confidence and previous is not None:
+            scores = [keypoint_agreement(before, now) for before, now in zip(previous, found, strict=True)]
             answers = [replace(answer, score=score) for answer, score in zip(answers, scores, strict=True)]
         source: Source = "given box" if box_is_given else "whole image"
         return [self._prediction(answer, source, intrinsics) for answer in answers]
 
     def _score(self, output: HandOutput, row: int) -> float:
         """The network's confidence; 1 where it has no such head, for nothing can be compared."""
-        return float(output.confidence[row]) if self.tells_confidence else 1.0
+        return float(output.confidence[row]) if self.predicts_confidence else 1.0
 
     def _closer(
         self, crop: CropTransform, keypoints: NDArray[np.floating[Any]], size: tuple[int, int], margin: float
     ) -> CropTransform:
-        """The crop around the hand that was found, turned so that it points up; or the old one if that is no place."""
+        """The crop around the hand that was found, rotated so that it points up; or the old one if that is no place."""
         width, height = size
         x, y = keypoints.mean(axis=0)
         extent = float(np.ptp(keypoints, axis=0).max())
@@ -214,9 +227,9 @@ class Predictor:
         rotation = upright_rotation(keypoints)
         return CropTransform.around_points(keypoints, margin, rotation, crop.mirror)
 
-    def _prediction(self, answer: _Answer, source: Source, intrinsics: Intrinsics) -> HandPrediction:
-        output, row, look = answer.output, answer.row, answer.look
-        crop = look.crop
+    def _prediction(self, answer: _CropAnswer, source: Source, intrinsics: Intrinsics) -> HandPrediction:
+        output, row, query = answer.output, answer.row, answer.query
+        crop = query.crop
         root = self._root + self._root_from_betas @ output.betas[row]
         shift = _root_shift(root, crop)
         vertices = crop.vectors_to_image(output.vertices[row]) + shift
@@ -226,9 +239,9 @@ class Predictor:
         keypoints = crop.upright.to_image(camera.project(joints))
         (x0, y0), (x1, y1) = keypoints.min(axis=0), keypoints.max(axis=0)
         return HandPrediction(
-            handedness=look.side,
-            handedness_source=look.side_source,
-            handedness_score=look.side_score,
+            handedness=query.handedness,
+            handedness_source=query.handedness_source,
+            handedness_score=query.handedness_score,
             score=answer.score,
             box=(float(x0), float(y0), float(x1), float(y1)),
             crop=crop.upright,
@@ -237,40 +250,37 @@ class Predictor:
             betas=np.asarray(output.betas[row], np.float32),
             vertices=vertices.astype(np.float32),
             joints=joints.astype(np.float32),
-            faces=self._hands[look.side].faces,
+            faces=self._hands[query.handedness].faces,
             source=source,
             intrinsics=intrinsics,
         )
 
 
 @dataclass(frozen=True)
-class _Look:
-    """One hand as it is looked at next. While its side is open, a hand has two of these: as a right and a left one."""
+class _CropQuery:
+    """What the network is shown next of a hand: while its handedness is open, two, as a right and as a left one."""
 
     hand: int
-    side: Handedness
-    side_source: SideSource
+    handedness: Handedness
+    handedness_source: HandednessSource
     crop: CropTransform
-    side_score: float = 1.0
-
-    def at(self, crop: CropTransform) -> _Look:
-        return replace(self, crop=crop)
+    handedness_score: float = 1.0
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """What the network said to one look: a row of its output."""
+class _CropAnswer:
+    """What the network said to one query: a row of its output."""
 
     output: HandOutput
     row: int
-    look: _Look
+    query: _CropQuery
     score: float
 
 
-def _parts(width: int, height: int) -> list[CropTransform]:
-    """Overlapping squares that cover a photo of so many pixels; none of one so small that a part shows nothing."""
-    side = _PART * max(width, height)
-    if side < _SMALLEST_PART_PX:
+def _tiles(width: int, height: int) -> list[CropTransform]:
+    """Overlapping squares that cover a photo of so many pixels; none of one so small that a tile shows nothing."""
+    side = _TILE_SIZE * max(width, height)
+    if side < _MIN_TILE_PX:
         return []
 
     def places(length: int) -> NDArray[np.float64]:
@@ -287,24 +297,24 @@ def _apart(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) 
     return float(np.linalg.norm((first - second).mean(axis=0))) > 0.3 * float(np.ptp(second, axis=0).max())
 
 
-def _likelier_sides(looks: list[_Look], right: Floats) -> tuple[list[int], list[_Look]]:
-    """The rows to go on with, one for each hand, and their looks with `side_score` filled in.
+def _likelier_sides(queries: list[_CropQuery], right: Floats) -> tuple[list[int], list[_CropQuery]]:
+    """The rows to go on with, one for each hand, and their queries with `handedness_score` filled in.
 
-    A left hand is looked at in a mirror, so `right` is the probability that the side was assumed rightly. Both answers
+    A left hand is shown mirrored, so `right` is the probability that the handedness was assumed rightly. Both answers
     count: the mean of their log-odds.
     """
     kept: list[int] = []
-    chosen: list[_Look] = []
+    chosen: list[_CropQuery] = []
     odds = np.log(np.clip(right, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(right, 1e-6, 1 - 1e-6))
-    for hand in dict.fromkeys(look.hand for look in looks):
-        rows = [row for row, look in enumerate(looks) if look.hand == hand]
+    for hand in dict.fromkeys(query.hand for query in queries):
+        rows = [row for row, query in enumerate(queries) if query.hand == hand]
         best = max(rows, key=lambda row: float(odds[row]))
         kept.append(best)
         if len(rows) > 1:
             margin = sum(float(odds[row]) * (1 if row == best else -1) for row in rows) / 2
-            chosen.append(replace(looks[best], side_score=1 / (1 + math.exp(-margin))))
+            chosen.append(replace(queries[best], handedness_score=1 / (1 + math.exp(-margin))))
         else:
-            chosen.append(looks[best])
+            chosen.append(queries[best])
     return kept, chosen
 
 
@@ -335,13 +345,13 @@ def load_predictor(model: str | Path | None = None, *, passes: int = 3, threads:
 def _sides(handedness: Handedness | str | Sequence[Handedness | str], count: int) -> list[str]:
     """For each hand "right", "left" or "auto". Raises ValueError for anything else."""
     if isinstance(handedness, str):
-        return [parse_side(handedness)] * count
+        return [parse_handedness(handedness)] * count
     if len(handedness) != count:
         raise ValueError(f"{len(handedness)} sides for {count} hands: give one for all, or one for each box.")
-    return [parse_side(side) for side in handedness]
+    return [parse_handedness(side) for side in handedness]
 
 
-def parse_side(handedness: Handedness | str) -> str:
+def parse_handedness(handedness: Handedness | str) -> str:
     """What was said, as "right", "left" or "auto". Raises ValueError for anything else."""
     return AUTO if handedness == AUTO else Handedness(handedness)
 
@@ -356,13 +366,6 @@ def _intrinsics_of(photo: Photo | LargePhoto) -> Intrinsics:
 def _keypoints_image(output: HandOutput, index: int, crop: CropTransform) -> NDArray[np.floating[Any]]:
     camera = WeakPerspectiveCamera.from_vector(output.camera[index])
     return crop.to_image(camera.project(output.joints[index]))
-
-
-def agreement(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
-    """(21, 2), (21, 2) keypoints: 1 when two passes draw the same joints, 0 when they are half a hand apart."""
-    extent = max(float(np.ptp(second, axis=0).max()), 1.0)
-    distance = float(np.linalg.norm(first - second, axis=-1).mean())
-    return max(0.0, 1.0 - 2.0 * distance / extent)
 
 
 def _root_shift(root: NDArray[np.float64], crop: CropTransform) -> NDArray[np.float64]:

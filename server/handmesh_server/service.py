@@ -8,7 +8,6 @@ still waits. Decoding and encoding run on as many threads at a time as there are
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import threading
 import time
@@ -120,8 +119,7 @@ class HandService:
             # A CPU computes two crops no faster than one and one; a GPU sixteen in little more than one's time.
             batch = settings.max_batch or (_CUDA_BATCH if "cuda" in predictor.engine.name else 1)
             engine = BatchingEngine(predictor.engine, batch, on_batch=self.metrics.on_batch)
-            batched = copy.copy(predictor)  # whatever else it was built with
-            batched.engine = engine
+            batched = predictor.with_engine(engine)
             _warm_up(batched)
         except Exception as error:  # any of them means: this process will never answer
             self.failure = error

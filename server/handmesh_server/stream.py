@@ -22,7 +22,7 @@ from handmesh.detect import GivenBoxes
 from handmesh.errors import ExportError
 from handmesh.files.image import Photo
 from handmesh.hand import Handedness
-from handmesh.motion.clip import LiveHands
+from handmesh.motion.follow import HandFollower
 from handmesh.motion.smoothing import Smoothing
 from handmesh.predict import HandPrediction, Predictor
 
@@ -59,7 +59,7 @@ class Track:
 
     def __init__(self) -> None:
         self.wishes = Wishes()  # may be set at any time, and hold from the next frame on
-        self._live: LiveHands | None = None
+        self._live: HandFollower | None = None
         self._made_for: object = None  # wishes and frame size; the hand is searched for anew when they change
         self._time = -math.inf
         # A frame whose deadline passed may still be in work when the next one comes.
@@ -76,8 +76,8 @@ class Track:
             return list(self._live(photo.image, self._time).values())
 
 
-def _live_hands(predictor: Predictor, wishes: Wishes) -> LiveHands:
-    return LiveHands(
+def _live_hands(predictor: Predictor, wishes: Wishes) -> HandFollower:
+    return HandFollower(
         predictor,
         detector=None if wishes.box is None else GivenBoxes([wishes.box]),
         handedness=wishes.hand,

@@ -13,13 +13,12 @@ from handmesh.detect import (
     MediaPipeHands,
     PalmDetector,
     WholeImage,
-    decode_palms,
+    box_iou,
     deduplicate,
-    handedness_from_mediapipe,
     open_detector,
-    overlap,
-    palm_anchors,
 )
+from handmesh.detect.mediapipe import handedness_from_mediapipe
+from handmesh.detect.palm import decode_palms, palm_anchors
 from handmesh.errors import AssetError, ConfigError
 from handmesh.files.image import read_photo
 from handmesh.hand import Handedness
@@ -29,9 +28,9 @@ RIGHT, LEFT = Handedness.RIGHT, Handedness.LEFT
 
 
 def test_overlap_is_intersection_over_union():
-    assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
-    assert overlap((0, 0, 2, 2), (0, 0, 2, 2)) == 1
-    assert overlap((0, 0, 1, 1), (1, 0, 2, 1)) == 0
+    assert box_iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert box_iou((0, 0, 2, 2), (0, 0, 2, 2)) == 1
+    assert box_iou((0, 0, 1, 1), (1, 0, 2, 1)) == 0
 
 
 def found(box, side, score):
@@ -194,7 +193,7 @@ def test_those_that_know_say_the_same_of_every_picture():
 
 def test_a_photograph_is_predicted_where_the_detector_says():
     class Finder:
-        name, looks = "finder", True
+        name, searches = "finder", True
 
         def __call__(self, image):
             return [found((80, 60, 170, 200), LEFT, 0.9)]

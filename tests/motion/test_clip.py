@@ -16,7 +16,8 @@ from handmesh.files.video import ClipSource, FolderSource
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import Handedness, both_sides, builtin_hand
-from handmesh.motion.clip import LiveHands, VideoOptions, convert_clip
+from handmesh.motion.clip import VideoOptions, convert_clip
+from handmesh.motion.follow import HandFollower
 from handmesh.motion.log import hand_of, read_frames, read_header, read_tracks, record_of
 from handmesh.motion.smoothing import Smoothing
 from handmesh.predict import Predictor
@@ -142,8 +143,8 @@ def convert_mistaken(pictures, out, **more):
 
 
 def test_no_hand_begins_as_the_other_one(mistaken, tmp_path):
-    """Live, its side is put right after some frames; a clip can be looked at again. Killed and gone on with, too."""
-    live = LiveHands(Predictor(MarkerEngine(heads=True)), smoothing=Smoothing())
+    """Live, its side is put right after some frames; a clip can be followed again. Killed and gone on with, too."""
+    live = HandFollower(Predictor(MarkerEngine(heads=True)), smoothing=Smoothing())
     sides = [
         [h.handedness for h in live(f.image, f.time).values()] for f in iter(FolderSource(mistaken, 25.0).read, None)
     ]
@@ -172,7 +173,7 @@ def test_no_hand_begins_as_the_other_one(mistaken, tmp_path):
 
 def test_smoothing_starts_anew_with_the_other_side(mistaken):
     """Else a mirrored pose would swing over through poses that no hand takes."""
-    raw, smooth = (LiveHands(Predictor(MarkerEngine(heads=True)), smoothing=s) for s in (None, Smoothing()))
+    raw, smooth = (HandFollower(Predictor(MarkerEngine(heads=True)), smoothing=s) for s in (None, Smoothing()))
     before = Handedness.RIGHT
     for frame in iter(FolderSource(mistaken, 25.0).read, None):
         one, other = (live(frame.image, frame.time).get(1) for live in (raw, smooth))
@@ -186,7 +187,7 @@ def test_a_finished_run_is_only_drawn_again(pictures, whole):
     out, _ = whole
     before = (out / "hands.jsonl").read_bytes()
     result, engine = convert(pictures, out, VideoOptions(codec="mp4v", skeleton=True, animation=False))
-    assert engine.looks == 0
+    assert engine.crop_count == 0
     assert result.resumed_at == COUNT
     assert (out / "hands.jsonl").read_bytes() == before
 
@@ -197,8 +198,8 @@ def test_the_folder_of_another_run_is_refused(pictures, whole):
 
 
 def test_smoothing_can_be_off(pictures):
-    live = LiveHands(Predictor(MarkerEngine(noise=0.03)), smoothing=None)
-    steady = LiveHands(Predictor(MarkerEngine(noise=0.03)), smoothing=VideoOptions().smoothing)
+    live = HandFollower(Predictor(MarkerEngine(noise=0.03)), smoothing=None)
+    steady = HandFollower(Predictor(MarkerEngine(noise=0.03)), smoothing=VideoOptions().smoothing)
     poses = [[h(draw([place(0)]), i / 30)[1].pose for i in range(20)] for h in (live, steady)]
     jitter = [np.abs(np.diff(values, n=2, axis=0)).mean() for values in poses]
     assert jitter[1] < 0.5 * jitter[0]

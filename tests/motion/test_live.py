@@ -12,19 +12,12 @@ from handmesh.cli import app
 from handmesh.errors import ConfigError, ImageError
 from handmesh.files.image import encode_image, read_image
 from handmesh.files.video import ClipSource, FolderSource
-from handmesh.motion.clip import LiveHands
-from handmesh.motion.live import (
-    KEYS,
-    Hud,
-    LiveOptions,
-    LivePipeline,
-    benchmark,
-    check_display,
-    run_headless,
-    run_window,
-)
+from handmesh.motion.benchmark import benchmark
+from handmesh.motion.follow import HandFollower
+from handmesh.motion.live import LivePipeline, run_headless
 from handmesh.motion.log import read_frames
 from handmesh.motion.smoothing import Smoothing
+from handmesh.motion.window import KEYS, Hud, LiveOptions, check_display, run_window
 from handmesh.predict import Predictor
 from handmesh.system.atomic import write_atomically
 
@@ -40,7 +33,7 @@ def pictures(tmp_path_factory):
 
 
 def pipeline_of(pictures, predictor):
-    live = LiveHands(predictor, smoothing=Smoothing())
+    live = HandFollower(predictor, smoothing=Smoothing())
     return LivePipeline(FolderSource(pictures), live, newest=False)
 
 
@@ -93,20 +86,20 @@ def test_a_recording_is_finished_when_the_pictures_end(pictures, tmp_path):
 
 def test_headless(pictures):
     seen = []
-    count = run_headless(pipeline_of(pictures, Predictor(MarkerEngine())), most_frames=5, seen=seen.append)
+    count = run_headless(pipeline_of(pictures, Predictor(MarkerEngine())), max_frames=5, seen=seen.append)
     assert count == 5
-    assert [looked.frame.index for looked in seen] == list(range(5))
-    assert all(list(looked.hands) == [1] for looked in seen)
+    assert [result.frame.index for result in seen] == list(range(5))
+    assert all(list(result.hands) == [1] for result in seen)
 
 
 def test_the_benchmark_counts_every_stage(tmp_path):
     for index in range(130):
         write_atomically(tmp_path / f"{index:03d}.png", encode_image(draw([hand_at(100, 100)], (160, 120))))
     predictor = Predictor(MarkerEngine())
-    live = LiveHands(predictor, smoothing=None)
+    live = HandFollower(predictor, smoothing=None)
     found = benchmark(FolderSource(tmp_path), live, predictor)
     assert found.frames == found.followed == 130
-    assert 1 <= found.looks_per_frame < 1.3
+    assert 1 <= found.crops_per_frame < 1.3
     assert min(found.stages_ms.values()) > 0
     assert found.loop_fps > 0
 

@@ -25,24 +25,24 @@ def wrist(tracked):
     return tracked.hand.keypoints_image()[0]
 
 
-def test_a_moving_hand_is_followed_with_one_look():
+def test_a_moving_hand_is_followed_with_one_crop():
     engine = MarkerEngine()
     track = Tracker(Predictor(engine))
-    looks = []
+    crops = []
     for index in range(30):
-        before = engine.looks
+        before = engine.crop_count
         (tracked,) = track(draw([path(index)]), index / FPS)
-        looks.append(engine.looks - before)
+        crops.append(engine.crop_count - before)
         assert tracked.id == 1
         assert tracked.found == (index == 0)
         np.testing.assert_allclose(wrist(tracked), path(index)[0], atol=1.0)
-    assert looks[0] == 5, "three to find it, two to check"
-    assert sum(looks[1:]) == 29 + 1, "then one each, and a second look every 0.8 s"
+    assert crops[0] == 5, "three to find it, two to check"
+    assert sum(crops[1:]) == 29 + 1, "then one each, and a check every 0.8 s"
     assert tracked.hand.source == "tracking"
 
 
 def test_a_hidden_hand_is_lost_and_keeps_its_id():
-    """The network imagines a hand in every crop; the second look finds it out."""
+    """The network imagines a hand in every crop; the check finds it out."""
     track = Tracker(Predictor(MarkerEngine()), settings=Tracking(patience=0.1))
     ids = []
     for index in range(60):
@@ -50,7 +50,7 @@ def test_a_hidden_hand_is_lost_and_keeps_its_id():
         tracked = track(draw([] if hidden else [path(min(index, 30))]), index / FPS)
         ids.append([item.id for item in tracked])
     assert ids[:10] == [[1]] * 10
-    assert ids[30:45] == [[]] * 15, "it is found out when the second look is due, after 0.8 s at the latest"
+    assert ids[30:45] == [[]] * 15, "it is found out when the check is due, after 0.8 s at the latest"
     assert ids[46:] == [[1]] * 14
 
 
@@ -68,7 +68,7 @@ def test_a_hand_that_leaves_the_picture_is_given_up_and_a_new_one_has_a_new_id()
 class Shuffling:
     """Says where the dots are, in any order, now and then not; sides as given."""
 
-    name, looks = "shuffling", True
+    name, searches = "shuffling", True
 
     def __init__(self):
         self.rng, self.hands = np.random.default_rng(0), []
@@ -119,7 +119,7 @@ def thumbed(index, side):
 
 @pytest.mark.parametrize("side", [RIGHT, LEFT])
 def test_the_side_is_found_and_the_hand_is_there(side):
-    """A left hand is looked at in a mirror, and turned back."""
+    """A left hand is shown mirrored, and turned back."""
     track = Tracker(Predictor(MarkerEngine(heads=True)))
     for index, (item,) in enumerate(follow(track, [thumbed(i, side) for i in range(20)])):
         assert (item.id, item.hand.handedness, item.hand.handedness_source) == (1, side, "found")
@@ -207,7 +207,7 @@ def test_time_does_not_run_backwards():
 def test_a_given_box_leaves_the_side_to_the_tracker():
     """In a window with --box, the key for the other hand did nothing: the box had a side of its own."""
     finder, most = hand_finder("none", ["20,20,300,220"], 1)
-    tracker = Tracker(Predictor(MarkerEngine()), detector=finder, settings=Tracking(most_hands=most))
+    tracker = Tracker(Predictor(MarkerEngine()), detector=finder, settings=Tracking(max_hands=most))
     image = draw([hand_at(160, 170, 48)])
     for time, side in enumerate((Handedness.RIGHT, Handedness.LEFT)):
         tracker.handedness = side

@@ -32,7 +32,6 @@ from handmesh.hand.layer import HandModel
 from handmesh.metrics import pa_rigid_mean_error
 from handmesh.motion.track import Tracker
 from handmesh.predict import HandPrediction, Predictor, load_predictor, overlay_hands, save_predictions
-from handmesh.predict.predictor import _Look
 from handmesh.runtime.engine import TorchEngine, bundled_model_path, open_engine
 
 SIDES = list(Handedness)
@@ -221,18 +220,18 @@ def test_the_score_is_the_networks_own_confidence_if_it_has_one():
 
 
 class MoodyEngine(SidedEngine):
-    """Its confidence (looks, rows) is given; its answers have the number of the look as their shape."""
+    """Its confidence (passes, rows) is given; its answers have the number of the pass as their shape."""
 
     def __init__(self, *confidences: tuple[float, ...]) -> None:
         self.confidences = iter(enumerate(confidences, start=1))
 
     def __call__(self, crops: np.ndarray) -> HandOutput:
-        look, confidence = next(self.confidences)
-        betas = np.full((len(crops), 10), look, np.float32)
+        number, confidence = next(self.confidences)
+        betas = np.full((len(crops), 10), number, np.float32)
         return super().__call__(crops)._replace(betas=betas, confidence=np.array(confidence, np.float32))
 
 
-def test_the_look_that_the_network_is_surest_of_counts():
+def test_the_most_confident_pass_counts():
     """Of those after the first, for each hand on its own."""
     engine = MoodyEngine((0.9, 0.9), (0.4, 0.6), (0.7, 0.2))
     hands = Predictor(engine)(SIDED, boxes=[(100, 60, 250, 200), (120, 80, 230, 190)], handedness="right")
@@ -240,7 +239,7 @@ def test_the_look_that_the_network_is_surest_of_counts():
     assert [hand.betas[0] for hand in hands] == [3, 2]
 
 
-def test_without_a_confidence_the_last_look_counts():
+def test_without_a_confidence_the_last_pass_counts():
     engine = MoodyEngine((0.9,), (0.6,), (0.2,))
     engine.record = {}
     assert one(Predictor(engine), SIDED).betas[0] == 3
@@ -299,15 +298,10 @@ def test_a_turned_crop_of_a_turned_photo_gives_exactly_the_turned_answer(engine,
     height, width = photo.shape[:2]
     intrinsics = Intrinsics.default_for(width, height)
     upright = CropTransform((70.0, 90.0), 120.0)
-    turned = CropTransform((90.0, width - 1 - 70.0), 120.0, rotation=math.pi / 2)
+    rotated = CropTransform((90.0, width - 1 - 70.0), 120.0, rotation=math.pi / 2)
 
-    def look(image: np.ndarray, crop: CropTransform) -> HandPrediction:
-        (prediction,) = predictor._look(
-            read_photo(image), [_Look(0, Handedness.RIGHT, "given", crop)], True, intrinsics, predictor.passes
-        )
-        return prediction
-
-    before, after = look(photo, upright), look(np.ascontiguousarray(np.rot90(photo)), turned)
+    (before,) = predictor.predict_crops(photo, [upright], intrinsics=intrinsics)
+    (after,) = predictor.predict_crops(np.ascontiguousarray(np.rot90(photo)), [rotated], intrinsics=intrinsics)
     R = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
     x, y = before.keypoints_image().T
     np.testing.assert_allclose(after.keypoints_image(), np.column_stack([y, width - 1 - x]), atol=1e-2)
@@ -439,7 +433,7 @@ def test_the_score_tells_a_steady_answer_from_a_wandering_one(predictor, photo):
     assert min(scores) < 0.95, "a network that guesses does not agree with itself"
 
 
-def test_looking_closer_is_looking_where_the_hand_is(photo):
+def test_later_crops_are_where_the_hand_is(photo):
     """The last crop of the dots is around the hand, not the whole photo."""
     crop = one(Predictor(DotEngine(), passes=2), DOTTED).crop
     found = one(Predictor(DotEngine(), passes=1), DOTTED)
@@ -447,7 +441,7 @@ def test_looking_closer_is_looking_where_the_hand_is(photo):
     assert crop.size < 1.8 * math.sqrt(2) * extent  # the extent along turned axes is at most the diagonal
     np.testing.assert_allclose(crop.center, found.keypoints_image().mean(axis=0), atol=0.3 * extent)
     closer = one(Predictor(DotEngine(), passes=3), DOTTED).crop
-    assert closer.size == pytest.approx(crop.size * 1.5 / 1.8, rel=0.02), "the third look is closer still"
+    assert closer.size == pytest.approx(crop.size * 1.5 / 1.8, rel=0.02), "the third crop is closer still"
 
 
 @pytest.mark.parametrize(
@@ -645,7 +639,9 @@ def test_predictions_are_values(hand):
 # ------------------------------------------------------------------------------------------- a hand that is small
 
 
-FAR = draw([hand_at(2650, 700, length=40, angle=0.4, side="left")], size=(3200, 2400))  # dots of half a pixel in a look
+FAR = draw(
+    [hand_at(2650, 700, length=40, angle=0.4, side="left")], size=(3200, 2400)
+)  # dots of half a pixel in the whole photo's crop
 
 
 def sure_engine(confidence: float = 0.95) -> MarkerEngine:
@@ -654,7 +650,7 @@ def sure_engine(confidence: float = 0.95) -> MarkerEngine:
     return engine
 
 
-def test_a_hand_too_small_for_the_whole_photo_is_found_in_a_part():
+def test_a_hand_too_small_for_the_whole_photo_is_found_in_a_tile():
     predictor = Predictor(sure_engine())
     without = one(predictor, FAR, search=False)
     assert without.score < 0.1
@@ -667,7 +663,7 @@ def test_a_hand_too_small_for_the_whole_photo_is_found_in_a_part():
     np.testing.assert_allclose(knuckle, (2650 + 40 * math.sin(0.4), 700 - 40 * math.cos(0.4)), atol=1)
 
 
-def test_a_hand_in_a_part_has_to_be_sure():
+def test_a_hand_in_a_tile_needs_a_high_score():
     predictor = Predictor(sure_engine(0.85))
     hand, without = one(predictor, FAR), one(predictor, FAR, search=False)
     assert hand.score == without.score
@@ -675,23 +671,23 @@ def test_a_hand_in_a_part_has_to_be_sure():
 
 
 @pytest.mark.parametrize(
-    ("image", "arguments", "looks"),
+    ("image", "arguments", "crops"),
     [
         (draw([hand_at(160, 160, side="right")]), {"handedness": "right"}, 3),
         (draw([hand_at(160, 160, side="right")]), {}, 5),
         (FAR, {"handedness": "left", "boxes": [(0, 0, 3199, 2399)]}, 3),
         (FAR, {"handedness": "left", "search": False}, 3),
-        (draw([], size=(130, 100)), {"handedness": "left"}, 3),  # a part of it shows nothing
+        (draw([], size=(130, 100)), {"handedness": "left"}, 3),  # a tile of it shows nothing
     ],
 )
-def test_parts_are_looked_at_only_where_that_may_help(image, arguments, looks):
+def test_tiles_are_searched_only_where_that_may_help(image, arguments, crops):
     engine = sure_engine()
     one(Predictor(engine), image, **arguments)
-    assert engine.looks == looks
+    assert engine.crop_count == crops
 
 
-def test_tracking_does_not_wait_for_parts():
+def test_tracking_does_not_wait_for_tiles():
     engine = sure_engine()
     tracker = Tracker(Predictor(engine), handedness="left")
     assert tracker(FAR, 0.0) == []
-    assert engine.looks == tracker.looks == 3
+    assert engine.crop_count == tracker.crop_count == 3

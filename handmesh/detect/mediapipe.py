@@ -1,0 +1,63 @@
+"""MediaPipe's hand landmarker as a detector: the extra `handmesh[detect]`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from handmesh.detect.detector import Detection, Image
+from handmesh.detect.overlap import deduplicate
+from handmesh.errors import ConfigError
+from handmesh.hand import Handedness
+
+
+class MediaPipeHands:
+    """MediaPipe's hand landmarker of the last versions that work offline and send nothing (0.10.14 to 0.10.29)."""
+
+    name = "MediaPipe"
+    searches = True
+
+    def __init__(self, max_hands: int = 4, min_score: float = 0.5) -> None:
+        """Raises ConfigError when MediaPipe is missing or too new."""
+        try:
+            import mediapipe  # type: ignore[import-not-found, unused-ignore]
+        except ImportError as error:
+            raise ConfigError(
+                f"MediaPipe cannot be imported ({error}). Install it with: pip install 'handmesh[detect]' "
+                "(Python 3.12 or older; it needs numpy below 2, so best in an environment of its own)."
+            ) from None
+        self._version = str(mediapipe.__version__)
+        solutions = getattr(mediapipe, "solutions", None)
+        if solutions is None:
+            raise ConfigError(
+                f"MediaPipe {self._version} has no hand model of its own and reports usage to its maker. "
+                "Install the last one without: pip install 'mediapipe<0.10.30'."
+            )
+        # Every picture by itself: following hands is what our tracker does.
+        self._hands = solutions.hands.Hands(
+            static_image_mode=True, max_num_hands=max_hands, min_detection_confidence=min_score
+        )
+
+    def __call__(self, image: Image) -> list[Detection]:
+        found = self._hands.process(image)
+        height, width = image.shape[:2]
+        detections = []
+        for landmarks, sides in zip(found.multi_hand_landmarks or [], found.multi_handedness or [], strict=True):
+            points = np.array([(mark.x, mark.y) for mark in landmarks.landmark]) * (width, height) - 0.5
+            (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+            best = sides.classification[0]
+            side = handedness_from_mediapipe(best.label, self._version)
+            detections.append(Detection((x0, y0, x1, y1), side, float(best.score), "mediapipe"))
+        return deduplicate(detections)
+
+
+def handedness_from_mediapipe(label: str, version: str) -> Handedness:
+    """MediaPipe's "Left" or "Right" for a picture that is not mirrored.
+
+    Up to 0.10.29 it assumes a mirrored selfie, so a right hand is called "Left"; from 0.10.30 on the label is the hand
+    itself. (The same picture through the same weights gives opposite labels in 0.10.21 and in later versions.)
+    """
+    numbers = [int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")[:3]]
+    said = Handedness(label.lower())
+    if tuple(numbers) >= (0, 10, 30):
+        return said
+    return Handedness.LEFT if said == Handedness.RIGHT else Handedness.RIGHT
