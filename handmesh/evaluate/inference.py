@@ -6,11 +6,11 @@
 
 Protocols decide what the network sees, and scores of different protocols are not comparable: "frame" (the whole image,
 as FastViT and most others), "metro" (its central 180 / 224, as METRO and Mesh Graphormer), "box" (around a given box),
-"box-from-test-labels" (around the true keypoints: an oracle), and "predict" (the whole image, then closer looks at what
-was found, as `handmesh predict` does).
+"box-from-test-labels" (around the true keypoints: an oracle), and "predict" (the whole image, then crops around what
+was found, as `handmesh predict` does). Under each of them the `Predictor` turns back what the network says.
 
 Test-time augmentation follows METRO (microsoft/MeshTransformer, docs/EXP.md): the crop is seen at several scales and
-turns, each answer is aligned to that of the plain crop (rotations only, joints and vertices each on their own), and
+rotations, each answer is aligned to that of the plain crop (rotations only, joints and vertices each on their own), and
 all of them and the plain one once more are averaged.
 """
 
@@ -30,10 +30,9 @@ from handmesh.data.crops import PROTOCOLS, crop_protocol
 from handmesh.errors import ConfigError, DataError
 from handmesh.evaluate.official_files import HandPoints
 from handmesh.evaluate.sets import EvaluationSet
-from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
+from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
-from handmesh.hand import HandOutput
-from handmesh.predict import BOX_MARGIN, Predictor
+from handmesh.predict import BOX_MARGIN, HandPrediction, Predictor
 from handmesh.runtime.engine import Engine
 
 Array = NDArray[np.float64]
@@ -47,7 +46,7 @@ _BATCH = 16  # images whose crops run together
 
 @dataclass(frozen=True)
 class Views:
-    """How test-time augmentation looks at each hand: every scale with every turn."""
+    """The crops that test-time augmentation makes of each hand: every scale with every rotation."""
 
     name: str
     scales: tuple[float, ...]  # of the crop's side
@@ -56,20 +55,15 @@ class Views:
     @property
     def passes(self) -> int:
         """Runs of the network per hand, the plain one included."""
-        return len(self.looks()) + (0 if self.has_plain() else 1)
+        return len(self.augmentations()) + (0 if PLAIN in self.augmentations() else 1)
 
-    def looks(self) -> list[tuple[float, float]]:
+    def augmentations(self) -> list[tuple[float, float]]:
         """(scale, rotation) of each, the plain one first if it is among them."""
-        return sorted(
-            ((scale, rotation) for scale in self.scales for rotation in self.rotations),
-            key=lambda look: look != (1.0, 0.0),
-        )
-
-    def has_plain(self) -> bool:
-        """Whether the plain crop is one of the views."""
-        return (1.0, 0.0) in self.looks()
+        every = [(scale, rotation) for scale in self.scales for rotation in self.rotations]
+        return sorted(every, key=lambda augmentation: augmentation != PLAIN)
 
 
+PLAIN = (1.0, 0.0)  # the scale and rotation of the crop as it is
 SINGLE = Views("none", (1.0,), (0.0,))
 METRO_VIEWS = Views("metro", (0.7, 0.8, 0.9, 1.0, 1.1), tuple(math.radians(10 * step) for step in range(-9, 10)))
 SMALL_VIEWS = Views("small", (0.9, 1.0, 1.1), tuple(math.radians(30 * step) for step in (-1, 0, 1)))
@@ -120,8 +114,8 @@ def predict_set(
     """Run a model over a test set under a protocol of PROTOCOL_NAMES.
 
     `margin`: crop side over the box's longer side, for the box protocols and "predict"; None for the protocol's own.
-    `passes`: looks of protocol "predict". Raises DataError for an unknown protocol or a set that has no boxes,
-    ImageError for an image that cannot be read, ConfigError for views with protocol "predict".
+    `passes` of protocol "predict", as of `Predictor`. Raises DataError for an unknown protocol or a set that has no
+    boxes, ImageError for an image that cannot be read, ConfigError for views with protocol "predict".
     """
     if protocol not in PROTOCOL_NAMES:
         raise DataError(f"Protocol {protocol!r}: wanted one of {', '.join(PROTOCOL_NAMES)}.")
@@ -129,13 +123,14 @@ def predict_set(
     count = len(data)
     joints, keypoints = np.empty((count, 21, 3)), np.empty((count, 21, 2))
     vertices = np.empty((count, len(engine.hand.v_template), 3))
+    predictor = Predictor(engine, passes=passes, margin=BOX_MARGIN if margin is None else margin)
     if protocol == PREDICT:
         if views is not SINGLE:
             raise ConfigError('Protocol "predict" chooses its own crops: test-time augmentation goes with the others.')
-        predictor = Predictor(engine, passes=passes, margin=BOX_MARGIN if margin is None else margin)
         for index in range(count):
-            found = _look(data, index, predictor)
-            joints[index], vertices[index], keypoints[index] = found
+            camera = data.camera(index)
+            hands = predictor(data.sample(index).image, handedness=data.handedness[index], intrinsics=camera)
+            joints[index], vertices[index], keypoints[index] = (part[0] for part in _points(hands, [camera]))
             if progress is not None:
                 progress(index + 1, count)
         network_passes, remark = passes, None
@@ -149,7 +144,7 @@ def predict_set(
             crops = [chosen.crop(sample) for sample in samples]
             images = [sample.image for sample in samples]
             cameras = [data.camera(index) for index in range(start, end)]
-            found = _seen(engine, images, crops, cameras, views)
+            found = _mean_over_views(predictor, images, crops, cameras, views)
             joints[start:end], vertices[start:end], keypoints[start:end] = found
             if progress is not None:
                 progress(end, count)
@@ -164,56 +159,40 @@ def predict_set(
     )
 
 
-def _look(data: EvaluationSet, index: int, predictor: Predictor) -> tuple[Array, Array, Array]:
-    sample, camera = data.sample(index), data.camera(index)
-    hand = predictor(sample.image, handedness=data.handedness[index], intrinsics=camera)[0]
-    if camera is None:
-        return np.asarray(hand.joints), np.asarray(hand.vertices), np.asarray(hand.keypoints_image())
-    return np.asarray(hand.joints_cam()), np.asarray(hand.vertices_cam()), np.asarray(hand.keypoints_image())
-
-
-def _seen(
-    engine: Engine,
+def _mean_over_views(
+    predictor: Predictor,
     images: list[NDArray[np.uint8]],
     crops: list[CropTransform],
     cameras: list[Intrinsics | None],
     views: Views,
 ) -> tuple[Array, Array, Array]:
-    """(B, 21, 3) joints, (B, V, 3) vertices, (B, 21, 2) keypoints: the mean over all views."""
-    plain = _run(engine, images, crops, cameras)
-    looks = views.looks()
-    if looks == [(1.0, 0.0)]:
+    """As `_points`: the mean over all views."""
+
+    def answers(crops: list[CropTransform]) -> tuple[Array, Array, Array]:
+        return _points(predictor.predict_crops(images, crops, intrinsics=cameras), cameras)
+
+    plain = answers(crops)
+    augmentations = views.augmentations()
+    if augmentations == [PLAIN]:
         return plain
     totals = [part.copy() for part in plain]  # METRO counts the plain answer once as the reference ...
-    for scale, rotation in looks:
-        if (scale, rotation) == (1.0, 0.0):  # ... and once as a view
+    for scale, rotation in augmentations:
+        if (scale, rotation) == PLAIN:  # ... and once as a view
             answer = plain
         else:
-            turned = [replace(c, size=c.size * scale, rotation=c.rotation + rotation) for c in crops]
-            answer = _run(engine, images, turned, cameras)
+            answer = answers([replace(c, size=c.size * scale, rotation=c.rotation + rotation) for c in crops])
         for index in (0, 1):
             totals[index] += metrics.align_rigid_similarity(plain[index], answer[index])
         totals[2] += answer[2]
-    joints, vertices, keypoints = (total / (len(looks) + 1) for total in totals)
+    joints, vertices, keypoints = (total / (len(augmentations) + 1) for total in totals)
     return joints, vertices, keypoints
 
 
-def _run(
-    engine: Engine, images: list[NDArray[np.uint8]], crops: list[CropTransform], cameras: list[Intrinsics | None]
-) -> tuple[Array, Array, Array]:
-    """One pass over a batch of crops, turned back to each photograph and placed in front of its camera."""
-    pixels = [crop.warp(image, engine.resolution) for image, crop in zip(images, crops, strict=True)]
-    output: HandOutput = engine(np.stack(pixels))
-    joints, vertices, keypoints = [], [], []
-    for index, (crop, known) in enumerate(zip(crops, cameras, strict=True)):
-        camera = WeakPerspectiveCamera.from_vector(np.asarray(output.camera[index], np.float64))
-        found = np.asarray(output.joints[index], np.float64)
-        mesh = np.asarray(output.vertices[index], np.float64)
-        keypoints.append(crop.to_image(camera.project(found)))
-        axes, origin = np.eye(3), np.zeros(3)
-        if known is not None:
-            axes = known.virtual_camera_rotation(crop.center).T
-            origin = hand_origin_cam(camera, crop, known, float(mesh[:, 2].mean()), axes)
-        joints.append(crop.vectors_to_image(found) @ axes.T + origin)
-        vertices.append(crop.vectors_to_image(mesh) @ axes.T + origin)
-    return np.stack(joints), np.stack(vertices), np.stack(keypoints)
+def _points(hands: list[HandPrediction], cameras: list[Intrinsics | None]) -> tuple[Array, Array, Array]:
+    """(B, 21, 3) joints, (B, V, 3) vertices, (B, 21, 2) keypoints: in front of the camera where it is known."""
+    placed = [
+        (hand.joints, hand.vertices) if camera is None else (hand.joints_cam(), hand.vertices_cam())
+        for hand, camera in zip(hands, cameras, strict=True)
+    ]
+    joints, vertices = (np.stack(parts).astype(np.float64) for parts in zip(*placed, strict=True))
+    return joints, vertices, np.stack([hand.keypoints_image() for hand in hands]).astype(np.float64)

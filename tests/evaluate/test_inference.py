@@ -13,7 +13,7 @@ from handmesh import metrics
 from handmesh.data.crops import PROTOCOLS
 from handmesh.data.formats.freihand import prepare
 from handmesh.errors import ConfigError, DataError
-from handmesh.evaluate.inference import METRO_VIEWS, SINGLE, SMALL_VIEWS, Views, parse_views, predict_set
+from handmesh.evaluate.inference import METRO_VIEWS, PLAIN, SINGLE, SMALL_VIEWS, Views, parse_views, predict_set
 from handmesh.evaluate.run import EvaluationRequest, run_evaluation
 from handmesh.evaluate.scores import evaluate
 from handmesh.evaluate.sets import EvaluationSet, hand_lengths, match_hand, open_evaluation_set, palm_angles
@@ -44,15 +44,13 @@ class KnowingEngine:
 
     def __init__(self, data: EvaluationSet, protocol: str, views: Views = SINGLE) -> None:
         crops = [PROTOCOLS[protocol].crop(data.sample(index)) for index in range(len(data))]
-        looks = [(1.0, 0.0)]  # the plain one comes first, then the other views
-        if views is not SINGLE:
-            looks += [look for look in views.looks() if look != (1.0, 0.0)]
+        others = [] if views is SINGLE else [one for one in views.augmentations() if one != PLAIN]
         self.answers = []
-        for scale, rotation in looks:
-            turned = [
+        for scale, rotation in [PLAIN, *others]:
+            augmented = [
                 type(crop)(crop.center, scale * crop.size, crop.rotation + rotation, crop.mirror) for crop in crops
             ]
-            self.answers.append(self.answer(data, turned))
+            self.answers.append(self.answer(data, augmented))
 
     def answer(self, data: EvaluationSet, crops) -> HandOutput:
         camera, joints, vertices = [], [], []
@@ -70,9 +68,9 @@ class KnowingEngine:
             camera.append((scale, x / scale, y / scale))
             joints.append(points[0])
             vertices.append(points[1])
-        unused = np.zeros((len(crops), 1))
+        pose, betas = np.tile(np.eye(3), (len(crops), 16, 1, 1)), np.zeros((len(crops), 10))  # not scored
         sure = np.ones(len(crops))
-        return HandOutput(np.array(camera), unused, unused, np.stack(vertices), np.stack(joints), sure, sure)
+        return HandOutput(np.array(camera), pose, betas, np.stack(vertices), np.stack(joints), sure, sure)
 
     def __call__(self, crops: np.ndarray) -> HandOutput:
         assert crops.shape == (COUNT, 64, 64, 3)
@@ -91,7 +89,7 @@ def test_the_truth_comes_out_where_it_is(data, protocol, side):
     evaluation = evaluate(asked.truth, answers.points)
     assert evaluation.paper["pa_mpvpe_mm"] < 1e-3
     assert evaluation.rigid["pa_mpvpe_mm"] < 1e-3  # not as mirror images
-    assert evaluation.root_relative_mpjpe_mm < 1e-6  # orientation and size are right, too
+    assert evaluation.root_relative_mpjpe_mm < 1e-3  # orientation and size are right, too, to float32 half a metre away
     assert evaluation.camera_coordinates
     # What is left is the weak-perspective camera: a few pixels, and of the distance about the square of depth over
     # distance (6 % for a hand that reaches 0.1 m to both sides of its middle at 0.42 m, the nearest one here).
