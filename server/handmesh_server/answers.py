@@ -24,7 +24,7 @@ from handmesh.hand import (
     HandArrays,
 )
 from handmesh.predict import HandPrediction, as_mesh_hand, overlay_hands
-from handmesh_server.refusals import NotAcceptable
+from handmesh_server.errors import NotAcceptable
 from handmesh_server.schemas import HandsQuery
 
 JSON: Final = "application/json"
@@ -66,14 +66,14 @@ def negotiate(accept: str | None) -> str:
     """The media type that an Accept header (RFC 9110, section 12.5.1) likes best. Raises NotAcceptable."""
     if accept is None or not accept.strip():
         return JSON
-    wishes: dict[str, float] = {}
+    accepted: dict[str, float] = {}
     for part in accept.split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        wishes[name] = max(wishes.get(name, 0.0), _quality(parameters))
+        accepted[name] = max(accepted.get(name, 0.0), _quality(parameters))
     best, most = None, 0.0
     for media_type in MEDIA_TYPES:
         ranges = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
-        quality = next((wishes[one] for one in ranges if one in wishes), 0.0)
+        quality = next((accepted[one] for one in ranges if one in accepted), 0.0)
         if quality > most:
             best, most = media_type, quality
     if best is None:

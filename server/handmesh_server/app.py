@@ -23,17 +23,17 @@ from handmesh import __version__
 from handmesh.errors import HandMeshError
 from handmesh.predict import Predictor
 from handmesh_server import answers
-from handmesh_server.batching import Ticket
+from handmesh_server.batching import RequestContext
+from handmesh_server.errors import ClientGone, RequestError, Unauthorized
+from handmesh_server.input import IMAGE_FIELD, read_body
 from handmesh_server.manual import manual_page
 from handmesh_server.middleware import REQUEST_ID, RequestMiddleware
 from handmesh_server.page import page_routes
-from handmesh_server.problems import PROBLEM_TYPE, problem_response, verdict_on
-from handmesh_server.refusals import ClientGone, Refused, Unauthorized
+from handmesh_server.problems import PROBLEM_TYPE, problem_of, problem_response
 from handmesh_server.schemas import HandsAnswer, HandsQuery, Health, ModelCard, Problem, Topology
 from handmesh_server.service import HandService, Work
 from handmesh_server.settings import Settings
 from handmesh_server.sockets import StreamSocket
-from handmesh_server.upload import IMAGE_FIELD, read_body
 
 MODEL_NAME = "handmesh"  # in the Open Inference Protocol's paths
 
@@ -86,8 +86,8 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     _name_problems(app)
     app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _on_invalid_query)  # type: ignore[arg-type]
-    for kind in (Refused, HandMeshError):
-        app.add_exception_handler(kind, _on_refusal)
+    for kind in (RequestError, HandMeshError):
+        app.add_exception_handler(kind, _on_request_error)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -131,7 +131,7 @@ class _HandsResponse(Response):
     """Sent in parts, each when the client has taken the one before; then the memory is given back."""
 
     def __init__(self, answer: answers.Answer, work: Work) -> None:
-        timing = ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in work.ticket.seconds.items())
+        timing = ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in work.context.seconds.items())
         super().__init__(
             answer.content, media_type=answer.media_type, headers={"Server-Timing": timing, "Vary": "Accept"}
         )
@@ -215,11 +215,11 @@ def _hands_routes(service: HandService) -> APIRouter:
         query.check()
         media_type = answers.negotiate(request.headers.get("accept"))
         service.check_open(query.slots)
-        ticket = Ticket()
+        context = RequestContext()
         metrics = service.metrics
         upload_memory = service.uploads.reservation()
         try:
-            with metrics.stage("read", ticket):
+            with metrics.stage("read", context):
                 content = await read_body(
                     request.stream(), request.headers, settings.max_body_bytes, settings.body_seconds, upload_memory
                 )
@@ -229,14 +229,14 @@ def _hands_routes(service: HandService) -> APIRouter:
             if isinstance(error, ClientDisconnect):
                 raise ClientGone("The client went away during the upload.") from None
             raise
-        ticket.deadline = time.monotonic() + settings.deadline_seconds
+        context.deadline = time.monotonic() + settings.deadline_seconds
         work = Work(
             body=content,
             content_type=request.headers.get("content-type", ""),
             query=query,
             media_type=media_type,
             request_id=request.state.request_id,
-            ticket=ticket,
+            context=context,
             upload_memory=upload_memory,
             photo_memory=service.photos.reservation(),
         )
@@ -247,7 +247,7 @@ def _hands_routes(service: HandService) -> APIRouter:
                 pass
 
         answer = await service.answer(work, disconnected)
-        metrics.finish(ticket)
+        metrics.finish(context)
         return _HandsResponse(answer, work)
 
     @cache
@@ -348,13 +348,13 @@ def _manual_routes(app: FastAPI) -> APIRouter:
     return router
 
 
-async def _on_refusal(request: Request, error: Exception) -> Response:
+async def _on_request_error(request: Request, error: Exception) -> Response:
     request_id = request.state.request_id
-    verdict = verdict_on(error)
-    if verdict is None:
+    problem = problem_of(error)
+    if problem is None:
         raise error  # ours, not the client's: logged and answered by the middleware
-    request.app.state.service.metrics.refused.labels(verdict.reason).inc()
-    return problem_response(verdict.status, verdict.reason, str(error), request_id, verdict.headers)
+    request.app.state.service.metrics.refused.labels(problem.reason).inc()
+    return problem_response(problem.status, problem.reason, str(error), request_id, problem.headers)
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from handmesh.hand import HandOutput
 from handmesh.runtime.engine import Engine
-from handmesh_server.refusals import ClientGone, DeadlineExpired
+from handmesh_server.errors import ClientGone, DeadlineExpired
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class Ticket:
+class RequestContext:
     """One request on its way through the threads: until when somebody waits for it, and where its time went."""
 
     deadline: float = float("inf")  # time.monotonic()
@@ -50,24 +50,24 @@ class Ticket:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-# The Engine protocol knows crops only, and rightly; the ticket of the thread that calls travels beside it.
-_ticket: ContextVar[Ticket | None] = ContextVar("handmesh_ticket", default=None)
+# The Engine protocol knows crops only, and rightly; the context of the thread that calls travels beside it.
+_context: ContextVar[RequestContext | None] = ContextVar("handmesh_ticket", default=None)
 
 
 @contextmanager
-def on_behalf_of(ticket: Ticket) -> Iterator[None]:
-    """Crops that this thread sends to a BatchingEngine meanwhile belong to `ticket`."""
-    token = _ticket.set(ticket)
+def on_behalf_of(context: RequestContext) -> Iterator[None]:
+    """Crops that this thread sends to a BatchingEngine meanwhile belong to `context`."""
+    token = _context.set(context)
     try:
         yield
     finally:
-        _ticket.reset(token)
+        _context.reset(token)
 
 
 @dataclass(eq=False)
 class _Crop:
     pixels: NDArray[np.uint8]  # (S, S, 3)
-    ticket: Ticket
+    context: RequestContext
     answer: Future[HandOutput] = field(default_factory=Future)
 
 
@@ -97,17 +97,17 @@ class BatchingEngine:
         Raises what the engine raises for these crops alone, and ClientGone or DeadlineExpired instead of using the
         model for a request that nobody waits for.
         """
-        ticket = _ticket.get() or Ticket()
+        context = _context.get() or RequestContext()
         now = time.monotonic()
-        entries = [_Crop(crop, ticket) for crop in crops]
+        entries = [_Crop(crop, context) for crop in crops]
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine is closed")
             self._waiting.extend(entries)
             self._changed.notify()
-        in_model = ticket.seconds.get("model", 0.0)
+        in_model = context.seconds.get("model", 0.0)
         answers = [entry.answer.result() for entry in entries]
-        ticket.add("queue", time.monotonic() - now - (ticket.seconds.get("model", 0.0) - in_model))
+        context.add("queue", time.monotonic() - now - (context.seconds.get("model", 0.0) - in_model))
         return HandOutput(*(np.stack(parts) for parts in zip(*answers, strict=True)))
 
     def close(self) -> None:
@@ -133,9 +133,9 @@ class BatchingEngine:
             while self._waiting and len(batch) < self.max_batch:
                 entry = self._waiting.popleft()
                 try:
-                    entry.ticket.check()
-                except (ClientGone, DeadlineExpired) as refusal:
-                    entry.answer.set_exception(refusal)
+                    entry.context.check()
+                except (ClientGone, DeadlineExpired) as error:
+                    entry.answer.set_exception(error)
                 else:
                     batch.append(entry)
             return batch
@@ -160,7 +160,7 @@ class BatchingEngine:
         seconds = time.monotonic() - started
         if self._on_batch is not None:
             self._on_batch(len(batch), seconds)
-        for ticket in {id(entry.ticket): entry.ticket for entry in batch}.values():
-            ticket.add("model", seconds)
+        for context in {id(entry.context): entry.context for entry in batch}.values():
+            context.add("model", seconds)
         for entry, answer in zip(batch, answers, strict=True):
             entry.answer.set_result(answer)

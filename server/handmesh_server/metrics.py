@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
-from handmesh_server.batching import Ticket
+from handmesh_server.batching import RequestContext
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGES = ("read", "decode", "queue", "model", "predict", "encode")
@@ -73,16 +73,16 @@ class Metrics:
         self.batch_seconds.observe(seconds)
 
     @contextmanager
-    def stage(self, name: str, ticket: Ticket) -> Iterator[None]:
+    def stage(self, name: str, context: RequestContext) -> Iterator[None]:
         """Measure a part of a request, also for the request's own Server-Timing."""
         started = time.monotonic()
         try:
             yield
         finally:
-            ticket.add(name, time.monotonic() - started)
+            context.add(name, time.monotonic() - started)
 
-    def finish(self, ticket: Ticket) -> None:
-        for name, seconds in ticket.seconds.items():
+    def finish(self, context: RequestContext) -> None:
+        for name, seconds in context.seconds.items():
             self.stages.labels(name).observe(seconds)
 
     def watch(self, gauge: Gauge, value: Callable[[], float]) -> None:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from starlette.responses import JSONResponse
 
 from handmesh.errors import ConfigError, ImageError, ImageFormatError, ImageTooLargeError
-from handmesh_server import refusals
+from handmesh_server import errors
 
 PROBLEM_TYPE: Final = "application/problem+json"
 
@@ -19,18 +19,18 @@ STATUS: Final[tuple[tuple[type[Exception], int, str | None], ...]] = (
     (ImageFormatError, 415, "unsupported_image"),
     (ImageError, 422, "unreadable_image"),
     (ConfigError, 422, "invalid_query"),
-    (refusals.Unauthorized, 401, None),
-    (refusals.Forbidden, 403, None),
-    (refusals.NotAcceptable, 406, None),
-    (refusals.UploadTooSlow, 408, None),
-    (refusals.UploadTooLarge, 413, None),
-    (refusals.UploadInvalid, 422, None),
-    (refusals.QueryInvalid, 422, None),
-    (refusals.QueueFull, 429, None),
-    (refusals.StreamsFull, 429, None),
-    (refusals.ClientGone, 499, None),
-    (refusals.NotReady, 503, None),
-    (refusals.DeadlineExpired, 504, None),
+    (errors.Unauthorized, 401, None),
+    (errors.Forbidden, 403, None),
+    (errors.NotAcceptable, 406, None),
+    (errors.UploadTooSlow, 408, None),
+    (errors.UploadTooLarge, 413, None),
+    (errors.UploadInvalid, 422, None),
+    (errors.QueryInvalid, 422, None),
+    (errors.QueueFull, 429, None),
+    (errors.StreamsFull, 429, None),
+    (errors.ClientGone, 499, None),
+    (errors.NotReady, 503, None),
+    (errors.DeadlineExpired, 504, None),
 )
 
 
@@ -54,7 +54,7 @@ def problem_response(
     )
 
 
-class Verdict(NamedTuple):
+class ProblemDetails(NamedTuple):
     """What an exception is to the client."""
 
     status: int
@@ -62,14 +62,14 @@ class Verdict(NamedTuple):
     headers: dict[str, str]
 
 
-def verdict_on(error: Exception) -> Verdict | None:
+def problem_of(error: Exception) -> ProblemDetails | None:
     """None when the exception is not the client's business."""
     for kind, status, reason in STATUS:
         if isinstance(error, kind):
             headers = {}
-            if isinstance(error, refusals.Refused) and error.retry_after is not None:
+            if isinstance(error, errors.RequestError) and error.retry_after is not None:
                 headers["Retry-After"] = str(error.retry_after)
-            if isinstance(error, refusals.Unauthorized):
+            if isinstance(error, errors.Unauthorized):
                 headers["WWW-Authenticate"] = "Bearer"
-            return Verdict(status, reason or str(getattr(error, "reason", "error")), headers)
+            return ProblemDetails(status, reason or str(getattr(error, "reason", "error")), headers)
     return None

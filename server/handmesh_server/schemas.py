@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from handmesh.errors import ConfigError
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import JOINT_NAMES, VERTEX_COUNT
-from handmesh_server.refusals import QueryInvalid
+from handmesh_server.errors import QueryInvalid
 
 MAX_HANDS: Final = 16  # boxes in one request
 

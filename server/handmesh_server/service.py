@@ -30,13 +30,13 @@ from handmesh.predict import HandPrediction, Predictor, load_predictor
 from handmesh.runtime.engine import BUNDLED_MODEL
 from handmesh.system.cpus import usable_processors
 from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer
-from handmesh_server.batching import BatchingEngine, Ticket, on_behalf_of
+from handmesh_server.batching import BatchingEngine, RequestContext, on_behalf_of
+from handmesh_server.errors import ClientGone, DeadlineExpired, NotReady, QueryInvalid, QueueFull, UploadTooLarge
+from handmesh_server.input import MemoryBudget, Reservation, image_bytes
 from handmesh_server.metrics import Metrics
-from handmesh_server.refusals import ClientGone, DeadlineExpired, NotReady, QueryInvalid, QueueFull, UploadTooLarge
 from handmesh_server.schemas import HandsQuery
 from handmesh_server.settings import Settings
-from handmesh_server.stream import Track
-from handmesh_server.upload import MemoryBudget, Reservation, image_bytes
+from handmesh_server.stream import StreamFollower
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Work:
     query: HandsQuery
     media_type: str
     request_id: str
-    ticket: Ticket
+    context: RequestContext
     upload_memory: Reservation  # of `body`
     photo_memory: Reservation  # of the photo, and of the answer until it is sent
 
@@ -217,15 +217,15 @@ class HandService:
         the answer comes at once; the thread notices at its next step, and keeps its place in the queue until then.
         """
         return await self._in_a_thread(
-            partial(self._run, work), work.query.slots, work.ticket, work.release, disconnected
+            partial(self._run, work), work.query.slots, work.context, work.release, disconnected
         )
 
     async def follow(
         self,
         frame: bytes,
         arrived: float,
-        track: Track,
-        ticket: Ticket,
+        follower: StreamFollower,
+        context: RequestContext,
         disconnected: Callable[[], Coroutine[Any, Any, None]],
     ) -> tuple[Photo, list[HandPrediction]]:
         """The hands of a stream's next frame, which came at `arrived` seconds (`time.monotonic`).
@@ -234,9 +234,9 @@ class HandService:
         """
         memory = self.photos.reservation()
         return await self._in_a_thread(
-            partial(self._run_frame, frame, arrived, track, ticket, memory),
+            partial(self._run_frame, frame, arrived, follower, context, memory),
             1,
-            ticket,
+            context,
             lambda: memory.shrink_to(0),
             disconnected,
         )
@@ -245,7 +245,7 @@ class HandService:
         self,
         work: Callable[[], Result],
         slots: int,
-        ticket: Ticket,
+        context: RequestContext,
         release: Callable[[], None],
         disconnected: Callable[[], Coroutine[Any, Any, None]],
     ) -> Result:
@@ -268,7 +268,7 @@ class HandService:
         watching: asyncio.Task[None] = asyncio.ensure_future(disconnected())
         either: set[asyncio.Future[Any]] = {running, watching}
         try:
-            await asyncio.wait(either, timeout=ticket.remaining(), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=context.remaining(), return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 return running.result()
             if watching.done():
@@ -276,7 +276,7 @@ class HandService:
             seconds = self.settings.deadline_seconds
             raise DeadlineExpired(f"No answer within {seconds:g} s, the deadline. Try again when there is less to do.")
         except BaseException:  # also when this task is cancelled
-            ticket.gone = True
+            context.gone = True
             running.add_done_callback(partial(_abandon, release))
             raise
         finally:
@@ -284,50 +284,56 @@ class HandService:
 
     def _run(self, work: Work) -> Answer:
         """In the request's own thread."""
-        ticket, query = work.ticket, work.query
+        context, query = work.context, work.query
         predictor = self._ready_predictor(even_draining=True)
-        with self._processor(ticket), self.metrics.stage("decode", ticket):
+        with self._processor(context), self.metrics.stage("decode", context):
             encoded = image_bytes(work.body, work.content_type)
             kept_bytes = OVERLAY_BYTES if work.media_type.startswith("image/") else PHOTO_BYTES
-            photo = self._decode(encoded, ticket, work.photo_memory, kept_bytes)
+            photo = self._decode(encoded, context, work.photo_memory, kept_bytes)
             del encoded
             work.body = b""
             work.upload_memory.shrink_to(0)
         _check_boxes(query, photo)
-        with self._predicting(ticket):
+        with self._predicting(context):
             hands = _predict(predictor, photo, query, self.settings.search)
-        with self._processor(ticket), self.metrics.stage("encode", ticket):
+        with self._processor(context), self.metrics.stage("encode", context):
             answer = encode_answer(hands, photo, work.media_type, query, work.request_id)
         self.metrics.hands.inc(len(hands))
         return answer
 
     def _run_frame(
-        self, frame: bytes, arrived: float, track: Track, ticket: Ticket, memory: Reservation
+        self, frame: bytes, arrived: float, follower: StreamFollower, context: RequestContext, memory: Reservation
     ) -> tuple[Photo, list[HandPrediction]]:
         """In a thread of its own, like `_run`."""
         predictor = self._ready_predictor(even_draining=True)
         with memory:
-            with self._processor(ticket), self.metrics.stage("decode", ticket):
-                photo = self._decode(frame, ticket, memory, PHOTO_BYTES, max_pixels=FRAME_PIXELS)
-            with self._predicting(ticket):
-                hands = track(predictor, photo, arrived)
+            with self._processor(context), self.metrics.stage("decode", context):
+                photo = self._decode(frame, context, memory, PHOTO_BYTES, max_pixels=FRAME_PIXELS)
+            with self._predicting(context):
+                hands = follower(predictor, photo, arrived)
         self.metrics.hands.inc(len(hands))
         return photo, hands
 
     @contextmanager
-    def _predicting(self, ticket: Ticket) -> Iterator[None]:
+    def _predicting(self, context: RequestContext) -> Iterator[None]:
         """The stage "predict": crops and what else the Predictor does, without waiting for the model."""
 
         def waited() -> float:
-            return ticket.seconds.get("queue", 0.0) + ticket.seconds.get("model", 0.0)
+            return context.seconds.get("queue", 0.0) + context.seconds.get("model", 0.0)
 
         before = waited()
-        with self.metrics.stage("predict", ticket), on_behalf_of(ticket):
+        with self.metrics.stage("predict", context), on_behalf_of(context):
             yield
-        ticket.add("predict", before - waited())
+        context.add("predict", before - waited())
 
     def _decode(
-        self, encoded: bytes, ticket: Ticket, memory: Reservation, kept_bytes: int, *, max_pixels: int | None = None
+        self,
+        encoded: bytes,
+        context: RequestContext,
+        memory: Reservation,
+        kept_bytes: int,
+        *,
+        max_pixels: int | None = None,
     ) -> Photo:
         """Reserves memory for decoding, and afterwards keeps `kept_bytes` for each pixel."""
         max_bytes = self.settings.max_body_bytes
@@ -338,19 +344,19 @@ class HandService:
             raise UploadTooLarge(
                 f"The image is {header.width} x {header.height} pixels, more than this server has memory for."
             )
-        memory.grow(pixels * DECODE_BYTES, wait=ticket)
+        memory.grow(pixels * DECODE_BYTES, wait=context)
         photo = read_photo(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
         memory.shrink_to(pixels * kept_bytes)
         return photo
 
     @contextmanager
-    def _processor(self, ticket: Ticket) -> Iterator[None]:
+    def _processor(self, context: RequestContext) -> Iterator[None]:
         """One of the processors, for as long as something computes that is not the model."""
-        ticket.check()
-        while not self._processors.acquire(timeout=min(ticket.remaining(), 0.25)):
-            ticket.check()
+        context.check()
+        while not self._processors.acquire(timeout=min(context.remaining(), 0.25)):
+            context.check()
         try:
-            ticket.check()
+            context.check()
             yield
         finally:
             self._processors.release()

@@ -23,20 +23,20 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from handmesh.errors import HandMeshError
-from handmesh_server.batching import Ticket
-from handmesh_server.problems import problem_response, verdict_on
-from handmesh_server.refusals import (
+from handmesh_server.batching import RequestContext
+from handmesh_server.errors import (
     ClientGone,
     Forbidden,
     NotReady,
     QueryInvalid,
-    Refused,
+    RequestError,
     StreamsFull,
     Unauthorized,
 )
+from handmesh_server.problems import problem_of, problem_response
 from handmesh_server.service import HandService
 from handmesh_server.settings import Settings
-from handmesh_server.stream import Frame, Track, Wishes, encode_frame
+from handmesh_server.stream import Frame, StreamFollower, StreamOptions, encode_frame
 
 logger = logging.getLogger("handmesh_server.access")
 
@@ -48,7 +48,7 @@ BEARER: Final = "handmesh.bearer."
 # Close codes (RFC 6455, section 7.4, and IANA's registry; 4000 and above are ours).
 POLICY, FAILED, RESTART, TRY_LATER, IDLE = 1008, 1011, 1012, 1013, 4408
 
-_MAX_WISHES: Final = 4096  # characters
+_MAX_OPTIONS_LENGTH: Final = 4096  # characters
 _MAX_BAD_FRAMES: Final = 10  # in a row: this is no camera
 _MAX_REASON: Final = 123  # bytes of UTF-8 (RFC 6455, section 5.5)
 
@@ -69,8 +69,8 @@ class StreamSocket:
         request_id = secrets.token_hex(16)
         try:
             check_handshake(websocket, settings)
-        except Refused as refusal:
-            await self._deny(websocket, refusal, request_id)
+        except RequestError as error:
+            await self._deny(websocket, error, request_id)
             return
         await websocket.accept(PROTOCOL)
         started = time.monotonic()
@@ -84,9 +84,9 @@ class StreamSocket:
             self._open += 1
             counted = True
             await stream.run()
-        except (NotReady, StreamsFull) as refusal:
-            metrics.refused.labels(refusal.reason).inc()
-            await stream.close(RESTART if refusal.reason == "draining" else TRY_LATER, str(refusal))
+        except (NotReady, StreamsFull) as error:
+            metrics.refused.labels(error.reason).inc()
+            await stream.close(RESTART if error.reason == "draining" else TRY_LATER, str(error))
         except (ClientGone, WebSocketDisconnect):
             pass
         except Exception:
@@ -107,16 +107,16 @@ class StreamSocket:
                 },
             )
 
-    async def _deny(self, websocket: WebSocket, refusal: Refused, request_id: str) -> None:
-        verdict = verdict_on(refusal)
-        assert verdict is not None
-        self._service.metrics.refused.labels(verdict.reason).inc()
+    async def _deny(self, websocket: WebSocket, error: RequestError, request_id: str) -> None:
+        problem = problem_of(error)
+        assert problem is not None
+        self._service.metrics.refused.labels(problem.reason).inc()
         logger.info(
-            "stream refused", extra={"request_id": request_id, "status": verdict.status, "reason": verdict.reason}
+            "stream refused", extra={"request_id": request_id, "status": problem.status, "reason": problem.reason}
         )
         if "websocket.http.response" in websocket.scope.get("extensions", {}):
             await websocket.send_denial_response(
-                problem_response(verdict.status, verdict.reason, str(refusal), request_id, verdict.headers)
+                problem_response(problem.status, problem.reason, str(error), request_id, problem.headers)
             )
         else:  # an ASGI server that can only say 403
             await websocket.close(POLICY)
@@ -165,15 +165,15 @@ class _Inbox:
         self.changed = asyncio.Event()
         self.gone = asyncio.Event()
         self.frame: tuple[int, bytes, float] | None = None  # its number, and when it came
-        self.wishes: str | None = None
+        self.options: str | None = None
 
     def take_frame(self) -> tuple[int, bytes, float] | None:
         frame, self.frame = self.frame, None
         return frame
 
-    def take_wishes(self) -> str | None:
-        wishes, self.wishes = self.wishes, None
-        return wishes
+    def take_options(self) -> str | None:
+        options, self.options = self.options, None
+        return options
 
 
 class _Stream:
@@ -184,7 +184,7 @@ class _Stream:
         self._service = service
         self._request_id = request_id
         self._inbox = _Inbox()
-        self._track = Track()
+        self._track = StreamFollower()
         self.received = 0
         self.answered = 0
 
@@ -205,8 +205,8 @@ class _Stream:
                 self._inbox.changed.clear()
                 if self._inbox.gone.is_set():
                     return
-                text = self._inbox.take_wishes()
-                if text is not None and not await self._wish(text):
+                text = self._inbox.take_options()
+                if text is not None and not await self._set_options(text):
                     return
                 frame = self._inbox.take_frame()
                 if frame is None:
@@ -236,15 +236,15 @@ class _Stream:
                 inbox.frame = (self.received, message["bytes"], time.monotonic())
                 self.received += 1
             elif message.get("text") is not None:
-                inbox.wishes = message["text"][: _MAX_WISHES + 1]
+                inbox.options = message["text"][: _MAX_OPTIONS_LENGTH + 1]
             inbox.changed.set()
 
-    async def _wish(self, text: str) -> bool:
+    async def _set_options(self, text: str) -> bool:
         """False when the connection was closed for it."""
         try:
-            if len(text) > _MAX_WISHES:
-                raise ValueError(f"it has more than {_MAX_WISHES:,} characters")
-            self._track.wishes = Wishes.model_validate_json(text)
+            if len(text) > _MAX_OPTIONS_LENGTH:
+                raise ValueError(f"it has more than {_MAX_OPTIONS_LENGTH:,} characters")
+            self._track.options = StreamOptions.model_validate_json(text)
         except ValueError as error:
             first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
             where = ".".join(str(part) for part in first["loc"]) if first else ""
@@ -256,39 +256,39 @@ class _Stream:
     async def _answer(self, number: int, content: bytes, arrived: float) -> bool:
         """False when the frame was no image that we read."""
         service, started = self._service, time.monotonic()
-        ticket = Ticket(deadline=started + service.settings.deadline_seconds)
+        context = RequestContext(deadline=started + service.settings.deadline_seconds)
 
         async def gone() -> None:
             await self._inbox.gone.wait()
 
         try:
-            photo, hands = await service.follow(content, arrived, self._track, ticket, gone)
+            photo, hands = await service.follow(content, arrived, self._track, context, gone)
         except (NotReady, ClientGone):
             raise
-        except (Refused, HandMeshError) as refusal:
-            verdict = verdict_on(refusal)
-            if verdict is None:
+        except (RequestError, HandMeshError) as error:
+            problem = problem_of(error)
+            if problem is None:
                 raise
             service.metrics.frames.labels("refused").inc()
-            service.metrics.refused.labels(verdict.reason).inc()
+            service.metrics.refused.labels(problem.reason).inc()
             await self._say(
                 {
                     "type": "error",
                     "frame": number,
-                    "status": verdict.status,
-                    "reason": verdict.reason,
-                    "detail": str(refusal),
-                    "retry_after": int(verdict.headers.get("Retry-After", 0)),
+                    "status": problem.status,
+                    "reason": problem.reason,
+                    "detail": str(error),
+                    "retry_after": int(problem.headers.get("Retry-After", 0)),
                 }
             )
-            return not isinstance(refusal, HandMeshError)
+            return not isinstance(error, HandMeshError)
         height, width = photo.image.shape[:2]
-        server_ms, model_ms = 1000 * (time.monotonic() - started), 1000 * ticket.seconds.get("model", 0.0)
+        server_ms, model_ms = 1000 * (time.monotonic() - started), 1000 * context.seconds.get("model", 0.0)
         frame = Frame(number, width, height, server_ms, model_ms)
-        await self._websocket.send_bytes(encode_frame(frame, hands, self._track.wishes))
+        await self._websocket.send_bytes(encode_frame(frame, hands, self._track.options))
         self.answered += 1
         service.metrics.frames.labels("answered").inc()
-        service.metrics.finish(ticket)
+        service.metrics.finish(context)
         return True
 
     async def _say(self, event: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from handmesh.predict import HandPrediction, Predictor
 _LEAST_STEP: Final = 1e-3  # s between frames, for clocks that stand still
 
 
-class Wishes(BaseModel):
+class StreamOptions(BaseModel):
     """A text message of the client: all of what it wants, not only what changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,7 +40,7 @@ class Wishes(BaseModel):
     smooth: float = Field(default=1.0, ge=0, le=20, allow_inf_nan=False)  # 0 not at all, 1 normal, 2 twice as steady
 
     @model_validator(mode="after")
-    def _check_box(self) -> Wishes:
+    def _check_box(self) -> StreamOptions:
         if self.box is not None:
             x0, y0, x1, y1 = self.box
             if not (x1 - x0 >= 1 and y1 - y0 >= 1 and max(map(abs, self.box)) <= 1e5):
@@ -48,19 +48,19 @@ class Wishes(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _check_smooth(self) -> Wishes:
+    def _check_smooth(self) -> StreamOptions:
         if 0 < self.smooth < 0.05:
             raise ValueError(f"smooth is {self.smooth:g}: 0, or from 0.05 to 20")
         return self
 
 
-class Track:
+class StreamFollower:
     """One stream's hand, followed and smoothed. Called with frame after frame, from any thread."""
 
     def __init__(self) -> None:
-        self.wishes = Wishes()  # may be set at any time, and hold from the next frame on
+        self.options = StreamOptions()  # may be set at any time, and hold from the next frame on
         self._live: HandFollower | None = None
-        self._made_for: object = None  # wishes and frame size; the hand is searched for anew when they change
+        self._made_for: object = None  # options and frame size; the hand is searched for anew when they change
         self._time = -math.inf
         # A frame whose deadline passed may still be in work when the next one comes.
         self._lock = threading.Lock()
@@ -68,20 +68,20 @@ class Track:
     def __call__(self, predictor: Predictor, photo: Photo, time: float) -> list[HandPrediction]:
         """The hand in a frame that came at `time` seconds, or none. Raises what the predictor raises."""
         with self._lock:
-            wishes = self.wishes
-            made_for = (wishes.hand, wishes.box, wishes.smooth, photo.size)
+            options = self.options
+            made_for = (options.hand, options.box, options.smooth, photo.size)
             if self._live is None or made_for != self._made_for:
-                self._live, self._made_for = _live_hands(predictor, wishes), made_for
+                self._live, self._made_for = _live_hands(predictor, options), made_for
             self._time = max(time, self._time + _LEAST_STEP)
             return list(self._live(photo.image, self._time).values())
 
 
-def _live_hands(predictor: Predictor, wishes: Wishes) -> HandFollower:
+def _live_hands(predictor: Predictor, options: StreamOptions) -> HandFollower:
     return HandFollower(
         predictor,
-        detector=None if wishes.box is None else GivenBoxes([wishes.box]),
-        handedness=wishes.hand,
-        smoothing=Smoothing.of_strength(wishes.smooth) if wishes.smooth else None,
+        detector=None if options.box is None else GivenBoxes([options.box]),
+        handedness=options.hand,
+        smoothing=Smoothing.of_strength(options.smooth) if options.smooth else None,
     )
 
 
@@ -106,9 +106,9 @@ class Frame:
     model_ms: float
 
 
-def encode_frame(frame: Frame, hands: Sequence[HandPrediction], wishes: Wishes) -> bytes:
+def encode_frame(frame: Frame, hands: Sequence[HandPrediction], options: StreamOptions) -> bytes:
     """Raises ExportError when a number is not finite."""
-    dtype = np.dtype("<f2" if wishes.vertices == "float16" else "<f4")
+    dtype = np.dtype("<f2" if options.vertices == "float16" else "<f4")
     vertex_count = len(hands[0].vertices) if hands else 0
     parts = [
         HEADER.pack(

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from handmesh_server.batching import BatchingEngine, Ticket, on_behalf_of
-from handmesh_server.refusals import ClientGone, DeadlineExpired
+from handmesh_server.batching import BatchingEngine, RequestContext, on_behalf_of
+from handmesh_server.errors import ClientGone, DeadlineExpired
 
 from handmesh.hand import HandOutput, builtin_hand
 
@@ -117,14 +117,14 @@ def test_one_bad_crop_harms_nobody(echo, engine):
 def test_nobody_waits_for_the_expired_and_the_gone(echo, engine):
     """Their crops never reach the engine, not even as a part of a batch."""
 
-    def ask(ticket: Ticket, number: int):
-        with on_behalf_of(ticket):
+    def ask(context: RequestContext, number: int):
+        with on_behalf_of(context):
             return engine(crops(number))
 
-    gone, expired, waiting = Ticket(), Ticket(deadline=time.monotonic() + 0.05), Ticket()
+    gone, expired, waiting = RequestContext(), RequestContext(deadline=time.monotonic() + 0.05), RequestContext()
     with ThreadPoolExecutor(8) as pool:
         blocked(echo, engine, pool)
-        answers = [pool.submit(ask, ticket, 20 + i) for i, ticket in enumerate((gone, expired, waiting))]
+        answers = [pool.submit(ask, context, 20 + i) for i, context in enumerate((gone, expired, waiting))]
         wait_for(lambda: engine.depth == 3)
         gone.gone = True
         time.sleep(0.06)

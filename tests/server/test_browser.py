@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import trimesh
 from browser import CHROMIUM, Page, chromium, write_camera
-from handmesh_server.stream import Frame, Wishes, encode_frame
+from handmesh_server.stream import Frame, StreamOptions, encode_frame
 from marker_hands import MarkerEngine, draw, hand_at
 from server_harness import running, settings
 
@@ -252,7 +252,7 @@ def test_the_page_reads_what_the_server_writes(page, vertices):
     hands = predictor(picture, boxes=[(50, 90, 150, 200), (180, 90, 280, 200)])
     assert [hand.handedness for hand in hands] == ["right", "left"]
     for shown in ([], hands[:1], hands):
-        sent = encode_frame(Frame(4_000_000_000, 320, 240, 12.5, 7.25), shown, Wishes(vertices=vertices))
+        sent = encode_frame(Frame(4_000_000_000, 320, 240, 12.5, 7.25), shown, StreamOptions(vertices=vertices))
         frame = decoded_by_the_page(page, sent)
         assert [frame[name] for name in ("number", "width", "height")] == [4_000_000_000, 320, 240]
         assert [frame["serverMs"], frame["modelMs"], len(frame["hands"])] == [12.5, 7.25, len(shown)]

@@ -21,9 +21,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from handmesh_server.refusals import UploadInvalid
+from handmesh_server.errors import UploadInvalid
+from handmesh_server.input import MemoryBudget, image_bytes
 from handmesh_server.settings import Settings
-from handmesh_server.upload import MemoryBudget, image_bytes
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st

@@ -18,7 +18,7 @@ import pytest
 import trimesh
 import yaml
 from handmesh_server.answers import MEDIA_TYPES, negotiate
-from handmesh_server.refusals import NotAcceptable
+from handmesh_server.errors import NotAcceptable
 from handmesh_server.schemas import Hand, HandsAnswer, ModelCard, Problem, Topology
 from handmesh_server.settings import Settings
 from marker_hands import MarkerEngine, draw, hand_at

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from handmesh_server.sockets import BEARER, PROTOCOL
-from handmesh_server.stream import HAND, HEADER, MAGIC, Track, Wishes
+from handmesh_server.stream import HAND, HEADER, MAGIC, StreamFollower, StreamOptions
 from marker_hands import MarkerEngine, draw, hand_at
 from server_harness import running, settings
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -128,14 +128,14 @@ def test_a_hand_that_the_network_doubts_is_lost():
         assert seen_in(socket, [hand] * 2) == [1, 1]
 
 
-def test_what_is_tracked_is_smoothed_as_wished():
+def test_what_is_tracked_is_smoothed_as_asked():
     """A hand that jumps by a tenth of itself: shown at once unsmoothed, else later; by the clock of the frames."""
     moved = {}
     for smooth in (0.0, 2.0):
-        track = Track()
-        track.wishes = Wishes(smooth=smooth)
+        follower = StreamFollower()
+        follower.options = StreamOptions(smooth=smooth)
         middles = [
-            track(Predictor(MarkerEngine()), read_photo(draw([hand_at(x, 170)])), 5 + index / 30)[0]
+            follower(Predictor(MarkerEngine()), read_photo(draw([hand_at(x, 170)])), 5 + index / 30)[0]
             .keypoints_image()
             .mean(axis=0)[0]
             for index, x in enumerate((160, 160, 165))
@@ -146,9 +146,9 @@ def test_what_is_tracked_is_smoothed_as_wished():
 
 
 def test_clocks_that_stand_still_are_no_reason_to_fail():
-    track = Track()
+    follower = StreamFollower()
     for time in (3.0, 3.0, 2.0):
-        assert len(track(Predictor(MarkerEngine()), read_photo(draw([hand_at(160, 170)])), time)) == 1
+        assert len(follower(Predictor(MarkerEngine()), read_photo(draw([hand_at(160, 170)])), time)) == 1
 
 
 STRANGERS = [("nothing", None, 401), (SHOWN, "http://elsewhere.example", 403)]
@@ -169,10 +169,10 @@ def test_a_frame_that_is_no_picture_is_answered_in_words(server):
         assert decoded(socket.recv(timeout=20))[1]
 
 
-@pytest.mark.parametrize("wish", ["no json", json.dumps({"hand": "both"}), json.dumps({"smooth": 0.01})])
-def test_a_wish_that_is_none_ends_the_stream_and_says_why(server, wish):
+@pytest.mark.parametrize("text", ["no json", json.dumps({"hand": "both"}), json.dumps({"smooth": 0.01})])
+def test_options_that_are_none_end_the_stream_and_says_why(server, text):
     with stream(server) as socket:
-        socket.send(wish)
+        socket.send(text)
         with pytest.raises(ConnectionClosed, match="as JSON") as end:
             socket.recv(timeout=20)
     assert end.value.rcvd.code == 1008

@@ -3,7 +3,7 @@
 import { openStream, Problem, request } from "./api.js";
 import { decodeFrame } from "./wire.js";
 
-const LONG_SIDE = 640; // pixels sent; the network looks at a part of it, much smaller still
+const LONG_SIDE = 640; // pixels sent; the network sees a part of it, much smaller still
 const JPEG_QUALITY = 0.8;
 const ANSWER_SECONDS = 12; // the server's own deadline is 10
 const RETRY_SECONDS = [1, 2, 4, 8];
@@ -16,7 +16,7 @@ export class Live {
   /** `onFrame(snapshot, frame, rates)` for each answer, `onMessage(text)`, `onEnd(problem | null)` when it is over. */
   constructor(video, { onFrame, onMessage, onEnd }) {
     Object.assign(this, { video, onFrame, onMessage, onEnd });
-    this.wishes = { hand: "auto", box: null };
+    this.options = { hand: "auto", box: null };
     this.running = false;
     this.canvases = [document.createElement("canvas"), document.createElement("canvas")];
     document.addEventListener("visibilitychange", () => this.running && !document.hidden && this.wake?.());
@@ -62,9 +62,9 @@ export class Live {
   }
 
   /** Which hand, and where to look for it. */
-  wish(wishes) {
-    this.wishes = { ...this.wishes, ...wishes };
-    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(this.wishes));
+  setOptions(options) {
+    this.options = { ...this.options, ...options };
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(this.options));
   }
 
   /** The camera's picture now, in full size, as a JPEG. */
@@ -109,7 +109,7 @@ export class Live {
     const inbox = new Inbox(socket);
     let answered = 0;
     if (await inbox.opened) {
-      socket.send(JSON.stringify(this.wishes));
+      socket.send(JSON.stringify(this.options));
       const rates = new Rates();
       for (let number = 0; ours() && socket.readyState === WebSocket.OPEN; number++) {
         await this.#nextPicture();

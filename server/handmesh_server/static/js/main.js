@@ -1,7 +1,7 @@
 // The page: what it shows, and what happens when. Everything else is in the modules beside.
 
 import { handsOf, onTokenWanted, postPhoto, Problem, request, timingOf } from "./api.js";
-import { fetchSample, listen, openPhoto } from "./intake.js";
+import { fetchSample, listen, openPhoto } from "./input.js";
 import { Live } from "./live.js";
 import { Stage } from "./stage.js";
 
@@ -168,7 +168,7 @@ async function startCamera(deviceId) {
   asking?.abort();
   setStatus("Asking for the camera …", true);
   try {
-    live.wish({ hand: state.side, box: null });
+    live.setOptions({ hand: state.side, box: null });
     const { deviceId: id, facing } = await live.start(deviceId);
     Object.assign(state, { photo: null, box: null });
     $("downloads").disabled = true;
@@ -276,7 +276,7 @@ function onBox(box) {
   setBoxLabel();
   if (state.mode === "photo") findHands();
   else if (state.mode === "live") {
-    live.wish({ box });
+    live.setOptions({ box });
     setStatus(box ? "Looking in the box." : "Looking everywhere.");
   }
 }
@@ -317,7 +317,7 @@ function connect() {
   $("sides").addEventListener("change", (event) => {
     state.side = event.target.value;
     if (state.mode === "photo") findHands();
-    else if (state.mode === "live") live.wish({ hand: state.side });
+    else if (state.mode === "live") live.setOptions({ hand: state.side });
   });
   $("cameras").addEventListener("change", (event) => startCamera(event.target.value));
   $("show-mesh").addEventListener("change", (event) => setShown("mesh", event.target.checked));

@@ -12,8 +12,8 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
-from handmesh_server.batching import Ticket
-from handmesh_server.refusals import QueueFull, UploadInvalid, UploadTooLarge, UploadTooSlow
+from handmesh_server.batching import RequestContext
+from handmesh_server.errors import QueueFull, UploadInvalid, UploadTooLarge, UploadTooSlow
 
 IMAGE_FIELD: Final = "image"
 
@@ -37,7 +37,7 @@ class MemoryBudget:
     def reservation(self) -> Reservation:
         return Reservation(self)
 
-    def _take(self, count: int, wait: Ticket | None) -> bool:
+    def _take(self, count: int, wait: RequestContext | None) -> bool:
         with self._changed:
             while self._used + count > self.total:
                 if wait is None:
@@ -60,7 +60,7 @@ class Reservation:
         self._budget = budget
         self._held = 0
 
-    def grow(self, count: int, *, wait: Ticket | None = None) -> bool:
+    def grow(self, count: int, *, wait: RequestContext | None = None) -> bool:
         """Take `count` bytes more; False when they are not there. With `wait`, as long as somebody waits for it."""
         taken = self._budget._take(count, wait)
         self._held += count if taken else 0

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 
-class Refused(Exception):
+class RequestError(Exception):
     """Root. The message is for the client; `reason` is a word for metrics and programs."""
 
     reason = "refused"
     retry_after: int | None = None  # seconds
 
 
-class NotReady(Refused):
+class NotReady(RequestError):
     reason = "not_ready"
 
     def __init__(self, message: str, reason: str) -> None:
@@ -21,7 +21,7 @@ class NotReady(Refused):
         self.retry_after = 5
 
 
-class QueueFull(Refused):
+class QueueFull(RequestError):
     reason = "queue_full"
 
     def __init__(self, message: str, seconds: float) -> None:
@@ -29,48 +29,48 @@ class QueueFull(Refused):
         self.retry_after = min(max(1, math.ceil(seconds)), 60)
 
 
-class DeadlineExpired(Refused):
+class DeadlineExpired(RequestError):
     reason = "deadline"
 
 
-class ClientGone(Refused):
+class ClientGone(RequestError):
     """Nobody hears this."""
 
     reason = "disconnected"
 
 
-class UploadTooLarge(Refused):
+class UploadTooLarge(RequestError):
     reason = "too_large"
 
 
-class UploadTooSlow(Refused):
+class UploadTooSlow(RequestError):
     reason = "upload_timeout"
 
 
-class UploadInvalid(Refused):
+class UploadInvalid(RequestError):
     """A multipart body that is none, or has no image."""
 
     reason = "invalid_upload"
 
 
-class QueryInvalid(Refused):
+class QueryInvalid(RequestError):
     reason = "invalid_query"
 
 
-class NotAcceptable(Refused):
+class NotAcceptable(RequestError):
     reason = "not_acceptable"
 
 
-class Forbidden(Refused):
+class Forbidden(RequestError):
     """A web page that may not open a stream."""
 
     reason = "forbidden_origin"
 
 
-class StreamsFull(Refused):
+class StreamsFull(RequestError):
     reason = "streams_full"
     retry_after = 10
 
 
-class Unauthorized(Refused):
+class Unauthorized(RequestError):
     reason = "unauthorized"
