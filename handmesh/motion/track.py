@@ -157,7 +157,7 @@ class Tracker:
         """`detector` says where new hands are; None searches the whole picture for one.
 
         `handedness` is that of all hands; "auto" finds out what each is, and takes right ones where neither network nor
-        detector can tell. It may be set anew, followed by `forget`.
+        detector can tell. It may be set anew, followed by `forget`; so may `predictor`, to another engine's.
         """
         self.settings = settings or Tracking()
         self.detector: Detector = WholeImage() if detector is None else detector

@@ -9,6 +9,7 @@ else, for scores too: a `HandPrediction` is in the photo's own axes.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -78,8 +79,10 @@ class Predictor:
         )
 
     def with_engine(self, engine: Engine) -> Predictor:
-        """The same predictor on another engine."""
-        return Predictor(engine, passes=self.passes, margin=self.margin)
+        """The same predictor on another engine of the same model; takes no time."""
+        other = copy.copy(self)
+        other.engine = engine
+        return other
 
     def __call__(
         self,

@@ -23,15 +23,15 @@ from handmesh import __version__
 from handmesh.errors import HandMeshError
 from handmesh.predict import Predictor
 from handmesh_server import answers
-from handmesh_server.batching import RequestContext
+from handmesh_server.admission import RequestContext
 from handmesh_server.errors import ClientGone, RequestError, Unauthorized
 from handmesh_server.input import IMAGE_FIELD, read_body
 from handmesh_server.manual import manual_page
 from handmesh_server.middleware import REQUEST_ID, RequestMiddleware
 from handmesh_server.page import page_routes
-from handmesh_server.problems import PROBLEM_TYPE, problem_of, problem_response
+from handmesh_server.problems import PROBLEM_TYPE, ProblemDetails, problem_of, problem_response
 from handmesh_server.schemas import HandsAnswer, HandsQuery, Health, ModelCard, Problem, Topology
-from handmesh_server.service import HandService, Work
+from handmesh_server.service import HandService, PhotoRequest
 from handmesh_server.settings import Settings
 from handmesh_server.sockets import StreamSocket
 
@@ -96,7 +96,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
             allow_headers=("Authorization", "Content-Type", REQUEST_ID),
             expose_headers=(REQUEST_ID, "Server-Timing", "Retry-After"),
         )
-    app.add_middleware(RequestMiddleware, metrics=service.metrics)
+    app.add_middleware(RequestMiddleware, metrics=service.metrics, control=service.control)
     return app
 
 
@@ -128,25 +128,21 @@ def _authorisation(settings: Settings) -> list[Any]:
 
 
 class _HandsResponse(Response):
-    """Sent in parts, each when the client has taken the one before; then the memory is given back."""
+    """Sent in parts, each when the client has taken the one before."""
 
-    def __init__(self, answer: answers.Answer, work: Work) -> None:
-        timing = ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in work.context.seconds.items())
+    def __init__(self, answer: answers.Answer, context: RequestContext) -> None:
+        timing = ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in context.seconds.items())
         super().__init__(
             answer.content, media_type=answer.media_type, headers={"Server-Timing": timing, "Vary": "Accept"}
         )
-        self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            body = memoryview(self.body)
-            for start in range(0, max(len(body), 1), _SEND_CHUNK):
-                part = bytes(body[start : start + _SEND_CHUNK])
-                more = start + _SEND_CHUNK < len(body)
-                await send({"type": "http.response.body", "body": part, "more_body": more})
-        finally:
-            self._work.release()
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        body = memoryview(self.body)
+        for start in range(0, max(len(body), 1), _SEND_CHUNK):
+            part = bytes(body[start : start + _SEND_CHUNK])
+            more = start + _SEND_CHUNK < len(body)
+            await send({"type": "http.response.body", "body": part, "more_body": more})
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -214,41 +210,30 @@ def _hands_routes(service: HandService) -> APIRouter:
     async def hands(request: Request, query: Annotated[HandsQuery, Query()]) -> Response:
         query.check()
         media_type = answers.negotiate(request.headers.get("accept"))
-        service.check_open(query.slots)
-        context = RequestContext()
-        metrics = service.metrics
-        upload_memory = service.uploads.reservation()
+        service.check_open(query.hands)
+        metrics, admission = service.metrics, request.state.admission
+        context = admission.context
         try:
             with metrics.stage("read", context):
-                content = await read_body(
-                    request.stream(), request.headers, settings.max_body_bytes, settings.body_seconds, upload_memory
+                body = await read_body(
+                    request.stream(), request.headers, settings.max_body_bytes, settings.body_seconds, admission.upload
                 )
-            upload_memory.shrink_to(len(content))
-        except BaseException as error:
-            upload_memory.shrink_to(0)
-            if isinstance(error, ClientDisconnect):
-                raise ClientGone("The client went away during the upload.") from None
-            raise
+        except ClientDisconnect:
+            raise ClientGone("The client went away during the upload.") from None
+        admission.upload.shrink_to(len(body))
         context.deadline = time.monotonic() + settings.deadline_seconds
-        work = Work(
-            body=content,
-            content_type=request.headers.get("content-type", ""),
-            query=query,
-            media_type=media_type,
-            request_id=request.state.request_id,
-            context=context,
-            upload_memory=upload_memory,
-            photo_memory=service.photos.reservation(),
+        posted = PhotoRequest(
+            body, request.headers.get("content-type", ""), query, media_type, request.state.request_id
         )
-        del content  # `work` lets go of it when the photo is decoded
+        del body  # `posted` lets go of it when the photo is decoded
 
         async def disconnected() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
 
-        answer = await service.answer(work, disconnected)
+        answer = await service.answer(posted, admission, disconnected)
         metrics.finish(context)
-        return _HandsResponse(answer, work)
+        return _HandsResponse(answer, context)
 
     @cache
     def topology() -> tuple[bytes, str]:
@@ -349,19 +334,18 @@ def _manual_routes(app: FastAPI) -> APIRouter:
 
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
-    request_id = request.state.request_id
     problem = problem_of(error)
     if problem is None:
         raise error  # ours, not the client's: logged and answered by the middleware
     request.app.state.service.metrics.refused.labels(problem.reason).inc()
-    return problem_response(problem.status, problem.reason, str(error), request_id, problem.headers)
+    return problem_response(problem, request.state.request_id)
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
     detail = {404: "There is no such page; /docs says what there is.", 405: "Not with this method."}.get(
         error.status_code, str(error.detail)
     )
-    return problem_response(error.status_code, "http", detail, request.state.request_id, error.headers)
+    return problem_response(ProblemDetails(error.status_code, "http", detail, error.headers), request.state.request_id)
 
 
 async def _on_invalid_query(request: Request, error: RequestValidationError) -> Response:
@@ -369,4 +353,5 @@ async def _on_invalid_query(request: Request, error: RequestValidationError) -> 
     name = ".".join(str(part) for part in first["loc"][1:])
     what = first["msg"].removeprefix("Value error, ").rstrip(".")
     request.app.state.service.metrics.refused.labels("invalid_query").inc()
-    return problem_response(422, "invalid_query", f"Query parameter {name[:100]}: {what}.", request.state.request_id)
+    problem = ProblemDetails(422, "invalid_query", f"Query parameter {name[:100]}: {what}.")
+    return problem_response(problem, request.state.request_id)

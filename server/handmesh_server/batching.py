@@ -1,8 +1,8 @@
 """Crops of many requests through one engine: a queue, one model thread, batches of whatever waits.
 
-`BatchingEngine` is itself an `Engine`, so a `Predictor` uses it unchanged: each request runs in a thread of its own
-through its several passes, and waits here for each of them. The model thread never waits for a batch to fill: it takes
-what there is. A single client sees no delay, and under load batches grow by themselves.
+`BatchingEngine.for_request` is an `Engine`, so a `Predictor` uses it unchanged: each request runs in a thread of its
+own through its several passes, and waits here for each of them. The model thread never waits for a batch to fill: it
+takes what there is. A single client sees no delay, and under load batches grow by themselves.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,46 +20,10 @@ from numpy.typing import NDArray
 
 from handmesh.hand import HandOutput
 from handmesh.runtime.engine import Engine
+from handmesh_server.admission import RequestContext
 from handmesh_server.errors import ClientGone, DeadlineExpired
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class RequestContext:
-    """One request on its way through the threads: until when somebody waits for it, and where its time went."""
-
-    deadline: float = float("inf")  # time.monotonic()
-    gone: bool = False  # set by the event loop, read by the threads
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage
-
-    def check(self) -> None:
-        """Raises ClientGone or DeadlineExpired when nobody waits any more."""
-        if self.gone:
-            raise ClientGone("The client went away.")
-        if time.monotonic() >= self.deadline:
-            raise DeadlineExpired("The deadline passed before the answer was ready.")
-
-    def remaining(self) -> float:
-        """Seconds, at least 0."""
-        return max(0.0, self.deadline - time.monotonic())
-
-    def add(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-
-# The Engine protocol knows crops only, and rightly; the context of the thread that calls travels beside it.
-_context: ContextVar[RequestContext | None] = ContextVar("handmesh_ticket", default=None)
-
-
-@contextmanager
-def on_behalf_of(context: RequestContext) -> Iterator[None]:
-    """Crops that this thread sends to a BatchingEngine meanwhile belong to `context`."""
-    token = _context.set(context)
-    try:
-        yield
-    finally:
-        _context.reset(token)
 
 
 @dataclass(eq=False)
@@ -91,13 +53,16 @@ class BatchingEngine:
         """Crops that wait for the model now."""
         return len(self._waiting)
 
-    def __call__(self, crops: NDArray[np.uint8]) -> HandOutput:
+    def for_request(self, context: RequestContext) -> RequestEngine:
+        """The engine as one request sees it."""
+        return RequestEngine(self, context)
+
+    def run(self, crops: NDArray[np.uint8], context: RequestContext) -> HandOutput:
         """(B, S, S, 3) uint8 RGB -> HandOutput. Blocks until the model was there.
 
         Raises what the engine raises for these crops alone, and ClientGone or DeadlineExpired instead of using the
         model for a request that nobody waits for.
         """
-        context = _context.get() or RequestContext()
         now = time.monotonic()
         entries = [_Crop(crop, context) for crop in crops]
         with self._changed:
@@ -164,3 +129,15 @@ class BatchingEngine:
             context.add("model", seconds)
         for entry, answer in zip(batch, answers, strict=True):
             entry.answer.set_result(answer)
+
+
+class RequestEngine:
+    """An `Engine` whose crops all belong to one request."""
+
+    def __init__(self, batching: BatchingEngine, context: RequestContext) -> None:
+        self.name, self.resolution = batching.name, batching.resolution
+        self.hand, self.record = batching.hand, batching.record
+        self._batching, self._context = batching, context
+
+    def __call__(self, crops: NDArray[np.uint8]) -> HandOutput:
+        return self._batching.run(crops, self._context)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
-from handmesh_server.batching import RequestContext
+from handmesh_server.admission import Reservation
 from handmesh_server.errors import QueueFull, UploadInvalid, UploadTooLarge, UploadTooSlow
 
 IMAGE_FIELD: Final = "image"
@@ -20,62 +19,6 @@ IMAGE_FIELD: Final = "image"
 # A form has one field for us. Browsers and clients add a few; more is nobody's form.
 _MAX_PARTS: Final = 16
 _MAX_PART_HEADER: Final = 4096
-
-
-class MemoryBudget:
-    """Bytes that all requests together may hold at a time. Safe from every thread."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._used = 0
-        self._changed = threading.Condition()
-
-    @property
-    def used(self) -> int:
-        return self._used
-
-    def reservation(self) -> Reservation:
-        return Reservation(self)
-
-    def _take(self, count: int, wait: RequestContext | None) -> bool:
-        with self._changed:
-            while self._used + count > self.total:
-                if wait is None:
-                    return False
-                wait.check()
-                self._changed.wait(min(wait.remaining(), 0.25))  # to notice that the client went away
-            self._used += count
-            return True
-
-    def _give(self, count: int) -> None:
-        with self._changed:
-            self._used -= count
-            self._changed.notify_all()
-
-
-class Reservation:
-    """One request's part of a budget; a context manager that gives all of it back."""
-
-    def __init__(self, budget: MemoryBudget) -> None:
-        self._budget = budget
-        self._held = 0
-
-    def grow(self, count: int, *, wait: RequestContext | None = None) -> bool:
-        """Take `count` bytes more; False when they are not there. With `wait`, as long as somebody waits for it."""
-        taken = self._budget._take(count, wait)
-        self._held += count if taken else 0
-        return taken
-
-    def shrink_to(self, count: int) -> None:
-        """Give back what is over `count`."""
-        surplus, self._held = max(0, self._held - count), min(self._held, count)
-        self._budget._give(surplus)
-
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shrink_to(0)
 
 
 async def read_body(

@@ -1,4 +1,4 @@
-"""Around every request: an id, a line in the log, a count, headers for safety, and a problem instead of a traceback."""
+"""Around every request: admission, id, a line in the log, a count, headers for safety, a problem and no traceback."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from handmesh_server.admission import AdmissionControl
 from handmesh_server.metrics import Metrics
-from handmesh_server.problems import problem_response
+from handmesh_server.problems import ProblemDetails, problem_response
 
 logger = logging.getLogger("handmesh_server.access")
 
@@ -36,9 +37,10 @@ CLIENT_GONE: Final = 499  # nginx's, for the log: nobody receives it
 class RequestMiddleware:
     """Outermost. Pure ASGI, so that answers are streamed and disconnections seen."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, control: AdmissionControl) -> None:
         self.app = app
         self.metrics = metrics
+        self.control = control
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,7 +48,8 @@ class RequestMiddleware:
             return
         started = time.monotonic()
         request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        admission = self.control.admission()
+        scope.setdefault("state", {}).update(request_id=request_id, admission=admission)
         status = 0
 
         async def send_named(message: Message) -> None:
@@ -60,12 +63,14 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_named)
+            with admission:  # until the last byte of the answer is sent
+                await self.app(scope, receive, send_named)
         except Exception:
             logger.exception("failed", extra={"request_id": request_id})
             if status:
                 raise  # half an answer is out: the connection must break
-            response = problem_response(500, "error", "The server failed; its log has this request id.", request_id)
+            problem = ProblemDetails(500, "error", "The server failed; its log has this request id.")
+            response = problem_response(problem, request_id)
             await response(scope, receive, send_named)
         finally:
             seconds = time.monotonic() - started

@@ -34,32 +34,13 @@ STATUS: Final[tuple[tuple[type[Exception], int, str | None], ...]] = (
 )
 
 
-def problem_response(
-    status: int, reason: str, detail: str, request_id: str, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    """A problem document; schemas.Problem."""
-    title = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Client Closed Request"
-    return JSONResponse(
-        {
-            "type": "about:blank",
-            "title": title,
-            "status": status,
-            "detail": detail,
-            "reason": reason,
-            "request_id": request_id,
-        },
-        status,
-        headers=headers,
-        media_type=PROBLEM_TYPE,
-    )
-
-
 class ProblemDetails(NamedTuple):
     """What an exception is to the client."""
 
     status: int
-    reason: str
-    headers: dict[str, str]
+    reason: str  # a word for programs
+    detail: str  # for people
+    headers: Mapping[str, str] | None = None
 
 
 def problem_of(error: Exception) -> ProblemDetails | None:
@@ -71,5 +52,23 @@ def problem_of(error: Exception) -> ProblemDetails | None:
                 headers["Retry-After"] = str(error.retry_after)
             if isinstance(error, errors.Unauthorized):
                 headers["WWW-Authenticate"] = "Bearer"
-            return ProblemDetails(status, reason or str(getattr(error, "reason", "error")), headers)
+            return ProblemDetails(status, reason or str(getattr(error, "reason", "error")), str(error), headers)
     return None
+
+
+def problem_response(problem: ProblemDetails, request_id: str) -> JSONResponse:
+    """A problem document; schemas.Problem."""
+    known = problem.status in HTTPStatus._value2member_map_
+    return JSONResponse(
+        {
+            "type": "about:blank",
+            "title": HTTPStatus(problem.status).phrase if known else "Client Closed Request",
+            "status": problem.status,
+            "detail": problem.detail,
+            "reason": problem.reason,
+            "request_id": request_id,
+        },
+        problem.status,
+        headers=problem.headers,
+        media_type=PROBLEM_TYPE,
+    )

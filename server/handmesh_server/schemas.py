@@ -87,20 +87,20 @@ class HandsQuery(BaseModel):
     @property
     def sides(self) -> list[Literal["auto", "right", "left"]]:
         """One for each hand."""
-        return self.hand if len(self.hand) == self.slots else self.hand * self.slots
+        return self.hand if len(self.hand) == self.hands else self.hand * self.hands
 
     @property
-    def slots(self) -> int:
-        """Places in the queue: how many hands are looked for."""
+    def hands(self) -> int:
+        """How many are asked for: places in the queue."""
         return max(1, len(self.box))
 
     def check(self) -> None:
         """What one parameter alone does not show. Raises QueryInvalid."""
         if self.focal is not None and self.fov is not None:
             raise QueryInvalid("focal and fov say the same thing in two ways: give one of them.")
-        if len(self.hand) not in (1, self.slots):
+        if len(self.hand) not in (1, self.hands):
             raise QueryInvalid(
-                f"hand is given {len(self.hand)} times for {self.slots} hands: once for all, or once for each box."
+                f"hand is given {len(self.hand)} times for {self.hands} hands: once for all, or once for each box."
             )
 
 

@@ -1,8 +1,8 @@
 """What happens to a photograph between upload and answer, and how much of it happens at once.
 
-`HandService` owns the threads. The event loop admits a request (`admit`) when there is a place in the queue; from then
-on the request has a thread of its own that decodes, predicts and encodes, and checks before each step whether anybody
-still waits. Decoding and encoding run on as many threads at a time as there are processors; the model in one.
+`HandService` owns the threads. The event loop lets a request in (admission.py) when there is a place in the queue; from
+then on it has a thread of its own that decodes, predicts and encodes, and checks before each step whether anybody still
+waits. Decoding and encoding run on as many threads at a time as there are processors; the model in one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,11 @@ from handmesh.hand import builtin_hand
 from handmesh.predict import HandPrediction, Predictor, load_predictor
 from handmesh.runtime.engine import BUNDLED_MODEL
 from handmesh.system.cpus import usable_processors
+from handmesh_server.admission import Admission, AdmissionControl, RequestContext
 from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer
-from handmesh_server.batching import BatchingEngine, RequestContext, on_behalf_of
-from handmesh_server.errors import ClientGone, DeadlineExpired, NotReady, QueryInvalid, QueueFull, UploadTooLarge
-from handmesh_server.input import MemoryBudget, Reservation, image_bytes
+from handmesh_server.batching import BatchingEngine
+from handmesh_server.errors import ClientGone, DeadlineExpired, NotReady, QueryInvalid, UploadTooLarge
+from handmesh_server.input import image_bytes
 from handmesh_server.metrics import Metrics
 from handmesh_server.schemas import HandsQuery
 from handmesh_server.settings import Settings
@@ -58,23 +59,14 @@ _CUDA_BATCH: Final = 16
 
 
 @dataclass(eq=False)
-class Work:
-    """One request, ready for its thread."""
+class PhotoRequest:
+    """What was posted, ready for its thread."""
 
-    body: bytes
+    body: bytes  # let go when the photo is decoded
     content_type: str
     query: HandsQuery
     media_type: str
     request_id: str
-    context: RequestContext
-    upload_memory: Reservation  # of `body`
-    photo_memory: Reservation  # of the photo, and of the answer until it is sent
-
-    def release(self) -> None:
-        """Nothing of it is held any more. Called by `answer` when it raises, else by its caller."""
-        self.body = b""
-        self.upload_memory.shrink_to(0)
-        self.photo_memory.shrink_to(0)
 
 
 class HandService:
@@ -86,24 +78,18 @@ class HandService:
         self.metrics = Metrics()
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None  # told, in a thread, when the model cannot be loaded
-        # An upload takes part of the memory before its photo does: were there one budget, uploads alone could fill it
-        # and no photo be decoded.
-        self.uploads = MemoryBudget(settings.memory_bytes // 4)
-        self.photos = MemoryBudget(settings.memory_bytes - settings.memory_bytes // 4)
+        self.control = AdmissionControl(settings.queue_size, settings.memory_bytes)
         self._given = predictor
         self._predictor: Predictor | None = None
         self._engine: BatchingEngine | None = None
         self._draining = False
-        self._in_flight = 0
-        self._seconds_per_hand = 0.1  # a running mean, for Retry-After
-        self._lock = threading.Lock()
         self._processors = threading.Semaphore(usable_processors())
         self._threads = ThreadPoolExecutor(settings.queue_size, thread_name_prefix="handmesh-request")
         metrics = self.metrics
         metrics.watch(metrics.ready, lambda: float(self.state == "ready"))
-        metrics.watch(metrics.in_flight, lambda: self._in_flight)
+        metrics.watch(metrics.in_flight, lambda: self.control.in_flight)
         metrics.watch(metrics.queue_depth, lambda: self._engine.depth if self._engine else 0)
-        metrics.watch(metrics.memory, lambda: self.uploads.used + self.photos.used)
+        metrics.watch(metrics.memory, lambda: self.control.uploads.used + self.control.photos.used)
 
     # Life
 
@@ -119,14 +105,13 @@ class HandService:
             # A CPU computes two crops no faster than one and one; a GPU sixteen in little more than one's time.
             batch = settings.max_batch or (_CUDA_BATCH if "cuda" in predictor.engine.name else 1)
             engine = BatchingEngine(predictor.engine, batch, on_batch=self.metrics.on_batch)
-            batched = predictor.with_engine(engine)
-            _warm_up(batched)
+            _warm_up(predictor.with_engine(engine.for_request(RequestContext())))
         except Exception as error:  # any of them means: this process will never answer
             self.failure = error
             logger.error("the model cannot be loaded: %s", error, exc_info=not isinstance(error, HandMeshError))
             self.on_failure()
             return
-        self._engine, self._predictor = engine, batched
+        self._engine, self._predictor = engine, predictor
         card = self.card()
         self.metrics.model.info(
             {"name": card["name"], "engine": card["engine"], "hand": card["hand"]["name"], "version": __version__}
@@ -155,7 +140,7 @@ class HandService:
 
     def card(self) -> dict[str, Any]:
         """schemas.ModelCard. Raises NotReady."""
-        predictor = self._ready_predictor()
+        predictor, batching = self._ready()
         engine, hand = predictor.engine, predictor.engine.hand
         ours = hand.sha256 == builtin_hand().sha256
         record = engine.record
@@ -168,7 +153,7 @@ class HandService:
             "backbone": config.get("backbone") if isinstance(config, dict) else None,
             "resolution": engine.resolution,
             "passes": predictor.passes,
-            "max_batch": engine.max_batch if isinstance(engine, BatchingEngine) else 1,
+            "max_batch": batching.max_batch,
             "hand": {
                 "name": "handmesh built-in" if ours else "other",
                 "sha256": hand.sha256,
@@ -180,95 +165,65 @@ class HandService:
 
     def topology_hand(self) -> Any:
         """The HandArrays of the answers. Raises NotReady."""
-        return self._ready_predictor().engine.hand
+        return self._ready()[0].engine.hand
 
     # Requests
 
-    def check_open(self, slots: int) -> None:
+    def check_open(self, hands: int) -> None:
         """Raises NotReady or QueueFull: asked before an upload is read, so that refusing is cheap."""
-        self._ready_predictor()
-        if not self._has_room(slots):
-            raise self._queue_full()
+        self._ready()
+        self.control.check_room(hands)
 
-    def _admit(self, slots: int) -> None:
-        with self._lock:
-            if not self._has_room(slots):
-                raise self._queue_full()
-            self._in_flight += slots
-
-    def _leave(self, slots: int, seconds: float) -> None:
-        with self._lock:
-            # Those in flight take turns: a hand costs the time it was in flight over how many were.
-            self._seconds_per_hand += 0.1 * (seconds / self._in_flight - self._seconds_per_hand)
-            self._in_flight -= slots
-
-    def _has_room(self, slots: int) -> bool:
-        # A request with more hands than the whole queue is let into an empty one.
-        return self._in_flight == 0 or self._in_flight + slots <= self.settings.queue_size
-
-    def _queue_full(self) -> QueueFull:
-        seconds = self._in_flight * self._seconds_per_hand / 2  # until half of them are answered
-        return QueueFull(f"{self._in_flight} hands are waiting or in work, the limit. Try again soon.", seconds)
-
-    async def answer(self, work: Work, disconnected: Callable[[], Coroutine[Any, Any, None]]) -> Answer:
-        """Admit, and run in a thread. `disconnected()` returns when the client went away.
+    async def answer(
+        self, request: PhotoRequest, admission: Admission, disconnected: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Answer:
+        """Let in, and run in a thread. `disconnected()` returns when the client went away.
 
         Raises NotReady, QueueFull, DeadlineExpired, ClientGone, and what the thread raises. When the deadline passes
         the answer comes at once; the thread notices at its next step, and keeps its place in the queue until then.
         """
-        return await self._in_a_thread(
-            partial(self._run, work), work.query.slots, work.context, work.release, disconnected
-        )
+        work = partial(self._run, request, admission)
+        return await self._in_a_thread(work, request.query.hands, admission, disconnected)
 
     async def follow(
         self,
         frame: bytes,
         arrived: float,
         follower: StreamFollower,
-        context: RequestContext,
+        admission: Admission,
         disconnected: Callable[[], Coroutine[Any, Any, None]],
     ) -> tuple[Photo, list[HandPrediction]]:
         """The hands of a stream's next frame, which came at `arrived` seconds (`time.monotonic`).
 
-        Admitted, run and refused as a photo is in `answer`.
+        Let in, run and refused as a photo is in `answer`.
         """
-        memory = self.photos.reservation()
-        return await self._in_a_thread(
-            partial(self._run_frame, frame, arrived, follower, context, memory),
-            1,
-            context,
-            lambda: memory.shrink_to(0),
-            disconnected,
-        )
+        work = partial(self._run_frame, frame, arrived, follower, admission)
+        return await self._in_a_thread(work, 1, admission, disconnected)
 
     async def _in_a_thread(
         self,
         work: Callable[[], Result],
-        slots: int,
-        context: RequestContext,
-        release: Callable[[], None],
+        hands: int,
+        admission: Admission,
         disconnected: Callable[[], Coroutine[Any, Any, None]],
     ) -> Result:
-        """As `answer` says. When this raises, `release` is or will be called."""
-        try:
-            self.check_open(slots)
-            self._admit(slots)
-        except (NotReady, QueueFull):
-            release()
-            raise
-        admitted = time.monotonic()
+        """As `answer` says."""
+        self._ready()
+        admission.enter_queue(hands)
+
+        held = ExitStack()  # from here on, for its caller may be gone before the thread begins
+        held.enter_context(admission)
+        held.callback(admission.leave_queue)
 
         def run() -> Result:
-            try:
+            with held:
                 return work()
-            finally:
-                self._leave(slots, time.monotonic() - admitted)
 
         running = asyncio.get_running_loop().run_in_executor(self._threads, run)
         watching: asyncio.Task[None] = asyncio.ensure_future(disconnected())
         either: set[asyncio.Future[Any]] = {running, watching}
         try:
-            await asyncio.wait(either, timeout=context.remaining(), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=admission.context.remaining(), return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 return running.result()
             if watching.done():
@@ -276,77 +231,68 @@ class HandService:
             seconds = self.settings.deadline_seconds
             raise DeadlineExpired(f"No answer within {seconds:g} s, the deadline. Try again when there is less to do.")
         except BaseException:  # also when this task is cancelled
-            context.gone = True
-            running.add_done_callback(partial(_abandon, release))
+            admission.context.gone = True
+            running.add_done_callback(_look_away)
             raise
         finally:
             watching.cancel()
 
-    def _run(self, work: Work) -> Answer:
+    def _run(self, request: PhotoRequest, admission: Admission) -> Answer:
         """In the request's own thread."""
-        context, query = work.context, work.query
-        predictor = self._ready_predictor(even_draining=True)
+        context, query = admission.context, request.query
         with self._processor(context), self.metrics.stage("decode", context):
-            encoded = image_bytes(work.body, work.content_type)
-            kept_bytes = OVERLAY_BYTES if work.media_type.startswith("image/") else PHOTO_BYTES
-            photo = self._decode(encoded, context, work.photo_memory, kept_bytes)
+            encoded = image_bytes(request.body, request.content_type)
+            kept_bytes = OVERLAY_BYTES if request.media_type.startswith("image/") else PHOTO_BYTES
+            photo = self._decode(encoded, admission, kept_bytes)
             del encoded
-            work.body = b""
-            work.upload_memory.shrink_to(0)
+            request.body = b""
+            admission.upload.shrink_to(0)
         _check_boxes(query, photo)
-        with self._predicting(context):
+        with self._predicting(context) as predictor:
             hands = _predict(predictor, photo, query, self.settings.search)
         with self._processor(context), self.metrics.stage("encode", context):
-            answer = encode_answer(hands, photo, work.media_type, query, work.request_id)
+            answer = encode_answer(hands, photo, request.media_type, query, request.request_id)
         self.metrics.hands.inc(len(hands))
         return answer
 
     def _run_frame(
-        self, frame: bytes, arrived: float, follower: StreamFollower, context: RequestContext, memory: Reservation
+        self, frame: bytes, arrived: float, follower: StreamFollower, admission: Admission
     ) -> tuple[Photo, list[HandPrediction]]:
         """In a thread of its own, like `_run`."""
-        predictor = self._ready_predictor(even_draining=True)
-        with memory:
-            with self._processor(context), self.metrics.stage("decode", context):
-                photo = self._decode(frame, context, memory, PHOTO_BYTES, max_pixels=FRAME_PIXELS)
-            with self._predicting(context):
-                hands = follower(predictor, photo, arrived)
+        context = admission.context
+        with self._processor(context), self.metrics.stage("decode", context):
+            photo = self._decode(frame, admission, PHOTO_BYTES, max_pixels=FRAME_PIXELS)
+        with self._predicting(context) as predictor:
+            hands = follower(predictor, photo, arrived)
         self.metrics.hands.inc(len(hands))
         return photo, hands
 
     @contextmanager
-    def _predicting(self, context: RequestContext) -> Iterator[None]:
+    def _predicting(self, context: RequestContext) -> Iterator[Predictor]:
         """The stage "predict": crops and what else the Predictor does, without waiting for the model."""
 
         def waited() -> float:
             return context.seconds.get("queue", 0.0) + context.seconds.get("model", 0.0)
 
+        predictor, batching = self._ready(even_draining=True)
         before = waited()
-        with self.metrics.stage("predict", context), on_behalf_of(context):
-            yield
+        with self.metrics.stage("predict", context):
+            yield predictor.with_engine(batching.for_request(context))
         context.add("predict", before - waited())
 
-    def _decode(
-        self,
-        encoded: bytes,
-        context: RequestContext,
-        memory: Reservation,
-        kept_bytes: int,
-        *,
-        max_pixels: int | None = None,
-    ) -> Photo:
+    def _decode(self, encoded: bytes, admission: Admission, kept_bytes: int, *, max_pixels: int | None = None) -> Photo:
         """Reserves memory for decoding, and afterwards keeps `kept_bytes` for each pixel."""
         max_bytes = self.settings.max_body_bytes
         max_pixels = min(max_pixels or self.settings.max_pixels, self.settings.max_pixels)
         header = read_header(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
         pixels = header.width * header.height
-        if pixels * DECODE_BYTES > self.photos.total:
+        if pixels * DECODE_BYTES > self.control.photos.total:
             raise UploadTooLarge(
                 f"The image is {header.width} x {header.height} pixels, more than this server has memory for."
             )
-        memory.grow(pixels * DECODE_BYTES, wait=context)
+        admission.photo.grow(pixels * DECODE_BYTES, wait=admission.context)
         photo = read_photo(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
-        memory.shrink_to(pixels * kept_bytes)
+        admission.photo.shrink_to(pixels * kept_bytes)
         return photo
 
     @contextmanager
@@ -361,8 +307,9 @@ class HandService:
         finally:
             self._processors.release()
 
-    def _ready_predictor(self, even_draining: bool = False) -> Predictor:
-        if self._predictor is None or (self._draining and not even_draining):
+    def _ready(self, even_draining: bool = False) -> tuple[Predictor, BatchingEngine]:
+        """Raises NotReady."""
+        if self._predictor is None or self._engine is None or (self._draining and not even_draining):
             state = self.state
             why = {
                 "loading": "The model is being loaded.",
@@ -370,7 +317,7 @@ class HandService:
                 "failed": "The model could not be loaded; the server's log says why.",
             }[state]
             raise NotReady(why, state)
-        return self._predictor
+        return self._predictor, self._engine
 
 
 def _predict(predictor: Predictor, photo: Photo, query: HandsQuery, search: bool) -> list[HandPrediction]:
@@ -409,7 +356,6 @@ def _warm_up(predictor: Predictor) -> None:
             encode_answer(hands, photo, media_type, query, "")
 
 
-def _abandon(release: Callable[[], None], running: asyncio.Future[Any]) -> None:
-    release()
+def _look_away(running: asyncio.Future[Any]) -> None:
     if not running.cancelled():
         running.exception()  # asyncio would report one that nobody asked for

@@ -23,7 +23,6 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from handmesh.errors import HandMeshError
-from handmesh_server.batching import RequestContext
 from handmesh_server.errors import (
     ClientGone,
     Forbidden,
@@ -74,16 +73,18 @@ class StreamSocket:
             return
         await websocket.accept(PROTOCOL)
         started = time.monotonic()
-        memory = self._service.uploads.reservation()
+        admission = self._service.control.admission()
         counted = False
         stream = _Stream(websocket, self._service, request_id)
         try:
-            self._service.check_open(0)
-            if self._open >= settings.max_streams or not memory.grow(_FRAMES_HELD * settings.stream_frame_bytes):
-                raise StreamsFull(f"{self._open} cameras are being followed, the limit. Try again soon.")
-            self._open += 1
-            counted = True
-            await stream.run()
+            with admission:
+                self._service.check_open(0)
+                frames = _FRAMES_HELD * settings.stream_frame_bytes
+                if self._open >= settings.max_streams or not admission.upload.grow(frames):
+                    raise StreamsFull(f"{self._open} cameras are being followed, the limit. Try again soon.")
+                self._open += 1
+                counted = True
+                await stream.run()
         except (NotReady, StreamsFull) as error:
             metrics.refused.labels(error.reason).inc()
             await stream.close(RESTART if error.reason == "draining" else TRY_LATER, str(error))
@@ -93,7 +94,6 @@ class StreamSocket:
             logger.exception("failed", extra={"request_id": request_id})
             await stream.close(FAILED, f"The server failed; its log has the request id {request_id}.")
         finally:
-            memory.shrink_to(0)
             self._open -= counted
             logger.info(
                 "stream of %d frames, %d answered",
@@ -115,9 +115,7 @@ class StreamSocket:
             "stream refused", extra={"request_id": request_id, "status": problem.status, "reason": problem.reason}
         )
         if "websocket.http.response" in websocket.scope.get("extensions", {}):
-            await websocket.send_denial_response(
-                problem_response(problem.status, problem.reason, str(error), request_id, problem.headers)
-            )
+            await websocket.send_denial_response(problem_response(problem, request_id))
         else:  # an ASGI server that can only say 403
             await websocket.close(POLICY)
 
@@ -184,7 +182,7 @@ class _Stream:
         self._service = service
         self._request_id = request_id
         self._inbox = _Inbox()
-        self._track = StreamFollower()
+        self._follower = StreamFollower()
         self.received = 0
         self.answered = 0
 
@@ -244,7 +242,7 @@ class _Stream:
         try:
             if len(text) > _MAX_OPTIONS_LENGTH:
                 raise ValueError(f"it has more than {_MAX_OPTIONS_LENGTH:,} characters")
-            self._track.options = StreamOptions.model_validate_json(text)
+            self._follower.options = StreamOptions.model_validate_json(text)
         except ValueError as error:
             first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
             where = ".".join(str(part) for part in first["loc"]) if first else ""
@@ -256,13 +254,14 @@ class _Stream:
     async def _answer(self, number: int, content: bytes, arrived: float) -> bool:
         """False when the frame was no image that we read."""
         service, started = self._service, time.monotonic()
-        context = RequestContext(deadline=started + service.settings.deadline_seconds)
+        admission = service.control.admission(started + service.settings.deadline_seconds)
 
         async def gone() -> None:
             await self._inbox.gone.wait()
 
         try:
-            photo, hands = await service.follow(content, arrived, self._track, context, gone)
+            with admission:
+                photo, hands = await service.follow(content, arrived, self._follower, admission, gone)
         except (NotReady, ClientGone):
             raise
         except (RequestError, HandMeshError) as error:
@@ -277,18 +276,18 @@ class _Stream:
                     "frame": number,
                     "status": problem.status,
                     "reason": problem.reason,
-                    "detail": str(error),
-                    "retry_after": int(problem.headers.get("Retry-After", 0)),
+                    "detail": problem.detail,
+                    "retry_after": int((problem.headers or {}).get("Retry-After", 0)),
                 }
             )
             return not isinstance(error, HandMeshError)
         height, width = photo.image.shape[:2]
-        server_ms, model_ms = 1000 * (time.monotonic() - started), 1000 * context.seconds.get("model", 0.0)
+        server_ms, model_ms = 1000 * (time.monotonic() - started), 1000 * admission.context.seconds.get("model", 0.0)
         frame = Frame(number, width, height, server_ms, model_ms)
-        await self._websocket.send_bytes(encode_frame(frame, hands, self._track.options))
+        await self._websocket.send_bytes(encode_frame(frame, hands, self._follower.options))
         self.answered += 1
         service.metrics.frames.labels("answered").inc()
-        service.metrics.finish(context)
+        service.metrics.finish(admission.context)
         return True
 
     async def _say(self, event: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """A stream's hand, followed from frame to frame, and the bytes that say where it is.
 
-Following is handmesh.motion.track's: the first frame is searched like a photo, with all the Predictor's looks; from
-then on one look is enough, and each answer is judged, by the network's own confidence among other things. Smoothing is
-handmesh.motion.smoothing's. docs/serving.md describes the bytes.
+Following is handmesh.motion's: the first frame is searched like a photo, with all the Predictor's passes; from then on
+one is enough, and each answer is judged, by the network's own confidence among other things. Then it is smoothed.
+docs/serving.md describes the bytes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class StreamFollower:
 
     def __init__(self) -> None:
         self.options = StreamOptions()  # may be set at any time, and hold from the next frame on
-        self._live: HandFollower | None = None
+        self._follower: HandFollower | None = None
         self._made_for: object = None  # options and frame size; the hand is searched for anew when they change
         self._time = -math.inf
         # A frame whose deadline passed may still be in work when the next one comes.
@@ -70,13 +70,14 @@ class StreamFollower:
         with self._lock:
             options = self.options
             made_for = (options.hand, options.box, options.smooth, photo.size)
-            if self._live is None or made_for != self._made_for:
-                self._live, self._made_for = _live_hands(predictor, options), made_for
+            if self._follower is None or made_for != self._made_for:
+                self._follower, self._made_for = _follower(predictor, options), made_for
+            self._follower.tracker.predictor = predictor  # it knows for which request it works
             self._time = max(time, self._time + _LEAST_STEP)
-            return list(self._live(photo.image, self._time).values())
+            return list(self._follower(photo.image, self._time).values())
 
 
-def _live_hands(predictor: Predictor, options: StreamOptions) -> HandFollower:
+def _follower(predictor: Predictor, options: StreamOptions) -> HandFollower:
     return HandFollower(
         predictor,
         detector=None if options.box is None else GivenBoxes([options.box]),

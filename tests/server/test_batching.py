@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from handmesh_server.batching import BatchingEngine, RequestContext, on_behalf_of
+from handmesh_server.admission import RequestContext
+from handmesh_server.batching import BatchingEngine
 from handmesh_server.errors import ClientGone, DeadlineExpired
 
 from handmesh.hand import HandOutput, builtin_hand
@@ -54,6 +55,10 @@ def engine(echo):
     batching.close()
 
 
+def ask(engine: BatchingEngine, *numbers: int) -> HandOutput:
+    return engine.for_request(RequestContext())(crops(*numbers))
+
+
 def wait_for(condition) -> None:
     until = time.monotonic() + 10
     while not condition():
@@ -64,7 +69,7 @@ def wait_for(condition) -> None:
 def blocked(echo: Echo, engine: BatchingEngine, pool: ThreadPoolExecutor):
     """Keep the model thread busy with crop 1, so that what comes now waits."""
     echo.open.clear()
-    first = pool.submit(engine, crops(1))
+    first = pool.submit(ask, engine, 1)
     wait_for(lambda: engine.depth == 0 and not first.done() and engine._thread.is_alive())
     time.sleep(0.02)
     return first
@@ -73,7 +78,7 @@ def blocked(echo: Echo, engine: BatchingEngine, pool: ThreadPoolExecutor):
 def test_everyone_gets_their_own_answer(echo, engine):
     with ThreadPoolExecutor(16) as pool:
         asked = [tuple(np.random.default_rng(i).integers(20, 250, size=1 + i % 6)) for i in range(200)]
-        for numbers, output in zip(asked, pool.map(lambda one: engine(crops(*one)), asked), strict=True):
+        for numbers, output in zip(asked, pool.map(lambda one: ask(engine, *one), asked), strict=True):
             assert [part.shape[1] for part in output] == [3, 4, 5, 6, 7, 8, 9]
             for part in output:
                 np.testing.assert_array_equal(part, np.repeat(np.array(numbers)[:, None], part.shape[1], axis=1))
@@ -85,7 +90,7 @@ def test_a_single_caller_does_not_wait_for_others(echo, engine):
     """No window in which a batch might still fill: the time is the engine's own."""
     started = time.monotonic()
     for number in range(50):
-        engine(crops(number + 20))
+        ask(engine, number + 20)
     assert time.monotonic() - started < 1.0
     assert echo.batches == [[number + 20] for number in range(50)]
 
@@ -94,7 +99,7 @@ def test_what_waits_goes_together(echo, engine):
     with ThreadPoolExecutor(8) as pool:
         blocked(echo, engine, pool)
         for number in range(20, 26):
-            pool.submit(engine, crops(number))
+            pool.submit(ask, engine, number)
             wait_for(lambda expected=number - 19: engine.depth == expected)
         echo.open.set()
     assert echo.batches == [[1], [20, 21, 22, 23], [24, 25]], "in the order of arrival, as many as fit"
@@ -104,27 +109,26 @@ def test_one_bad_crop_harms_nobody(echo, engine):
     """A failing batch is tried again one by one; only the request with the bad crop fails."""
     with ThreadPoolExecutor(8) as pool:
         blocked(echo, engine, pool)
-        answers = [pool.submit(engine, crops(number)) for number in (20, 13, 22)]
+        answers = [pool.submit(ask, engine, number) for number in (20, 13, 22)]
         wait_for(lambda: engine.depth == 3)
         echo.open.set()
         assert answers[0].result().camera[0, 0] == 20
         with pytest.raises(ValueError, match="unlucky"):
             answers[1].result()
         assert answers[2].result().camera[0, 0] == 22
-    assert engine(crops(30)).camera[0, 0] == 30, "and the model thread lives"
+    assert ask(engine, 30).camera[0, 0] == 30, "and the model thread lives"
 
 
 def test_nobody_waits_for_the_expired_and_the_gone(echo, engine):
     """Their crops never reach the engine, not even as a part of a batch."""
 
-    def ask(context: RequestContext, number: int):
-        with on_behalf_of(context):
-            return engine(crops(number))
+    def ask_for(context: RequestContext, number: int):
+        return engine.run(crops(number), context)
 
     gone, expired, waiting = RequestContext(), RequestContext(deadline=time.monotonic() + 0.05), RequestContext()
     with ThreadPoolExecutor(8) as pool:
         blocked(echo, engine, pool)
-        answers = [pool.submit(ask, context, 20 + i) for i, context in enumerate((gone, expired, waiting))]
+        answers = [pool.submit(ask_for, context, 20 + i) for i, context in enumerate((gone, expired, waiting))]
         wait_for(lambda: engine.depth == 3)
         gone.gone = True
         time.sleep(0.06)
@@ -142,27 +146,27 @@ def test_nobody_waits_for_the_expired_and_the_gone(echo, engine):
 def test_an_engine_that_loses_a_crop_is_found_out(engine, monkeypatch):
     monkeypatch.setattr(engine, "_engine", lambda _: HandOutput(*(np.zeros((2, 3)) for _ in range(7))))
     with pytest.raises(RuntimeError, match="2 of 1"):
-        engine(crops(20))
+        ask(engine, 20)
 
 
 def test_closing_answers_what_waits(echo):
     engine = BatchingEngine(echo, max_batch=1)
     with ThreadPoolExecutor(8) as pool:
         blocked(echo, engine, pool)
-        answers = [pool.submit(engine, crops(number)) for number in (20, 21)]
+        answers = [pool.submit(ask, engine, number) for number in (20, 21)]
         wait_for(lambda: engine.depth == 2)
         closing = pool.submit(engine.close)
         echo.open.set()
         closing.result()
         assert [answer.result().camera[0, 0] for answer in answers] == [20, 21]
     with pytest.raises(RuntimeError, match="closed"):
-        engine(crops(22))
+        ask(engine, 22)
 
 
 def test_it_is_told_about_batches(echo):
     told = []
     engine = BatchingEngine(echo, max_batch=8, on_batch=lambda size, seconds: told.append((size, seconds >= 0)))
-    engine(crops(20, 21, 22))
+    ask(engine, 20, 21, 22)
     engine.close()
     assert sum(size for size, _ in told) == 3
     assert all(sane for _, sane in told)

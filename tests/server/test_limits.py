@@ -21,8 +21,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from handmesh_server.errors import UploadInvalid
-from handmesh_server.input import MemoryBudget, image_bytes
+from handmesh_server.admission import AdmissionControl
+from handmesh_server.errors import QueueFull, UploadInvalid
+from handmesh_server.input import image_bytes
 from handmesh_server.settings import Settings
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -73,7 +74,7 @@ def test_overload_is_200_or_429_and_nothing_else():
         def watch() -> None:
             nonlocal most
             while not done.is_set():
-                most = max(most, server.service._in_flight)
+                most = max(most, server.service.control.in_flight)
                 time.sleep(0.0005)
 
         watcher = threading.Thread(target=watch)
@@ -85,8 +86,8 @@ def test_overload_is_200_or_429_and_nothing_else():
         assert statuses[200] >= 4, "the first find room; how many later ones do is a matter of speed"
         assert 1 < most <= 4
         assert server.client.post("/v1/hands", content=photo()).status_code == 200, "and afterwards there is room"
-        assert server.service._in_flight == 0
-        wait_until(lambda: server.service.photos.used == server.service.uploads.used == 0)
+        assert server.service.control.in_flight == 0
+        wait_until(lambda: server.service.control.photos.used == server.service.control.uploads.used == 0)
 
 
 def test_waiting_requests_share_batches():
@@ -124,10 +125,10 @@ def test_a_client_that_goes_away_leaves_the_queue():
                 connection.sendall(head + photo())
                 time.sleep(0.02)
         started = time.monotonic()
-        wait_until(lambda: not server.service._in_flight)
+        wait_until(lambda: not server.service.control.in_flight)
         assert time.monotonic() - started < 8 * 0.4 - 0.8
         assert len(engine.batches) <= 3
-        wait_until(lambda: not server.service.photos.used)
+        wait_until(lambda: not server.service.control.photos.used)
 
 
 # Too many bytes and pixels
@@ -210,7 +211,17 @@ def test_too_many_bytes(chunked):
         response = server.client.post("/v1/hands", content=content)
         assert response.status_code == 413
         assert "50,000" in response.json()["detail"]
-        assert server.service.uploads.used == 0
+        assert server.service.control.uploads.used == 0
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_as_many_bytes_as_allowed(chunked):
+    """The limit itself is allowed, one byte more is not."""
+    content = photo()
+    with running(settings(max_body_bytes=len(content))) as server:
+        for sent, status in ((content, 200), (content + b"\0", 413)):
+            body = iter([sent[:1000], sent[1000:]]) if chunked else sent
+            assert server.client.post("/v1/hands", content=body).status_code == status
 
 
 def test_uploads_share_a_limit_too():
@@ -219,9 +230,9 @@ def test_uploads_share_a_limit_too():
         head = b"POST /v1/hands HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n"
         with socket.create_connection(server.address) as slow:
             slow.sendall(head + bytes(600_000))
-            wait_until(lambda: server.service.uploads.used >= 1_200_000)
+            wait_until(lambda: server.service.control.uploads.used >= 1_200_000)
             assert server.client.post("/v1/hands", content=bytes(300_000)).status_code == 429
-        wait_until(lambda: not server.service.uploads.used)
+        wait_until(lambda: not server.service.control.uploads.used)
         assert server.client.post("/v1/hands", content=photo()).status_code == 200
 
 
@@ -229,24 +240,38 @@ def test_photos_wait_for_memory_and_are_not_lost():
     """Memory for the pixels of three photos being decoded, and twelve come: all are answered."""
     width, height = 240, 200
     with running(settings(memory_bytes=2**20 * 4, passes=1)) as server:
-        server.service.photos.total = 3 * 30 * width * height
+        server.service.control.photos.total = 3 * 30 * width * height
         assert flood(server, 12, 12) == {200: 12}
-        wait_until(lambda: not server.service.photos.used)
-        server.service.photos.total = 29 * width * height
+        wait_until(lambda: not server.service.control.photos.used)
+        server.service.control.photos.total = 29 * width * height
         assert server.client.post("/v1/hands", content=photo()).status_code == 413
 
 
 def test_memory_is_taken_and_given_back():
-    budget = MemoryBudget(100)
-    with budget.reservation() as one, budget.reservation() as other:
-        assert one.grow(60)
-        assert not other.grow(50)
-        assert other.grow(40)
-        one.shrink_to(10)
+    control = AdmissionControl(queue_size=1, memory_bytes=400)
+    budget = control.uploads
+    with control.admission() as one, control.admission() as other:
+        assert one.upload.grow(60)
+        assert not other.upload.grow(50)
+        assert other.upload.grow(40)
+        one.upload.shrink_to(10)
         assert budget.used == 50
-        one.shrink_to(90)
+        one.upload.shrink_to(90)
         assert budget.used == 50, "shrinking never grows"
     assert budget.used == 0
+
+
+def test_what_a_request_takes_is_given_back_by_the_last_who_works_for_it():
+    """The deadline passes and the answer is sent, while its thread still decodes: its bytes are still there."""
+    control = AdmissionControl(queue_size=1, memory_bytes=400)
+    with control.admission() as thread:
+        with thread:
+            thread.enter_queue(1)
+            assert thread.photo.grow(200)
+        assert (control.in_flight, control.photos.used) == (1, 200)
+        with pytest.raises(QueueFull):
+            control.admission().enter_queue(1)
+    assert (control.in_flight, control.photos.used) == (0, 0)
 
 
 @needs_linux
@@ -318,8 +343,8 @@ def test_a_client_that_does_not_read_is_hung_up_on():
             + f"Content-Length: {len(large)}\r\n\r\n".encode()
             + large
         )
-        wait_until(lambda: server.service.photos.used)
-        wait_until(lambda: not server.service.photos.used)
+        wait_until(lambda: server.service.control.photos.used)
+        wait_until(lambda: not server.service.control.photos.used)
 
 
 def test_giant_headers_are_refused(server):
@@ -423,6 +448,12 @@ def test_wrong_settings_say_what_and_where(variables, words):
     with pytest.raises(ConfigError) as refusal:
         Settings.from_environment(variables)
     assert all(word in str(refusal.value) for word in words)
+
+
+def test_a_token_has_sixteen_characters_or_more():
+    assert Settings.from_environment({"HANDMESH_TOKEN": "x" * 16}).token.get_secret_value() == "x" * 16
+    with pytest.raises(ConfigError, match="15 characters"):
+        Settings.from_environment({"HANDMESH_TOKEN": "x" * 15})
 
 
 def test_a_token_never_shows(tmp_path):
