@@ -411,6 +411,27 @@ def test_a_box_says_where_to_look(engine, photo):
     assert_same(one(predictor, blackened, boxes=[(40, 60, 80, 90)]), found, atol=1e-7)
 
 
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_a_given_box_is_trusted(passes):
+    """Later passes rotate its crop upright, and leave its place and size alone."""
+
+    class Watched(DotEngine):
+        seen: list[np.ndarray] = []  # noqa: RUF012
+
+        def __call__(self, crops: np.ndarray) -> HandOutput:
+            self.seen = [*self.seen, crops[0].astype(float)]
+            return super().__call__(crops)
+
+    engine, box = Watched(), (70, 40, 250, 200)
+    crop = one(Predictor(engine, passes=passes, margin=1.25), DOTTED, boxes=[box], handedness="right").crop
+    assert crop == CropTransform.around_box(box, 1.25)
+    assert len(engine.seen) == passes
+    for refined in engine.seen[1:]:
+        wrist, knuckle = (engine._dot(refined, channel) for channel in (0, 1))
+        assert abs(wrist[0] - knuckle[0]) < 0.02, "the middle knuckle is straight above the wrist"
+        assert wrist[1] > knuckle[1]
+
+
 def test_no_boxes_no_hands(predictor, photo):
     assert predictor(photo, boxes=[]) == []
     assert predictor(photo, boxes=np.zeros((0, 4)), handedness=[]) == []

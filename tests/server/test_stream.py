@@ -169,6 +169,23 @@ def test_a_frame_that_is_no_picture_is_answered_in_words(server):
         assert decoded(socket.recv(timeout=20))[1]
 
 
+def test_ten_frames_in_a_row_that_are_no_pictures_end_the_stream(server):
+    """Nine do not, however often they come between pictures."""
+    with stream(server) as socket:
+        for _ in range(2):
+            for _ in range(9):
+                socket.send(b"no picture")
+                assert json.loads(socket.recv(timeout=20))["type"] == "error"
+            socket.send(photo())
+            assert decoded(socket.recv(timeout=20))[1]
+        for _ in range(10):
+            socket.send(b"no picture")
+            assert json.loads(socket.recv(timeout=20))["type"] == "error"
+        with pytest.raises(ConnectionClosed, match="10 frames in a row") as end:
+            socket.recv(timeout=20)
+    assert end.value.rcvd.code == 1008
+
+
 @pytest.mark.parametrize("text", ["no json", json.dumps({"hand": "both"}), json.dumps({"smooth": 0.01})])
 def test_options_that_are_none_end_the_stream_and_says_why(server, text):
     with stream(server) as socket:
