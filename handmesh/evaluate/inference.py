@@ -32,6 +32,7 @@ from handmesh.evaluate.official_files import HandPoints
 from handmesh.evaluate.sets import EvaluationSet
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
+from handmesh.hand import JOINT_COUNT
 from handmesh.predict import BOX_MARGIN, HandPrediction, Predictor
 from handmesh.runtime.engine import Engine
 
@@ -121,7 +122,7 @@ def predict_set(
         raise DataError(f"Protocol {protocol!r}: wanted one of {', '.join(PROTOCOL_NAMES)}.")
     started = time.perf_counter()
     count = len(data)
-    joints, keypoints = np.empty((count, 21, 3)), np.empty((count, 21, 2))
+    joints, keypoints = np.empty((count, JOINT_COUNT, 3)), np.empty((count, JOINT_COUNT, 2))
     vertices = np.empty((count, len(engine.hand.v_template), 3))
     predictor = Predictor(engine, passes=passes, margin=BOX_MARGIN if margin is None else margin)
     if protocol == PREDICT:

@@ -20,6 +20,7 @@ from handmesh.files.mesh import MeshHand, save_hands
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
 from handmesh.geometry.crop import CropTransform
 from handmesh.geometry.normals import vertex_normals
+from handmesh.geometry.rotation import vector_from_matrix
 from handmesh.hand import Handedness
 from handmesh.system.atomic import write_atomically
 
@@ -105,15 +106,13 @@ class HandPrediction:
         `MANOLayer` takes "global_orient", "hand_pose" (rotation matrices) and "betas"; `MANO` built with
         `use_pca=False, flat_hand_mean=True` takes the same names from "axis_angle". Both with `is_rhand` as given.
         """
-        from scipy.spatial.transform import Rotation
-
-        vectors = Rotation.from_matrix(self.pose.astype(np.float64)).as_rotvec().astype(np.float32)
+        vectors = vector_from_matrix(self.pose).astype(np.float32)
         return {
             "is_rhand": self.handedness == Handedness.RIGHT,
             "global_orient": self.pose[None, :1],
             "hand_pose": self.pose[None, 1:],
             "betas": self.betas[None],
-            "axis_angle": {"global_orient": vectors[None, 0], "hand_pose": vectors[1:].reshape(1, 45)},
+            "axis_angle": {"global_orient": vectors[None, 0], "hand_pose": vectors[1:].reshape(1, -1)},
         }
 
 

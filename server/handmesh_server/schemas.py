@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from handmesh.errors import ConfigError
 from handmesh.geometry.crop import CropTransform
-from handmesh.hand import JOINT_NAMES, VERTEX_COUNT
+from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, VERTEX_COUNT
 from handmesh_server.errors import QueryInvalid
 
 MAX_HANDS: Final = 16  # boxes in one request
@@ -146,11 +146,11 @@ class Hand(_Answer):
     )
     source: str = Field(description='How the box was found: "given box", "whole image", ...')
     box_px: _array(4, text="x0, y0, x1, y1 around the keypoints.")
-    keypoints_px: _array(len(JOINT_NAMES), 2, text="x, y of the 21 joints.")
-    joints: _array(len(JOINT_NAMES), 3, text="Metres, hand frame: x right, y down, z away.")
+    keypoints_px: _array(JOINT_COUNT, 2, text="x, y of the 21 joints.")
+    joints: _array(JOINT_COUNT, 3, text="Metres, hand frame: x right, y down, z away.")
     vertices: _array(VERTEX_COUNT, 3, text="Metres, hand frame. Faces: GET /v1/topology.")
-    pose: _array(16, 3, 3, text="Parent-relative rotations; the first is the orientation.")
-    betas: _array(10, text="Shape coefficients.")
+    pose: _array(MANO_JOINT_COUNT, 3, 3, text="Parent-relative rotations; the first is the orientation.")
+    betas: _array(BETA_COUNT, text="Shape coefficients.")
     camera_scale_ndc_per_m: float = Field(
         description="The weak-perspective camera, which draws the overlay exactly: a point p of the hand frame is at "
         "crop_center_px + crop_size_px / 2 * camera_scale_ndc_per_m * (p.xy + camera_translation_m)."
