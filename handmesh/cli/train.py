@@ -8,11 +8,14 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from handmesh.cli.shell import progress_bar, say
+
+if TYPE_CHECKING:
+    from handmesh.learn.train import Progressed
 
 
 def train(
@@ -45,7 +48,6 @@ def train(
     from handmesh.system.extras import extra
 
     with extra("train", "`handmesh train`"):
-        from handmesh.learn.train import Progressed
         from handmesh.learn.train import train as run_training
 
     first = os.environ.get("RANK", "0") == "0"  # torchrun's number of this process: one of them speaks
@@ -61,18 +63,23 @@ def train(
             progress.update(rendering, completed=done, total=total, visible=done < total)
 
         def on_progress(now: Progressed) -> None:
-            text = (
-                f"loss {now.losses['total']:.3g}: 2D {now.losses['keypoints']:.3f}, "
-                f"vertices {1000 * now.losses['vertices']:.1f} mm; {now.images_per_second:.0f} images/s, "
-                f"{now.data_wait_fraction:.0%} waiting"
-            )
-            progress.update(training, completed=now.step, total=now.steps, visible=True, description=text)
+            progress.update(training, completed=now.step, total=now.steps, visible=True, description=_in_words(now))
 
         path = run_training(
             settings, directory, resume=resume, on_progress=on_progress, on_render=on_render, should_stop=should_stop
         )
     if first:
         say(f"Done: {path}")
+
+
+def _in_words(now: Progressed) -> str:
+    """Distances, with a dash where nothing is labelled that they could be measured to."""
+    keypoints = "-" if now.keypoint_px is None else f"{now.keypoint_px:.1f} px"
+    vertices = "-" if now.vertex_mm is None else f"{now.vertex_mm:.1f} mm"
+    return (
+        f"loss {now.losses['total']:.3g}: keypoints {keypoints}, vertices {vertices}; "
+        f"{now.images_per_second:.0f} images/s, {now.data_wait_fraction:.0%} waiting"
+    )
 
 
 @contextmanager

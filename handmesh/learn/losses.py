@@ -117,6 +117,26 @@ def found(output: HandOutput, targets: HandLabels[Tensor]) -> Tensor:
     return targets.present & (mean < FOUND_ERROR * (high - low).amax(dim=-1))
 
 
+@torch.no_grad()
+def distance_sums(output: HandOutput, targets: HandLabels[Tensor], side: int) -> dict[str, Tensor]:
+    """Distances for people, whatever the loss compares, with what they are to be divided by; scalars that add up.
+
+    "keypoint_px" over "keypoints": in the picture, whose side is `side` px. "vertex_mm" over "vertices": in space,
+    wrists on each other. Each over the samples that have those labels.
+    """
+    masks = label_masks(targets)
+    drawn = WeakPerspectiveCamera.from_vector(output.camera).project(output.joints)
+    in_picture = (drawn - targets.keypoints).norm(dim=-1) * side / 2
+    difference = (output.vertices - output.joints[:, :1]) - (targets.vertices - targets.joints[:, :1])
+    in_space = 1000 * difference.norm(dim=-1).mean(dim=-1)
+    return {
+        "keypoint_px": (in_picture * masks["keypoints"]).sum(),
+        "keypoints": masks["keypoints"].sum(dtype=torch.float32),
+        "vertex_mm": (in_space * masks["vertices"]).sum(),
+        "vertices": masks["vertices"].sum(dtype=torch.float32),
+    }
+
+
 def _errors(predicted: Tensor, target: Tensor, norm: Literal["l1", "mse"] = "l1") -> Tensor:
     difference = predicted - target
     return difference.abs() if norm == "l1" else difference.square()

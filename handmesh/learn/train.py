@@ -34,7 +34,7 @@ from handmesh.hand import HandArrays, HandOutput
 from handmesh.hand.layer import HandModel
 from handmesh.hand.models import load_hand
 from handmesh.learn.distributed import Ranks, joined_ranks, no_sync, parallel, sync_batch_norms
-from handmesh.learn.losses import hand_loss, label_counts
+from handmesh.learn.losses import distance_sums, hand_loss, label_counts
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_average
 from handmesh.learn.run_folder import RunLog, write_json, write_run_record
 from handmesh.learn.targets import make_targets
@@ -78,7 +78,9 @@ class Progressed:
 
     step: int
     steps: int  # of the whole run
-    losses: dict[str, float]  # means since the last report; "total" is the weighted sum
+    losses: dict[str, float]  # means since the last report, per coordinate; "total" is the weighted sum
+    keypoint_px: float | None  # mean distance of the keypoints, in the crop; None where none are labelled
+    vertex_mm: float | None  # mean distance of the vertices, wrists on each other; None where none are labelled
     images_per_second: float
     data_wait_fraction: float  # of the time since the last report that was spent waiting for data
 
@@ -161,6 +163,7 @@ def train(
         clip_norm = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
 
         sums: dict[str, Tensor] = {}
+        distances: dict[str, Tensor] = {}
         started, waited, since = time.perf_counter(), 0.0, first_step
         module.train()
         if config.data.live is not None:
@@ -188,6 +191,7 @@ def train(
                     loss, parts = hand_loss(output, heatmaps, piece.labels, config.loss, config.loss_norms, counts)
                     loss.backward()
                 _add(sums, {**parts, "total": loss})
+                _add(distances, distance_sums(output, piece.labels, piece.image.shape[1]))
             norm = nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
             _add(sums, {"gradient_norm": norm})
             # Before it gets into a state. On a GPU looking means waiting for it, so only where something is written.
@@ -200,13 +204,16 @@ def train(
             if logs:
                 count = done - since
                 losses = {name: value.item() / count for name, value in ranks.mean(sums).items()}
+                errors = _mean_distances(ranks.mean(distances))
                 elapsed = time.perf_counter() - started
                 images_per_second, data_wait_fraction = count * config.batch_size / elapsed, waited / elapsed
                 if log is not None:
                     speed = {"img_s": images_per_second, "data_wait_fraction": data_wait_fraction}
-                    log.add(done, {**losses, **speed, "learning_rate": optimizer.param_groups[0]["lr"]}, "training")
-                    on_progress(Progressed(done, config.steps, losses, images_per_second, data_wait_fraction))
-                sums, started, waited, since = {}, time.perf_counter(), 0.0, done
+                    rate = optimizer.param_groups[0]["lr"]
+                    log.add(done, {**losses, **errors, **speed, "learning_rate": rate}, "training")
+                    shown = errors.get("keypoint_px"), errors.get("vertex_mm")
+                    on_progress(Progressed(done, config.steps, losses, *shown, images_per_second, data_wait_fraction))
+                sums, distances, started, waited, since = {}, {}, time.perf_counter(), 0.0, done
             if evaluates:
                 scores = validate(averaged, data.validation, ranks)
                 score = selection_score(scores, config.select)
@@ -217,7 +224,7 @@ def train(
                     if config.select == "last" or not score > best:
                         write_model(directory, averaged, config, done, scores)
                 best = min(best, score)
-                sums, started, waited, since = {}, time.perf_counter(), 0.0, done
+                sums, distances, started, waited, since = {}, {}, time.perf_counter(), 0.0, done
             # Last: who resumes from a state finds all that its step should have written.
             if saves and ranks.is_main:
                 state = {
@@ -433,6 +440,12 @@ def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         number = value.detach().double()
         sums[name] = sums[name] + number if name in sums else number
+
+
+def _mean_distances(sums: dict[str, Tensor]) -> dict[str, float]:
+    """Of `distance_sums`, those of which anything was labelled."""
+    pairs = (("keypoint_px", "keypoints"), ("vertex_mm", "vertices"))
+    return {name: (sums[name] / sums[count]).item() for name, count in pairs if sums[count] > 0}
 
 
 def _check_finite(sums: dict[str, Tensor], loss: Tensor, norm: Tensor, step: int, directory: Path) -> None:

@@ -16,6 +16,7 @@ from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.learn.losses import (
     HEATMAP_SIGMA,
+    distance_sums,
     found,
     hand_loss,
     heatmap_cross_entropies,
@@ -280,6 +281,25 @@ def test_pieces_of_a_batch_add_up_to_the_whole():
     assert sum(total for total, _ in pieces).item() == pytest.approx(whole.item(), rel=1e-5)
     for name, part in parts.items():
         assert sum(one[name] for _, one in pieces).item() == pytest.approx(part.item(), rel=1e-5), name
+
+
+def test_reported_distances_are_distances_of_what_is_labelled():
+    """Not means per coordinate, which are half as long, and not diluted by samples without labels."""
+    output = answer(*random_hands(3))
+    targets = truth_of(output)
+    known = torch.tensor([True, False, True])
+    moved = targets._replace(
+        keypoints=targets.keypoints + torch.tensor([0.03, 0.04]),
+        vertices=targets.vertices + torch.tensor([0.002, 0.003, 0.006]),
+        vertices_known=known,
+        keypoints_known=targets.keypoints_known & known[:, None] & (torch.arange(21) < 4),
+    )
+    sums = {name: value.item() for name, value in distance_sums(output, moved, side=200).items()}
+    assert (sums["keypoints"], sums["vertices"]) == (8, 2)
+    assert sums["keypoint_px"] / 8 == pytest.approx(0.05 * 100, rel=1e-4)
+    assert sums["vertex_mm"] / 2 == pytest.approx(7, rel=1e-4)
+    nothing = moved._replace(vertices_known=~targets.present, keypoints_known=torch.zeros(3, 21, dtype=torch.bool))
+    assert not any(distance_sums(output, nothing, side=200).values())
 
 
 def test_norms_are_metros_when_asked_for(output):

@@ -65,6 +65,8 @@ def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch, prec
     assert last["total"] < 0.7 * first["total"]
     assert last["keypoints"] < 0.75 * first["keypoints"]
     assert last["heatmap_keypoints"] < 0.7 * first["heatmap_keypoints"]
+    assert reports[-1].vertex_mm < reports[0].vertex_mm
+    assert reports[-1].keypoint_px < reports[0].keypoint_px < 64
     assert [report.step for report in reports] == list(range(5, 31, 5))
     assert all(0 <= report.data_wait_fraction <= 1 for report in reports)
 

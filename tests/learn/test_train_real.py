@@ -248,6 +248,8 @@ def test_a_run_on_mano_needs_mano_and_names_it(settings, stand_in_mano, tmp_path
     assert record["hand_sha256"] == model.hand.sha256 == stand_in_mano.sha256
     first = records(tmp_path / "run")[0]
     assert first["vertices"] == first["betas"] == first["pose"] == 0 < first["joints"]
+    assert "vertex_mm" not in first, "none are labelled"
+    assert 0 < first["keypoint_px"] < 64
     monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "nothing"))
     with pytest.raises(AssetError, match=r"(?s)no MANO model.*Register at https://mano"):
         train(config, tmp_path / "other")
