@@ -3,10 +3,8 @@
 A prediction file is ``pred.json``, or a zip with it: ``[xyz, verts]``, first the joints of all images (N x 21 x 3, in
 the order of `hand.JOINT_NAMES`), then their vertices (N x 778 x 3), metres, in the order of the images. Joints first.
 
-Reading goes through the file once, a few megabytes at a time, straight into float64 arrays; `json.load` takes ten times
-as long, since it makes a Python object of every number, and a gigabyte more. Anything but the expected nesting of
-lists is a DataError that names the frame. Numbers are what `float` would make of them, to the last bit from 10
-micrometres up (17 digits), to the last but one below.
+Reading goes through the file once, a few megabytes at a time, straight into float64 arrays (`json_arrays`); `json.load`
+would take a gigabyte more. Anything but the expected nesting of lists is a DataError that names the frame.
 """
 
 from __future__ import annotations
@@ -22,17 +20,16 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from handmesh.data.formats.json_arrays import iterate_json_lists
 from handmesh.errors import DataError
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES
 from handmesh.system.atomic import write_atomically
-from handmesh.system.kernels import kernel
 
 Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]  # (bytes read, bytes in all)
 
 JOINT_COUNT = len(JOINT_NAMES)
 
-_CHUNK = 4 << 20  # bytes read at a time
 _MAX_NUMBERS = 150_000_000  # 1.2 GB: twelve thousand vertices for each of FreiHAND's 3,960 frames
 
 
@@ -196,12 +193,12 @@ def _joints_advice(joints: Array) -> str:
 
 class _Numbers(NamedTuple):
     values: Array  # all numbers of the file
-    frame_sizes: NDArray[np.int32]  # (frames,) points in each frame
-    point_sizes: NDArray[np.int32]  # (points,) numbers in each point
-    part_sizes: NDArray[np.int32]  # (parts,) frames in each part
+    frame_sizes: NDArray[np.int64]  # (frames,) points in each frame
+    point_sizes: NDArray[np.int64]  # (points,) numbers in each point
+    part_sizes: NDArray[np.int64]  # (parts,) frames in each part
 
     @property
-    def parts(self) -> list[NDArray[np.int32]]:
+    def parts(self) -> list[NDArray[np.int64]]:
         """For each part of the file, the number of points in each of its frames."""
         return np.split(self.frame_sizes, np.cumsum(self.part_sizes)[:-1]) if len(self.part_sizes) else []
 
@@ -231,193 +228,25 @@ class _Numbers(NamedTuple):
 
 def _read_numbers(file: Any, size: int, depth: int, name: str, progress: Progress | None) -> _Numbers:
     """All numbers of a JSON file of lists that are nested `depth` deep (3: frames; 4: parts of frames)."""
-    state = np.zeros(_STATE, np.int64)
+    form = "[xyz, verts]: lists of frames of points of three numbers" if depth == 4 else "a list of frames of points"
     values: list[Array] = []
-    closed: list[NDArray[np.int32]] = []
-    rest, done, total = b"", 0, 0
-    while True:
-        try:
-            piece = file.read(_CHUNK)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise DataError(f"{name} breaks off or is damaged after {done:,} bytes ({error}).") from error
-        text = rest + piece
-        # A number is never cut: what follows the last separator waits for the next piece.
-        end = 1 + max(text.rfind(b","), text.rfind(b"]"), text.rfind(b"[")) if piece else len(text)
-        if piece and end == 0 and len(text) > _CHUNK:
-            raise DataError(f"{name} is not JSON: no list within {len(text):,} bytes.")
-        rest = text[end:]
-        found = np.empty(end // 2 + 1)
-        lists = np.empty((end // 2 + 1, 2), np.int32)
-        _scan(np.frombuffer(text[:end], np.uint8), depth, state, found, lists)
-        if state[_FAILED]:
-            raise DataError(_explain(text, state, depth, name, closed, lists))
-        values.append(found[: state[_FOUND]].copy())
-        closed.append(lists[: state[_CLOSED]].copy())
-        total += int(state[_FOUND])
-        if total > _MAX_NUMBERS:
-            raise DataError(f"{name} holds more than {_MAX_NUMBERS:,} numbers: too many for hands.")
-        done += len(piece)
+    lengths: list[list[NDArray[np.int64]]] = []
+    done, total = 0, 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
         if progress is not None:
             progress(done, size)
-        if not piece:
-            break
-    if state[_DEPTH] or not state[_ENDED]:
-        frames = sum(int((part[:, 0] == depth - 1).sum()) for part in closed)
-        raise DataError(f"{name} ends in the middle, after {frames:,} whole frames: it was not written to its end.")
-    events = np.concatenate(closed)
-    by_depth = [events[events[:, 0] == level, 1] for level in range(depth + 1)]
-    part_sizes = by_depth[depth - 2] if depth > 3 else by_depth[1]
-    return _Numbers(np.concatenate(values), by_depth[depth - 1], by_depth[depth], part_sizes)
 
-
-def _explain(
-    text: bytes, state: NDArray[np.int64], depth: int, name: str, closed: list[NDArray[np.int32]], lists: Any
-) -> str:
-    frames = sum(int((part[:, 0] == depth - 1).sum()) for part in [*closed, lists[: state[_CLOSED]]])
-    position, found_depth = int(state[_POSITION]), int(state[_DEPTH])
-    form = "[xyz, verts]: lists of frames of points of three numbers" if depth == 4 else "a list of frames"
-    byte = text[position : position + 1]
-    if byte == b"{":
-        return f"{name} holds a dict {'' if found_depth == 0 else f'in frame {frames} '}where lists are wanted: {form}."
-    if state[_FAILED] == _WRONG_DEPTH:
-        return f"{name}: frame {frames}: lists are nested {found_depth} deep around a number, wanted {depth}: {form}."
-    excerpt = text[position : position + 12].decode("ascii", "replace").split("\n")[0]
-    return f"{name} is not JSON of numbers alone: {excerpt!r} in frame {frames}; wanted {form}."
-
-
-# Where things are in `state`, which goes from piece to piece: counts of children by depth, then these.
-_MAX_DEPTH = 8
-_DEPTH, _AFTER, _ENDED, _FOUND, _CLOSED, _FAILED, _POSITION = range(_MAX_DEPTH, _MAX_DEPTH + 7)
-_STATE = _MAX_DEPTH + 7
-_OPENED, _VALUE, _COMMA = 1, 2, 3  # what stood before; 0 at the start
-_UNEXPECTED, _WRONG_DEPTH = 1, 2
-
-
-@kernel()
-def _decimal(mantissa: Any, exponent: Any) -> Any:
-    """The float64 nearest to mantissa * 10**exponent, for the exponents that hands have.
-
-    Up to 10**22 powers of ten are exact. The mantissa is split into two floats, divided, and the division's remainder
-    (Dekker's product) corrects the last bit.
-    """
-    high = float(mantissa)
-    if exponent == 0:
-        return high
-    if exponent > 22 or exponent < -22:
-        return high * 10.0**exponent
-    power = 1.0
-    for _ in range(abs(exponent)):
-        power *= 10.0
-    if exponent > 0:
-        return high * power
-    low = float(np.int64(mantissa - np.uint64(high)))
-    quotient = high / power
-    a = quotient * 134217729.0  # 2**27 + 1
-    a1 = a - (a - quotient)
-    a2 = quotient - a1
-    b = power * 134217729.0
-    b1 = b - (b - power)
-    b2 = power - b1
-    product = quotient * power
-    rounding = ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2
-    return quotient + ((high - product) - rounding + low) / power
-
-
-@kernel()
-def _scan(text: Any, wanted_depth: Any, state: Any, values: Any, lists: Any) -> None:
-    """Read one piece of JSON that ends behind a separator; numbers into `values`, (depth, length) of closed lists."""
-    depth, after, ended = state[_DEPTH], state[_AFTER], state[_ENDED]
-    found, closed, failed, i, n = 0, 0, 0, 0, len(text)
-    while i < n:
-        c = text[i]
-        if c == 32 or c == 10 or c == 13 or c == 9:
-            i += 1
-        elif c == 91:  # [
-            if ended or after == _VALUE or (after == 0 and depth > 0):
-                failed = _UNEXPECTED
-                break
-            if depth == wanted_depth:
-                failed = _WRONG_DEPTH
-                depth += 1
-                break
-            state[depth] += 1
-            depth += 1
-            state[depth] = 0
-            after = _OPENED
-            i += 1
-        elif c == 93:  # ]
-            if depth == 0 or after == _COMMA:
-                failed = _UNEXPECTED
-                break
-            lists[closed, 0] = depth
-            lists[closed, 1] = state[depth]
-            closed += 1
-            depth -= 1
-            after = _VALUE
-            ended = depth == 0
-            i += 1
-        elif c == 44:  # ,
-            if after != _VALUE or depth == 0:
-                failed = _UNEXPECTED
-                break
-            after = _COMMA
-            i += 1
-        else:
-            start = i
-            if depth == 0 or after == _VALUE:
-                failed = _UNEXPECTED
-                break
-            negative = c == 45
-            if negative:
-                i += 1
-            value = 0.0
-            if i < n and text[i] == 78:  # NaN
-                value = np.nan
-                i += 3
-            elif i < n and text[i] == 73:  # Infinity
-                value = np.inf
-                i += 8
-            else:
-                mantissa: Any = np.uint64(0)
-                digits, exponent, any_digit, point = 0, 0, False, False
-                while i < n:
-                    c = text[i]
-                    if 48 <= c <= 57:
-                        any_digit = True
-                        if digits < 18:
-                            mantissa = mantissa * np.uint64(10) + np.uint64(c - 48)
-                            digits += 1 if mantissa > 0 else 0
-                            exponent -= point
-                        else:
-                            exponent += not point
-                    elif c == 46 and not point:
-                        point = True
-                    else:
-                        break
-                    i += 1
-                if i < n and any_digit and (text[i] == 101 or text[i] == 69):
-                    i += 1
-                    down = i < n and text[i] == 45
-                    if i < n and (text[i] == 45 or text[i] == 43):
-                        i += 1
-                    power, any_digit = 0, False
-                    while i < n and 48 <= text[i] <= 57:
-                        power = min(power * 10 + (text[i] - 48), 100000)
-                        any_digit = True
-                        i += 1
-                    exponent += -power if down else power
-                if not any_digit:
-                    i = start
-                    failed = _UNEXPECTED
-                    break
-                value = _decimal(mantissa, exponent)
-            if depth != wanted_depth:
-                i = start
-                failed = _WRONG_DEPTH
-                break
-            values[found] = -value if negative else value
-            found += 1
-            state[depth] += 1
-            after = _VALUE
-    state[_DEPTH], state[_AFTER], state[_ENDED] = depth, after, ended
-    state[_FOUND], state[_CLOSED], state[_FAILED], state[_POSITION] = found, closed, failed, i
+    try:
+        for piece in iterate_json_lists(file, depth, name, form, frame_depth=depth - 1, on_bytes=on_bytes):
+            values.append(piece.values)
+            lengths.append(piece.lengths)
+            total += len(piece.values)
+            if total > _MAX_NUMBERS:
+                raise DataError(f"{name} holds more than {_MAX_NUMBERS:,} numbers: too many for hands.")
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise DataError(f"{name} breaks off or is damaged after {done:,} bytes ({error}).") from error
+    parts, frames, points = (np.concatenate(level) for level in list(zip(*lengths, strict=True))[-3:])
+    return _Numbers(np.concatenate(values), frames, points, parts)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -180,10 +179,8 @@ def hand_lengths(joints: Array) -> Array:
 
 
 def _open_freihand(path: Path) -> EvaluationSet:
-    with ThreadPoolExecutor(2) as pool:  # the reader runs without Python's lock
-        meshes = pool.submit(read_points, path / "evaluation_verts.json")
-        joints = read_points(path / "evaluation_xyz.json", len(JOINT_NAMES))
-        vertices = meshes.result()
+    joints = read_points(path / "evaluation_xyz.json", len(JOINT_NAMES))
+    vertices = read_points(path / "evaluation_verts.json")
     if len(joints) != len(vertices):
         raise DataError(
             f"{path}: {len(joints)} entries in evaluation_xyz.json, {len(vertices)} in evaluation_verts.json."

@@ -108,7 +108,7 @@ def test_values_that_are_not_finite_are_passed_on(tmp_path):
     [
         ("", "is empty"),
         ("   ", "is empty"),
-        ('{"a": 1}', "starts with '{"),
+        ('{"a": 1}', "holds a dict where lists are wanted"),
         ("7", "starts with '7'"),
         ("[1,2,3]", "frame 0"),
         ("[[1,2],[3,4]]", "frame 0"),
