@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,7 +115,7 @@ def draw_photos(count: int, folder: Path | None) -> Photos:
     usual = SceneRenderer(hand, SceneSettings(crop_share=share), size=224)
     unseen = SceneRenderer(
         hand,
-        replace(SceneSettings.held_out_look(), crop_share=share),
+        SceneSettings.held_out_look().model_copy(update={"crop_share": share}),
         size=224,
         backgrounds=Backgrounds(SEED, count=64, held_out=True),
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -39,7 +38,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, nargs=2, default=(0.45, 0.95), help="hand's box over the photo's side")
     parser.add_argument("--sharp", action="store_true", help="photos in focus, held still, and lit well and evenly")
     arguments = parser.parse_args()
-    camera = replace(CameraEffects(), **dict.fromkeys(SPOILING, 0.0)) if arguments.sharp else CameraEffects()
+    camera = CameraEffects(**dict.fromkeys(SPOILING, 0.0)) if arguments.sharp else CameraEffects()
     renderer = SceneRenderer(builtin_hand(), SceneSettings(crop_share=tuple(arguments.share), effects=camera), size=224)
     samples = [renderer.render(sample_generator(SEED, index)) for index in range(arguments.count)]
     print(f"{'protocol':10} {'passes':>6} {'PA-MPJPE':>9} {'PA-MPVPE':>9} {'2D / box':>9} {'flipped':>8}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import cv2
@@ -119,12 +120,13 @@ def labels_in(crop: CropTransform, packed: PackedSample) -> HandLabels[NDArray[A
     return hand_labels(keypoints=keypoints, pose=pose, betas=np.array(packed.betas))
 
 
+@cache
 def scaled_effects(strength: float) -> CameraEffects:
     """The default camera effects with every probability and deviation times `strength`."""
     effects = CameraEffects()
     if strength == 1:
         return effects
-    return replace(effects, **{name: min(value * strength, 1.0) for name, value in vars(effects).items()})
+    return effects.model_copy(update={name: min(value * strength, 1.0) for name, value in effects})
 
 
 # ------------------------------------------------------------------------------------------------------ photographs

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from handmesh.config import LiveData, TrainConfig
 from handmesh.data.augment_gpu import BatchAugmenter, picture_bank
-from handmesh.data.sources import training_scenes
 from handmesh.data.stream import HandBatch, resolution_at
 from handmesh.hand import HandArrays
 from handmesh.synth.backgrounds import draw_distractors, procedural_background
@@ -77,8 +76,7 @@ def live_batches(
     generator = torch.Generator(device)
     drawn = 0
     first_render, workers = first_step * _RENDERS_PER_STEP, live.workers or max(1, usable_processors() - 1)
-    scenes = training_scenes(live.scenes)
-    with RenderFarm(hand, scenes, live.size, live.seed, first=first_render, workers=workers) as farm:
+    with RenderFarm(hand, live.scenes, live.size, live.seed, first=first_render, workers=workers) as farm:
         # The workers start while the backgrounds are drawn here.
         augment = BatchAugmenter(*_pictures(live, device), config.augmentation)
         buffer.add(farm.take(at_least=live.start))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, get_type_hints
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
-from handmesh.config import Augmentation, FreiHandData, PhotoAugmentation, PhotoData, SyntheticData, TrainConfig
+from handmesh.config import (
+    Augmentation,
+    FreiHandData,
+    PhotoAugmentation,
+    PhotoData,
+    SyntheticData,
+    TrainConfig,
+    TrainingScenes,
+    flat_settings,
+)
 from handmesh.data.augment import CropJitter, augment, changed_photo
 from handmesh.data.crops import PROTOCOLS, CropProtocol, crop_sample
 from handmesh.data.formats.freihand import FreiHand, Split, split_by_annotation
@@ -26,26 +30,13 @@ from handmesh.data.sample import HandSample, LabelledHand, RawData, RawSample, w
 from handmesh.errors import ConfigError, DataError
 from handmesh.hand import HandArrays, builtin_hand
 from handmesh.hand.models import HAND_MODELS
-from handmesh.synth import Backgrounds, Pack, PoseSettings, SceneSettings, render_pack
-from handmesh.synth.dataset import Progress
+from handmesh.synth import Backgrounds, Pack, render_pack
+from handmesh.synth.dataset import Progress, same_pack
+from handmesh.system.atomic import sha256_of
 from handmesh.system.cpus import usable_processors
 
 logger = logging.getLogger(__name__)
 
-# Renders leave room around the hand, so that training can crop tightly or widely and turn without leaving the picture.
-# Half of the views are from anywhere, for real photographs have many that the default mix hardly draws (measured:
-# docs/bundled_model.md), and more fingers move on their own.
-TRAINING_SCENES = SceneSettings(
-    crop_share=(0.38, 0.72),
-    off_center=0.04,
-    uniform_views=0.50,
-    tripod_views=0.22,
-    selfie_views=0.08,
-    egocentric_views=0.06,
-    table_views=0.09,
-    room_views=0.05,
-    pose=PoseSettings(free=0.18, swap_fingers=0.25, single_fingers=0.35),
-)
 VALIDATION_SEED = 1_000_003  # added to a set's seed for the images that training never sees
 
 
@@ -181,8 +172,9 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
         unseen = validation_pack(data.synthetic, count, data.synthetic.workers, progress, hand)
         validation += [ValidationPack(unseen, upright=False), ValidationPack(unseen, upright=True)]
     if data.live is not None:
-        training_scenes(data.live.scenes, "data.live.scenes")  # what is wrong there is named as it was written
-        live = SyntheticData.model_validate(data.live.model_dump(include={"directory", "seed", "size", "scenes"}))
+        live = SyntheticData(
+            directory=data.live.directory, seed=data.live.seed, size=data.live.size, scenes=data.live.scenes
+        )
         unseen = validation_pack(live, count, data.live.workers, progress, hand)
         validation += [ValidationPack(unseen, upright=False), ValidationPack(unseen, upright=True)]
     for training, watched in photos:
@@ -229,49 +221,16 @@ def _pack(
     hand: HandArrays | None,
 ) -> Pack:
     other = "" if hand is None or hand.sha256 == builtin_hand().sha256 else f"-hand{hand.sha256[:8]}"
-    changed = f"-scenes{_digest(settings.scenes)}" if settings.scenes else ""
-    path = settings.directory / f"{kind}-{count}-{settings.size}px-seed{settings.seed}{other}{changed}"
+    name = f"{kind}-{count}-{settings.size}px-seed{settings.seed}{other}"
+    scenes, usual = (flat_settings(scenes.model_dump(mode="json")) for scenes in (settings.scenes, TrainingScenes()))
+    path = settings.directory / name
+    if changed := {key: value for key, value in scenes.items() if value != usual[key]}:
+        path = path.with_name(f"{name}-scenes{sha256_of(json.dumps(changed, sort_keys=True).encode())[:8]}")
+    # Former versions named the same pack after the text that was written in the configuration.
+    candidates = [path, *sorted(settings.directory.glob(f"{name}-scenes*"))]
+    path = same_pack(candidates, count, seed, settings.size, settings.scenes, hand=hand) or path
     cores = workers or usable_processors()
-    return render_pack(path, count, seed, settings.size, training_scenes(settings.scenes), cores, progress, hand=hand)
-
-
-def training_scenes(changes: Mapping[str, Any], where: str = "data.synthetic.scenes") -> SceneSettings:
-    """What training draws, with some settings changed: names of fields, nested for nested ones, and their values.
-
-    Raises ConfigError for a field that does not exist or a value that is none of it, which stands under `where`.
-    """
-    return _changed(TRAINING_SCENES, changes, where)
-
-
-def _changed(settings: Any, changes: Mapping[str, Any], where: str) -> Any:
-    types = get_type_hints(type(settings))
-    values = {}
-    for name, value in changes.items():
-        if name not in types:
-            close = get_close_matches(str(name), types, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(types)}."
-            raise ConfigError(f"{where}.{name} does not exist: {hint}")
-        current = getattr(settings, name)
-        if is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}.{name} is {value!r}, wanted names and values of {type(current).__name__}.")
-            values[name] = _changed(current, value, f"{where}.{name}")
-            continue
-        try:
-            values[name] = TypeAdapter(types[name]).validate_python(value)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise ConfigError(f"{where}.{name} is {value!r}, wanted something like {current}: {problem}.") from None
-        # All of them are shares, spreads and sizes; two are the ends of a range.
-        ends = values[name] if isinstance(values[name], tuple) else (values[name],)
-        if not all(map(math.isfinite, ends)) or min(ends) < 0 or list(ends) != sorted(ends):
-            wanted = "two numbers from 0 on, the smaller one first" if len(ends) > 1 else "a number from 0 on"
-            raise ConfigError(f"{where}.{name} is {value!r}, wanted {wanted}, as {current}.")
-    return replace(settings, **values)
-
-
-def _digest(changes: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
+    return render_pack(path, count, seed, settings.size, settings.scenes, cores, progress, hand=hand)
 
 
 def freihand_source(

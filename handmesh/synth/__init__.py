@@ -6,9 +6,9 @@
 `render_pack` makes a set to train from, `write_dataset` one of files. See docs/synth.md.
 """
 
+from handmesh.config import CameraEffects, PoseSettings, SceneSettings
 from handmesh.synth.backgrounds import Backgrounds
 from handmesh.synth.camera_effects import (
-    CameraEffects,
     camera_effects,
     composite,
     jitter_spectrum,
@@ -24,8 +24,8 @@ from handmesh.synth.dataset import (
     sample_generator,
     write_dataset,
 )
-from handmesh.synth.pose_prior import PosePrior, PoseSettings
-from handmesh.synth.scene import SceneRenderer, SceneSettings, Shot, SyntheticSample, view_rotation
+from handmesh.synth.pose_prior import PosePrior
+from handmesh.synth.scene import SceneRenderer, Shot, SyntheticSample, view_rotation
 
 __all__ = [
     "Backgrounds",

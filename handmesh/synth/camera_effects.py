@@ -5,13 +5,14 @@ Renders are kept clean in a pack, so that each use of one can get another backgr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from handmesh.config import CameraEffects
 
 # Any: what OpenCV returns is typed without a dtype. The docstrings say which.
 Image = NDArray[Any]
@@ -27,40 +28,6 @@ EXPOSURE_STOPS = (-1.3, 1.3)
 # A lamp lights the hand and not the arm; walls and cloth near it lend one of them their colour. Standard deviation of
 # the logarithm of the light, and of each of its colours, in cells of a third of the picture's side.
 UNEVEN_LIGHT, UNEVEN_COLOR, LIGHT_CELLS = 0.4, 0.12, 3
-
-
-@dataclass(frozen=True)
-class CameraEffects:
-    """Strengths and probabilities; the defaults suit images of 100 to 300 px. All zero: the image is returned as is.
-
-    Colour is mostly changed gently: strong colour changes cost accuracy on real photographs, because colour tells the
-    palm from the back of the hand. The rare strong ones stand for lamps and cameras that do it.
-    """
-
-    white_balance: float = 0.06  # standard deviation of each channel's gain
-    contrast: float = 0.10  # standard deviation of the factor
-    brightness: float = 0.035  # standard deviation of the offset, of full scale
-    gamma: float = 0.12  # standard deviation of its logarithm
-    saturation: float = 0.15  # standard deviation of the factor
-    defocus: float = 0.38  # probability; how much: `DEFOCUS_SIGMA`
-    motion: float = 0.16  # probability; how much: `MOTION_LENGTH`
-    low_resolution: float = 0.22  # probability: small hands in large photos are enlarged, `SMALLER` times
-    sharpen: float = 0.12  # probability: phones do
-    noise: float = 0.7  # probability
-    vignette: float = 0.15  # probability
-    jpeg: float = 0.6  # probability
-    second_jpeg: float = 0.3  # probability, given one: saved, edited and saved again, its blocks shifted by a crop
-    uneven_light: float = 0.25  # probability: how much: `UNEVEN_LIGHT`
-    color_cast: float = 0.08  # probability of strong gains: stage light, a wrong white balance
-    exposure: float = 0.16  # probability of an exposure wrong by up to 1.3 stops, clipped where it is too bright
-    low_light: float = 0.05  # probability: dark, coarse noise, raised again
-    grayscale: float = 0.02  # probability; rare, because grey images cost accuracy on colour ones
-    flicker: float = 0.03  # probability of bands across the rows: lamps' mains flicker under a rolling shutter
-    spectrum: float = 0.15  # probability of `jitter_spectrum`
-
-    @classmethod
-    def none(cls) -> CameraEffects:
-        return cls(**dict.fromkeys(cls.__dataclass_fields__, 0.0))
 
 
 def composite(foreground: Image, alpha: Image, background: Image) -> Image:

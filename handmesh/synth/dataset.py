@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import queue
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -24,11 +23,11 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import flat_settings
+from handmesh.config import SceneSettings, flat_settings
 from handmesh.errors import DataError
 from handmesh.hand import BETA_COUNT, HandArrays, builtin_hand
 from handmesh.synth.backgrounds import Backgrounds
-from handmesh.synth.scene import SceneRenderer, SceneSettings, SyntheticSample
+from handmesh.synth.scene import SceneRenderer, SyntheticSample
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +36,7 @@ Progress = Callable[[int, int], None]  # (samples done, samples in all)
 PACK_FORMAT = 2  # raised when the same seed would give other images or other files
 # Settings that a pack, whose images are clean, does not depend on: it stays valid when they change.
 _AFTER_THE_FOREGROUND = ("shadow", "amplitude_mix", "effects")
+BACKGROUND_COUNT = 256  # that texture things, by default
 _CHUNK = 64  # samples a worker writes at a time; at most this many are lost when a run is killed
 
 # name -> (dtype, shape of one sample); the image comes on top, its shape depends on the size
@@ -122,7 +122,7 @@ def render_pack(
     *,
     hand: HandArrays | None = None,
     background_folder: Path | None = None,
-    background_count: int = 256,
+    background_count: int = BACKGROUND_COUNT,
 ) -> Pack:
     """Render `count` foregrounds of `size` px into the pack `path`; about 1 GB per 10,000 at 160 px.
 
@@ -153,6 +153,17 @@ def render_pack(
     return Pack(path)
 
 
+def same_pack(
+    paths: Iterable[Path], count: int, seed: int, size: int, settings: SceneSettings, *, hand: HandArrays | None = None
+) -> Path | None:
+    """The first of these that `render_pack` with these arguments would find finished."""
+    for path in paths:
+        job = _Job(path, count, seed, size, settings, hand, None, BACKGROUND_COUNT)
+        if (path / "meta.json").is_file() and not _differences(_read_meta(path), job.meta("pack")):
+            return path
+    return None
+
+
 def write_dataset(
     directory: Path,
     count: int,
@@ -164,7 +175,7 @@ def write_dataset(
     *,
     hand: HandArrays | None = None,
     background_folder: Path | None = None,
-    background_count: int = 256,
+    background_count: int = BACKGROUND_COUNT,
 ) -> Path:
     """Write `count` finished photographs as files and return the path of labels.jsonl (format: docs/synth.md).
 
@@ -269,7 +280,7 @@ class _Job:
 
     def meta(self, kind: str) -> dict[str, Any]:
         """What the result depends on, and the versions that made it."""
-        settings = json.loads(json.dumps(asdict(self.settings)))
+        settings = self.settings.model_dump(mode="json")
         if kind == "pack":  # holds foregrounds alone
             settings = {name: value for name, value in settings.items() if name not in _AFTER_THE_FOREGROUND}
         return {
@@ -457,14 +468,17 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _check_same(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    if differing := _differences(found, wanted):
+        raise DataError(
+            f"{path} was made with other arguments: {'; '.join(differing[:3])}. Choose another path or delete it."
+        )
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Other versions of the libraries are fine to go on with, other arguments are not."""
     known = flat_settings(found)
-    differing = [
+    return [
         f"{name} is {known.get(name)!r}, wanted {value!r}"
         for name, value in flat_settings(wanted).items()
         if not name.startswith("versions.") and known.get(name) != value
     ]
-    if differing:
-        raise DataError(
-            f"{path} was made with other arguments: {'; '.join(differing[:3])}. Choose another path or delete it."
-        )

@@ -30,11 +30,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.config import SceneSettings
 from handmesh.errors import DataError
 from handmesh.hand import BETA_COUNT, HandArrays
 from handmesh.synth.backgrounds import Backgrounds
 from handmesh.synth.dataset import sample_generator
-from handmesh.synth.scene import SceneRenderer, SceneSettings
+from handmesh.synth.scene import SceneRenderer
 
 logger = logging.getLogger(__name__)
 

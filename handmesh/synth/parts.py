@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.config import LightSettings, SkinSettings
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import MANO_JOINT_NAMES, HandArrays
 from handmesh.hand.anatomy import SurfaceAnatomy
@@ -490,17 +491,6 @@ def _light_color(rng: np.random.Generator) -> Floats:
     return np.array([1, 0.86, 0.70]) * (1 - cold) + np.array([0.82, 0.93, 1.1]) * cold
 
 
-@dataclass(frozen=True)
-class LightSettings:
-    """Shares of light that is unlike an evenly lit room, out of all scenes."""
-
-    back: float = 0.10  # the key light behind the hand: a bright rim, the side we see in shade
-    flash: float = 0.08  # a hard light at the camera
-    overcast: float = 0.15  # no key light at all
-    colored: float = 0.06  # neon, sunset, stage: key light or surroundings of a strong colour
-    spots: tuple[int, int] = (0, 4)  # soft lamps and windows: at least, less than
-
-
 def sample_lights(rng: np.random.Generator, directions: Float32Array, settings: LightSettings) -> Lights:
     """An environment that is brighter above, soft lamps or windows, and most often a key light with shadows."""
     up = rng.normal(size=3) * 0.35 + [0, -1, 0]
@@ -535,18 +525,6 @@ def sample_lights(rng: np.random.Generator, directions: Float32Array, settings: 
             radiance = radiance * tint
     direction /= np.linalg.norm(direction)
     return Lights(radiance.astype(np.float32), direction.astype(np.float32), key)
-
-
-@dataclass(frozen=True)
-class SkinSettings:
-    """How strong the skin's detail is; ranges are of uniform draws."""
-
-    relief: tuple[float, float] = (0.05, 0.30)  # fine bumps
-    mottle: tuple[float, float] = (0.05, 0.24)  # blotches of blood and pigment
-    roughness: tuple[float, float] = (0.42, 0.66)
-    specular: tuple[float, float] = (0.020, 0.040)  # reflectance at normal incidence; skin's is 0.028
-    scatter: tuple[float, float] = (0.6, 1.3)  # how far light wraps around
-    palm_lines: tuple[float, float] = (0.3, 1.3)
 
 
 def sample_look(

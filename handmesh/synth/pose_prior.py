@@ -7,12 +7,12 @@ joint order. `PosePrior.sample` returns rotations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.config import PoseSettings
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import MANO_PARENTS, HandArrays
 from handmesh.hand.anatomy import (
@@ -167,21 +167,6 @@ _THUMB_STEP = np.zeros((3, 3))
 _THUMB_STEP[0, :2] = -0.06, 0.10
 _THUMB_STEP[1, 0] = -0.12
 _THUMB_STEP[2, 0] = -0.05
-
-
-@dataclass(frozen=True)
-class PoseSettings:
-    """How far poses stray from the library. Angles in radians."""
-
-    grasps: float = 2.0  # weight of base poses that hold something, relative to the others: half of all base poses
-    blend: float = 0.45  # probability that a pose lies between two base poses
-    swap_fingers: float = 0.20  # probability that some fingers come from another base pose
-    free: float = 0.12  # probability of independent random curls: what the library forgot
-    single_fingers: float = 0.30  # probability that one to three fingers curl or stretch on their own, see `_detach`
-    joint_noise: float = 0.10  # standard deviation of each flexion: people differ by 5 to 8 degrees in the same grasp
-    spread_noise: float = 0.06  # standard deviation of each abduction
-    fan_noise: float = 0.07  # standard deviation of the index finger's share in spreading all fingers or closing them
-    penetration: float = 0.005  # metres: deeper is redone; soft fingertips give 3 to 4 mm, capsules err by 1 to 2
 
 
 class SampledPose(NamedTuple):

@@ -11,19 +11,20 @@ Everything about the hand's surface is computed from `HandArrays`, so any right 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.config import SceneSettings
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, HandArrays
 from handmesh.hand.anatomy import bone_ends, palm_frame, surface_anatomy
 from handmesh.synth import objects, parts
 from handmesh.synth import shade as kernels
 from handmesh.synth.backgrounds import Backgrounds, skin_color
-from handmesh.synth.camera_effects import CameraEffects, camera_effects, mix_amplitude, place_on_background
-from handmesh.synth.pose_prior import PosePrior, PoseSettings, bone_segments, forward_kinematics
+from handmesh.synth.camera_effects import camera_effects, mix_amplitude, place_on_background
+from handmesh.synth.pose_prior import PosePrior, bone_segments, forward_kinematics
 from handmesh.synth.shade import Channel, Look, Material
 
 Floats = NDArray[np.float64]
@@ -39,71 +40,6 @@ _ENVIRONMENT_RESOLUTION = 56
 _SHADOW_RESOLUTION = 144
 _NEAREST = 0.06  # metres from the camera to whatever is nearest
 _ATTEMPTS = 6  # scenes tried until enough of the hand shows
-
-
-@dataclass(frozen=True)
-class SceneSettings:
-    """What is worth changing about scenes. Probabilities unless said otherwise."""
-
-    pose: PoseSettings = field(default_factory=PoseSettings)
-    # Views: shares of the mix. Uniform covers every orientation, the others are where cameras are.
-    uniform_views: float = 0.30  # 0.25 to 1.5 m
-    tripod_views: float = 0.20  # cameras around a person, as FreiHAND's: any side, 0.4 to 1 m, the arm near horizontal
-    selfie_views: float = 0.14  # palm or back to the camera, fingers up, 0.3 to 0.7 m
-    egocentric_views: float = 0.12  # own hand seen from the head: from the wrist side, back up
-    table_views: float = 0.16  # from above, any direction in the image plane
-    room_views: float = 0.10  # across a room, 0.8 to 3 m
-    # The longer side of the hand's box as a share of the image; below 0.45 crops waste pixels, above 0.95 they cut.
-    crop_share: tuple[float, float] = (0.45, 0.95)
-    off_center: float = 0.06  # standard deviation of the box centre, share of the image
-    off_axis: float = 0.14  # radians, standard deviation of the hand's direction from the optical axis, per axis
-    sleeve: float = 0.40
-    bracelet: float = 0.25  # or a watch, where there is no sleeve
-    object: float = 0.85  # for poses that hold something (a third of all): real hand photos are often of hands in use
-    stray_object: float = 0.08  # near the hand, whatever the pose
-    occluder: float = 0.16  # something flat in front of the camera's view of the hand
-    second_hand: float = 0.16  # another hand, most often the person's left one: holding, crossing or beside
-    nail_polish: float = 0.12
-    ring: float = 0.14
-    hair: float = 0.30  # on the back of hand and forearm
-    tattoo: float = 0.04
-    glove: float = 0.05
-    lights: parts.LightSettings = field(default_factory=parts.LightSettings)
-    skin: parts.SkinSettings = field(default_factory=parts.SkinSettings)
-    white_balance: float = 0.6  # share of the light's colour that the camera removes; 1 all, 0 none (not a probability)
-    shadow: float = 0.5  # drop shadow on the background
-    amplitude_mix: float = 0.10  # finished photographs that take on another background's coarse colours
-    # Fewer joints than this share inside the image and clear of other things (forearm, object, sleeve), and the scene
-    # is drawn again: what cannot be seen teaches nothing. Fingers behind fingers do not count, or fists would be rare;
-    # the second number bounds them, too.
-    least_clear: float = 0.65
-    least_visible: float = 0.3
-    beta_scale: float = 1.2  # standard deviation of the shape coefficients, cut at 3: children to large adults
-    effects: CameraEffects = field(default_factory=CameraEffects)
-
-    @classmethod
-    def held_out_look(cls) -> SceneSettings:
-        """The same hands, poses and views under a look that training never sees; with `Backgrounds(held_out=True)`.
-
-        Hard light of one strong lamp and little else, shinier and smoother or much rougher skin without scattering, a
-        camera that keeps the light's colour and is noisier: what a network learnt of our renderer alone fails here.
-        """
-        return cls(
-            lights=parts.LightSettings(back=0.2, flash=0.25, overcast=0, colored=0.25, spots=(0, 1)),
-            skin=parts.SkinSettings(
-                relief=(0.35, 0.7),
-                mottle=(0.28, 0.5),
-                roughness=(0.25, 0.40),
-                specular=(0.05, 0.08),
-                scatter=(0.0, 0.3),
-                palm_lines=(0.1, 0.6),
-            ),
-            white_balance=0.2,
-            shadow=0.2,
-            effects=CameraEffects(
-                contrast=0.2, gamma=0.25, saturation=0.3, defocus=0.45, noise=0.9, jpeg=0.9, color_cast=0.25
-            ),
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.config import Augmentation, SyntheticData, TrainConfig
+from handmesh.config import Augmentation, SyntheticData, TrainConfig, TrainingScenes, load_config, parse_config
 from handmesh.data.augment import augment, labels_in, sample_crop, scaled_effects, without_hand
 from handmesh.data.sample import HandSample
 from handmesh.data.sources import (
-    TRAINING_SCENES,
     PackSource,
     ValidationPack,
     training_pack,
-    training_scenes,
     validation_pack,
 )
 from handmesh.data.stream import HandBatch, TrainingStream, collate, resolution_at, training_batches
@@ -303,7 +301,7 @@ def test_effects_scale_with_their_strength():
         assert getattr(half, name) == pytest.approx(value / 2)
     assert scaled_effects(1.0) == whole
     assert max(vars(scaled_effects(100.0)).values()) <= 1, "probabilities stay probabilities"
-    assert scaled_effects(0.0) == replace(whole, **dict.fromkeys(vars(whole), 0.0))
+    assert scaled_effects(0.0) == CameraEffects.none()
 
 
 def test_a_mirrored_sample_is_the_crop_in_a_mirror_and_has_keypoints_only(tiny_pack):
@@ -356,41 +354,54 @@ def test_shares_of_mirrored_absent_and_wide_samples_are_as_asked(tiny_pack):
     assert (sides / extent > 2).mean() == pytest.approx(0.5, abs=0.1)
 
 
+def scenes_of(changes: dict) -> TrainingScenes:
+    return parse_config({"data": {"synthetic": {"scenes": changes}}}, "test").data.synthetic.scenes
+
+
 def test_a_runs_scenes_can_be_changed_by_name():
-    changed = training_scenes({"second_hand": 0, "pose": {"single_fingers": 0.5}, "crop_share": [0.4, 0.6]})
-    assert changed.second_hand == 0
-    assert changed.pose == replace(TRAINING_SCENES.pose, single_fingers=0.5)
-    assert changed.crop_share == (0.4, 0.6)
-    assert replace(changed, second_hand=TRAINING_SCENES.second_hand, pose=TRAINING_SCENES.pose) == replace(
-        TRAINING_SCENES, crop_share=(0.4, 0.6)
-    )
+    """What is not named stays as training draws it, within nested settings too; and so is a live run's."""
+    changes = {"second_hand": 0, "pose": {"single_fingers": 0.5}, "crop_share": [0.4, 0.6]}
+    usual, changed = TrainingScenes(), scenes_of(changes)
+    assert changed.pose == usual.pose.model_copy(update={"single_fingers": 0.5})
+    assert changed == usual.model_copy(update={"second_hand": 0.0, "pose": changed.pose, "crop_share": (0.4, 0.6)})
+    assert usual != SceneSettings()
+    assert parse_config({"data": {"live": {"scenes": changes}}}, "test").data.live.scenes == changed
+    assert load_config(None, ["data.synthetic.scenes={glove: 0.5}"]).data.synthetic.scenes.glove == 0.5
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"secnd_hand": 0}, r"scenes.secnd_hand does not exist: did you mean second_hand\?"),
-        ({"pose": {"fingers": 0}}, r"scenes.pose.fingers does not exist"),
-        ({"pose": 0}, r"scenes.pose is 0, wanted names and values of PoseSettings"),
-        ({"glove": "often"}, r"scenes.glove is 'often', wanted something like 0.05"),
-        ({"crop_share": [0.4]}, r"scenes.crop_share is \[0.4\], wanted something like"),
-        (
-            {"crop_share": [3, 1]},
-            r"data.synthetic.scenes.crop_share is \[3, 1\], wanted two numbers from 0 on",
-        ),
-        ({"glove": -0.1}, r"scenes.glove is -0.1, wanted a number from 0 on"),
-        ({"lights": {"spots": [0, math.nan]}}, r"scenes.lights.spots is"),
-        ({"skin": {"relief": [0.1, math.inf]}}, r"scenes.skin.relief is"),
+        ({"secnd_hand": 0}, r"data\.synthetic\.scenes\.secnd_hand is not a setting; did you mean 'second_hand'"),
+        ({"pose": {"fingers": 0}}, r"scenes\.pose\.fingers is not a setting"),
+        ({"pose": 0}, r"scenes\.pose: .*TrainingPoses.*, found 0"),
+        ({"glove": "often"}, r"scenes\.glove: .*number, found 'often'"),
+        ({"crop_share": [0.4]}, r"scenes\.crop_share\.1: Field required"),
+        ({"crop_share": [3, 1]}, r"scenes: crop_share is \(3.0, 1.0\), wanted two numbers from 0 on"),
+        ({"glove": -0.1}, r"scenes: glove is -0.1, wanted a number from 0 on"),
+        ({"lights": {"spots": [0, math.nan]}}, r"scenes\.lights\.spots"),
+        ({"skin": {"relief": [0.1, math.inf]}}, r"scenes\.skin\.relief"),
     ],
 )
 def test_a_scene_setting_that_is_none_is_refused_by_name(changes, message):
     with pytest.raises(ConfigError, match=message):
-        training_scenes(changes)
+        scenes_of(changes)
+
+
+def test_a_pack_that_a_former_version_named_is_found(tmp_path):
+    """The name came from the text of the changes ("0", "0.0"); what a pack holds is in its meta.json."""
+    settings = SyntheticData(directory=tmp_path, count=2, size=64, scenes=scenes_of({"object": 0}))
+    pack = training_pack(settings, 1)
+    former = pack.path.with_name("train-2-64px-seed0-scenes12345678")
+    pack.path.rename(former)
+    assert training_pack(settings, 1).path == former
+    other = settings.model_copy(update={"scenes": scenes_of({"object": 0.1})})
+    assert training_pack(other, 1).path not in (former, pack.path)
 
 
 def test_sets_of_other_scenes_lie_beside_each_other(tmp_path):
     plain = SyntheticData(directory=tmp_path, count=2, size=64)
-    bare = plain.model_copy(update={"scenes": {"object": 0, "stray_object": 0}})
+    bare = plain.model_copy(update={"scenes": scenes_of({"object": 0, "stray_object": 0})})
     assert training_pack(bare, 1).meta["settings"]["object"] == 0
     assert training_pack(plain, 1).meta["settings"]["object"] == SceneSettings().object
     assert len(list(tmp_path.iterdir())) == 2

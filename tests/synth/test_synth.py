@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from handmesh.config import LightSettings
 from handmesh.errors import DataError
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, MANO_PARENTS, builtin_hand
 from handmesh.hand.anatomy import palm_frame
@@ -32,7 +33,7 @@ from handmesh.synth.backgrounds import (
     draw_distractors,
     procedural_background,
 )
-from handmesh.synth.parts import LightSettings, sample_lights, sphere_directions
+from handmesh.synth.parts import sample_lights, sphere_directions
 
 SIZE = 96
 COUNT = 12

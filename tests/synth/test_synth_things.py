@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -158,7 +156,7 @@ def test_a_second_hand_changes_no_label(backgrounds):
     """Pose, place and camera are those of the first hand alone; the second can only hide, and only adds coverage."""
     hidden = added = 0
     for index in range(5):
-        alone, both = render_both(backgrounds, replace(BARE, second_hand=1), 3, index)
+        alone, both = render_both(backgrounds, BARE.model_copy(update={"second_hand": 1.0}), 3, index)
         for name in ("vertices", "joints", "keypoints", "pose", "betas", "translation", "intrinsics"):
             np.testing.assert_array_equal(getattr(alone, name), getattr(both, name))
         assert both.facts["second_hand"] == 1
@@ -188,7 +186,7 @@ def test_gloves_hair_and_tattoos_change_the_picture_and_no_label(backgrounds):
     for name in ("glove", "hair", "tattoo"):
         changed = 0.0
         for index in range(4):
-            plain, worn = render_both(backgrounds, replace(BARE, **{name: 1}), 4, index)
+            plain, worn = render_both(backgrounds, BARE.model_copy(update={name: 1.0}), 4, index)
             for label in ("vertices", "keypoints", "visible", "mask", "alpha"):
                 np.testing.assert_array_equal(getattr(plain, label), getattr(worn, label))
             inside = plain.alpha == 255
@@ -198,7 +196,8 @@ def test_gloves_hair_and_tattoos_change_the_picture_and_no_label(backgrounds):
 
 def test_forearms_never_pass_the_camera(backgrounds):
     """Close, egocentric views along the arm: the open end of the forearm must not be seen, so all of it is in front."""
-    settings = replace(BARE, uniform_views=0, tripod_views=0, selfie_views=0, table_views=0, room_views=0)
+    names = ("uniform_views", "tripod_views", "selfie_views", "table_views", "room_views")
+    settings = BARE.model_copy(update=dict.fromkeys(names, 0.0))
     renderer = SceneRenderer(builtin_hand(), settings, SIZE, backgrounds=backgrounds)
     for index in range(12):
         renderer.render_foreground(sample_generator(5, index))

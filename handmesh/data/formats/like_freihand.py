@@ -16,7 +16,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ _RENDER_SIZE = 320
 _HAND_PIXELS = (65.0, 115.0)  # the longer side of the keypoints' box
 _PRINCIPAL_POINT = (112.0, 112.0)
 # FreiHAND's cameras stand 0.3 to 1.05 m away and look at the hand; ours up to 1.5 m.
-_SCENES = replace(SceneSettings(), room_views=0.0, crop_share=(0.40, 0.48), off_center=0.02, off_axis=0.10)
+_SCENES = SceneSettings(room_views=0.0, crop_share=(0.40, 0.48), off_center=0.02, off_axis=0.10)
 _ROOT = JOINT_NAMES.index("middle_mcp")
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 90]
 
