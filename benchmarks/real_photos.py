@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh import metrics
-from handmesh.draw.render import draw_skeleton
+from handmesh.draw.skeleton import draw_skeleton
 from handmesh.files.image import encode_image, read_image
 from handmesh.hand import builtin_hand
 from handmesh.predict import HandPrediction, load_predictor

@@ -55,6 +55,7 @@ def main() -> None:
     import numpy as np
 
     from handmesh.draw import render
+    from handmesh.draw.skeleton import draw_skeleton
     from handmesh.geometry.normals import vertex_normals
     from handmesh.hand import builtin_hand
 
@@ -77,7 +78,7 @@ def main() -> None:
         runs = (
             partial(render.overlay, image, placed, hand.faces, normals=normals),
             partial(render.render_mesh, placed, hand.faces, (width, height), normals=normals),
-            partial(render.draw_skeleton, image, keypoints),
+            partial(draw_skeleton, image, keypoints),
         )
         times = " | ".join(f"{best_ms(run, count):.2f}" for run in runs)
         print(f"| {width} x {height} | {covered:,} | {times} |")

@@ -322,7 +322,7 @@ def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
         "hand model (in network)": lambda: geometry.run(None, {POOLED: features}),
         "predict": lambda: predictor(photo, handedness="right"),
         "decode and predict": lambda: predictor(encoded, handedness="right"),
-        "encode": lambda: encode_hands([as_mesh_hand(hand, 0, ".json")], ".json"),
+        "encode": lambda: encode_hands([as_mesh_hand(hand)], ".json"),
         "draw": lambda: hand.overlay(photo.image),
     }
     timings = time_in_turns(tasks, runs=runs, clock=clock)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -25,6 +25,12 @@ from handmesh.cli.shell import (
     say_error,
 )
 from handmesh.errors import ConfigError, HandMeshError, ImageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from handmesh.predict import HandPrediction
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -53,6 +59,10 @@ def predict(
         typer.Option("--search/--no-search", help="Without a good hand in the whole photo, search tiles of it, too."),
     ] = True,
     skeleton: Annotated[bool, typer.Option("--skeleton", help="Draw bones instead of the mesh in pictures.")] = False,
+    renderer: Annotated[
+        str,
+        typer.Option(metavar="own|pytorch3d", help="Who draws meshes in pictures."),
+    ] = "own",
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out images whose results are all there: goes on with a run.")
     ] = False,
@@ -85,6 +95,12 @@ def predict(
     if boxes and detector != "none":
         raise ConfigError("--box and --detector both say where hands are: give one of them.")
     camera_of(focal, fov, (1, 1))  # refused here, once, and not for every photo
+    if renderer not in ("own", "pytorch3d") or (skeleton and renderer != "own"):
+        raise ConfigError(f"--renderer {renderer}: wanted own or pytorch3d, and it draws meshes, not --skeleton.")
+    if renderer == "pytorch3d":
+        from handmesh.draw.pytorch3d import check_installed
+
+        check_installed()
     jobs = list(_shard(_plan(images, out, formats), shard))
     if skip_existing:
         jobs = [job for job in jobs if not all(path.exists() for path in job[1])]
@@ -104,6 +120,13 @@ def predict(
     workers = min(threads, len(jobs))
     predictor = load_predictor(model, passes=passes, threads=threads if workers == 1 else 1)
 
+    def picture(image: NDArray[np.uint8], hands: Sequence[HandPrediction]) -> NDArray[np.uint8]:
+        if renderer == "pytorch3d":
+            from handmesh.draw import pytorch3d, render
+
+            return render.overlay_meshes(image, [hand.mesh for hand in hands], draw_box=pytorch3d.draw_box)
+        return overlay_hands(image, hands, skeleton=skeleton)
+
     def predict_one(job: tuple[Path, list[Path]]) -> str | None:
         """What went wrong, or None."""
         path, targets = job
@@ -120,11 +143,10 @@ def predict(
                     hands = predict_detected(predictor, finder, photo, side, intrinsics)
             for target in targets:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if skeleton and target.suffix in (".png", ".jpg"):
-                    drawn = overlay_hands(photo.image, hands, skeleton=True)
-                    write_atomically(target, encode_image(drawn, target.suffix))
-                else:  # a large photo is decoded in full only for a picture of it
-                    save_predictions(target, hands, photo.image if target.suffix in (".png", ".jpg") else None)
+                if target.suffix in (".png", ".jpg"):  # a large photo is decoded in full only for a picture of it
+                    write_atomically(target, encode_image(picture(photo.image, hands), target.suffix))
+                else:
+                    save_predictions(target, hands)
         except (HandMeshError, OSError) as error:
             return str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
         return None

@@ -21,7 +21,7 @@ console = Console()
 error_console = Console(stderr=True)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-FORMATS = ("glb", "obj", "ply", "npz", "json", "png", "jpg", "html")
+FORMATS = ("glb", "obj", "ply", "stl", "npz", "json", "png", "jpg", "html")
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", metavar="NAME|PATH", help="A model file; without it, the bundled model.")

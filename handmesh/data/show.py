@@ -15,7 +15,8 @@ from handmesh.data.crops import CropProtocol, crop_protocol
 from handmesh.data.formats.freihand import FreiHand, available_splits
 from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData
 from handmesh.data.sample import RawData, RawSample
-from handmesh.draw.render import HAND_COLORS, draw_skeleton, overlay
+from handmesh.draw.render import HAND_COLORS, overlay
+from handmesh.draw.skeleton import draw_skeleton
 from handmesh.errors import AssetError, ConfigError, DataError
 from handmesh.geometry.crop import CropTransform
 from handmesh.geometry.normals import vertex_normals

@@ -1,38 +1,23 @@
-"""`render.render_mesh` by PyTorch3D instead: a second opinion on what is drawn, for machines that have it.
+"""Meshes drawn by PyTorch3D instead of `render`: a second opinion, for machines that have it.
 
-Same arguments, same answer within the antialiasing of edges. PyTorch3D decides which face each sample sees; colours are
-then interpolated per sample and lit by the same lights as in `render`, at full rate instead of once per pixel.
+`overlay_meshes(image, meshes, draw_box=pytorch3d.draw_box)` is what `handmesh predict --renderer pytorch3d` does. The
+same picture within the antialiasing of edges. PyTorch3D decides which face each sample sees; colours are then
+interpolated per sample and lit by the same lights as in `render`, at full rate instead of once per pixel.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from handmesh.draw.render import HAND_COLORS, ImageMesh, drawable_scene, shade_surface
+from handmesh.draw.render import Box, Scene, shade_surface
 from handmesh.errors import ConfigError
-from handmesh.hand import Handedness
 
 
-def render_mesh(
-    vertices_image: NDArray[np.floating[Any]],
-    faces: NDArray[np.integer[Any]],
-    size: tuple[int, int],
-    *,
-    normals: NDArray[np.floating[Any]] | None = None,
-    color: ArrayLike = HAND_COLORS[Handedness.RIGHT],
-    device: str = "cpu",
-) -> NDArray[np.uint8]:
-    """Draw one mesh alone, `size` = (width, height) pixels -> (height, width, 4) RGBA uint8. See `render.render_mesh`.
-
-    Faces turned away are left out, also where an opening of the mesh would show them. Raises ConfigError when PyTorch3D
-    is not installed.
-    """
+def check_installed() -> None:
+    """Raises ConfigError when PyTorch3D is not installed."""
     try:
-        from pytorch3d.renderer.mesh import rasterize_meshes
-        from pytorch3d.structures import Meshes
+        import pytorch3d.renderer.mesh  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             f"The PyTorch3D renderer was asked for, but it cannot be imported ({error}). PyPI has no wheel of it: "
@@ -40,31 +25,40 @@ def render_mesh(
             "or use the default renderer."
         ) from None
 
-    width, height = size
+
+def draw_box(scene: Scene, box: Box) -> NDArray[np.uint8]:
+    """Draw what of a scene lies in a box of pixels -> (y1 - y0, x1 - x0, 4) RGBA.
+
+    Faces turned away are left out, also where an opening of the mesh would show them. Raises ConfigError when PyTorch3D
+    is not installed.
+    """
+    check_installed()
+    from pytorch3d.renderer.mesh import rasterize_meshes
+    from pytorch3d.structures import Meshes
+
+    width, height = box[2] - box[0], box[3] - box[1]
+    points = scene.points - np.array([box[0], box[1], 0], np.float32)
     rgba = np.zeros((2 * height, 2 * width, 4), np.float32)
-    scene = drawable_scene([ImageMesh(vertices_image, faces, normals, color)])
-    corners = scene.points[scene.faces]
+    corners = points[scene.faces]
     one, two = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     front = scene.faces[one[:, 0] * two[:, 1] - two[:, 0] * one[:, 1] < 0]
     if len(front):
         import torch
 
         # PyTorch3D's picture plane: x to the left, y up, the shorter side from -1 to 1 edge to edge; depth is positive.
-        place = np.empty_like(scene.points)
+        place = np.empty_like(points)
         shorter = min(width, height)
-        place[:, 0] = (width - 2 * (scene.points[:, 0] + 0.5)) / shorter
-        place[:, 1] = (height - 2 * (scene.points[:, 1] + 0.5)) / shorter
-        place[:, 2] = scene.points[:, 2] - scene.points[:, 2].min() + 1
-        mesh = Meshes(
-            verts=[torch.from_numpy(place).to(device)], faces=[torch.from_numpy(front.astype(np.int64)).to(device)]
-        )
+        place[:, 0] = (width - 2 * (points[:, 0] + 0.5)) / shorter
+        place[:, 1] = (height - 2 * (points[:, 1] + 0.5)) / shorter
+        place[:, 2] = points[:, 2] - points[:, 2].min() + 1
+        mesh = Meshes(verts=[torch.from_numpy(place)], faces=[torch.from_numpy(front.astype(np.int64))])
         face_of, _, weights, _ = rasterize_meshes(
             mesh, image_size=(2 * height, 2 * width), blur_radius=0.0, faces_per_pixel=1, perspective_correct=False
         )
-        seen = face_of[0, :, :, 0].cpu().numpy()
+        seen = face_of[0, :, :, 0].numpy()
         covered = seen >= 0
         values = np.einsum(
-            "nc,nck->nk", weights[0, :, :, 0].cpu().numpy()[covered], scene.attributes[front[seen[covered]]]
+            "nc,nck->nk", weights[0, :, :, 0].numpy()[covered], scene.attributes[front[seen[covered]]]
         ).astype(np.float32)
         for value in values:
             shade_surface(value, True, value[:3])

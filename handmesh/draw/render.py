@@ -1,4 +1,4 @@
-"""Drawing hands on photographs, on the CPU: a z-buffer renderer for meshes, and skeletons.
+"""Drawing meshes on photographs, on the CPU: a z-buffer renderer.
 
 A mesh to draw is given by `vertices_image`, (N, 3): x and y in image pixels, centres of pixels at integers, and depth,
 which grows away from the viewer, in any one unit. Whatever the camera was, its projection has already happened, so weak
@@ -6,8 +6,8 @@ perspective and pinhole draw alike and the picture agrees with the projected poi
 from outside. Those turned away are the inside of the mesh: dark, and seen only through an opening such as the wrist.
 
 Light falls by the vertex normals, unit vectors on the camera's axes (x right, y down, z forward). Get them from the
-mesh in metres with `normals.vertex_normals`. When none are given they are computed from `vertices_image`, which is
-right only if depth is in pixels too.
+mesh in metres with `geometry.normals.vertex_normals`. When none are given they are computed from `vertices_image`,
+which is right only if depth is in pixels too.
 
 Every call uses memory of its own, and the compiled loops run without Python's lock: threads may draw at the same time.
 """
@@ -15,7 +15,7 @@ Every call uses memory of its own, and the compiled loops run without Python's l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,23 +24,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from handmesh.errors import ImageError
 from handmesh.geometry.normals import vertex_normals
-from handmesh.hand import BONES, FINGER_NAMES, JOINT_NAMES, Handedness
+from handmesh.hand import Handedness
 from handmesh.system.kernels import kernel
 
 Color = tuple[int, int, int]
+Box = tuple[int, int, int, int]  # pixels x0 <= x < x1, y0 <= y < y1
 
 # Blue and amber: far from every skin tone and from each other, also for eyes that do not tell red from green.
 HAND_COLORS: Final[dict[Handedness, Color]] = {Handedness.RIGHT: (128, 176, 246), Handedness.LEFT: (250, 186, 104)}
-
-# Five hues of the Okabe-Ito palette for colour-blind readers, brightened for dark photographs; grey for the wrist.
-FINGER_COLORS: Final[dict[str, Color]] = {
-    "thumb": (255, 92, 66),
-    "index": (255, 190, 40),
-    "middle": (46, 214, 134),
-    "ring": (74, 176, 255),
-    "pinky": (232, 120, 222),
-}
-WRIST_COLOR: Final[Color] = (236, 236, 236)
 
 # Coordinates are drawn up to this many pixels from the image's corner: beyond it float32 cannot tell half pixels apart.
 MAX_COORDINATE: Final = 1e6
@@ -82,7 +73,7 @@ def render_meshes(meshes: Sequence[ImageMesh], size: tuple[int, int]) -> NDArray
         raise ValueError(f"The size of a picture is (width, height) of at least one pixel, found {size}.")
     rgba = np.zeros((height, width, 4), np.uint8)
     scene = drawable_scene(meshes)
-    x0, y0, x1, y1 = _box(scene, width, height)
+    x0, y0, x1, y1 = box_of(scene, width, height)
     if x0 < x1 and y0 < y1:
         rgba[y0:y1, x0:x1] = _draw_box(scene, (x0, y0, x1, y1))
     return rgba
@@ -101,74 +92,32 @@ def overlay(
     return overlay_meshes(image, [ImageMesh(vertices_image, faces, normals, color)], opacity=opacity)
 
 
-def overlay_meshes(image: NDArray[np.uint8], meshes: Sequence[ImageMesh], *, opacity: float = 0.9) -> NDArray[np.uint8]:
+def overlay_meshes(
+    image: NDArray[np.uint8],
+    meshes: Sequence[ImageMesh],
+    *,
+    opacity: float = 0.9,
+    draw_box: Callable[[Scene, Box], NDArray[np.uint8]] | None = None,
+) -> NDArray[np.uint8]:
     """Draw meshes, which hide each other by depth, over a copy of an (H, W, 3) uint8 RGB image.
 
-    Only pixels within the meshes' box are touched. `opacity` is from 0 (nothing) to 1.
-    Raises ImageError for an array that is no such image, and what `render_mesh` raises.
+    Only pixels within the meshes' box are touched. `opacity` is from 0 (nothing) to 1. `draw_box` is another renderer,
+    `draw.pytorch3d.draw_box`; None is this one. Raises ImageError for an array that is no such image, and what
+    `render_mesh` raises.
     """
-    _check_image(image)
+    check_image(image)
     if not 0 <= opacity <= 1:
         raise ValueError(f"Opacity is from 0 to 1, found {opacity}.")
     drawn = np.array(image, order="C")
     scene = drawable_scene(meshes)
-    x0, y0, x1, y1 = _box(scene, image.shape[1], image.shape[0])
+    box = x0, y0, x1, y1 = box_of(scene, image.shape[1], image.shape[0])
     if x0 < x1 and y0 < y1:
-        _composite(drawn[y0:y1, x0:x1], _draw_box(scene, (x0, y0, x1, y1)), np.float32(opacity))
+        _composite(drawn[y0:y1, x0:x1], (draw_box or _draw_box)(scene, box), np.float32(opacity))
     return drawn
 
 
-def draw_skeleton(
-    image: NDArray[np.uint8],
-    keypoints: NDArray[np.floating[Any]],
-    *,
-    visible: NDArray[np.bool_] | None = None,
-    width: float | None = None,
-) -> NDArray[np.uint8]:
-    """Draw 21 joints and their bones over a copy of an (H, W, 3) uint8 RGB image, one colour per finger.
-
-    `keypoints` is (21, 2): x, y in pixels in the order of `hand.JOINT_NAMES`; further columns are ignored. Joints that
-    are not `visible` (21,) or not finite are left out with their bones. `width` is the bones' in pixels; None fits it
-    to the hand's size. Raises ImageError for an array that is no image, ValueError for keypoints of other shapes.
-    """
-    import cv2  # on first use: meshes are drawn without it
-
-    _check_image(image)
-    points = np.asarray(keypoints, dtype=np.float64)
-    if points.ndim != 2 or points.shape[0] != len(JOINT_NAMES) or points.shape[1] < 2:
-        raise ValueError(f"Keypoints are ({len(JOINT_NAMES)}, 2), found {points.shape}.")
-    points = points[:, :2]
-    shown: NDArray[np.bool_] = np.all(np.abs(points) < MAX_COORDINATE, axis=1)  # false for what is not finite
-    if visible is not None:
-        shown = shown & np.asarray(visible, dtype=bool).reshape(len(JOINT_NAMES))
-    drawn = np.array(image, order="C")
-    if not shown.any():
-        return drawn
-    if width is None:
-        width = float(np.clip(0.016 * np.ptp(points[shown], axis=0).max(), 1.0, 0.01 * max(image.shape[:2]) + 2))
-
-    # A dark edge makes every colour legible on any skin. OpenCV's coordinates are integers: here sixteenths of a pixel.
-    shift = 4
-    fixed = [(round(x * 2**shift), round(y * 2**shift)) for x, y in np.where(shown[:, None], points, 0.0)]
-    edge = max(1.0, 0.35 * width)
-    for grow, dark in ((2 * edge, True), (0.0, False)):
-        for parent, joint in BONES:
-            if shown[parent] and shown[joint]:
-                bone_color = (24, 24, 24) if dark else _joint_color(joint)
-                thickness = min(max(1, round(width + grow)), 255)  # OpenCV draws no wider
-                cv2.line(drawn, fixed[parent], fixed[joint], bone_color, thickness, cv2.LINE_AA, shift)
-    for joint in np.flatnonzero(shown).tolist():
-        for radius, dot_color in ((1.1 * width + edge, (24, 24, 24)), (1.1 * width, _joint_color(joint))):
-            cv2.circle(drawn, fixed[joint], round(radius * 2**shift), dot_color, cv2.FILLED, cv2.LINE_AA, shift)
-    return drawn
-
-
-def _joint_color(joint: int) -> Color:
-    finger = JOINT_NAMES[joint].split("_")[0]
-    return FINGER_COLORS[finger] if finger in FINGER_NAMES else WRIST_COLOR
-
-
-def _check_image(image: NDArray[np.uint8]) -> None:
+def check_image(image: NDArray[np.uint8]) -> None:
+    """Raises ImageError for what cannot be drawn on."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ImageError(f"An image to draw on is (H, W, 3) uint8 RGB, found {image.dtype} {image.shape}.")
 
@@ -215,7 +164,7 @@ def drawable_scene(meshes: Sequence[ImageMesh]) -> Scene:
     return Scene(np.concatenate(points), np.concatenate(attributes), np.concatenate(faces))
 
 
-def _box(scene: Scene, width: int, height: int) -> tuple[int, int, int, int]:
+def box_of(scene: Scene, width: int, height: int) -> Box:
     """The pixels x0 <= x < x1, y0 <= y < y1 that the scene may touch; empty when x0 >= x1 or y0 >= y1."""
     if len(scene.faces) == 0:
         return (0, 0, 0, 0)
@@ -232,7 +181,7 @@ def _box(scene: Scene, width: int, height: int) -> tuple[int, int, int, int]:
     )
 
 
-def _draw_box(scene: Scene, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+def _draw_box(scene: Scene, box: Box) -> NDArray[np.uint8]:
     x0, y0, x1, y1 = box
     rgba = np.zeros((y1 - y0, x1 - x0, 4), np.uint8)
     points = scene.points - np.array([x0, y0, 0], np.float32)

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh import metrics
-from handmesh.draw.render import draw_skeleton, overlay, render_mesh
+from handmesh.draw.render import overlay, render_mesh
+from handmesh.draw.skeleton import draw_skeleton
 from handmesh.errors import DataError, ImageError
 from handmesh.evaluate.official_files import HandPoints
 from handmesh.evaluate.scores import PAPER_KEYS, PUBLISHED, UNALIGNED_KEYS, Comparison, Evaluation

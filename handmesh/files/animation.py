@@ -6,7 +6,7 @@ morph targets are added before skinning, exactly where correctives are. For each
 frames are reduced to as few targets as keep every vertex of every frame within `CORRECTIVE_ERROR`, by a principal
 component analysis of the displacements, and animated by their weights. `correctives=False` leaves them out.
 
-Axes and units as in mesh_io: glTF and BVH are y up, so (x, y, z) of the camera is (x, -y, -z); metres, in BVH
+Axes and units as in mesh.py: glTF and BVH are y up, so (x, y, z) of the camera is (x, -y, -z); metres, in BVH
 centimetres. The animation's time is the clip's.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from handmesh.draw.render import HAND_COLORS
 from handmesh.errors import ExportError
-from handmesh.files.mesh import Glb, gltf_normals, linear_from_srgb
+from handmesh.files.glb import Glb, gltf_normals, linear_from_srgb
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import (
     BETA_COUNT,

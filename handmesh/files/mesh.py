@@ -1,36 +1,38 @@
-"""Hands as files: .glb, .obj, .ply and .html to look at and model with, .npz and .json to compute with.
+"""Hands as files: .glb, .obj, .ply, .stl and .html to look at and model with, .npz and .json to compute with.
 
-Two sets of axes, one rule. Handmesh computes on the camera's axes (x right, y down, z forward); .npz and .json keep
-them. 3D programs want y up, so .glb, .obj, .ply and .html hold (x, -y, -z): a half turn about x, which mirrors nothing.
-A hand seen from the camera is then seen from +z, the way three.js looks at a new scene. All lengths are metres. Faces
-are counter-clockwise seen from outside, for right hands and left ones alike. docs/outputs.md describes every format.
+Two frames, one rule, here and nowhere else. Data (.npz, .json) are a hand as it is computed, in the hand frame, and
+the way from there to the camera. Scenes (.glb, .obj, .ply, .stl, .html) hold it where it is in the camera frame, so
+that several hands are placed to each other; and since 3D programs want y up, as (x, -y, -z): a half turn about x, which
+mirrors nothing. A hand seen from the camera is then seen from +z, the way three.js looks at a new scene. All lengths
+are metres. Faces are counter-clockwise seen from outside, for right hands and left ones alike. docs/outputs.md
+describes every format. trimesh writes .obj, .ply, .stl and the page of .html; its other formats are one
+`MeshHand.to_trimesh()` away.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
-import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic_core import to_json
 
 from handmesh.errors import ExportError
-from handmesh.geometry.normals import vertex_normals
+from handmesh.files.glb import Glb, generator, gltf_normals, linear_from_srgb
 from handmesh.hand import BONES, FACE_COUNT, JOINT_NAMES, VERTEX_COUNT, Handedness
 from handmesh.system.atomic import write_atomically
 
-MESH_SUFFIXES: Final = (".glb", ".obj", ".ply", ".npz", ".json", ".html")
+if TYPE_CHECKING:
+    from trimesh import Trimesh
+
+MESH_SUFFIXES: Final = (".glb", ".obj", ".ply", ".stl", ".npz", ".json", ".html")
 
 # The version of the .json and .npz schema; it grows when a reader of the old one would misread the new.
 SCHEMA_VERSION: Final = 1
@@ -43,17 +45,27 @@ _Y_UP = np.array([1.0, -1.0, -1.0])
 
 @dataclass(frozen=True, eq=False)
 class MeshHand:
-    """One hand to write. Metres; x right, y down, z forward. docs/outputs.md says which frame predictions are in."""
+    """One hand to write, in the hand frame. Metres; x right, y down, z forward."""
 
-    vertices: NDArray[np.floating[Any]]  # (V, 3) from the hand's origin
+    vertices: NDArray[np.floating[Any]]  # (V, 3)
     faces: NDArray[np.integer[Any]]  # (F, 3) counter-clockwise seen from outside
-    joints: NDArray[np.floating[Any]]  # (21, 3) from the hand's origin, in the order of hand.JOINT_NAMES
+    joints: NDArray[np.floating[Any]]  # (21, 3) in the order of hand.JOINT_NAMES
     handedness: Handedness
     name: str = "hand"  # of the node or object
-    translation: tuple[float, float, float] | NDArray[np.floating[Any]] = (0.0, 0.0, 0.0)  # the hand's origin
+    # points_cam = cam_from_hand_axes @ points + translation
+    translation: tuple[float, float, float] | NDArray[np.floating[Any]] = (0.0, 0.0, 0.0)
+    cam_from_hand_axes: NDArray[np.floating[Any]] = field(default_factory=lambda: np.eye(3))
     color: ArrayLike = DEFAULT_COLOR  # (3,) or (V, 3) sRGB 0..255
     # What else .npz and .json should hold: arrays, numbers, strings, None, or mappings of these.
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def vertices_cam(self) -> NDArray[np.float64]:
+        """(V, 3)"""
+        return np.asarray(self.vertices, np.float64) @ self.cam_from_hand_axes.T + np.asarray(self.translation)
+
+    def to_trimesh(self) -> Trimesh:
+        """A trimesh.Trimesh with normals and colours: the door to its other formats and tools. Camera frame, y up."""
+        return _one_mesh([self])
 
 
 def save_hands(path: str | os.PathLike[str], hands: Sequence[MeshHand]) -> None:
@@ -70,6 +82,7 @@ def encode_hands(hands: Sequence[MeshHand], suffix: str) -> bytes:
         ".glb": _glb,
         ".obj": _obj,
         ".ply": _ply,
+        ".stl": _stl,
         ".npz": _npz,
         ".json": _json,
         ".html": _html,
@@ -91,6 +104,7 @@ def _check(hand: MeshHand) -> None:
             f"faces are {faces.dtype} {faces.shape}, wanted (F, 3) integers",
         ),
         (joints.shape == (len(JOINT_NAMES), 3), f"joints are {joints.shape}, wanted ({len(JOINT_NAMES)}, 3)"),
+        (hand.cam_from_hand_axes.shape == (3, 3), f"cam_from_hand_axes is {hand.cam_from_hand_axes.shape}"),
         (np.shape(hand.translation) == (3,), f"translation is {np.shape(hand.translation)}, wanted (3,)"),
         (np.shape(hand.color) in ((3,), (count, 3)), f"color is {np.shape(hand.color)}, wanted (3,) or ({count}, 3)"),
     )
@@ -99,7 +113,7 @@ def _check(hand: MeshHand) -> None:
             raise ExportError(f"Cannot write {hand.name!r}: {message}.")
     if not len(faces) or faces.min() < 0 or faces.max() >= count:
         raise ExportError(f"Cannot write {hand.name!r}: its faces are none, or name vertices it does not have.")
-    for name in ("vertices", "joints", "translation"):
+    for name in ("vertices", "joints", "translation", "cam_from_hand_axes"):
         if not np.isfinite(getattr(hand, name)).all():
             raise ExportError(f"Cannot write {hand.name!r}: its {name} are not all finite numbers.")
     if any(character < " " for character in hand.name):
@@ -116,67 +130,6 @@ def _colors(hand: MeshHand) -> NDArray[np.uint8]:
     return np.broadcast_to(color, (len(hand.vertices), 3))
 
 
-def linear_from_srgb(srgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """IEC 61966-2-1. glTF's vertex colours are linear (glTF 2.0, section 3.9.2)."""
-    value = srgb.astype(np.float64) / 255
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
-
-
-class Glb:
-    """A binary glTF 2.0 file in the making: arrays become accessors in one buffer."""
-
-    def __init__(self) -> None:
-        self.document: dict[str, Any] = {
-            "asset": {"version": "2.0", "generator": generator()},
-            "scene": 0,
-            "scenes": [{"name": "hands"}],
-        }
-        self._buffer = bytearray()
-
-    def add(self, section: str, item: dict[str, Any]) -> int:
-        """Append to a top-level list; returns the index by which others refer to it."""
-        items: list[dict[str, Any]] = self.document.setdefault(section, [])
-        items.append(item)
-        return len(items) - 1
-
-    def accessor(self, array: NDArray[Any], target: Literal["vertices", "indices"] | None = None) -> int:
-        """Append (N,) scalars, (N, 2 to 4) vectors or (N, 4, 4) matrices of float32 or unsigned integers.
-
-        `target` says what the graphics card needs them for; None for animations and the like. glTF's matrices are
-        stored column by column; these are matrices as numpy has them.
-        """
-        array = np.ascontiguousarray(array.swapaxes(-1, -2) if array.ndim == 3 else array)
-        self._buffer += b"\0" * (-len(self._buffer) % 4)
-        view: dict[str, Any] = {"buffer": 0, "byteOffset": len(self._buffer), "byteLength": array.nbytes}
-        if target is not None:
-            view["target"] = 34962 if target == "vertices" else 34963
-        self._buffer += array.astype(array.dtype.newbyteorder("<")).tobytes()
-        rows = array.reshape(len(array), -1)
-        item: dict[str, Any] = {
-            "bufferView": self.add("bufferViews", view),
-            "componentType": {"f4": 5126, "u1": 5121, "u2": 5123, "u4": 5125}[array.dtype.str[1:]],
-            "count": len(array),
-            "type": {1: "SCALAR", 2: f"VEC{rows.shape[1]}", 3: "MAT4"}[array.ndim],
-            # Demanded for positions and times; kept as the float32 numbers they are, for validators compare exactly.
-            "min": rows.min(axis=0).tolist(),
-            "max": rows.max(axis=0).tolist(),
-        }
-        return self.add("accessors", item)
-
-    def encode(self) -> bytes:
-        """Header, JSON chunk, binary chunk, each padded to four bytes (glTF 2.0, section 4.4)."""
-        chunks = b""
-        if self._buffer:
-            self.document["buffers"] = [{"byteLength": len(self._buffer)}]
-        text = json.dumps(self.document, separators=(",", ":"), allow_nan=False).encode()
-        text += b" " * (-len(text) % 4)
-        chunks += struct.pack("<I4s", len(text), b"JSON") + text
-        if self._buffer:
-            binary = bytes(self._buffer) + b"\0" * (-len(self._buffer) % 4)
-            chunks += struct.pack("<I4s", len(binary), b"BIN\0") + binary
-        return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
-
-
 def _glb(hands: Sequence[MeshHand]) -> bytes:
     glb = Glb()
     for hand in hands:
@@ -185,7 +138,8 @@ def _glb(hands: Sequence[MeshHand]) -> bytes:
             "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.7},
             "doubleSided": True,  # the wrist is open: one can look inside
         }
-        vertices = _y_up(hand.vertices)
+        # The node stands at the hand's origin: only its axes are the camera's.
+        vertices = _y_up(hand.vertices @ hand.cam_from_hand_axes.T)
         faces = np.asarray(hand.faces)
         primitive = {
             "attributes": {
@@ -206,82 +160,63 @@ def _glb(hands: Sequence[MeshHand]) -> bytes:
             "extras": {
                 "handedness": str(hand.handedness),
                 "joint_names": list(JOINT_NAMES),
-                "joints": _rounded(_y_up(hand.joints)),  # metres, in the node's own frame
+                "joints": _rounded(_y_up(hand.joints @ hand.cam_from_hand_axes.T)),  # metres, in the node's own frame
             },
         }
         glb.document["scenes"][0].setdefault("nodes", []).append(glb.add("nodes", node))
     return glb.encode()
 
 
-def gltf_normals(vertices: NDArray[np.float32], faces: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-    """Unit length everywhere, as glTF demands, also at a vertex without a face."""
-    normals = vertex_normals(vertices.astype(np.float64), faces)
-    normals[(normals == 0).all(axis=-1)] = (0.0, 0.0, 1.0)
-    return normals.astype(np.float32)
-
-
-def _placed(hand: MeshHand) -> NDArray[np.float32]:
-    """(V, 3) vertices with the hand where it is, y up: for formats without nodes."""
-    return _y_up(np.asarray(hand.vertices, np.float64) + np.asarray(hand.translation, np.float64))
-
-
 def _obj(hands: Sequence[MeshHand]) -> bytes:
-    lines = [f"# {generator()}: metres, y up, vertex colours as r g b after x y z"]
-    start = 1
+    import trimesh
+
+    scene = trimesh.Scene()
     for hand in hands:
-        vertices, faces = _placed(hand), np.asarray(hand.faces)
         # A space in an object's name ends it for some readers.
-        lines.append(f"o {hand.name.replace(' ', '_')}")
-        lines += [
-            f"v {x:.6f} {y:.6f} {z:.6f} {red:.4f} {green:.4f} {blue:.4f}"
-            for (x, y, z), (red, green, blue) in zip(vertices.tolist(), (_colors(hand) / 255).tolist(), strict=True)
-        ]
-        lines += [f"vn {x:.5f} {y:.5f} {z:.5f}" for x, y, z in gltf_normals(vertices, faces).tolist()]
-        lines += ["f " + " ".join(f"{i}//{i}" for i in face) for face in (faces.astype(np.int64) + start).tolist()]
-        start += len(vertices)
-    return ("\n".join(lines) + "\n").encode()
+        scene.add_geometry(hand.to_trimesh(), geom_name=hand.name.replace(" ", "_"))
+    header = f"{generator()}: metres, y up, vertex colours as r g b after x y z"
+    text: str = trimesh.exchange.obj.export_obj(scene, include_normals=True, digits=6, header=header)
+    return text.encode()
 
 
 def _ply(hands: Sequence[MeshHand]) -> bytes:
-    vertex_type = np.dtype(
-        [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
-        + [(name, "u1") for name in ("red", "green", "blue")]
-    )
-    face_type = np.dtype([("count", "u1"), ("vertices", "<i4", (3,))])
-    comments, vertex_rows, face_rows = [], [np.zeros(0, vertex_type)], [np.zeros(0, face_type)]
-    start = 0
+    import trimesh
+
+    comments, start = [f"comment {generator()}: metres, y up\n"], 0
     for hand in hands:
-        vertices, faces = _placed(hand), np.asarray(hand.faces)
-        rows = np.zeros(len(vertices), vertex_type)
-        columns = np.hstack([vertices, gltf_normals(vertices, faces)])
-        for name, column in zip(("x", "y", "z", "nx", "ny", "nz"), columns.T, strict=True):
-            rows[name] = column
-        for name, shade in zip(("red", "green", "blue"), _colors(hand).T, strict=True):
-            rows[name] = shade
-        triangles = np.zeros(len(faces), face_type)
-        triangles["count"] = 3
-        triangles["vertices"] = faces.astype(np.int64) + start
-        comments.append(f"comment {hand.name}: {hand.handedness}, vertices {start} to {start + len(vertices) - 1}")
-        vertex_rows.append(rows)
-        face_rows.append(triangles)
-        start += len(vertices)
-    all_vertices, all_faces = np.concatenate(vertex_rows), np.concatenate(face_rows)
-    header = [
-        "ply",
-        "format binary_little_endian 1.0",
-        f"comment {generator()}: metres, y up",
-        *comments,
-        f"element vertex {len(all_vertices)}",
-        *(f"property float {name}" for name in ("x", "y", "z", "nx", "ny", "nz")),
-        *(f"property uchar {name}" for name in ("red", "green", "blue")),
-        f"element face {len(all_faces)}",
-        "property list uchar int vertex_indices",
-        "end_header\n",
-    ]
-    return "\n".join(header).encode() + all_vertices.tobytes() + all_faces.tobytes()
+        last = start + len(hand.vertices) - 1
+        comments.append(f"comment {hand.name}: {hand.handedness}, vertices {start} to {last}\n")
+        start = last + 1
+    content: bytes = trimesh.exchange.ply.export_ply(_one_mesh(hands), vertex_normal=True)
+    before, line, after = content.partition(b"format binary_little_endian 1.0\n")
+    return before + line + "".join(comments).encode() + after
 
 
-_OWN_FIELDS = ("name", "handedness", "vertices", "joints", "faces", "translation")
+def _stl(hands: Sequence[MeshHand]) -> bytes:
+    import trimesh
+
+    content: bytes = trimesh.exchange.stl.export_stl(_one_mesh(hands))
+    return content
+
+
+def _one_mesh(hands: Sequence[MeshHand]) -> Trimesh:
+    """All hands as one mesh, vertices and faces hand after hand, where they are in the camera frame, but y up."""
+    import trimesh  # on first use: it takes longer to import than all the rest
+
+    ends = np.cumsum([0, *(len(hand.vertices) for hand in hands)])
+    meshes = [(_y_up(hand.vertices_cam()), np.asarray(hand.faces)) for hand in hands]
+    return trimesh.Trimesh(
+        vertices=np.concatenate([np.zeros((0, 3)), *(vertices for vertices, _ in meshes)]),
+        faces=np.concatenate(
+            [np.zeros((0, 3), int), *(faces + start for (_, faces), start in zip(meshes, ends, strict=False))]
+        ),
+        vertex_normals=np.concatenate([gltf_normals(*mesh) for mesh in meshes]) if meshes else None,
+        vertex_colors=np.concatenate([np.zeros((0, 3), np.uint8), *(_colors(hand) for hand in hands)]),
+        process=False,
+    )
+
+
+_OWN_FIELDS = ("name", "handedness", "vertices", "joints", "faces", "translation", "cam_from_hand_axes")
 
 
 def _json(hands: Sequence[MeshHand]) -> bytes:
@@ -298,6 +233,7 @@ def _json(hands: Sequence[MeshHand]) -> bytes:
                 "name": hand.name,
                 "handedness": str(hand.handedness),
                 "translation": _rounded(np.asarray(hand.translation)),
+                "cam_from_hand_axes": _plain(np.asarray(hand.cam_from_hand_axes, np.float64), "cam_from_hand_axes"),
                 "joints": _rounded(np.asarray(hand.joints)),
                 "vertices": _rounded(np.asarray(hand.vertices)),
                 "faces": np.asarray(hand.faces).tolist(),
@@ -319,6 +255,7 @@ def _npz(hands: Sequence[MeshHand]) -> bytes:
         "name": np.asarray([hand.name for hand in hands], dtype=str),
         "handedness": np.asarray([str(hand.handedness) for hand in hands], dtype=str),
         "translation": np.asarray([hand.translation for hand in hands], np.float32).reshape(-1, 3),
+        "cam_from_hand_axes": np.asarray([hand.cam_from_hand_axes for hand in hands]).reshape(-1, 3, 3),
     }
     for name, count in floats.items():
         arrays[name] = _stacked([np.asarray(getattr(hand, name), np.float32) for hand in hands], name, (0, count, 3))
@@ -400,36 +337,22 @@ def _html(hands: Sequence[MeshHand]) -> bytes:
     """A page that shows the hands and can be turned with the mouse; trimesh's viewer, which needs no network."""
     if not hands:
         raise ExportError("Cannot write .html: there is no hand to show.")
-    # On first use: it takes longer to import than all the rest.
     import trimesh
     from trimesh.viewer.notebook import scene_to_html
     from trimesh.visual import TextureVisuals
     from trimesh.visual.material import PBRMaterial
 
-    # The viewer's light shines from the camera to the origin: that is where the hands must be, or they stay dark.
-    center = np.mean([hand.vertices.mean(axis=0) + np.asarray(hand.translation) for hand in hands], axis=0)
+    # glTF's default material is a metal, which is black where there is nothing to reflect: say that skin is none.
+    # The viewer's light is 1.75 strong and its output not encoded, so colours are sRGB as they are, that much darker.
+    skin = PBRMaterial(metallicFactor=0.0, roughnessFactor=0.7, doubleSided=True, baseColorFactor=[0.57] * 3 + [1.0])
+    meshes = [hand.to_trimesh() for hand in hands]
+    # Its light shines from the camera to the origin: that is where the hands must be, or they stay dark.
+    center = np.mean([mesh.vertices.mean(axis=0) for mesh in meshes], axis=0)
     scene = trimesh.Scene()
-    for hand in hands:
-        vertices, faces = _y_up(hand.vertices), np.asarray(hand.faces)
-        # glTF's default material is a metal, which is black where there is nothing to reflect: say that skin is none.
-        # Its light is 1.75 strong and its output is not encoded, so colours are sRGB as they are, that much darker.
-        skin = PBRMaterial(
-            metallicFactor=0.0, roughnessFactor=0.7, doubleSided=True, baseColorFactor=[0.57, 0.57, 0.57, 1.0]
-        )
-        visual = TextureVisuals(material=skin)
-        visual.vertex_attributes["color"] = np.hstack([_colors(hand), np.full((len(vertices), 1), 255, np.uint8)])
-        normals = gltf_normals(vertices, faces)
-        mesh = trimesh.Trimesh(vertices, faces, vertex_normals=normals, visual=visual, process=False)
-        place = np.eye(4)
-        place[:3, 3] = _y_up(np.asarray(hand.translation) - center)
-        scene.add_geometry(mesh, node_name=hand.name, geom_name=hand.name, transform=place)
+    for hand, mesh in zip(hands, meshes, strict=True):
+        mesh.visual = TextureVisuals(material=skin)
+        opaque = np.full((len(hand.vertices), 1), 255, np.uint8)
+        mesh.visual.vertex_attributes["color"] = np.hstack([_colors(hand), opaque])
+        scene.add_geometry(mesh.apply_translation(-center), node_name=hand.name, geom_name=hand.name)
     page: str = scene_to_html(scene)
     return page.encode()
-
-
-@cache
-def generator() -> str:
-    try:
-        return f"handmesh {metadata.version('handmesh')}"
-    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
-        return "handmesh"

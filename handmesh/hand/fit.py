@@ -9,7 +9,8 @@ far off; how far the rotations and the shape go from where they began; joints be
 (`anatomy.JOINT_LIMITS`); and distances of 3D joints. All of it is a sum of squares with weights, so it takes a dozen
 steps of Gauss and Newton's, damped as Levenberg and Marquardt do. The 21 joints are FreiHAND's, regressed from the
 posed mesh, but no mesh is posed: regression, skinning and correctives are linear in each other, and what 778 vertices
-would be summed to is one small tensor (`_JointModel`). Numpy alone; about 8 ms a hand on one core (AMD EPYC), 60 from nothing.
+would be summed to is one small tensor (`_JointModel`). Numpy alone; about 8 ms a hand on one core (AMD EPYC), 60 from
+nothing.
 
 The picture's frame is whatever the keypoints are in: pixels, or NDC of a crop. The camera is a weak-perspective one in
 that frame, ``keypoint = scale * (xy_hand + translation)`` (see `handmesh.geometry.camera`), so x goes right and y down.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from handmesh.errors import DataError, ExportError
 from handmesh.files.animation import HandTrack
-from handmesh.files.mesh import generator
+from handmesh.files.glb import generator
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
 from handmesh.geometry.rotation import matrix_from_vector, vector_from_matrix

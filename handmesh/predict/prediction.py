@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.detect import Box, Source
-from handmesh.draw.render import HAND_COLORS, ImageMesh, draw_skeleton, overlay_meshes
+from handmesh.draw.render import HAND_COLORS, ImageMesh, overlay_meshes
+from handmesh.draw.skeleton import draw_skeleton
 from handmesh.errors import ImageError
 from handmesh.files.image import encode_image
 from handmesh.files.mesh import MeshHand, save_hands
@@ -23,6 +24,9 @@ from handmesh.geometry.normals import vertex_normals
 from handmesh.geometry.rotation import vector_from_matrix
 from handmesh.hand import Handedness
 from handmesh.system.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from trimesh import Trimesh
 
 Floats = NDArray[np.float32]
 HandednessSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
@@ -97,8 +101,12 @@ class HandPrediction:
         return overlay_hands(image, [self])
 
     def save(self, path: str | os.PathLike[str], image: NDArray[np.uint8] | None = None) -> None:
-        """Write by suffix: .glb .obj .ply .npz .json .html, or .png / .jpg (the overlay; needs `image`)."""
+        """Write by suffix: .glb .obj .ply .stl .npz .json .html, or .png / .jpg (the overlay; needs `image`)."""
         save_predictions(path, [self], image)
+
+    def to_trimesh(self) -> Trimesh:
+        """A trimesh.Trimesh in the camera frame, y up: for its tools and its other formats."""
+        return as_mesh_hand(self).to_trimesh()
 
     def to_smplx(self) -> dict[str, Any]:
         """Keyword arguments for smplx, numpy with a leading batch dimension of one.
@@ -138,18 +146,11 @@ def save_predictions(
             raise ImageError(f"{target} is a picture: give the photograph that the hands are drawn over (image=...).")
         write_atomically(target, encode_image(overlay_hands(image, hands), target.suffix))
         return
-    save_hands(target, [as_mesh_hand(hand, index, target.suffix) for index, hand in enumerate(hands)])
+    save_hands(target, [as_mesh_hand(hand, index) for index, hand in enumerate(hands)])
 
 
-def as_mesh_hand(hand: HandPrediction, index: int, suffix: str) -> MeshHand:
-    """What the mesh writers take.
-
-    Scenes (.glb, .obj, .ply, .html) get the hand where it is in the camera frame, so that several hands are placed to
-    each other. Data (.npz, .json) get it in the hand frame, where pose and betas give it, and the way from there to
-    the camera: `points_cam = cam_from_hand_axes @ points + translation`.
-    """
-    axes = hand.cam_from_hand_axes()
-    data = suffix.lower() in (".npz", ".json")
+def as_mesh_hand(hand: HandPrediction, index: int = 0) -> MeshHand:
+    """What the mesh writers take."""
     fields: Mapping[str, Any] = {
         "handedness_source": hand.handedness_source,
         "handedness_score": hand.handedness_score,
@@ -163,17 +164,17 @@ def as_mesh_hand(hand: HandPrediction, index: int, suffix: str) -> MeshHand:
         "crop_size_px": hand.crop.size,
         "pose": hand.pose,
         "betas": hand.betas,
-        "cam_from_hand_axes": axes,
         "intrinsics_px": hand.intrinsics.matrix,
         "intrinsics_source": hand.intrinsics.source,
     }
     return MeshHand(
-        vertices=hand.vertices if data else hand.vertices @ axes.T,
+        vertices=hand.vertices,
         faces=hand.faces,
-        joints=hand.joints if data else hand.joints @ axes.T,
+        joints=hand.joints,
         handedness=hand.handedness,
         name=f"{hand.handedness}_hand_{index}",
         translation=hand.origin_cam(),
+        cam_from_hand_axes=hand.cam_from_hand_axes(),
         color=HAND_COLORS[hand.handedness],
         extra=fields,
     )

@@ -101,7 +101,7 @@ def encode_answer(
         content = encode_image(overlay_hands(photo.image, hands), _SUFFIXES[media_type])
     else:
         suffix = _SUFFIXES[media_type]
-        content = encode_hands([as_mesh_hand(hand, index, suffix) for index, hand in enumerate(hands)], suffix)
+        content = encode_hands([as_mesh_hand(hand, index) for index, hand in enumerate(hands)], suffix)
     return Answer(content, media_type, len(hands))
 
 
@@ -124,13 +124,14 @@ def _json(hands: Sequence[HandPrediction], photo: Photo, query: HandsQuery, requ
 
 
 def _hand(hand: HandPrediction, index: int, encoding: Encoding) -> dict[str, Any]:
-    mesh = as_mesh_hand(hand, index, ".json")
+    mesh = as_mesh_hand(hand, index)
     fields: Mapping[str, Any] = {
         "name": mesh.name,
         "handedness": str(mesh.handedness),
         "translation": np.asarray(mesh.translation),
         "joints": mesh.joints,
         "vertices": mesh.vertices,
+        "cam_from_hand_axes": mesh.cam_from_hand_axes,
         **mesh.extra,
     }
     return {name: _plain(value, name, encoding) for name, value in fields.items()}

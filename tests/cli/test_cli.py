@@ -109,13 +109,13 @@ def test_help_does_not_wait_for_torch(tmp_path):
 def test_it_is_a_module_too(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     answer = subprocess.run(
-        [sys.executable, "-m", "handmesh", "predict", "absent.jpg", "--format", "stl"],
+        [sys.executable, "-m", "handmesh", "predict", "absent.jpg", "--format", "fbx"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env=environment,
     )
-    assert_one_line(Outcome(answer.returncode, answer.stdout, answer.stderr), "stl", "glb")
+    assert_one_line(Outcome(answer.returncode, answer.stdout, answer.stderr), "fbx", "glb")
 
 
 # ------------------------------------------------------------------------------------------------- predict
@@ -235,7 +235,7 @@ def test_boxes_sides_and_lenses_reach_the_result(predict, photos, tmp_path):
         (["--box", "1,2,3"], ["--box '1,2,3'", "four numbers"]),
         (["--box", "5,5,1,9"], ["empty"]),
         (["--box", "0,0,nan,5"], ["empty"]),
-        (["--format", "stl,glb"], ["stl", "glb, obj"]),
+        (["--format", "fbx,glb"], ["fbx", "glb, obj"]),
         (["--format", ","], ["nothing"]),
         (["--hand", "both"], ["'both'", "right, left or auto"]),
         (["--shard", "3/2"], ["3/2", "i/n"]),

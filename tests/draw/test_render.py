@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import trimesh
+from typer.testing import CliRunner
 
-from handmesh.draw import render
+from handmesh.cli import app
+from handmesh.draw import render, skeleton
 from handmesh.errors import ConfigError, ImageError
+from handmesh.files.image import encode_image
 from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import BONES, JOINT_NAMES, builtin_hand
 
@@ -285,11 +288,11 @@ def test_wrong_images_are_named():
     with pytest.raises(ImageError, match="float64"):
         render.overlay(np.zeros((8, 8, 3)), vertices, faces)  # type: ignore[arg-type]
     with pytest.raises(ImageError, match=r"\(8, 8\)"):
-        render.draw_skeleton(np.zeros((8, 8), np.uint8), np.zeros((21, 2)))
+        skeleton.draw_skeleton(np.zeros((8, 8), np.uint8), np.zeros((21, 2)))
     with pytest.raises(ValueError, match="Opacity"):
         render.overlay(np.zeros((8, 8, 3), np.uint8), vertices, faces, opacity=2.0)
     with pytest.raises(ValueError, match=r"\(20, 2\)"):
-        render.draw_skeleton(np.zeros((8, 8, 3), np.uint8), np.zeros((20, 2)))
+        skeleton.draw_skeleton(np.zeros((8, 8, 3), np.uint8), np.zeros((20, 2)))
 
 
 def spread_keypoints() -> np.ndarray:
@@ -306,11 +309,11 @@ def spread_keypoints() -> np.ndarray:
 def test_a_skeletons_joints_and_bones_are_where_the_keypoints_are():
     image = np.full((300, 420, 3), 128, np.uint8)
     keypoints = spread_keypoints() + np.array([60, 20])
-    drawn = render.draw_skeleton(image, keypoints)
+    drawn = skeleton.draw_skeleton(image, keypoints)
     assert (image == 128).all()
     for index, name in enumerate(JOINT_NAMES):
         x, y = keypoints[index].round().astype(int)
-        wanted = render.FINGER_COLORS.get(name.split("_")[0], render.WRIST_COLOR)
+        wanted = skeleton.FINGER_COLORS.get(name.split("_")[0], skeleton.WRIST_COLOR)
         assert np.abs(drawn[y, x].astype(int) - wanted).max() <= 2
     for parent, joint in BONES:
         x, y = ((keypoints[parent] + keypoints[joint]) / 2).round().astype(int)
@@ -323,8 +326,8 @@ def test_a_skeletons_joints_and_bones_are_where_the_keypoints_are():
 
 def test_bones_are_wider_on_a_larger_hand():
     keypoints = spread_keypoints()
-    small = render.draw_skeleton(np.zeros((400, 400, 3), np.uint8), keypoints * 0.3)
-    large = render.draw_skeleton(np.zeros((1200, 1200, 3), np.uint8), keypoints * 3)
+    small = skeleton.draw_skeleton(np.zeros((400, 400, 3), np.uint8), keypoints * 0.3)
+    large = skeleton.draw_skeleton(np.zeros((1200, 1200, 3), np.uint8), keypoints * 3)
     # Ten times the length and a fixed number of pixels wide would be ten times the area.
     assert large.any(axis=2).sum() > 20 * small.any(axis=2).sum()
 
@@ -332,39 +335,33 @@ def test_bones_are_wider_on_a_larger_hand():
 def test_hidden_and_senseless_joints_are_left_out():
     image = np.zeros((300, 420, 3), np.uint8)
     keypoints = spread_keypoints()
-    assert not render.draw_skeleton(image, keypoints, visible=np.zeros(21, bool)).any()
+    assert not skeleton.draw_skeleton(image, keypoints, visible=np.zeros(21, bool)).any()
     thumb = np.zeros(21, bool)
     thumb[1:5] = True
-    only_thumb = render.draw_skeleton(image, keypoints, visible=thumb)
+    only_thumb = skeleton.draw_skeleton(image, keypoints, visible=thumb)
     assert only_thumb[250 - 60 : 250, :60].any()
     assert not only_thumb[:, 200:].any()
     for value in (np.nan, np.inf, 1e12):
         broken = keypoints.copy()
         broken[~thumb] = value
-        np.testing.assert_array_equal(render.draw_skeleton(image, broken), only_thumb)
+        np.testing.assert_array_equal(skeleton.draw_skeleton(image, broken), only_thumb)
     for value in (-9e5, 9e5):  # far outside, and drawn as far as the picture goes
         broken = keypoints.copy()
         broken[4] = (value, value)
-        render.draw_skeleton(image, broken, width=3)
-    assert render.draw_skeleton(image, np.column_stack([keypoints, np.ones(21)]), width=1e6).any()
+        skeleton.draw_skeleton(image, broken, width=3)
+    assert skeleton.draw_skeleton(image, np.column_stack([keypoints, np.ones(21)]), width=1e6).any()
 
 
-def test_without_a_place_for_machine_code_it_is_compiled_anew():
-    """A read-only container without a home must still draw: numba cannot cache a function of no file."""
-    namespace: dict[str, object] = {}
-    exec(compile("def fill(values, number):\n    values[:] = number\n", "<no file>", "exec"), namespace)
-    values = np.zeros(3)
-    render._kernel(namespace["fill"])(values, 2.0)  # type: ignore[arg-type]
-    assert (values == 2).all()
-
-
-def test_pytorch3d_is_asked_for_by_name():
+def test_pytorch3d_is_asked_for_by_name(tmp_path):
     if importlib.util.find_spec("pytorch3d"):
         pytest.skip("PyTorch3D is installed: the next test uses it")
-    from handmesh.draw import pytorch3d as render_pytorch3d
-
-    with pytest.raises(ConfigError, match=r"INSTALL\.md"):
-        render_pytorch3d.render_mesh(*rectangle(0, 0, 5, 5), (8, 8))
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(encode_image(np.zeros((32, 32, 3), np.uint8), ".png"))
+    arguments = ["predict", str(photo), "--out", str(tmp_path / "out"), "--renderer", "pytorch3d"]
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, ConfigError)
+    assert "INSTALL.md" in str(refused.exception)
+    assert not (tmp_path / "out").exists(), "refused before anything is computed"
 
 
 @pytest.mark.parametrize("size", [(320, 260), (260, 320)])
@@ -374,17 +371,18 @@ def test_pytorch3d_draws_the_same(size):
         reason="PyTorch3D is not installed; build it from source: "
         "https://github.com/facebookresearch/pytorch3d/blob/main/INSTALL.md",
     )
-    from handmesh.draw import pytorch3d as render_pytorch3d
+    from handmesh.draw.pytorch3d import draw_box
 
     vertices, faces, normals = hand_in_image(900.0, (size[0] / 2, size[1] / 2))
     ours = render.render_mesh(vertices, faces, size, normals=normals).astype(int)
-    theirs = render_pytorch3d.render_mesh(vertices, faces, size, normals=normals).astype(int)
+    scene = render.drawable_scene([render.ImageMesh(vertices, faces, normals)])
+    theirs = draw_box(scene, (0, 0, *size)).astype(int)
     assert np.mean(ours[..., 3] != theirs[..., 3]) < 0.002
     both = (ours[..., 3] == 255) & (theirs[..., 3] == 255)
     assert np.abs(ours - theirs)[both].mean() < 2
 
 
 def test_palette_tells_fingers_apart():
-    colors = [*render.FINGER_COLORS.values(), render.WRIST_COLOR]
+    colors = [*skeleton.FINGER_COLORS.values(), skeleton.WRIST_COLOR]
     for one, two in itertools.combinations(colors, 2):
         assert np.linalg.norm(np.subtract(one, two)) > 60

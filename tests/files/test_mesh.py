@@ -11,6 +11,7 @@ import numpy as np
 import pygltflib
 import pytest
 import trimesh
+from scipy.spatial.transform import Rotation
 
 from handmesh.errors import ExportError
 from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, encode_hands, save_hands
@@ -63,7 +64,7 @@ def read_trimesh(suffix: str, hands: list[MeshHand]) -> trimesh.Trimesh:
     return trimesh.load(io.BytesIO(encode_hands(hands, suffix)), file_type=kind, process=False, force="mesh")
 
 
-@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply", ".stl"])
 @pytest.mark.parametrize("side", list(Handedness))
 def test_a_mesh_is_y_up_and_wound_outward(suffix, side):
     one = hand(side)
@@ -75,7 +76,7 @@ def test_a_mesh_is_y_up_and_wound_outward(suffix, side):
     assert signed_volume(np.asarray(mesh.vertices), np.asarray(mesh.faces)) > 1e-4  # cubic metres: a tenth of a litre
 
 
-@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply", ".stl"])
 def test_two_hands_are_both_there(suffix):
     mesh = read_trimesh(suffix, BOTH)
     assert len(mesh.faces) == 2 * 1538
@@ -210,6 +211,50 @@ def test_html_shows_hands_in_the_light():
     np.testing.assert_allclose(world.mean(axis=0), 0, atol=1e-5)
 
 
+AXES = Rotation.from_rotvec([0.2, -0.4, 0.1]).as_matrix()
+
+
+@pytest.mark.parametrize("suffix", sorted({*MESH_SUFFIXES} - {".html"}))
+def test_the_format_decides_the_frame(suffix):
+    """Scenes place hands in the camera; data keep what pose and betas give, and how to go from there."""
+    one = hand(cam_from_hand_axes=AXES)
+    cam = one.vertices @ AXES.T + np.asarray(one.translation)
+    content = io.BytesIO(encode_hands([one], suffix))
+    if suffix in (".json", ".npz"):
+        data = np.load(content) if suffix == ".npz" else json.load(content)["hands"][0]
+        part = {name: np.asarray(data[name]) for name in ("vertices", "cam_from_hand_axes", "translation")}
+        vertices, axes, translation = (value[0] if suffix == ".npz" else value for value in part.values())
+        np.testing.assert_allclose(vertices, one.vertices, atol=1e-6)
+        np.testing.assert_allclose(vertices @ axes.T + translation, cam, atol=1e-6)
+    else:
+        mesh = trimesh.load(content, file_type=suffix[1:], process=False, force="mesh")
+        np.testing.assert_allclose(np.asarray(mesh.vertices)[mesh.faces], (cam * Y_UP)[one.faces], atol=2e-6)
+    if suffix == ".glb":
+        (node,) = pygltflib.GLTF2().load_from_bytes(content.getvalue()).nodes
+        np.testing.assert_allclose(node.extras["joints"], (one.joints @ AXES.T) * Y_UP, atol=1e-6)
+
+
+def test_trimesh_is_the_door_to_its_other_formats():
+    one = hand(cam_from_hand_axes=AXES)
+    mesh = one.to_trimesh()
+    np.testing.assert_allclose(mesh.vertices, one.vertices_cam() * Y_UP, atol=1e-6)
+    np.testing.assert_array_equal(mesh.faces, one.faces)
+    assert mesh.visual.vertex_colors[5, :3].tolist() == [200, 100, 50]
+    off = mesh.export(file_type="off")
+    assert off.startswith("OFF\n778 1538 0")
+
+
+def test_obj_and_ply_say_which_hand_is_which():
+    text = encode_hands(BOTH, ".obj").decode()
+    assert re.findall(r"^o (.*)$", text, re.MULTILINE) == ["right_hand", "left_hand"]
+    assert text.startswith("# handmesh")
+    first = text.index("o left_hand")
+    assert text[:first].count("\nv ") == text[first:].count("\nv ") == 778
+    assert text.count("\nvn ") == 2 * 778
+    header = encode_hands(BOTH, ".ply").partition(b"end_header")[0].decode()
+    assert "comment right hand: right, vertices 0 to 777\ncomment left hand: left, vertices 778 to 1555\n" in header
+
+
 def test_no_hands_is_an_answer_too():
     assert json.loads(encode_hands([], ".json"))["hands"] == []
     with np.load(io.BytesIO(encode_hands([], ".npz"))) as archive:
@@ -218,6 +263,7 @@ def test_no_hands_is_an_answer_too():
     assert pygltflib.GLTF2().load_from_bytes(encode_hands([], ".glb")).nodes == []
     assert b"element vertex 0" in encode_hands([], ".ply")
     assert encode_hands([], ".obj").startswith(b"#")
+    assert len(encode_hands([], ".stl")) == 84
     with pytest.raises(ExportError, match="no hand to show"):
         encode_hands([], ".html")
 
@@ -270,7 +316,7 @@ def test_what_npz_cannot_stack_is_named():
         encode_hands([hand(extra={"thing": object()})], ".npz")
 
 
-@pytest.mark.parametrize("suffix", [".stl", "", ".png"])
+@pytest.mark.parametrize("suffix", [".fbx", "", ".png"])
 def test_other_suffixes_are_refused_by_name(suffix):
     with pytest.raises(ExportError, match=r"\.glb"):
         save_hands(f"hand{suffix}", [hand()])

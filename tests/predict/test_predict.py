@@ -568,8 +568,8 @@ def test_several_hands_share_a_file(predictor, photo, tmp_path):
 
 
 def test_files_that_cannot_be_written_are_refused_by_name(hand, photo, tmp_path):
-    with pytest.raises(ExportError, match="stl"):
-        hand.save(tmp_path / "hand.stl")
+    with pytest.raises(ExportError, match="fbx"):
+        hand.save(tmp_path / "hand.fbx")
     with pytest.raises(ImageError, match=r"hand\.png is a picture: give the photograph"):
         hand.save(tmp_path / "hand.png")
     with pytest.raises(ExportError, match="absent"):
