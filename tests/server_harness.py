@@ -61,7 +61,7 @@ class DotEngine:
             vertices=np.broadcast_to(self.vertices, (count, 778, 3)),
             joints=np.broadcast_to(self.joints, (count, 21, 3)),
             confidence=np.ones(count, np.float32),
-            right=np.ones(count, np.float32),
+            handedness=np.ones(count, np.float32),
         )
 
 

@@ -97,9 +97,9 @@ def hand_loss(
     if output.confidence.requires_grad:  # the network has that head
         truth = found(output, targets).to(output.confidence.dtype)
         errors["confidence"] = binary_cross_entropy(output.confidence, truth, reduction="none")
-    if output.right.requires_grad:
-        truth = targets.right.to(output.right.dtype)
-        errors["handedness"] = binary_cross_entropy(output.right, truth, reduction="none")
+    if output.handedness.requires_grad:
+        truth = targets.right.to(output.handedness.dtype)
+        errors["handedness"] = binary_cross_entropy(output.handedness, truth, reduction="none")
     parts = {name: mean(name, values) for name, values in errors.items()}
     total = sum((getattr(weights, name) * part for name, part in parts.items()), start=torch.zeros_like(wrist[0, 0, 0]))
     return total, parts

@@ -69,7 +69,7 @@ _MAY_CHANGE = frozenset(
         "tensorboard",
     )
 )
-_OPTIONAL_HEADS = ("confidence_head.", "right_head.")
+_OPTIONAL_HEADS = ("confidence_head.", "handedness_head.")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from safetensors.torch import save as serialize
 
 from handmesh.errors import CheckpointError
 from handmesh.hand.layer import HandModel
-from handmesh.model.file import FORMAT, RECORD, config_of, hand_of, read_record
+from handmesh.model.file import FORMAT, RECORD, config_of, hand_of, read_record, with_current_names
 from handmesh.model.network import HandMeshNet
 from handmesh.system.atomic import written_atomically
 
@@ -106,9 +106,9 @@ def average_models(paths: Sequence[Path]) -> tuple[HandMeshNet, dict[str, Any]]:
 
 
 def read_model_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a model file, as stored. For files that `read_record` has read."""
+    """The tensors of a model file, as stored, by today's names. For files that `read_record` has read."""
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+        return with_current_names({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, no mapping
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
@@ -157,7 +157,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
+    state = dict(torch.load(path, map_location="cpu", weights_only=True))
+    return state | {name: with_current_names(state[name]) for name in ("model", "average") if name in state}
 
 
 def _states(directory: Path) -> list[Path]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,13 @@ from handmesh.errors import CheckpointError
 from handmesh.hand import HandArrays
 from handmesh.hand.models import HAND_MODELS, load_hand
 
+Weight = TypeVar("Weight")
+
 RECORD = "handmesh"  # the key of the record in the file's metadata
 FORMAT = 1
+
+# What weights were called in files that earlier versions wrote: how their names begin, then and now.
+RENAMED_WEIGHTS = {"right_head.": "handedness_head."}
 
 RECORD_KEYS = {"format", "model", "folded", "hand_sha256", "training"}
 
@@ -81,9 +87,18 @@ def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
     """All weights as float32, whatever was stored. Raises CheckpointError."""
     try:
         with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118, no mapping
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as a model (safetensors): {error}.") from error
+    return with_current_names({name: weight.astype(np.float32) for name, weight in weights.items()})
+
+
+def with_current_names(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Weights by the names that this version gives them (`RENAMED_WEIGHTS`)."""
+    return {
+        next((new + name[len(old) :] for old, new in RENAMED_WEIGHTS.items() if name.startswith(old)), name): weight
+        for name, weight in weights.items()
+    }
 
 
 def sha256_of(path: Path) -> str:

@@ -38,7 +38,7 @@ class HandMeshNet(nn.Module):
         self.pose_head = nn.Linear(channels, _ROTATIONS * 6)
         self.betas_head = nn.Linear(channels, BETA_COUNT)
         self.confidence_head = nn.Linear(channels, 1) if config.confidence_head else None
-        self.right_head = nn.Linear(channels, 1) if config.handedness_head else None
+        self.handedness_head = nn.Linear(channels, 1) if config.handedness_head else None
         self.hand = hand
         self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
@@ -72,8 +72,8 @@ class HandMeshNet(nn.Module):
             betas = self.betas_head(pooled)
             vertices, joints = self.hand(pose, betas)
             confidence = _probability(self.confidence_head, pooled)
-            right = _probability(self.right_head, pooled)
-        return HandOutput(camera, pose, betas, vertices, joints, confidence, right)
+            handedness = _probability(self.handedness_head, pooled)
+        return HandOutput(camera, pose, betas, vertices, joints, confidence, handedness)
 
     def reparameterize(self) -> HandMeshNet:
         """A copy with every train-time branch of the backbone folded away: same outputs, faster, not for training."""

@@ -139,7 +139,7 @@ class Predictor:
         hands = []
         for row, (one, crop, camera) in enumerate(zip(images, crops, cameras, strict=True)):
             side = Handedness.LEFT if crop.mirror else Handedness.RIGHT
-            probable = float(output.right[row]) if self.predicts_handedness else 1.0
+            probable = float(output.handedness[row]) if self.predicts_handedness else 1.0
             answer = _CropAnswer(output, row, _CropQuery(row, side, "given", crop, probable), self._score(output, row))
             hands.append(self._prediction(answer, source, camera or Intrinsics.default_for(one.shape[1], one.shape[0])))
         return hands
@@ -190,7 +190,7 @@ class Predictor:
         for done in range(1, passes + 1):
             output = self.engine(np.stack([photo.warp(query.crop, self.engine.resolution) for query in queries]))
             if done in (HANDEDNESS_PASSES, passes):
-                kept, queries = _likelier_sides(queries, output.right)
+                kept, queries = _likelier_sides(queries, output.handedness)
                 output = HandOutput(*(values[kept] for values in output))
                 previous = [previous[row] for row in kept] if previous is not None else None
             found = [_keypoints_image(output, row, query.crop) for row, query in enumerate(queries)]

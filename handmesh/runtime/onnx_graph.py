@@ -58,7 +58,7 @@ def build_graph(
         "vertices": (VERTEX_COUNT, 3),
         "joints": (len(JOINTS_FROM_MANO), 3),
         "confidence": (),
-        "right": (),
+        "handedness": (),
     }
     for name in HandOutput._fields:
         graph.add("Identity", outputs[name], name=name)
@@ -260,7 +260,9 @@ def _attention(graph: _Graph, weights: Weights, name: str, x: str) -> str:
 
 def _heads(graph: _Graph, weights: Weights, pooled: str) -> dict[str, str]:
     """All heads as one matrix product -> every output but the mesh."""
-    names = [name for name in ("camera", "pose", "betas", "confidence", "right") if f"{name}_head.weight" in weights]
+    names = [
+        name for name in ("camera", "pose", "betas", "confidence", "handedness") if f"{name}_head.weight" in weights
+    ]
     weight = np.concatenate([weights[f"{name}_head.weight"] for name in names])
     bias = np.concatenate([weights[f"{name}_head.bias"] for name in names])
     answers = graph.add(
@@ -276,7 +278,7 @@ def _heads(graph: _Graph, weights: Weights, pooled: str) -> dict[str, str]:
     )
     outputs = {"camera": parts["camera"], "betas": parts["betas"]}
     outputs["pose"] = _matrix_from_6d(graph, graph.reshape(parts["pose"], 0, _ROTATIONS, 6))
-    for name in ("confidence", "right"):
+    for name in ("confidence", "handedness"):
         if name in parts:
             outputs[name] = graph.reshape(graph.add("Sigmoid", parts[name]), -1)
         else:  # as many ones as there are crops

@@ -44,7 +44,7 @@ def random_hands(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]
 
 def answer(camera: Tensor, pose: Tensor, betas: Tensor) -> HandOutput:
     likely = torch.full((len(camera),), 0.8)
-    return HandOutput(camera, pose, betas, *HAND(pose, betas), confidence=likely, right=likely)
+    return HandOutput(camera, pose, betas, *HAND(pose, betas), confidence=likely, handedness=likely)
 
 
 def truth_of(output: HandOutput) -> HandLabels:
@@ -203,7 +203,7 @@ def test_a_missing_label_switches_its_losses_off_for_that_sample_alone(label, ou
 
 def with_heads(output: HandOutput, confidence: list[float], right: list[float]) -> HandOutput:
     values = (torch.tensor(numbers, requires_grad=True) for numbers in (confidence, right))
-    return output._replace(**dict(zip(("confidence", "right"), values, strict=True)))
+    return output._replace(**dict(zip(("confidence", "handedness"), values, strict=True)))
 
 
 def test_confidence_learns_what_is_found():

@@ -162,6 +162,23 @@ def test_records_of_other_versions_are_refused_by_name(model_file, tmp_path):
         load_model(rewritten(model_file, path, {**record, "model": {**record["model"], "backbone": "fastvit_t12"}}))
 
 
+def test_weights_keep_loading_by_their_old_names(lively_network, tmp_path):
+    """Heads were called otherwise: model files and training states of that time are read as what they are."""
+    config = lively_network.config.model_copy(update={"handedness_head": True})
+    network = HandMeshNet(config, HandModel(builtin_hand()))
+    weights = network.state_dict()
+    old = {name.replace("handedness_head.", "right_head."): tensor for name, tensor in weights.items()}
+    assert old.keys() != weights.keys()
+    save_model(tmp_path / "new.safetensors", network, training={})
+    record = json.dumps(read_record(tmp_path / "new.safetensors"))
+    (tmp_path / "old.safetensors").write_bytes(save(old, metadata={"handmesh": record}))
+    loaded, _ = load_model(tmp_path / "old.safetensors")
+    torch.testing.assert_close(loaded.state_dict(), weights, rtol=0, atol=0)
+    save_state(tmp_path, 1, {"model": old, "average": old, "step": 1}, keep=1)
+    state = load_latest_state(tmp_path)
+    assert state["model"].keys() == state["average"].keys() == weights.keys()
+
+
 def test_loading_is_strict(model_file, tmp_path):
     path = rewritten(model_file, tmp_path / "x.safetensors", extra=torch.zeros(1))
     with pytest.raises(CheckpointError, match=r"x\.safetensors does not fit the network: unknown extra"):

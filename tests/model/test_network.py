@@ -16,7 +16,7 @@ from handmesh.learn.targets import complete_targets
 from handmesh.model.network import DenseHead, HandMeshNet, to_device
 
 SHAPES = {"camera": (3,), "pose": (16, 3, 3), "betas": (10,), "vertices": (778, 3), "joints": (21, 3)}
-SHAPES |= {"confidence": (), "right": ()}
+SHAPES |= {"confidence": (), "handedness": ()}
 
 
 def crops(count: int, resolution: int = 64, seed: int = 0) -> torch.Tensor:
@@ -191,13 +191,13 @@ def test_optional_heads_answer_probabilities_and_change_nothing_else(confidence,
     unknown = headed.load_state_dict(plain.state_dict(), strict=False)
     assert not unknown.unexpected_keys
     with torch.no_grad():
-        for head in (headed.confidence_head, headed.right_head):
+        for head in (headed.confidence_head, headed.handedness_head):
             if head is not None:
                 head.weight.normal_(std=10)
         images = crops(5)
         without, answer = plain(images), headed(images)
     for name in ("camera", "pose", "betas", "vertices", "joints"):
         torch.testing.assert_close(getattr(answer, name), getattr(without, name), rtol=0, atol=0)
-    for values, there in ((answer.confidence, confidence), (answer.right, handedness)):
+    for values, there in ((answer.confidence, confidence), (answer.handedness, handedness)):
         assert values.shape == (5,)
         assert ((values > 0) & (values < 1)).all() if there else (values == 1).all()

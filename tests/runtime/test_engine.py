@@ -123,7 +123,7 @@ def test_the_optional_heads_come_through(name, lively_network, tmp_path):
     with torch.no_grad():
         expected = HandOutput(*(value.numpy() for value in network(torch.from_numpy(crops(3)))))
     answered = open_engine(tmp_path / "heads.safetensors", engine=name)(crops(3))
-    assert not np.allclose(answered.confidence, answered.right)
+    assert not np.allclose(answered.confidence, answered.handedness)
     assert largest_difference(answered, expected) < 1e-4
 
 
