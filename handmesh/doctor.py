@@ -18,7 +18,9 @@ from handmesh import __version__
 from handmesh.errors import HandMeshError
 from handmesh.hand import Handedness
 from handmesh.hand.models import HAND_MODELS, HandModelSource
-from handmesh.runtime.engine import bundled_model_path, default_threads, open_engine
+from handmesh.model.bundled import bundled_model_path
+from handmesh.runtime.engine import open_engine
+from handmesh.system.cpus import default_threads
 
 PACKAGES = ("numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
 OPTIONAL_PACKAGES = {

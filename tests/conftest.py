@@ -19,7 +19,7 @@ RESOLUTION = 64  # px, the smallest crop a network takes
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_these_tests(tmp_path_factory) -> Iterator[None]:
-    """Engines keep their graphs in the user's cache; those of tests go elsewhere."""
+    """What would go into the user's cache goes elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HANDMESH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -108,11 +108,11 @@ def lively_network() -> Any:
 
 @pytest.fixture(scope="session")
 def model_file(lively_network, tmp_path_factory) -> Path:
-    """`lively_network` as a model file."""
-    from handmesh.model.checkpoint import save_model
+    """`lively_network` as a model file, with its graph beside it."""
+    from handmesh.runtime.graph import write_with_graph
 
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_model(path, lively_network, training={"steps": 0})
+    write_with_graph(path, lively_network, training={"steps": 0})
     return path
 
 

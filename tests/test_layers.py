@@ -4,6 +4,7 @@ import ast
 import graphlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,11 +31,11 @@ MAY_IMPORT = {
     "data": "errors config system geometry hand metrics draw files synth",
     "learn": "errors config system geometry hand metrics draw files model synth runtime data",
     "motion": "errors system geometry hand draw files runtime detect predict",
-    "evaluate": "errors system geometry hand metrics draw files runtime predict data",
+    "evaluate": "errors system geometry hand metrics draw files model runtime predict data",
     "bench": "errors config system geometry hand files model synth runtime predict",
     "builtin_hand": "errors system geometry hand draw files",
-    "doctor": "errors system hand runtime",
-    "handmesh_server": "errors system geometry hand draw files runtime detect predict motion",
+    "doctor": "errors system hand model runtime",
+    "handmesh_server": "errors system geometry hand draw files model runtime detect predict motion",
     "cli": "errors config system geometry hand metrics draw files model synth runtime detect predict data learn motion "
     "evaluate bench doctor handmesh_server",
 }
@@ -101,6 +102,19 @@ def test_no_imports_in_circles_within_a_room():
         # A room's own __init__ offers names of its modules, which import each other through it.
         graph[dotted(file)] = {name for name in imported if name != dotted(file) and not name.count(".") < 2}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, naming the circle
+
+
+def test_each_runtime_has_one_door():
+    """Imported past it, ONNX Runtime and OpenVINO report to their makers."""
+    doors = {"onnxruntime": "runtime/onnx.py", "openvino": "runtime/openvino.py"}
+    importing = re.compile(rf"^ *(?:import|from) ({'|'.join(doors)})\b")
+    past = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for file in FILES
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if (found := importing.match(line)) and not str(file).endswith(doors.get(found[1], "nowhere"))
+    ]
+    assert not past
 
 
 def test_few_modules_lie_beside_the_folders():

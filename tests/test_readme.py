@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from handmesh.cli import app
-from handmesh.runtime.engine import bundled_model_path
+from handmesh.model.bundled import bundled_model_path
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

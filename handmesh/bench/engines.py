@@ -24,8 +24,10 @@ from handmesh.errors import ConfigError
 from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandOutput, builtin_hand
-from handmesh.runtime.engine import Engine, default_threads, find_model, open_engine
+from handmesh.model.bundled import find_model
+from handmesh.runtime.engine import Engine, open_engine
 from handmesh.runtime.timing import Clock, lead_in, time_in_turns
+from handmesh.system.cpus import default_threads
 
 # engine, precision; "torch-unfolded" is the network as it is trained, and needs a bare architecture.
 VARIANTS = {
@@ -233,13 +235,14 @@ def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run]:
 
 def _int8_graph(path: Path, folder: Path) -> Path:
     """All that can be is quantised, with the ranges of noise: for its time. `handmesh export` also weighs its cost."""
-    from handmesh.runtime.export import quantisable, quantised, with_metadata
-    from handmesh.runtime.graph_cache import graph_of, metadata_of
+    from handmesh.runtime.export import plain_graph, quantisable, quantised
+    from handmesh.runtime.graph import metadata_of
+    from handmesh.runtime.trace import with_metadata
 
     target = folder / f"{path.stem}.int8.onnx"
     if not target.exists():
         exact = folder / "exact.onnx"
-        exact.write_bytes(graph := graph_of(path))
+        exact.write_bytes(graph := plain_graph(path))
         record = json.loads(metadata_of(path)["handmesh_record"])
         side = record["model"]["resolution"]
         noise = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), dtype=np.uint8)
@@ -293,13 +296,10 @@ def is_bare(model: str | None) -> bool:
 
 def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
     import cv2
-    import onnx
 
     from handmesh.files.mesh import encode_hands
     from handmesh.predict import Predictor, as_mesh_hand
-    from handmesh.runtime.engine import OnnxEngine
-    from handmesh.runtime.graph_cache import graph_of
-    from handmesh.runtime.onnx_graph import POOLED
+    from handmesh.runtime.onnx import OnnxEngine
     from handmesh.synth import SceneRenderer, sample_generator
 
     engine = OnnxEngine(path, threads=1)
@@ -314,12 +314,10 @@ def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
     crops = crop.warp(photo.image, engine.resolution)[None]
     predictor = Predictor(engine, passes=1)
     (hand,) = predictor(photo, handedness="right")
-    geometry, features = _geometry(onnx, graph_of(path), POOLED)
     tasks: dict[str, Callable[[], object]] = {
         "decode": lambda: read_photo(encoded),
         "crop": lambda: crop.warp(photo.image, engine.resolution),
         "network": lambda: engine(crops),
-        "hand model (in network)": lambda: geometry.run(None, {POOLED: features}),
         "predict": lambda: predictor(photo, handedness="right"),
         "decode and predict": lambda: predictor(encoded, handedness="right"),
         "encode": lambda: encode_hands([as_mesh_hand(hand)], ".json"),
@@ -330,20 +328,3 @@ def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
         StageRow(path.stem, "onnx", "float32", 1, 1, clock, stage, timing.median_ms, timing.p95_ms, timing.runs)
         for stage, timing in timings.items()
     ]
-
-
-def _geometry(onnx: Any, graph: bytes, pooled: str) -> tuple[Any, NDArray[np.float32]]:
-    """What follows the pooled features, as a session of its own; and some features for it."""
-    import onnxruntime
-
-    model = onnx.load_from_string(graph)
-    first = next(index for index, node in enumerate(model.graph.node) if pooled in node.output)
-    del model.graph.node[: first + 1]
-    channels = next(tensor.dims[1] for tensor in model.graph.initializer if tensor.name == "heads.weight")
-    del model.graph.input[:]
-    model.graph.input.append(onnx.helper.make_tensor_value_info(pooled, onnx.TensorProto.FLOAT, ["batch", channels]))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # it warns of every constant that the backbone alone used
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session, np.random.default_rng(0).normal(size=(1, channels)).astype(np.float32)

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from handmesh.errors import ConfigError, ExportError
 from handmesh.model.fastvit import STRIDE, VARIANTS, FastViT, build_backbone
 from handmesh.model.network import to_device
+from handmesh.runtime.onnx import import_onnxruntime, session_of
 from handmesh.runtime.timing import Clock, lead_in, time_in_turns
 from handmesh.system.cpus import usable_cores
 
@@ -41,8 +42,6 @@ MAX_DIFFERENCE = 1e-3  # relative, of an engine's answer to PyTorch's in float32
 
 def describe_machine() -> dict[str, str | int | float | None]:
     """What a reader must know to compare: processor, cores that this process may use, load, systems and versions."""
-    import onnxruntime
-
     return {
         "processor": _processor(),
         "cores": usable_cores(),
@@ -50,7 +49,7 @@ def describe_machine() -> dict[str, str | int | float | None]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": import_onnxruntime().__version__,
     }
 
 
@@ -236,14 +235,10 @@ def onnx_session(backbone: FastViT, size: int, threads: int) -> Any:
 
     Input "images", (B, 3, size, size) float32; one output. Exported to opset 18.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "backbone.onnx"
         export_onnx(backbone, size, path)
-        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        return session_of(path, threads)
 
 
 def export_onnx(backbone: FastViT, size: int, path: Path) -> None:

@@ -111,8 +111,8 @@ def predict(
     from handmesh.detect import open_detector
     from handmesh.files.image import LargePhoto, Photo, encode_image, open_photo, read_photo
     from handmesh.predict import load_predictor, overlay_hands, predict_detected, save_predictions
-    from handmesh.runtime.engine import default_threads
     from handmesh.system.atomic import write_atomically
+    from handmesh.system.cpus import default_threads
 
     finder, finding = open_detector(detector), threading.Lock()
     # One photo has all threads; of many, each has one: threads that share a photo wait for each other.

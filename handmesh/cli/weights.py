@@ -83,7 +83,8 @@ def weights_average(
       handmesh weights average runs/a/model.safetensors runs/b/model.safetensors --out runs/mean
     """
     with extra("train", "`handmesh weights`"):
-        from handmesh.model.checkpoint import average_models, save_model
+        from handmesh.model.checkpoint import average_models
+    from handmesh.runtime.graph import write_with_graph
 
     if len(models) < 2:
         raise typer.BadParameter("give the models of at least two runs.", param_hint="MODELS")
@@ -91,8 +92,8 @@ def weights_average(
     if taken:
         raise typer.BadParameter(f"{taken[0]} exists already: nothing is overwritten.", param_hint="--out")
     model, training = average_models(models)
-    save_model(out / "model.safetensors", model, training=training)
-    save_model(out / "deploy.safetensors", model.reparameterize(), training=training, half=True)
+    write_with_graph(out / "model.safetensors", model, training=training)
+    write_with_graph(out / "deploy.safetensors", model.reparameterize(), training=training, half=True)
     say(f"{out / 'model.safetensors'}: the mean of {len(models)} models, as trained (goes into `start_from`)")
     say(f"{out / 'deploy.safetensors'}: the same, folded, float16, for predicting")
 

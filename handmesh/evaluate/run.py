@@ -143,7 +143,7 @@ def _read(
 def _predict(
     request: EvaluationRequest, data: EvaluationSet, engine: Engine, show: Show
 ) -> tuple[HandPoints, Array | None, dict[str, Any]]:
-    from handmesh.runtime.engine import BUNDLED_MODEL, bundled_model_path
+    from handmesh.model.bundled import BUNDLED_MODEL, bundled_model_path
 
     views = parse_views(request.tta)
     path = bundled_model_path() if request.model in (None, BUNDLED_MODEL) else Path(str(request.model))

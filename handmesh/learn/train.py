@@ -39,14 +39,15 @@ from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_a
 from handmesh.learn.run_folder import RunLog, write_json, write_run_record
 from handmesh.learn.targets import make_targets
 from handmesh.learn.validation import TEST_SET, draw_samples, selection_score, validate
-from handmesh.model.checkpoint import load_latest_state, load_model, load_weights, save_model, save_state
+from handmesh.model.bundled import find_model
+from handmesh.model.checkpoint import load_latest_state, load_model, load_weights, save_state
 from handmesh.model.fastvit_weights import load_backbone_weights
 from handmesh.model.file import config_of, read_record
 from handmesh.model.network import DenseHead, HandMeshNet, to_device
 from handmesh.model.pretrained import find_backbone_weights
 from handmesh.model.surgery.grow import check_growth, grow
 from handmesh.model.surgery.unfold import unfold
-from handmesh.runtime.engine import find_model
+from handmesh.runtime.graph import write_with_graph
 from handmesh.synth.dataset import Progress
 from handmesh.system.memory import keep_freed_memory
 
@@ -309,7 +310,7 @@ def _pictures(config: TrainConfig, data: RunData) -> Iterator[Tensor]:
 def write_model(
     directory: Path, averaged: HandMeshNet, config: TrainConfig, steps: int, scores: dict[str, float]
 ) -> None:
-    """The averaged weights as trained and ready to ship, and `scores.json`, which says how they were chosen."""
+    """The averaged weights as trained and ready to ship, each with its graph, and `scores.json`, why these."""
     training = {
         "steps": steps,
         "samples": steps * config.batch_size,
@@ -317,8 +318,8 @@ def write_model(
         "crops": _crops(config),
         "selected_by": {"last": "last evaluation", "validation": "validation", TEST_SET: "test set"}[config.select],
     }
-    save_model(directory / "model.safetensors", averaged, training=training)
-    save_model(directory / "deploy.safetensors", averaged.reparameterize(), training=training, half=True)
+    write_with_graph(directory / "model.safetensors", averaged, training=training)
+    write_with_graph(directory / "deploy.safetensors", averaged.reparameterize(), training=training, half=True)
     remark = (
         "The weights were chosen by the test set's scores: these and later scores on it do not compare with published "
         "ones."

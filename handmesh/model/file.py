@@ -7,14 +7,11 @@ network; engines that need no torch read it here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
@@ -22,6 +19,7 @@ from handmesh.config import ModelConfig
 from handmesh.errors import CheckpointError
 from handmesh.hand import HandArrays
 from handmesh.hand.models import HAND_MODELS, load_hand
+from handmesh.system.atomic import sha256_of_file
 
 Weight = TypeVar("Weight")
 
@@ -83,14 +81,13 @@ def hand_of(record: dict[str, Any], path: Path) -> HandArrays:
     return hand
 
 
-def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
-    """All weights as float32, whatever was stored. Raises CheckpointError."""
+def is_half(path: Path) -> bool:
+    """Whether all weights are stored as float16. Raises CheckpointError."""
     try:
         with safe_open(path, framework="np") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            return all(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118, no mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as a model (safetensors): {error}.") from error
-    return with_current_names({name: weight.astype(np.float32) for name, weight in weights.items()})
 
 
 def with_current_names(weights: Mapping[str, Weight]) -> dict[str, Weight]:
@@ -104,7 +101,6 @@ def with_current_names(weights: Mapping[str, Weight]) -> dict[str, Weight]:
 def sha256_of(path: Path) -> str:
     """Raises CheckpointError when the file cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of_file(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error

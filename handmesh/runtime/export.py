@@ -16,9 +16,7 @@ import json
 import logging
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,17 +29,14 @@ from handmesh.errors import ExportError
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.metrics import pa_mean_error
-from handmesh.runtime.engine import (
-    Engine,
-    OnnxEngine,
-    OpenVinoEngine,
-    find_model,
-    import_openvino,
-    open_engine,
-    openvino_core,
-)
-from handmesh.runtime.graph_cache import graph_of, metadata_of
+from handmesh.model.bundled import find_model
+from handmesh.runtime.engine import Engine, open_engine
+from handmesh.runtime.graph import metadata_of, open_graph, scope_of
+from handmesh.runtime.onnx import OnnxEngine, import_onnxruntime
+from handmesh.runtime.openvino import OpenVinoEngine, import_openvino, openvino_core
 from handmesh.runtime.timing import time_in_turns
+from handmesh.runtime.trace import properties_of, quiet, with_metadata, with_plain_weights
+from handmesh.system.extras import extra
 
 logger = logging.getLogger(__name__)
 
@@ -192,8 +187,22 @@ def _reference(path: Path) -> Engine:
     return open_engine(path, "cpu", engine="torch", threads=1)
 
 
+def plain_graph(path: Path) -> bytes:
+    """The graph of a model file with float32 weights: not every runtime has the casts and the 16-bit numbers that make
+    the one beside it small.
+    """
+    with extra("train", "handmesh export"):
+        import onnx
+        from google.protobuf.message import DecodeError
+
+    def load(graph: Path | bytes) -> Any:
+        return onnx.load_from_string(graph if isinstance(graph, bytes) else graph.read_bytes())
+
+    return with_plain_weights(open_graph(path, load, properties_of, DecodeError, "ONNX"))
+
+
 def _write_onnx(path: Path, written: Path) -> dict[str, Any]:
-    graph = graph_of(path)
+    graph = plain_graph(path)
     written.write_bytes(graph)
     error = checked_error_mm(OnnxEngine(written, threads=1), _reference(path), "ONNX")
     written.write_bytes(with_metadata(graph, {"error_mm": f"{error:.2g}"}))
@@ -201,7 +210,7 @@ def _write_onnx(path: Path, written: Path) -> dict[str, Any]:
 
 
 def _write_openvino(path: Path, written: Path) -> dict[str, Any]:
-    graph = graph_of(path)
+    graph = plain_graph(path)
     _save_openvino(graph, written, metadata_of(path))
     error = checked_error_mm(OpenVinoEngine(written, threads=1), _reference(path), "OpenVINO")
     _save_openvino(graph, written, metadata_of(path) | {"error_mm": f"{error:.2g}"})
@@ -251,7 +260,7 @@ def _write_torch_export(path: Path, written: Path) -> dict[str, Any]:
             answers = module(torch.from_numpy(crops))
         return HandOutput(*(answers[field].numpy() for field in HandOutput._fields))
 
-    with _quiet():
+    with quiet():
         save({})
         module = torch.export.load(written).module()
         error = checked_error_mm(run, _reference(path), "torch.export")
@@ -264,7 +273,7 @@ def _write_coreml(path: Path, written: Path) -> dict[str, Any]:
     be run, and then is compared, on macOS only.
     """
     try:
-        with _quiet():
+        with quiet():
             import coremltools
     except ImportError:
         raise ExportError('Core ML files need coremltools: pip install "handmesh[coreml]".') from None
@@ -285,7 +294,7 @@ def _write_coreml(path: Path, written: Path) -> dict[str, Any]:
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return tuple(self.network(image.permute(0, 2, 3, 1)))
 
-    with _quiet():
+    with quiet():
         program = torch.export.export(OneImage().eval(), (torch.zeros(1, 3, side, side),)).run_decompositions(
             {cross: torch.export.default_decompositions()[cross]}  # the one operator that coremltools 9 has not
         )
@@ -310,21 +319,11 @@ def _write_coreml(path: Path, written: Path) -> dict[str, Any]:
     return {"error_mm": None}
 
 
-def with_metadata(graph: bytes, entries: Mapping[str, str]) -> bytes:
-    """An ONNX graph with more, or other, metadata."""
-    import onnx
-
-    model = onnx.load_from_string(graph)
-    known = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(model, known | dict(entries))
-    return bytes(model.SerializeToString())
-
-
 # --- int8 -------------------------------------------------------------------------------------------------------------
 
 
 def _write_int8(path: Path, format: Format, written: Path) -> dict[str, Any]:
-    exact = graph_of(path)
+    exact = plain_graph(path)
     reference = _reference(path)
     resolution = reference.resolution
     scored = synthetic_crops(resolution, SCORED_COUNT, _SCORED_SEED)
@@ -402,26 +401,35 @@ def _within_cost(
 
 
 def quantisable(graph: bytes) -> dict[str, list[str]]:
-    """Part of the network -> names of its 1x1 convolutions and attention's projections."""
+    """Part of the backbone -> names of its 1x1 convolutions and of products with a weight, as attention's projections.
+
+    Not those of squeeze-and-excitation, which are of one pixel.
+    """
     import onnx
 
     model = onnx.load_from_string(graph)
-    kernels = {constant.name: tuple(constant.dims) for constant in model.graph.initializer}
+    weights = {constant.name: tuple(constant.dims) for constant in model.graph.initializer}
     parts: dict[str, list[str]] = {}
     for node in model.graph.node:
-        pointwise = node.op_type == "Conv" and kernels[node.input[1]][2:] == (1, 1) and ".se." not in node.name
-        projection = node.op_type == "MatMul" and node.name.endswith((".qkv", ".proj"))
-        if pointwise or projection:
-            words = node.name.split(".")  # backbone.network.4.2.convffn.fc1
-            parts.setdefault(".".join(words[1:3] if words[1] == "network" else words[1:2]), []).append(node.name)
+        scope = scope_of(node.name).split(".")
+        if scope[0] != "backbone" or "se" in scope:
+            continue
+        shape = weights.get(node.input[1]) if len(node.input) > 1 else None
+        if shape and ((node.op_type == "Conv" and shape[2:] == (1, 1)) or node.op_type in ("MatMul", "Gemm")):
+            parts.setdefault(_part(scope), []).append(node.name)
     return parts
+
+
+def _part(scope: Sequence[str]) -> str:
+    """backbone, network, 4, 2, convffn -> network.4: a module of the backbone, or one in a list of it."""
+    return ".".join(scope[1:3] if len(scope) > 2 and scope[2].isdecimal() else scope[1:2])
 
 
 def quantised(graph: Path, nodes: list[str], calibration: NDArray[np.uint8], scratch: Path) -> bytes:
     """The graph with these nodes in int8, ranges taken from `calibration`, (N, S, S, 3) uint8; scratch: a folder."""
-    from onnxruntime import quantization
+    quantization = import_onnxruntime("onnxruntime.quantization")
 
-    class Reader(quantization.CalibrationDataReader):
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:
             self._crops: Iterator[NDArray[np.uint8]] = iter(calibration)
 
@@ -430,7 +438,7 @@ def quantised(graph: Path, nodes: list[str], calibration: NDArray[np.uint8], scr
             return None if crop is None else {"crops": crop[None]}
 
     result = scratch / "quantised.onnx"
-    with _quiet():
+    with quiet():
         quantization.quantize_static(
             graph,
             result,
@@ -442,16 +450,3 @@ def quantised(graph: Path, nodes: list[str], calibration: NDArray[np.uint8], scr
             weight_type=quantization.QuantType.QInt8,
         )
     return result.read_bytes()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Converters warn of their own deprecations and of packages that are not installed: nothing to act on."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

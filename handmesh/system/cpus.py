@@ -32,6 +32,13 @@ def usable_cores() -> int:
     return _within_share(physical_cores(_allowed()))
 
 
+def default_threads() -> int:
+    """One for each core that this process may use, but no more than $OMP_NUM_THREADS."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    usable = usable_cores()
+    return min(usable, int(limit)) if limit.isdecimal() and int(limit) > 0 else usable
+
+
 def physical_cores(processors: Collection[int], root: Path = TOPOLOGY) -> int:
     """How many cores the processors are of (Linux kernel documentation: admin-guide/cputopology.rst)."""
     return len({_siblings(processor, root) for processor in processors})

@@ -26,8 +26,8 @@ from handmesh.errors import HandMeshError
 from handmesh.files.image import Photo, encode_image, read_header, read_photo
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import builtin_hand
+from handmesh.model.bundled import BUNDLED_MODEL
 from handmesh.predict import HandPrediction, Predictor, load_predictor
-from handmesh.runtime.engine import BUNDLED_MODEL
 from handmesh.system.cpus import usable_processors
 from handmesh_server.admission import Admission, AdmissionControl, RequestContext
 from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer

@@ -20,7 +20,7 @@ from PIL import Image
 from handmesh import __version__
 from handmesh.cli import run
 from handmesh.cli.shell import FORMATS
-from handmesh.runtime.engine import bundled_model_path
+from handmesh.model.bundled import bundled_model_path
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,7 @@ from handmesh.evaluate.run import EvaluationRequest, run_evaluation
 from handmesh.evaluate.scores import evaluate
 from handmesh.evaluate.sets import EvaluationSet, hand_lengths, match_hand, open_evaluation_set, palm_angles
 from handmesh.hand import Handedness, HandOutput, builtin_hand
-from handmesh.runtime.engine import TorchEngine
+from handmesh.runtime.torch import TorchEngine
 from handmesh.synth import write_dataset
 
 COUNT = 5

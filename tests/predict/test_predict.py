@@ -30,9 +30,11 @@ from handmesh.geometry.crop import CropTransform
 from handmesh.hand import BONES, JOINT_NAMES, Handedness, HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.metrics import pa_rigid_mean_error
+from handmesh.model.bundled import bundled_model_path
 from handmesh.motion.track import Tracker
 from handmesh.predict import HandPrediction, Predictor, load_predictor, overlay_hands, save_predictions
-from handmesh.runtime.engine import TorchEngine, bundled_model_path, open_engine
+from handmesh.runtime.engine import open_engine
+from handmesh.runtime.torch import TorchEngine
 
 SIDES = list(Handedness)
 MIRROR = np.diag([-1.0, 1.0, 1.0])

@@ -90,7 +90,7 @@ def test_int8_costs_little_and_its_metadata_says_how_much(model_file, tmp_path, 
 
 def test_int8_that_costs_too_much_is_not_written(model_file, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MAX_INT8_COST_MM", -100.0)
-    monkeypatch.setattr(export, "quantisable", lambda graph: {"stem": ["backbone.patch_embed.2.reparam_conv"]})
+    monkeypatch.setattr(export, "quantisable", lambda graph: {"stem": ["backbone.patch_embed.2.reparam_conv/Conv"]})
     with pytest.raises(ExportError, match=r"int8 costs -?\d+\.\d+ mm of PA-MPVPE"):
         export_model(model_file, "onnx", tmp_path / "hand.onnx", precision="int8")
     assert list(tmp_path.iterdir()) == []
@@ -122,7 +122,7 @@ def test_parts_that_hurt_stay_in_float32(model_file, tmp_path, monkeypatch):
 
 def test_a_file_that_disagrees_is_deleted_and_the_error_has_the_number(model_file, tmp_path, monkeypatch):
     """A graph whose template is a millimetre off."""
-    right = export.graph_of
+    right = export.plain_graph
 
     def wrong(path):
         graph = onnx.load_from_string(right(path))
@@ -132,7 +132,7 @@ def test_a_file_that_disagrees_is_deleted_and_the_error_has_the_number(model_fil
         )
         return graph.SerializeToString()
 
-    monkeypatch.setattr(export, "graph_of", wrong)
+    monkeypatch.setattr(export, "plain_graph", wrong)
     with pytest.raises(ExportError, match=r"ONNX file disagrees with PyTorch by 1 mm at a vertex.*deleted"):
         export_model(model_file, "onnx", tmp_path / "hand.onnx")
     assert list(tmp_path.iterdir()) == []

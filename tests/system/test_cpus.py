@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from handmesh.runtime.engine import default_threads
 from handmesh.system import cpus as processors
-from handmesh.system.cpus import cgroup_processors, physical_cores, usable_cores, usable_processors
+from handmesh.system.cpus import cgroup_processors, default_threads, physical_cores, usable_cores, usable_processors
 
 
 def files(folder: Path, contents: dict[str, str]) -> Path:
@@ -79,6 +78,6 @@ def test_cores_are_limited_by_the_share_too(share, expected, monkeypatch):
 
 @pytest.mark.parametrize(("limit", "expected"), [("", 4), ("2", 2), ("16", 4), ("0", 4), ("4,2", 4)])
 def test_the_usual_variable_limits_threads(limit, expected, monkeypatch):
-    monkeypatch.setattr("handmesh.runtime.engine.usable_cores", lambda: 4)
+    monkeypatch.setattr("handmesh.system.cpus.usable_cores", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", limit)
     assert default_threads() == expected
