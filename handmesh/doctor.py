@@ -20,6 +20,7 @@ from handmesh.hand import Handedness
 from handmesh.hand.models import HAND_MODELS, HandModelSource
 from handmesh.model.bundled import bundled_model_path
 from handmesh.runtime.engine import open_engine
+from handmesh.runtime.onnx import import_onnxruntime
 from handmesh.system.cpus import default_threads
 
 PACKAGES = ("numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
@@ -84,9 +85,8 @@ def _device() -> str:
     try:
         import torch
     except ModuleNotFoundError:
-        import onnxruntime
-
-        names = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+        providers = import_onnxruntime().get_available_providers()
+        names = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
         return f"CPU, {default_threads()} threads (ONNX Runtime has {names})"
     if torch.cuda.is_available():
         return f"CUDA {torch.version.cuda}: {torch.cuda.get_device_name()}"
