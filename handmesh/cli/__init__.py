@@ -30,32 +30,40 @@ from handmesh.cli import (
     webcam,
     weights,
 )
-from handmesh.cli.shell import console, error_console, say_error
+from handmesh.cli.help import HELP_OPTIONS, Command, Group
+from handmesh.cli.shell import console, error_console, say, say_error
 from handmesh.errors import HandMeshError
 
 app = typer.Typer(
     help="A photo of a hand goes in; a 3D hand mesh, its joints, its camera and an overlay come out.",
-    no_args_is_help=True,
+    cls=Group,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    add_completion=False,
+    rich_markup_mode=None,
+    context_settings=HELP_OPTIONS,
 )
-for command in (
-    predict.predict,
-    demo.demo,
-    video.video,
-    webcam.webcam,
-    train.train,
-    synth.synth,
-    evaluate.evaluate,
-    export.export,
-    bench.bench,
-    serve.serve,
-    doctor.doctor,
+for section, commands in (
+    ("Use a model", (predict.predict, demo.demo, video.video, webcam.webcam, serve.serve)),
+    ("Make a model", (train.train, synth.synth, evaluate.evaluate, export.export)),
+    ("This machine", (bench.bench, doctor.doctor)),
 ):
-    app.command()(command)
-for name, group in (("data", data.app), ("mano", mano.app), ("weights", weights.app)):
-    app.add_typer(group, name=name)
+    for command in commands:
+        app.command(cls=Command, rich_help_panel=section)(command)
+for section, name, group in (
+    ("Make a model", "data", data.app),
+    ("Make a model", "weights", weights.app),
+    ("This machine", "mano", mano.app),
+):
+    app.add_typer(group, name=name, cls=Group, rich_help_panel=section)
+
+# What most people come for: the answer to `handmesh` alone.
+FIRST_STEPS = (
+    ("handmesh demo", "sample photos: a picture and 3D meshes on your disk"),
+    ("handmesh predict photo.jpg", "your own photo, or a folder of them"),
+    ("handmesh webcam", "live; of a clip: handmesh video clip.mp4"),
+    ("handmesh serve", "a web page and an HTTP service"),
+    ("handmesh train synthetic_t8", "train a model, with no data but what we draw"),
+)
 
 
 def run() -> None:
@@ -82,8 +90,13 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        width = max(len(command) for command, _ in FIRST_STEPS)
+        for command, what in FIRST_STEPS:
+            say(f"{command:{width}}   {what}")
+        say("\nAll commands: handmesh --help. More of one: handmesh predict --help.")

@@ -31,11 +31,14 @@ def bench(
     ] = False,
     names: Annotated[str, typer.Option(metavar="NAME,...", help="With --backbones: which ones, or all.")] = "all",
     size: Annotated[
-        int | None, typer.Option(min=32, help="Side of images in pixels, of a bare architecture; default: 224 (256).")
+        int | None,
+        typer.Option(metavar="N", min=32, help="Side of images in pixels, of a bare architecture; default: 224 (256)."),
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,...", help="Crops at a time; several sizes with commas.")] = "1",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each engine; default: all usable.")] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 20,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Threads of each engine; default: all usable.")
+    ] = None,
+    runs: Annotated[int, typer.Option(metavar="N", min=1, help="Timed runs of each.")] = 20,
     processor_time: Annotated[
         bool, typer.Option("--processor-time", help="Do not count while other programs run; needs --threads 1.")
     ] = False,

@@ -10,16 +10,19 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from handmesh.cli.help import Command
 from handmesh.cli.shell import IMAGE_SUFFIXES, byte_progress_bar, console, progress_bar, say
 from handmesh.errors import ConfigError
 
 app = typer.Typer(help="Data sets to train and score with: prepare, check, show.", no_args_is_help=True)
 
 
-@app.command("prepare")
+@app.command("prepare", cls=Command)
 def data_prepare(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="FreiHAND's zips, or the folder they unpack to.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the result; default: DIR/prepared.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder for the result; default: DIR/prepared.")
+    ] = None,
     pack: Annotated[
         bool, typer.Option("--pack", help="Join the JPEG files into one; from zips that always happens.")
     ] = False,
@@ -49,10 +52,10 @@ def data_prepare(
     say(f"next: handmesh data check {folder if out is None else out}")
 
 
-@app.command("check")
+@app.command("check", cls=Command)
 def data_check(
     path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="A prepared FreiHAND folder, or a JSONL file.")],
-    images: Annotated[int, typer.Option(min=1, help="Pictures to decode, spread over the set.")] = 200,
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures to decode, spread over the set.")] = 200,
 ) -> None:
     """Check that a data set is what it claims to be: a table of what was wanted and what was found.
 
@@ -73,7 +76,7 @@ def data_check(
                 tasks[what] = progress.add_task(what, total=total)
             progress.update(tasks[what], completed=done, total=total)
 
-        rows = check(path, images, report)
+        rows = check(path, count, report)
     table = Table(title=Text(str(path)))
     for title in ("", "claim", "wanted", "found"):
         table.add_column(title, overflow="fold")
@@ -88,14 +91,16 @@ def data_check(
         raise typer.Exit(1)
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def data_show(
     path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="A prepared FreiHAND folder, or a JSONL file.")],
-    out: Annotated[Path, typer.Option(help="The picture.")] = Path("handmesh_out/data.jpg"),
-    count: Annotated[int, typer.Option(min=1, help="How many samples.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Which samples: the same seed, the same ones.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PICTURE", help="The picture.")] = Path(
+        "handmesh_out/data.jpg"
+    ),
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="How many samples.")] = 32,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Which samples: the same seed, the same ones.")] = 0,
     split: Annotated[str | None, typer.Option(metavar="training|evaluation", help="FreiHAND's part.")] = None,
-    protocol: Annotated[
+    crop: Annotated[
         str | None, typer.Option(metavar="frame|metro|box", help="How to crop; default: frame, or box for a JSONL.")
     ] = None,
     mesh: Annotated[bool, typer.Option("--mesh", help="Draw the labelled mesh instead of bones.")] = False,
@@ -116,7 +121,7 @@ def data_show(
     from handmesh.files.image import encode_image
     from handmesh.system.atomic import write_atomically
 
-    picture = show(path, count, seed, split=split, protocol=protocol, mesh=mesh, hand=hand_model)
+    picture = show(path, count, seed, split=split, protocol=crop, mesh=mesh, hand=hand_model)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, encode_image(picture, out.suffix))
     say(f"{out}")

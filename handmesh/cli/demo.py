@@ -14,7 +14,9 @@ from handmesh.cli.shell import ModelOption, console
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("handmesh_out/demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")] = Path(
+        "handmesh_out/demo"
+    ),
     model: ModelOption = None,
 ) -> None:
     """Run the bundled sample images through the bundled model: a picture and meshes on your disk.

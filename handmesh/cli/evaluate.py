@@ -22,18 +22,24 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run the model on this test set: FreiHAND, or labels.jsonl.")
     ] = None,
-    protocol: Annotated[
-        str, typer.Option(metavar="frame|metro|box|box-from-test-labels|predict", help="What the network sees.")
+    crop: Annotated[
+        str,
+        typer.Option(
+            metavar="frame|metro|box|box-from-test-labels|predict",
+            help="What the network sees; scores compare under one alone.",
+        ),
     ] = "frame",
     margin: Annotated[
-        float | None, typer.Option(min=0.5, help="Crop side over the box's, where boxes are used.")
+        float | None, typer.Option(metavar="X", min=0.5, help="Crop side over the box's, where boxes are used.")
     ] = None,
-    passes: Annotated[int, typer.Option(min=1, help="Crops of each hand under protocol predict.")] = 3,
+    passes: Annotated[int, typer.Option(metavar="N", min=1, help="Crops of each hand under --crop predict.")] = 3,
     tta: Annotated[
         str, typer.Option(metavar="none|small|metro|SCALES:DEGREES", help="Average over scales and turns.")
     ] = "none",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images of --data.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for scores.json, frames.npz, report.html.")] = Path("evaluation"),
+    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first images of --data.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for scores.json, frames.npz, report.html.")
+    ] = Path("evaluation"),
     against: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Compare with an earlier run's folder, frame by frame.")
     ] = None,
@@ -41,17 +47,18 @@ def evaluate(
         Path | None, typer.Option(metavar="pred.zip", help="Write the model's answers in the official form.")
     ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html, too.")] = True,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that score; default: all cores.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of the network and of scoring; default: the cores.")
+    ] = None,
 ) -> None:
     """Score a model, or anybody's prediction file, as FreiHAND's official tool does.
 
     Examples:
       handmesh evaluate --predictions pred.zip --ground-truth FreiHAND/
 
-      handmesh evaluate --model runs/ma36/model.safetensors --data FreiHAND/ --protocol frame --tta metro
+      handmesh evaluate --model runs/ma36/model.safetensors --data FreiHAND/ --crop frame --tta metro
 
-      handmesh synth --out hands/ --count 500 && handmesh evaluate --data hands/ --protocol predict
+      handmesh synth --out hands/ --count 500 && handmesh evaluate --data hands/ --crop predict
     """
     from handmesh.evaluate.run import EvaluationRequest, print_evaluation, run_evaluation
 
@@ -63,16 +70,16 @@ def evaluate(
         predictions=predictions,
         data=ground_truth if data is None else data,
         model=model,
-        protocol=protocol,
+        protocol=crop,
         margin=margin,
         passes=passes,
         tta=tta,
-        limit=limit,
+        limit=count,
         out=out,
         against=against,
         save_predictions=save_predictions,
         report=report,
-        workers=workers,
+        workers=threads,
         threads=threads,
     )
     with progress_bar() as progress:

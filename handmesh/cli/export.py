@@ -15,7 +15,9 @@ def export(
     format: Annotated[str, typer.Option(metavar="onnx|openvino|coreml|torch-export", help="What to write.")] = "onnx",
     precision: Annotated[str, typer.Option(metavar="float32|int8", help="int8: for onnx and openvino.")] = "float32",
     int8: Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: the model's name, here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Default: the model's name, here.")
+    ] = None,
     model: ModelOption = None,
 ) -> None:
     """Write a model as one file for another runtime: photos' crops in (uint8 RGB), hands out.

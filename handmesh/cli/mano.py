@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
+from handmesh.cli.help import Command
 from handmesh.cli.shell import say
 from handmesh.errors import ConfigError
 
 app = typer.Typer(help="The user's own MANO files.", no_args_is_help=True)
 
 
-@app.command("add")
+@app.command("add", cls=Command)
 def mano_add(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="MANO_RIGHT.pkl, MANO_LEFT.pkl.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="MANO_RIGHT.pkl, MANO_LEFT.pkl.")],
     fix_left_shape: Annotated[
         bool,
         typer.Option(

@@ -15,6 +15,8 @@ import typer
 from handmesh.cli.shell import (
     FORMATS,
     IMAGE_SUFFIXES,
+    FocalOption,
+    FovOption,
     ModelOption,
     camera_of,
     console,
@@ -37,8 +39,10 @@ Answer = TypeVar("Answer")
 
 
 def predict(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB...", help="JPEG, PNG or WebP photographs.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results; made if it is not there.")] = Path("handmesh_out"),
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="JPEG, PNG or WebP photographs.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results; made if it is not there.")
+    ] = Path("handmesh_out"),
     format: Annotated[
         str, typer.Option(metavar=",".join(FORMATS), help="What to write, separated by commas.")
     ] = "png,glb,json",
@@ -51,9 +55,11 @@ def predict(
     detector: Annotated[
         str, typer.Option(metavar="none|mediapipe|PALM.onnx", help="Who finds the hands, instead of --box.")
     ] = "none",
-    focal: Annotated[float | None, typer.Option(help="Focal length in pixels; for positions in space.")] = None,
-    fov: Annotated[float | None, typer.Option(help="Angle of the longer side in degrees, instead of --focal.")] = None,
-    passes: Annotated[int, typer.Option(min=1, help="Crops of each hand that the network sees, each closer.")] = 3,
+    focal: FocalOption = None,
+    fov: FovOption = None,
+    passes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Crops of each hand that the network sees, each closer.")
+    ] = 3,
     search: Annotated[
         bool,
         typer.Option("--search/--no-search", help="Without a good hand in the whole photo, search tiles of it, too."),
@@ -71,7 +77,7 @@ def predict(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Photos at a time, or threads of one photo; default: the cores."),
+        typer.Option(metavar="N", min=1, help="In all: for photos side by side, or for one alone; default: the cores."),
     ] = None,
     model: ModelOption = None,
 ) -> None:

@@ -12,11 +12,14 @@ from handmesh.cli.shell import ModelOption, say
 
 def serve(
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; default: 127.0.0.1, this machine only.")
+        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on; default: 127.0.0.1, this machine only.")
     ] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: 8000. 0: any free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="N", min=0, max=65535, help="Default: 8000. 0: any free one.")
+    ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that clients must send; or set HANDMESH_TOKEN.")
+        Path | None,
+        typer.Option(metavar="FILE", help="File with the token that clients must send; or set HANDMESH_TOKEN."),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen publicly without a token: a proxy in front asks who calls.")
@@ -24,16 +27,21 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="Web pages of this origin may call; repeatable.")
     ] = None,
-    passes: Annotated[int | None, typer.Option(min=1, max=10, help="Crops of each hand; default: 3.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network; default: the cores.")] = None,
+    passes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=10, help="Crops of each hand; default: 3.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Threads of the network; default: the cores.")
+    ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Crops per batch; default: 1 on a CPU, 16 on CUDA.")
+        int | None, typer.Option(metavar="N", min=1, max=1024, help="Crops per batch; default: 1 on a CPU, 16 on CUDA.")
     ] = None,
     queue_size: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Hands in work at a time; more are answered 429. Default: 64.")
+        int | None,
+        typer.Option(metavar="N", min=1, max=4096, help="Hands in work at a time; more are answered 429. Default: 64."),
     ] = None,
     deadline: Annotated[
-        float | None, typer.Option(help="Seconds until a request is answered 504; default: 10.")
+        float | None, typer.Option(metavar="SECONDS", help="Seconds until a request is answered 504; default: 10.")
     ] = None,
     model: ModelOption = None,
 ) -> None:

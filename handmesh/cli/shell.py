@@ -27,6 +27,13 @@ ModelOption = Annotated[
     str | None, typer.Option("--model", metavar="NAME|PATH", help="A model file; without it, the bundled model.")
 ]
 
+FocalOption = Annotated[
+    float | None, typer.Option(metavar="PIXELS", help="Focal length in pixels; for positions in space.")
+]
+FovOption = Annotated[
+    float | None, typer.Option(metavar="DEGREES", help="Angle of the longer side in degrees, instead of --focal.")
+]
+
 # Of video and webcam, which follow hands.
 HandOption = Annotated[
     str, typer.Option(metavar="right|left|auto", help="Which hands there are; auto: found out, for each.")
@@ -36,6 +43,10 @@ DetectorOption = Annotated[
     typer.Option(
         metavar="none|mediapipe|PALM.onnx", help="Who finds hands: nobody, MediaPipe, or OpenCV zoo's palm detector."
     ),
+]
+MaxHandsOption = Annotated[
+    int,
+    typer.Option("--max-hands", metavar="N", min=1, help="At most so many hands; several need a detector or boxes."),
 ]
 SmoothOption = Annotated[float, typer.Option(metavar="STRENGTH", help="0 not at all, 1 normal, 2 twice as steady.")]
 BoxOption = Annotated[
@@ -108,7 +119,7 @@ def parse_smoothing(strength: float) -> Smoothing | None:
     return None if strength == 0 else Smoothing.of_strength(strength)
 
 
-def hand_finder(detector: str, box: list[str] | None, hands: int) -> tuple[Detector | None, int]:
+def hand_finder(detector: str, box: list[str] | None, max_hands: int) -> tuple[Detector | None, int]:
     """Who finds hands, and how many there can be."""
     from handmesh.detect import GivenBoxes, open_detector
 
@@ -116,5 +127,5 @@ def hand_finder(detector: str, box: list[str] | None, hands: int) -> tuple[Detec
         if detector != "none":
             raise ConfigError("--box and --detector both say where hands are: give one of them.")
         return GivenBoxes([parse_box(text) for text in box]), len(box)  # of the side that the tracker is told
-    found = open_detector(detector, hands)
-    return found, hands if found is not None else 1
+    found = open_detector(detector, max_hands)
+    return found, max_hands if found is not None else 1

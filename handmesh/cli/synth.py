@@ -14,21 +14,29 @@ from handmesh.errors import ConfigError
 
 
 def synth(
-    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet into this picture.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write a data set (JPEG, masks, labels.jsonl) into this folder.")
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="PICTURE", help="Draw a contact sheet into this picture.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many hands.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
-    size: Annotated[int, typer.Option(min=32, max=512, help="Side of the images in pixels.")] = 224,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Write a data set (JPEG, masks, labels.jsonl) into this folder."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="How many hands.")] = 40,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[int, typer.Option(metavar="N", min=32, max=512, help="Side of the images in pixels.")] = 224,
     labels: Annotated[bool, typer.Option("--labels", help="Draw the labels on the sheet.")] = False,
-    backgrounds: Annotated[Path | None, typer.Option(help="Folder of images to use as backgrounds too.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 1,
+    backgrounds: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of images to use as backgrounds too.")
+    ] = None,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes that render.")] = 1,
     like_freihand: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a data set in FreiHAND's own folder layout.")
     ] = None,
     evaluation: Annotated[
-        int | None, typer.Option(min=1, help="Test images with --like-freihand; default: an eighth of --count.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Test images with --like-freihand; default: an eighth of --count."),
     ] = None,
     hand_model: Annotated[
         str, typer.Option(metavar="NAME", help="The hand that --like-freihand draws; `doctor` lists hands.")

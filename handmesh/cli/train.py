@@ -20,9 +20,15 @@ if TYPE_CHECKING:
 
 def train(
     config: Annotated[
-        str, typer.Argument(help="A YAML file of settings, or the name of a shipped one, such as synthetic_t8.")
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="A YAML file of settings, or the name of a shipped one, such as synthetic_t8."
+        ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/ and the config's name.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder of the run; default: runs/ and the config's name."),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one setting; repeatable.")
     ] = None,

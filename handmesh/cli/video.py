@@ -10,7 +10,10 @@ import typer
 from handmesh.cli.shell import (
     BoxOption,
     DetectorOption,
+    FocalOption,
+    FovOption,
     HandOption,
+    MaxHandsOption,
     ModelOption,
     SmoothOption,
     camera_of,
@@ -26,12 +29,13 @@ from handmesh.errors import ConfigError
 def video(
     clip: Annotated[str, typer.Argument(help="A video file, or a folder of photographs in the order of their names.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; default: handmesh_out/ and its name.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder for the results; default: handmesh_out/ and its name."),
     ] = None,
     hand: HandOption = "auto",
     detector: DetectorOption = "none",
     box: BoxOption = None,
-    hands: Annotated[int, typer.Option(min=1, help="At most so many hands; several need a detector or boxes.")] = 2,
+    max_hands: MaxHandsOption = 2,
     smooth: SmoothOption = 1.0,
     overlay: Annotated[bool, typer.Option(help="Write overlay.mp4.")] = True,
     codec: Annotated[str, typer.Option(metavar="auto|h264|vp9|mp4v", help="Of overlay.mp4.")] = "auto",
@@ -41,11 +45,11 @@ def video(
         bool, typer.Option("--skin-only", help="Leave pose correctives out of hand.glb: smaller, a little less exact.")
     ] = False,
     bvh: Annotated[bool, typer.Option("--bvh", help="Write a .bvh for each hand, too.")] = False,
-    focal: Annotated[float | None, typer.Option(help="Focal length in pixels; for positions in space.")] = None,
-    fov: Annotated[float | None, typer.Option(help="Angle of the longer side in degrees, instead of --focal.")] = None,
-    fps: Annotated[float, typer.Option(min=1, help="Rate of a folder of photographs.")] = 30.0,
+    focal: FocalOption = None,
+    fov: FovOption = None,
+    fps: Annotated[float, typer.Option(metavar="FPS", min=1, help="Rate of a folder of photographs.")] = 30.0,
     restart: Annotated[bool, typer.Option("--restart", help="Do not go on with an interrupted run.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the network.")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the network.")] = 1,
     model: ModelOption = None,
 ) -> None:
     """Follow hands through a clip: overlay video, log of hands, animated hand for Blender, three.js and Unity.
@@ -57,7 +61,7 @@ def video(
 
       handmesh video clip.mp4 --out results --hand left --bvh
 
-      handmesh video party.mp4 --detector mediapipe --hands 4
+      handmesh video party.mp4 --detector mediapipe --max-hands 4
     """
     from handmesh.files.video import CODECS, open_source
     from handmesh.motion.clip import VideoOptions, convert_clip
@@ -69,7 +73,7 @@ def video(
     side = parse_hand(hand)
     smoothing = parse_smoothing(smooth)
     camera_of(focal, fov, (1, 1))
-    finder, most = hand_finder(detector, box, hands)
+    finder, most = hand_finder(detector, box, max_hands)
     source = open_source(clip, fps)
     if source.live:
         raise ConfigError(f"{clip} is a camera or stream, which has no end: see `handmesh webcam`.")

@@ -13,6 +13,7 @@ from handmesh.cli.shell import (
     BoxOption,
     DetectorOption,
     HandOption,
+    MaxHandsOption,
     ModelOption,
     SmoothOption,
     console,
@@ -35,17 +36,19 @@ def webcam(
         bool,
         typer.Option("--guide", help="Wait for a hand in a square in the middle, instead of searching everywhere."),
     ] = False,
-    hands: Annotated[int, typer.Option(min=1, help="At most so many hands; several need a detector or boxes.")] = 2,
+    max_hands: MaxHandsOption = 2,
     smooth: SmoothOption = 1.0,
     skeleton: Annotated[bool, typer.Option("--skeleton", help="Start with bones instead of the mesh.")] = False,
     mirror: Annotated[bool | None, typer.Option(help="Show as in a mirror; default: for cameras.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for screenshots and recordings.")] = Path("handmesh_out"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for screenshots and recordings.")
+    ] = Path("handmesh_out"),
     headless: Annotated[bool, typer.Option("--headless", help="No window: say once a second what is seen.")] = False,
     benchmark: Annotated[
         bool, typer.Option("--benchmark", help="With --headless and a clip: milliseconds of each stage.")
     ] = False,
-    frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the network.")] = 1,
+    frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after so many.")] = None,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the network.")] = 1,
     model: ModelOption = None,
 ) -> None:
     """Follow hands live in a window: h which hand, m mesh/bones, f mirror, c record, s screenshot, r search, q quit.
@@ -83,7 +86,7 @@ def webcam(
             raise ConfigError(f"{source} has no pictures.")
         square = _guide(first.image.shape)
         box = [",".join(f"{edge:.1f}" for edge in square)]
-    finder, most = hand_finder(detector, box, hands)
+    finder, most = hand_finder(detector, box, max_hands)
     predictor = load_predictor(model, threads=threads)
     live = HandFollower(
         predictor, detector=finder, handedness=side, tracking=Tracking(max_hands=most), smoothing=smoothing

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from handmesh.cli.help import Command
 from handmesh.cli.shell import error_console, say, say_error
 from handmesh.errors import HandMeshError
 from handmesh.system.extras import extra
@@ -14,12 +15,18 @@ from handmesh.system.extras import extra
 app = typer.Typer(help="Published FastViT weights: add, list. Several runs: average.", no_args_is_help=True)
 
 
-@app.command("add")
+@app.command("add", cls=Command)
 def weights_add(
-    file: Annotated[Path, typer.Argument(help="Apple's .pth.tar or timm's .safetensors, .bin or .pth.")],
-    name: Annotated[str | None, typer.Option(help="How configs will call them; default: the variant's name.")] = None,
-    source: Annotated[str | None, typer.Option(help="Where the file came from, for the record.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Its licence, if it is not Apple's.")] = None,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Apple's .pth.tar or timm's .safetensors, .bin or .pth.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How configs will call them; default: the variant's name.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Where the file came from, for the record.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(metavar="TEXT", help="Its licence, if it is not Apple's.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Put them in the place of others of that name.")] = False,
 ) -> None:
     """Convert a downloaded checkpoint once, and keep it under a name that training configs can use.
@@ -38,7 +45,7 @@ def weights_add(
     say(f"licence: {stored.licence}")
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def weights_list() -> None:
     """List the weights that were added, where they came from and under which licence.
 
@@ -67,12 +74,17 @@ def weights_list() -> None:
         raise typer.Exit(1)
 
 
-@app.command("average")
+@app.command("average", cls=Command)
 def weights_average(
     models: Annotated[
-        list[Path], typer.Argument(help="Model files of one form (all folded, or none) that have weights in common.")
+        list[Path],
+        typer.Argument(
+            metavar="MODEL", help="Model files of one form (all folded, or none) that have weights in common."
+        ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for model.safetensors and deploy.safetensors.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for model.safetensors and deploy.safetensors.")
+    ],
 ) -> None:
     """Average the weights of several runs that went on from the same model: often better than each of them.
 

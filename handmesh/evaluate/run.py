@@ -135,7 +135,7 @@ def _read(
     path = request.predictions
     assert path is not None
     if request.limit is not None or request.save_predictions is not None or request.model is not None:
-        raise ConfigError("--limit, --model and --save-predictions go with --data, where a model is run.")
+        raise ConfigError("--count, --model and --save-predictions go with --data, where a model is run.")
     points = read_predictions(path, len(data), lambda done, total: show("reading", done, total))
     return points, None, {"subject": path.name, "predictions": str(path), "file SHA-256": _digest(path)}
 
@@ -171,7 +171,7 @@ def _predict(
         facts["tta"] = f"{views.name}, {views.passes} passes"
     trained = engine.record.get("training", {}).get("crops", {}).get("freihand")
     if data.kind == "FreiHAND" and trained is not None and not request.protocol.startswith(trained):
-        facts["trained on"] = f"crops of protocol {trained!r}: --protocol {trained} shows it what it knows"
+        facts["trained on"] = f"crops of protocol {trained!r}: --crop {trained} shows it what it knows"
     if answers.remark:
         facts["remark"] = answers.remark
     return answers.points, answers.keypoints, facts

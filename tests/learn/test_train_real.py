@@ -113,7 +113,7 @@ def test_the_journey_from_archives_to_scores(freihand, tmp_path):
     request = EvaluationRequest(data=freihand, model=str(path), protocol="metro", out=tmp_path / "scores", report=False)
     assert "trained on" not in run_evaluation(request).run
     other = replace(request, protocol="frame", limit=2, out=tmp_path / "other")
-    assert "--protocol metro" in run_evaluation(other).run["trained on"]
+    assert "--crop metro" in run_evaluation(other).run["trained on"]
     official = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert 0 < official["xyz_al_mean3d"] < 6, "cm"
 

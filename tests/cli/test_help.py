@@ -1,0 +1,88 @@
+"""How commands present themselves: in 80 columns, with former names of options, and what `handmesh` alone says."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from handmesh.cli import FIRST_STEPS, app
+from handmesh.cli.help import RENAMED_OPTIONS
+
+
+def commands(node, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield words
+    for name, command in getattr(node, "commands", {}).items():
+        yield from commands(command, (*words, name))
+
+
+COMMANDS = list(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("columns", [80, 60])
+def test_help_fits_the_terminal_and_breaks_where_it_must(words, columns):
+    """Docstrings are 120 wide: their line breaks once stood in the middle of sentences that were wrapped at 80."""
+    shown = CliRunner().invoke(app, [*words, "-h"], terminal_width=columns)
+    assert shown.exit_code == 0
+    assert shown.output == CliRunner().invoke(app, [*words, "--help"], terminal_width=columns).output
+    lines = shown.output.splitlines()
+    assert "<bool>" not in shown.output
+    assert not [line for line in lines if len(line) > columns and " " in line.strip()[: columns - 6]]
+    prose = re.split("Example|Arguments:|Options:", shown.output)[0].splitlines()
+    for line, following in itertools.pairwise(prose):  # a line ends only where the next word had no room
+        if line.startswith("  ") and following.startswith("  ") and line.strip() and following.strip():
+            assert len(line) + 1 + len(following.split()[0]) > columns - 2, (line, following)
+
+
+def test_examples_in_help_can_be_pasted():
+    for words in COMMANDS:
+        shown = CliRunner().invoke(app, [*words, "-h"], terminal_width=80).output.replace("\\\n", " ")
+        for example in re.findall(r"^ +(handmesh .*)$", shown.partition("Options:")[0], re.MULTILINE):
+            _, *found = shlex.split(example.partition("&&")[0])
+            node = typer.main.get_command(app)
+            while found and hasattr(node, "commands"):
+                node = node.commands[found.pop(0)]
+            known = {option for parameter in node.params for option in parameter.opts}
+            assert {word.partition("=")[0] for word in found if word.startswith("--")} <= known, example
+
+
+def test_the_command_alone_says_what_most_people_come_for():
+    shown = CliRunner().invoke(app, [])
+    assert shown.exit_code == 0
+    assert all(command in shown.output for command, _ in FIRST_STEPS)
+    assert len(shown.output.splitlines()) == len(FIRST_STEPS) + 2
+
+
+def test_former_names_of_options_still_work_and_are_not_shown(tmp_path):
+    for former in ("--limit", "--count"):
+        refused = CliRunner().invoke(app, ["evaluate", "--data", str(tmp_path), former, "0"])
+        assert refused.exit_code == 2
+        assert "--count" in refused.output
+    shown = CliRunner().invoke(app, ["evaluate", "-h"]).output
+    assert not [name for name in RENAMED_OPTIONS["evaluate"] if name in shown]
+    by_name = {words[-1]: words for words in COMMANDS if words}
+    for name, renamed in RENAMED_OPTIONS.items():
+        node = typer.main.get_command(app)
+        for word in by_name[name]:
+            node = node.commands[word]
+        known = {option for parameter in node.params for option in parameter.opts}
+        assert set(renamed.values()) <= known
+        assert not set(renamed) & known
+
+
+def test_words_after_two_dashes_are_names_of_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, ["data", "check", "--", "--images"])
+    assert "--images" in str(refused.exception)
+
+
+def test_a_shell_can_complete():
+    environment = {"_HANDMESH_COMPLETE": "complete_bash", "COMP_WORDS": "handmesh pre", "COMP_CWORD": "1"}
+    answer = CliRunner().invoke(app, [], prog_name="handmesh", env=environment)
+    assert "predict" in answer.output.split()
