@@ -34,7 +34,7 @@ SEED = 8_400_013  # of the photos that are scored
 EVERYTHING = "everything"
 PASSES = 3
 
-NO_EFFECTS = {"effects": 0.0, "amplitude_mix": 0.0, "photo_edge": 0.0}
+NO_EFFECTS = {"effects": 0.0, "fda_prob": 0.0, "border_prob": 0.0}
 ONE_LIGHT = {"lights": {"back": 0.0, "flash": 0.0, "overcast": 0.0, "colored": 0.0}}
 VIEWS = ("tripod_views", "selfie_views", "egocentric_views", "table_views", "room_views")
 SAME_SKIN = {"ring": 0.0, "bracelet": 0.0, "hair": 0.0, "tattoo": 0.0, "glove": 0.0, "nail_polish": 0.0, "sleeve": 0.0}
@@ -42,8 +42,8 @@ SAME_SKIN = {"ring": 0.0, "bracelet": 0.0, "hair": 0.0, "tattoo": 0.0, "glove": 
 VARIANTS: dict[str, dict[str, Any]] = {
     EVERYTHING: {},
     "camera effects": {"augmentation": NO_EFFECTS},
-    "upright bias": {"augmentation": {"upright": 0.0}},
-    "far hands": {"augmentation": {"wide": 0.0}},
+    "upright bias": {"augmentation": {"upright_prob": 0.0}},
+    "far hands": {"augmentation": {"context_scale_prob": 0.0}},
     "dense supervision": {"loss": {"heatmaps": 0.0, "heatmap_keypoints": 0.0, "heatmap_depths": 0.0}},
     "root-frame losses": {"loss": {"root_vertices": 0.0, "root_joints": 0.0}},
     "things held and in front": {"scenes": {"object": 0.0, "stray_object": 0.0, "occluder": 0.0}},
@@ -98,7 +98,12 @@ def variant(name: str, arguments: argparse.Namespace) -> TrainConfig:
                 "scenes": change.get("scenes", {}),
             }
         },
-        "augmentation": {"wide": 0.2, "mirrored": 0.08, "absent": 0.06, **change.get("augmentation", {})},
+        "augmentation": {
+            "context_scale_prob": 0.2,
+            "mirrored": 0.08,
+            "negative_ratio": 0.06,
+            **change.get("augmentation", {}),
+        },
         "loss": change.get("loss", {}),
         "optimizer": {"learning_rate": 3e-4, "warmup_steps": 100, "ema_decay": 0.998},
         "start_from": arguments.start_from,

@@ -26,6 +26,13 @@ logger = logging.getLogger(__name__)
 # those versions load, and say so.
 RENAMED_KEYS = {
     "loss.right": "loss.handedness",
+    "augmentation.upright": "augmentation.upright_prob",
+    "augmentation.wide": "augmentation.context_scale_prob",
+    "augmentation.wide_margin": "augmentation.context_scale",
+    "augmentation.absent": "augmentation.negative_ratio",
+    "augmentation.amplitude_mix": "augmentation.fda_prob",
+    "augmentation.photo_edge": "augmentation.border_prob",
+    "photo_augmentation.unrotated": "photo_augmentation.no_rotation_prob",
 }
 
 BackboneName = Literal[
@@ -320,26 +327,27 @@ class DataConfig(Settings):
 class Augmentation(Settings):
     """How a synthetic hand is seen anew."""
 
-    upright: float = Field(default=0.6, ge=0, le=1)  # share of samples turned so that the hand points up ...
+    upright_prob: float = Field(default=0.6, ge=0, le=1)  # share of samples turned so that the hand points up ...
     upright_noise: float = Field(default=math.radians(25), ge=0)  # ... give or take; the rest get any turn
     margin: tuple[float, float] = (1.15, 2.2)  # crop side over the keypoints' box
     center_jitter: float = Field(default=0.12, ge=0)  # of the crop's side, standard deviation 0.5 of this
-    # A first look at a whole photo sees small hands: this share of samples draws its margin from here instead.
-    wide: float = Field(default=0.0, ge=0, le=1)
-    wide_margin: tuple[float, float] = (2.0, 4.0)
+    # Whole photos show small hands: this share of samples draws its margin from context_scale instead.
+    context_scale_prob: float = Field(default=0.0, ge=0, le=1)
+    context_scale: tuple[float, float] = (2.0, 4.0)
     # For the two optional heads: shares of samples seen in a mirror, as left hands are, and without a hand.
     mirrored: float = Field(default=0.0, ge=0, le=1)
-    absent: float = Field(default=0.0, ge=0, le=1)
+    negative_ratio: float = Field(default=0.0, ge=0, le=1)
     effects: float = Field(default=1.0, ge=0)  # strength of blur, noise, JPEG and colour changes
-    amplitude_mix: float = Field(default=0.15, ge=0, le=1)  # share that takes on coarse colours of another background
-    photo_edge: float = Field(default=0.2, ge=0, le=1)  # share of samples that are black beyond the render's frame
+    # Fourier amplitude mix (FDA): share of samples that take on coarse colours of another background.
+    fda_prob: float = Field(default=0.15, ge=0, le=1)
+    border_prob: float = Field(default=0.2, ge=0, le=1)  # share of samples that are black beyond the render's frame
 
 
 class PhotoAugmentation(Settings):
     """How a photograph is seen anew. The defaults are METRO's (`augm_params` in its data code): no flip, no shift."""
 
     rotation: float = Field(default=math.pi / 2, ge=0)  # radians, standard deviation; cut at half a turn
-    unrotated: float = Field(default=0.6, ge=0, le=1)  # share of samples that are not turned
+    no_rotation_prob: float = Field(default=0.6, ge=0, le=1)  # share of samples that are not turned
     scale: float = Field(default=0.25, ge=0, lt=1)  # of the side's factor: standard deviation, and where it is cut
     shift: float = Field(default=0.0, ge=0)  # of the crop's side: cut, standard deviation half of it
     channel_gain: float = Field(default=0.4, ge=0, lt=1)  # each colour times 1 - this to 1 + this
@@ -435,7 +443,7 @@ class TrainConfig(Settings):
     def _consistent(self) -> TrainConfig:
         if self.low_resolution_share > 0 and self.low_resolution is None:
             raise ValueError("low_resolution_share needs low_resolution")
-        for name in ("margin", "wide_margin"):
+        for name in ("margin", "context_scale"):
             low, high = getattr(self.augmentation, name)
             if not 0 < low <= high:
                 raise ValueError(f"augmentation.{name} is (low, high), both above zero")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from pathlib import Path
@@ -177,8 +178,11 @@ def test_settings_with_former_names_still_load_and_say_so(old, tmp_path, caplog)
     """In files, in overrides, and in the record of a run; given twice it is not known which one is meant."""
     new = RENAMED_KEYS[old]
     assert old.rpartition(".")[0] == new.rpartition(".")[0], "names change, places do not"
-    value = flat_settings(TrainConfig().model_dump(mode="json"))[new]
-    value = {True: "false", False: "true"}[value] if isinstance(value, bool) else value / 2
+    value = functools.reduce(getattr, new.split("."), TrainConfig())
+    if isinstance(value, bool):
+        value = str(not value).lower()
+    else:
+        value = [number + 0.5 for number in value] if isinstance(value, tuple) else (value + 1) / 3
     base = ["start_from=handmesh_t8"]
     with caplog.at_level(logging.WARNING):
         found = load_config(None, [*base, f"{old}={value}"])

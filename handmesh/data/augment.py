@@ -36,7 +36,7 @@ def augment(
     resolution: int,
 ) -> HandSample[NDArray[Any]]:
     """One way a camera and a hand detector could have delivered this render, as a (resolution, resolution) crop."""
-    if settings.absent and rng.random() < settings.absent:
+    if settings.negative_ratio and rng.random() < settings.negative_ratio:
         image = without_hand(packed, rng, settings, backgrounds, resolution)
         return HandSample(image, hand_labels(present=False))
     crop = sample_crop(packed.keypoints, rng, settings)
@@ -81,9 +81,9 @@ def draw(
     foreground = crop.warp(np.ascontiguousarray(packed.image), resolution, cv2.BORDER_REPLICATE)
     color, alpha = np.ascontiguousarray(foreground[..., :3]), np.ascontiguousarray(foreground[..., 3])
     image = place_on_background(rng, color, alpha, backgrounds.sample(rng, resolution))
-    if rng.random() < settings.amplitude_mix:
+    if rng.random() < settings.fda_prob:
         image = mix_amplitude(rng, image, backgrounds.sample(rng, resolution))
-    if rng.random() < settings.photo_edge:
+    if rng.random() < settings.border_prob:
         inside = crop.warp(np.full(packed.image.shape[:2], 255, np.uint8), resolution)
         image = cv2.multiply(image, cv2.cvtColor(inside, cv2.COLOR_GRAY2BGR), scale=1 / 255)
     if settings.effects:
@@ -93,12 +93,12 @@ def draw(
 
 def sample_crop(keypoints: NDArray[np.float32], rng: np.random.Generator, settings: Augmentation) -> CropTransform:
     """A square around the keypoints as a detector might place it: wider, off-centre, and turned."""
-    if rng.random() < settings.upright:
+    if rng.random() < settings.upright_prob:
         rotation = upright_rotation(keypoints) + rng.normal(0, settings.upright_noise)
     else:
         rotation = rng.uniform(-math.pi, math.pi)
-    wide = settings.wide > 0 and rng.random() < settings.wide
-    side = math.exp(rng.uniform(*np.log(settings.wide_margin if wide else settings.margin)))
+    wide = settings.context_scale_prob > 0 and rng.random() < settings.context_scale_prob
+    side = math.exp(rng.uniform(*np.log(settings.context_scale if wide else settings.margin)))
     mirror = settings.mirrored > 0 and rng.random() < settings.mirrored
     crop = CropTransform.around_points(keypoints, margin=side, rotation=rotation, mirror=mirror)
     jitter = np.clip(rng.normal(0, 0.5, 2), -1, 1) * settings.center_jitter * crop.size
@@ -137,14 +137,14 @@ class CropJitter:
     """Random changes of a crop in training. The defaults are METRO's (its `augm_params`); it never shifts."""
 
     rotation: float = math.pi / 2  # radians, standard deviation; cut at half a turn
-    unrotated: float = 0.6  # share of samples that are not turned
+    no_rotation_prob: float = 0.6  # share of samples that are not rotated
     scale: float = 0.25  # standard deviation of the side's factor, and where it is cut
     shift: float = 0.0  # of the crop's side: cut, standard deviation half of it
 
     def __call__(self, crop: CropTransform, rng: np.random.Generator) -> CropTransform:
         """The crop, turned, resized and shifted."""
         rotation = float(np.clip(self.rotation * rng.normal(), -math.pi, math.pi))
-        if rng.random() < self.unrotated:
+        if rng.random() < self.no_rotation_prob:
             rotation = 0.0
         size = crop.size * float(np.clip(1 + self.scale * rng.normal(), 1 - self.scale, 1 + self.scale))
         x, y = np.clip(rng.normal(0, 0.5, 2), -1, 1) * self.shift * size

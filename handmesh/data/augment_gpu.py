@@ -61,9 +61,9 @@ class BatchAugmenter:
         settings, batch = self.settings, len(renders.image)
         draw = _Draws(batch, generator)
         crops = sample_crops(renders.keypoints, settings, generator)
-        present = ~draw.chance(settings.absent)
+        present = ~draw.chance(settings.negative_ratio)
         empty = torch.zeros_like(present)  # nothing of the render is seen
-        if settings.absent:
+        if settings.negative_ratio:
             beside, clear = crops_beside_hand(renders.keypoints, generator)
             crops = Crops(*(_where(present, own, other) for own, other in zip(crops, beside, strict=True)))
             empty = ~present & ~(clear & draw.chance(0.5))
@@ -85,7 +85,7 @@ class BatchAugmenter:
 
     def _pixels(self, image: Tensor, crops: Crops, empty: Tensor, resolution: int, draw: _Draws) -> Tensor:
         settings = self.settings
-        widest = max(*settings.margin, *(settings.wide_margin if settings.wide else ()))
+        widest = max(*settings.margin, *(settings.context_scale if settings.context_scale_prob else ()))
         # A hand's box, turned, is at most the render's diagonal: how strong shrinking can get is known beforehand.
         shrink = widest * math.sqrt(2) * image.shape[1] / resolution
         # Beyond the render's frame its edge goes on, so that a forearm does not end in the middle of the picture.
@@ -93,14 +93,14 @@ class BatchAugmenter:
         foreground = foreground * ~empty[:, None, None, None]
         background = _sample_pictures(self.backgrounds, resolution, draw)
         other = background.roll(1, dims=0)
-        if settings.absent:
+        if settings.negative_ratio:
             clutter = _sample_pictures(self.distractors, resolution, draw)
             background = _where(empty & draw.chance(0.7), clutter, background)
         pixels = place_on_backgrounds(foreground, background, draw)
-        if settings.amplitude_mix:
-            share = torch.where(draw.chance(settings.amplitude_mix) & ~empty, draw.uniform(0.1, 0.6), 0.0)
+        if settings.fda_prob:
+            share = torch.where(draw.chance(settings.fda_prob) & ~empty, draw.uniform(0.1, 0.6), 0.0)
             pixels = mix_amplitudes(pixels, other, share, draw.uniform(1, 4).floor())
-        black = draw.chance(settings.photo_edge) & ~empty
+        black = draw.chance(settings.border_prob) & ~empty
         inside = _share_inside(crops, image.shape[1], resolution)
         pixels = pixels * torch.where(black[:, None, None, None], inside, 1.0)
         return pixels if self.effects is None else camera_effects_batch(pixels, self.effects, draw)
@@ -157,12 +157,14 @@ def sample_crops(keypoints: Tensor, settings: Augmentation, generator: Generator
     dx, dy = (keypoints[:, _MIDDLE_MCP] - keypoints[:, _WRIST]).unbind(dim=-1)
     upright = -math.pi / 2 - torch.atan2(dy, dx)
     rotation = torch.where(
-        draw.chance(settings.upright),
+        draw.chance(settings.upright_prob),
         upright + settings.upright_noise * draw.normal(),
         draw.uniform(-math.pi, math.pi),
     )
     margin = torch.where(
-        draw.chance(settings.wide), draw.log_uniform(*settings.wide_margin), draw.log_uniform(*settings.margin)
+        draw.chance(settings.context_scale_prob),
+        draw.log_uniform(*settings.context_scale),
+        draw.log_uniform(*settings.margin),
     )
     mirror = draw.chance(settings.mirrored)
     # As CropTransform.around_points: the extent is taken in the turned axes.

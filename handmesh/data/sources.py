@@ -89,7 +89,7 @@ class ValidationPack:
 
     def __init__(self, pack: Pack, *, upright: bool) -> None:
         self.pack, self.name = pack, "upright" if upright else "any_turn"
-        self.augmentation = Augmentation(upright=1.0 if upright else 0.0)
+        self.augmentation = Augmentation(upright_prob=1.0 if upright else 0.0)
 
     @cached_property
     def backgrounds(self) -> Backgrounds:
@@ -129,7 +129,7 @@ class PhotoSource:
     def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]:
         """The photograph at a position of `indices`, seen anew."""
         sample, settings = self._sample(position), self.augmentation
-        jitter = CropJitter(settings.rotation, settings.unrotated, settings.scale, settings.shift)
+        jitter = CropJitter(settings.rotation, settings.no_rotation_prob, settings.scale, settings.shift)
         cropped = crop_sample(sample, jitter(self.protocol.crop(sample), rng), resolution)
         return cropped._replace(image=changed_photo(rng, cropped.image, settings))
 

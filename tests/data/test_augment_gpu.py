@@ -34,7 +34,7 @@ from handmesh.synth.backgrounds import procedural_background
 from handmesh.synth.farm import RenderBatch
 
 CPU = torch.device("cpu")
-WIDE = Augmentation(wide=0.4, mirrored=0.3, center_jitter=0.3)
+WIDE = Augmentation(context_scale_prob=0.4, mirrored=0.3, center_jitter=0.3)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -78,7 +78,7 @@ def test_labels_are_those_of_the_one_by_one_path(renders, tiny_pack):
 
 def test_crops_are_placed_as_the_one_by_one_path_places_them(renders, tiny_pack):
     """With nothing left to chance both make the same square."""
-    settings = Augmentation(upright=1.0, upright_noise=0.0, margin=(1.3, 1.3), center_jitter=0.0)
+    settings = Augmentation(upright_prob=1.0, upright_noise=0.0, margin=(1.3, 1.3), center_jitter=0.0)
     crops = sample_crops(renders.keypoints, settings, seeded())
     for index, crop in enumerate(one_by_one(crops)):
         wanted = sample_crop(tiny_pack[index].keypoints, np.random.default_rng(0), settings)
@@ -89,7 +89,7 @@ def test_crops_are_placed_as_the_one_by_one_path_places_them(renders, tiny_pack)
 
 def test_crops_spread_as_asked(renders):
     many = renders.keypoints.repeat(64, 1, 1)
-    settings = Augmentation(wide=0.25, mirrored=0.5, center_jitter=0.0, margin=(1.2, 1.9))
+    settings = Augmentation(context_scale_prob=0.25, mirrored=0.5, center_jitter=0.0, margin=(1.2, 1.9))
     crops = sample_crops(many, settings, seeded())
     margin = 2 / crops.to_ndc(many).abs().amax(dim=(1, 2)) / 2  # centred: the farthest point is at 1 / margin
     assert ((margin > 1.2 - 1e-3) & (margin < 4.0 + 1e-3)).all()
@@ -131,7 +131,7 @@ def test_a_mark_on_the_hand_is_where_its_keypoint_says(renders, backgrounds):
     for index, (x, y) in enumerate(few.keypoints[:, 8].long().tolist()):
         image[index, y - 1 : y + 2, x - 1 : x + 2] = 255
     settings = Augmentation(
-        effects=0.0, photo_edge=0.0, amplitude_mix=0.0, mirrored=0.5, margin=(1.2, 1.6), center_jitter=0.0
+        effects=0.0, border_prob=0.0, fda_prob=0.0, mirrored=0.5, margin=(1.2, 1.6), center_jitter=0.0
     )
     sample = BatchAugmenter(backgrounds, backgrounds, settings)(few._replace(image=image), 64, seeded(3))
     weight = sample.image.float().mean(dim=-1) ** 2
@@ -147,7 +147,9 @@ def test_samples_without_a_hand_show_no_joint(renders, backgrounds):
     outside = crops.to_ndc(renders.keypoints).abs().amax(dim=-1) > 1
     assert outside[clear].all()
 
-    sample = BatchAugmenter(backgrounds, backgrounds, Augmentation(absent=0.5, mirrored=0.5))(renders, 64, seeded(4))
+    sample = BatchAugmenter(backgrounds, backgrounds, Augmentation(negative_ratio=0.5, mirrored=0.5))(
+        renders, 64, seeded(4)
+    )
     absent = ~sample.labels.present
     assert 0 < absent.sum() < 16
     assert sample.labels.right[absent].all()
@@ -160,7 +162,7 @@ def test_samples_without_a_hand_show_no_joint(renders, backgrounds):
 def test_the_same_generator_gives_the_same_batch(renders, backgrounds):
     few = renders.map(lambda values: values[:3])
     augment = BatchAugmenter(
-        backgrounds, backgrounds, Augmentation(absent=0.2, mirrored=0.2, wide=0.2, amplitude_mix=0.5)
+        backgrounds, backgrounds, Augmentation(negative_ratio=0.2, mirrored=0.2, context_scale_prob=0.2, fda_prob=0.5)
     )
     first, second, third = (augment(few, 64, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first.image, second.image)

@@ -78,7 +78,7 @@ def same(first: HandSample, second: HandSample) -> bool:
 def crops(tiny_pack):
     """(packed, crop, sample) of every render, at all turns and off-centre."""
     rng = np.random.default_rng(0)
-    settings = Augmentation(upright=0.3, center_jitter=0.3)
+    settings = Augmentation(upright_prob=0.3, center_jitter=0.3)
     image = np.zeros((64, 64, 3), np.uint8)
     found = []
     for index in range(len(tiny_pack)):
@@ -154,7 +154,7 @@ def test_the_targets_of_a_batch_are_its_posed_hands(crops):
 
 def test_pixels_move_with_their_labels(tiny_pack):
     """In every augmented crop the hand's alpha lies where the keypoints say, whatever was turned and shifted."""
-    rng, settings = np.random.default_rng(1), Augmentation(upright=0.0)
+    rng, settings = np.random.default_rng(1), Augmentation(upright_prob=0.0)
     differences: list[float] = []
     for index in range(len(tiny_pack)):
         packed = tiny_pack[index]
@@ -176,7 +176,7 @@ def test_upright_crops_point_up_and_the_others_anywhere(tiny_pack):
     rng = np.random.default_rng(0)
 
     def turns(upright: float) -> np.ndarray:
-        crops = [sample_crop(keypoints, rng, Augmentation(upright=upright)) for _ in range(400)]
+        crops = [sample_crop(keypoints, rng, Augmentation(upright_prob=upright)) for _ in range(400)]
         wrist_to_middle = [np.subtract(*crop.to_ndc(keypoints[[MIDDLE, WRIST]])) for crop in crops]
         return np.array([math.atan2(x, -y) for x, y in wrist_to_middle])  # 0 = up
 
@@ -185,7 +185,7 @@ def test_upright_crops_point_up_and_the_others_anywhere(tiny_pack):
     anywhere = np.histogram(turns(0.0), bins=4, range=(-math.pi, math.pi))[0]
     assert anywhere.min() > 60, "a quarter of 400 in every direction, give or take"
     assert upright_rotation(keypoints) == pytest.approx(
-        sample_crop(keypoints, rng, Augmentation(upright=1.0, upright_noise=0.0)).rotation
+        sample_crop(keypoints, rng, Augmentation(upright_prob=1.0, upright_noise=0.0)).rotation
     )
 
 
@@ -287,7 +287,7 @@ def test_packs_of_other_settings_do_not_take_each_others_place(tiny_config, tiny
 
 def test_augmentation_can_be_switched_off(tiny_pack):
     """No effects: the same crop gives pixels between the hand's and the background's."""
-    settings = Augmentation(effects=0.0, center_jitter=0.0, upright=1.0, upright_noise=0.0)
+    settings = Augmentation(effects=0.0, center_jitter=0.0, upright_prob=1.0, upright_noise=0.0)
     backgrounds = Backgrounds(0, count=1)
     sample = augment(tiny_pack[0], np.random.default_rng(0), settings, backgrounds, 64)
     assert sample.image.shape == (64, 64, 3)
@@ -339,7 +339,7 @@ def test_samples_without_a_hand_show_no_joint(tiny_pack, monkeypatch):
 
 def test_shares_of_mirrored_absent_and_wide_samples_are_as_asked(tiny_pack):
     rng, backgrounds = np.random.default_rng(0), Backgrounds(0, count=2)
-    settings = Augmentation(mirrored=0.4, absent=0.25, effects=0)
+    settings = Augmentation(mirrored=0.4, negative_ratio=0.25, effects=0)
     samples = [augment(tiny_pack[i % len(tiny_pack)], rng, settings, backgrounds, 64) for i in range(400)]
     present = [sample for sample in samples if sample.labels.present]
     assert len(present) / 400 == pytest.approx(0.75, abs=0.07)  # three standard deviations
@@ -347,7 +347,7 @@ def test_shares_of_mirrored_absent_and_wide_samples_are_as_asked(tiny_pack):
     absent = [sample for sample in samples if not sample.labels.present]
     assert not any(sample.labels.keypoints_known.any() or sample.labels.pose_known for sample in absent)
 
-    settings = Augmentation(wide=0.5, margin=(1.2, 1.5), wide_margin=(3.0, 4.0), center_jitter=0)
+    settings = Augmentation(context_scale_prob=0.5, margin=(1.2, 1.5), context_scale=(3.0, 4.0), center_jitter=0)
     keypoints = tiny_pack[0].keypoints
     sides = np.array([sample_crop(keypoints, rng, settings).size for _ in range(300)])
     extent = np.ptp(keypoints, axis=0).max()

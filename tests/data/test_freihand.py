@@ -593,7 +593,7 @@ def virtual_camera(sample: RawSample, crop: CropTransform) -> np.ndarray:
 def test_cropped_labels_are_what_the_turned_camera_sees(name, prepared):
     """Turned back and projected by the photograph's own camera, they fall on the keypoints of the crop."""
     data = FreiHand(prepared, "training", HAND)
-    rng, jitter = np.random.default_rng(0), CropJitter(shift=0.3, unrotated=0.3)
+    rng, jitter = np.random.default_rng(0), CropJitter(shift=0.3, no_rotation_prob=0.3)
     for index in range(0, len(data), 2):
         sample = data[index]
         crop = jitter(PROTOCOLS[name].crop(sample), rng)

@@ -56,7 +56,7 @@ def live_config(tmp_path, **live):
         {
             "model": {"backbone": "fastvit_t8", "resolution": 64},
             "data": {"live": {"directory": str(tmp_path), "size": 64, "workers": 1, "backgrounds": 2, **live}},
-            "augmentation": {"absent": 0.2, "mirrored": 0.3, "wide": 0.2},
+            "augmentation": {"negative_ratio": 0.2, "mirrored": 0.3, "context_scale_prob": 0.2},
             "batch_size": 6,
             "steps": 1000,
         },
@@ -82,7 +82,7 @@ def test_batches_come_while_renders_are_made_and_none_is_seen_too_often(tmp_path
 def test_a_batch_says_what_is_known():
     """Of a mirrored hand its keypoints alone, and of no hand nothing at all."""
     pictures = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    augment = BatchAugmenter(pictures, pictures, Augmentation(mirrored=0.4, absent=0.4))
+    augment = BatchAugmenter(pictures, pictures, Augmentation(mirrored=0.4, negative_ratio=0.4))
     stored = RenderBatch(*(torch.from_numpy(np.array(values)) for values in renders(*range(40))))
     stored = stored._replace(keypoints=torch.rand(40, 21, 2) * 4, intrinsics=torch.eye(3).expand(40, 3, 3))
     labels = augment(stored, 64, torch.Generator().manual_seed(0)).labels
@@ -109,8 +109,8 @@ def test_what_cannot_be_live_is_refused():
         parse_config({"data": {"live": {}, "synthetic": {}}}, "test")
     with pytest.raises(ConfigError, match="epochs count what a source holds"):
         parse_config({"data": {"live": {}}, "epochs": 3.0}, "test")
-    with pytest.raises(ConfigError, match=r"wide_margin is \(low, high\)"):
-        parse_config({"augmentation": {"wide_margin": [3.0, 2.0]}}, "test")
+    with pytest.raises(ConfigError, match=r"context_scale is \(low, high\)"):
+        parse_config({"augmentation": {"context_scale": [3.0, 2.0]}}, "test")
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):

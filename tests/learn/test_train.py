@@ -56,7 +56,13 @@ def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch, prec
         batch_size=4,
         log_every=5,
         precision=precision,
-        augmentation={"upright": 1.0, "upright_noise": 0.0, "margin": [1.4, 1.4], "center_jitter": 0.0, "effects": 0.0},
+        augmentation={
+            "upright_prob": 1.0,
+            "upright_noise": 0.0,
+            "margin": [1.4, 1.4],
+            "center_jitter": 0.0,
+            "effects": 0.0,
+        },
         optimizer={"warmup_steps": 5, "learning_rate": 2e-3},
     )
     reports: list[Any] = []

@@ -427,7 +427,7 @@ def test_eight_photographs_can_be_learnt_by_heart(prepared, tmp_path, monkeypatc
     """To under 2 mm PA-MPVPE: everything from labels to losses agrees, or it would not fit."""
     eight = np.arange(8)
     monkeypatch.setattr("handmesh.data.sources.split_by_annotation", lambda *_: (eight, eight))
-    still = {"rotation": 0.0, "unrotated": 1.0, "scale": 0.0, "channel_gain": 0.0}
+    still = {"rotation": 0.0, "no_rotation_prob": 1.0, "scale": 0.0, "channel_gain": 0.0}
     config = parse_config(
         {
             "model": {"backbone": "fastvit_t8", "resolution": 64},

@@ -97,7 +97,9 @@ def without_values() -> Iterator[None]:
 
 def live_batch() -> HandBatch:
     """Four samples, as `data.live.live_batches` makes them."""
-    config = parse_config({"augmentation": {"absent": 0.2, "wide": 0.2, "mirrored": 0.2, "amplitude_mix": 0.1}}, "test")
+    config = parse_config(
+        {"augmentation": {"negative_ratio": 0.2, "context_scale_prob": 0.2, "mirrored": 0.2, "fda_prob": 0.1}}, "test"
+    )
     buffer, generator = RenderBuffer(6, SIZE, GPU), torch.Generator()
     buffer.add(
         RenderBatch(
@@ -150,5 +152,5 @@ def test_answers_and_losses_stay_on_the_gpu(backbone):
         on_gpu = [loss, *parts.values(), *output, *heatmaps, *targets]
         assert {value.device for value in on_gpu} == {GPU}
         # Those of heatmaps use a softmax that is not to be had here, and the optional heads' look for gradients.
-        left_out = {"heatmaps", "heatmap_keypoints", "heatmap_depths", "confidence", "right"}
+        left_out = {"heatmaps", "heatmap_keypoints", "heatmap_depths", "confidence", "handedness"}
         assert set(parts) == set(LossWeights.model_fields) - left_out
