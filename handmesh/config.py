@@ -350,6 +350,14 @@ class PhotoAugmentation(Settings):
     no_rotation_prob: float = Field(default=0.6, ge=0, le=1)  # share of samples that are not turned
     scale: float = Field(default=0.25, ge=0, lt=1)  # of the side's factor: standard deviation, and where it is cut
     shift: float = Field(default=0.0, ge=0)  # of the crop's side: cut, standard deviation half of it
+    # The first crop of a whole photo shows a small hand: this share of samples has a crop larger by a factor from here.
+    context_scale_prob: float = Field(default=0.0, ge=0, le=1)
+    context_scale: tuple[float, float] = (1.35, 2.7)
+    # Share of samples that are mirrored so that the hand's side is taken for the other: what `handedness_head` learns.
+    mirrored: float = Field(default=0.0, ge=0, le=1)
+    # Share of samples reduced to a crop of so many pixels, and enlarged again: hands far away are small and soft.
+    downscale_prob: float = Field(default=0.0, ge=0, le=1)
+    downscale_px: tuple[float, float] = (32.0, 110.0)
     channel_gain: float = Field(default=0.4, ge=0, lt=1)  # each colour times 1 - this to 1 + this
     effects: float = Field(default=0.0, ge=0)  # strength of blur, noise, JPEG, colour changes: as synthetic hands'
     occlusion: float = Field(default=0.0, ge=0, le=1)  # share of samples with something in front
@@ -443,10 +451,17 @@ class TrainConfig(Settings):
     def _consistent(self) -> TrainConfig:
         if self.low_resolution_share > 0 and self.low_resolution is None:
             raise ValueError("low_resolution_share needs low_resolution")
-        for name in ("margin", "context_scale"):
-            low, high = getattr(self.augmentation, name)
+        ranges = {
+            "augmentation.margin": self.augmentation.margin,
+            "augmentation.context_scale": self.augmentation.context_scale,
+            "photo_augmentation.context_scale": self.photo_augmentation.context_scale,
+            "photo_augmentation.downscale_px": self.photo_augmentation.downscale_px,
+        }
+        for name, (low, high) in ranges.items():
             if not 0 < low <= high:
-                raise ValueError(f"augmentation.{name} is (low, high), both above zero")
+                raise ValueError(f"{name} is (low, high), both above zero")
+        if self.photo_augmentation.downscale_px[0] < 8:
+            raise ValueError("photo_augmentation.downscale_px begins below 8 pixels: nothing of a hand is left")
         if self.data.live is not None and self.epochs is not None:
             raise ValueError("epochs count what a source holds, and data.live has no end: give steps")
         if self.batch_size % self.accumulation:

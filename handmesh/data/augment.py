@@ -140,6 +140,8 @@ class CropJitter:
     no_rotation_prob: float = 0.6  # share of samples that are not rotated
     scale: float = 0.25  # standard deviation of the side's factor, and where it is cut
     shift: float = 0.0  # of the crop's side: cut, standard deviation half of it
+    context_scale_prob: float = 0.0  # share of samples whose side has one more factor ...
+    context_scale: tuple[float, float] = (1.35, 2.7)  # ... from here, uniform in the logarithm
 
     def __call__(self, crop: CropTransform, rng: np.random.Generator) -> CropTransform:
         """The crop, turned, resized and shifted."""
@@ -147,9 +149,34 @@ class CropJitter:
         if rng.random() < self.no_rotation_prob:
             rotation = 0.0
         size = crop.size * float(np.clip(1 + self.scale * rng.normal(), 1 - self.scale, 1 + self.scale))
+        if self.context_scale_prob and rng.random() < self.context_scale_prob:
+            size *= math.exp(rng.uniform(*np.log(self.context_scale)))
         x, y = np.clip(rng.normal(0, 0.5, 2), -1, 1) * self.shift * size
         center = (crop.center[0] + float(x), crop.center[1] + float(y))
         return CropTransform(center, size, crop.rotation + rotation, crop.mirror)
+
+
+def negative_crop(shape: tuple[int, ...], rng: np.random.Generator) -> CropTransform:
+    """A square somewhere in a photograph of (height, width, ...) that shows no hand, as a search for hands crops it."""
+    height, width = shape[:2]
+    size = max(height, width) * math.exp(rng.uniform(math.log(0.2), 0.0))
+    center = (float(rng.uniform(0, width - 1)), float(rng.uniform(0, height - 1)))
+    return CropTransform(center, size, float(rng.uniform(-math.pi, math.pi)), bool(rng.random() < 0.5))
+
+
+def downscaled_side(rng: np.random.Generator, resolution: int, settings: PhotoAugmentation) -> int:
+    """The side in pixels that the crop is taken with: `resolution`, or at times fewer, as of a hand far away."""
+    if not settings.downscale_prob or rng.random() >= settings.downscale_prob:
+        return resolution
+    return min(resolution, round(math.exp(rng.uniform(*np.log(settings.downscale_px)))))
+
+
+def enlarged(rng: np.random.Generator, image: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
+    """A square image brought to (resolution, resolution, 3), softly or, half the time, with cubic's harder edges."""
+    if image.shape[0] == resolution:
+        return image
+    how = cv2.INTER_LINEAR if rng.random() < 0.5 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (resolution, resolution), interpolation=how), np.uint8)
 
 
 def changed_photo(rng: np.random.Generator, image: NDArray[np.uint8], settings: PhotoAugmentation) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """How a photograph and what is known about its hand get into a square crop: protocols with names.
 
-Left hands are mirrored on the way into the crop (`CropTransform.mirror`): what comes out is always a right hand.
+Left hands are mirrored on the way into the crop (`CropTransform.mirror`): what comes out is a right hand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.sample import HandSample, RawSample
+from handmesh.data.sample import HandSample, RawSample, without
 from handmesh.errors import DataError
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness
@@ -47,6 +47,8 @@ class CropProtocol:
                 f"Protocol {self.name!r} would take the box of {sample.name} from the test set's own labels, which "
                 f"makes scores incomparable. Use 'frame' or 'metro', or ask for it by name: {BOX_FROM_TEST_LABELS!r}."
             )
+        if not sample.labels.hand.present:
+            return CropTransform.whole_image(width, height)
         box = sample.labels.hand_box()
         if box is None:
             raise DataError(f"{sample.name} has neither a box nor keypoints: protocol {self.name!r} needs one of them.")
@@ -77,12 +79,16 @@ def crop_protocol(name: str) -> CropProtocol:
 def crop_sample(sample: RawSample, crop: CropTransform, resolution: int) -> HandSample[NDArray[Any]]:
     """The pixels and labels of `sample` in `crop`; black beyond the photograph.
 
+    A left hand has to be mirrored, a right one not. In a crop that has it the other way round the hand's side is taken
+    for the other: it shows a left hand, and of the labels only keypoints are left.
+
     With known intrinsics, 3D labels are turned to a camera that faces the crop's centre: what a hand looks like in an
     off-centre crop depends on where the camera would have to look. For a crop around FreiHAND's principal point that
     turn is nothing but the half pixel between it and the image's middle.
     """
     labels, hand = sample.labels, sample.labels.hand
-    assert crop.mirror == (labels.handedness == Handedness.LEFT), "a left hand has to be mirrored, a right one not"
+    if crop.mirror != (labels.handedness == Handedness.LEFT):  # no right hand's pose is true of what is seen there
+        hand = without(hand, "joints", "vertices", "pose", "betas")
     image = crop.warp(np.ascontiguousarray(sample.image), resolution, cv2.BORDER_CONSTANT)
     virtual_from_cam = (
         np.eye(3) if labels.intrinsics is None else labels.intrinsics.virtual_camera_rotation(crop.center)

@@ -22,7 +22,7 @@ from handmesh.config import (
     TrainingScenes,
     flat_settings,
 )
-from handmesh.data.augment import CropJitter, augment, changed_photo
+from handmesh.data.augment import CropJitter, augment, changed_photo, downscaled_side, enlarged, negative_crop
 from handmesh.data.crops import PROTOCOLS, CropProtocol, crop_sample
 from handmesh.data.formats.freihand import FreiHand, Split, split_by_annotation
 from handmesh.data.formats.jsonl import JsonlData
@@ -129,9 +129,23 @@ class PhotoSource:
     def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]:
         """The photograph at a position of `indices`, seen anew."""
         sample, settings = self._sample(position), self.augmentation
-        jitter = CropJitter(settings.rotation, settings.no_rotation_prob, settings.scale, settings.shift)
-        cropped = crop_sample(sample, jitter(self.protocol.crop(sample), rng), resolution)
-        return cropped._replace(image=changed_photo(rng, cropped.image, settings))
+        side = downscaled_side(rng, resolution, settings)
+        if sample.labels.hand.present:
+            jitter = CropJitter(
+                settings.rotation,
+                settings.no_rotation_prob,
+                settings.scale,
+                settings.shift,
+                settings.context_scale_prob,
+                settings.context_scale,
+            )
+            crop = jitter(self.protocol.crop(sample), rng)
+            if settings.mirrored and rng.random() < settings.mirrored:
+                crop = replace(crop, mirror=not crop.mirror)
+        else:
+            crop = negative_crop(sample.image.shape, rng)
+        cropped = crop_sample(sample, crop, side)
+        return cropped._replace(image=changed_photo(rng, enlarged(rng, cropped.image, resolution), settings))
 
     def sample(self, position: int, resolution: int) -> HandSample[NDArray[Any]]:
         """The same as its protocol crops it, unchanged: what scores are computed on."""
@@ -299,7 +313,7 @@ def _check_lines(data: JsonlData, protocol: CropProtocol) -> None:
     """Rather now than after hours: is every label sound, every image there, and a crop to be had of it?"""
     for index in range(len(data)):
         labels, image = data.labels(index), data.image_path(index)
-        if protocol.share is None and labels.hand_box() is None:
+        if protocol.share is None and labels.hand.present and labels.hand_box() is None:
             raise DataError(
                 f"{data.where(index)} has no box, and no keypoints to make one from: give one of them, or set this "
                 "source's crop to frame."

@@ -442,3 +442,107 @@ def test_photos_change_as_often_as_asked_and_not_at_all_when_nothing_is_asked():
     worse = [changed_photo(rng, image, PhotoAugmentation(channel_gain=0.0, effects=1.0)) for _ in range(40)]
     assert all(picture.shape == image.shape and picture.dtype == np.uint8 for picture in worse)
     assert np.mean([(picture != image).any() for picture in worse]) > 0.9
+
+
+def test_a_hand_seen_in_a_mirror_has_the_other_side_and_its_keypoints_alone(sources):
+    """The same pixels turned over; where a joint is drawn, the mirrored image shows it."""
+    still = {"rotation": 0.0, "scale": 0.0, "channel_gain": 0.0}
+    data = sources[0].data
+    always = PhotoSource("mirrored", data, BOX, augmentation=PhotoAugmentation(**still, mirrored=1.0))
+    for position in range(COUNT):
+        plain, seen = always.sample(position, 64), always.example(position, np.random.default_rng(0), 64)
+        np.testing.assert_allclose(seen.image[:, ::-1].astype(int), plain.image, atol=1)
+        np.testing.assert_allclose(seen.labels.keypoints * (-1, 1), plain.labels.keypoints, atol=1e-5)
+        assert plain.labels.right
+        assert not seen.labels.right
+        assert seen.labels.present
+        assert not any(getattr(seen.labels, f"{name}_known") for name in ("pose", "betas", "joints", "vertices"))
+
+
+@pytest.mark.parametrize("mirrored", [0.0, 0.3])
+def test_sides_of_photographs_are_learnt_as_often_as_asked(mirrored, folder):
+    """A left hand is mirrored on the way in, so in a mirror it is one that was not: half of either looks the same."""
+    data = written(folder, {"keypoints": KEYPOINTS}, {"keypoints": KEYPOINTS, **LEFT})
+    source = PhotoSource("sides", data, BOX, augmentation=PhotoAugmentation(mirrored=mirrored))
+    right = [source.example(g % 2, np.random.default_rng(g), 64).labels.right for g in range(400)]
+    assert np.mean(right) == pytest.approx(1 - mirrored, abs=0.06)
+
+
+def test_small_photographs_are_soft_and_their_labels_unchanged(sources):
+    settings = PhotoAugmentation(
+        rotation=0.0, scale=0.0, channel_gain=0.0, downscale_prob=1.0, downscale_px=(16.0, 24.0)
+    )
+    source = PhotoSource("small", sources[0].data, BOX, augmentation=settings)
+    for position in range(COUNT):
+        sharp, soft = source.sample(position, 96), source.example(position, np.random.default_rng(position), 96)
+        assert soft.image.shape == sharp.image.shape
+        for name in ("keypoints", "pose", "joints", "keypoints_known"):
+            np.testing.assert_array_equal(getattr(soft.labels, name), getattr(sharp.labels, name))
+        detail = [np.abs(cv2.Laplacian(image, cv2.CV_64F)).mean() for image in (sharp.image, soft.image)]
+        assert detail[1] < 0.6 * detail[0]
+        # The same picture in the same place: what a quarter of the pixels can tell is the same.
+        coarse = [
+            cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).astype(float) for image in (sharp.image, soft.image)
+        ]
+        assert np.abs(coarse[0] - coarse[1]).mean() < 8
+
+
+def test_wide_crops_show_the_hand_smaller_by_the_factors_asked_for(folder):
+    data = written(folder, {"keypoints": KEYPOINTS})
+    settings = PhotoAugmentation(
+        rotation=0.0, scale=0.0, channel_gain=0.0, context_scale_prob=0.4, context_scale=(1.5, 3.0)
+    )
+    source = PhotoSource("wide", data, BOX, augmentation=settings)
+    usual = np.ptp(source.sample(0, 64).labels.keypoints, axis=0).max()
+    factors = [
+        float(usual / np.ptp(source.example(0, np.random.default_rng(g), 64).labels.keypoints, axis=0).max())
+        for g in range(300)
+    ]
+    wide = np.array([factor for factor in factors if factor > 1.001])
+    assert len(wide) / len(factors) == pytest.approx(0.4, abs=0.08)
+    assert 1.5 <= wide.min() < 1.6
+    assert 2.8 < wide.max() <= 3.0
+
+
+@pytest.mark.parametrize("protocol", [BOX, FRAME])
+def test_a_photograph_without_a_hand_is_an_example_of_that_and_of_nothing_else(protocol, folder):
+    data = written(folder, {"present": False})
+    source = PhotoSource(
+        "empty",
+        data,
+        protocol,
+        augmentation=PhotoAugmentation(mirrored=0.5, downscale_prob=0.5, context_scale_prob=0.5),
+    )
+    samples = [source.example(0, np.random.default_rng(g), 64) for g in range(20)] + [source.sample(0, 64)]
+    for sample in samples:
+        known = [getattr(sample.labels, name) for name in sample.labels._fields if name.endswith("_known")]
+        assert not sample.labels.present
+        assert not any(np.any(flag) for flag in known)
+    assert len({sample.image.tobytes() for sample in samples}) == len(samples), "another part of it every time"
+    jsonl_source(PhotoData(path=data.path), 0, TrainConfig(), builtin_hand())  # needs no box
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"present": 0}, "'present' is 0, wanted false for"),
+        ({"present": "no"}, "'present' is 'no'"),
+        ({"present": False, "keypoints": KEYPOINTS}, "shows no hand .* but has keypoints"),
+    ],
+)
+def test_whether_there_is_a_hand_is_said_clearly(record, message, folder):
+    with pytest.raises(DataError, match=message):
+        written(folder, record).labels(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"downscale_px": [40, 20]}, "downscale_px is"),
+        ({"downscale_px": [4, 20]}, "8 pixels"),
+        ({"context_scale": [0, 2]}, "context_scale"),
+    ],
+)
+def test_ranges_of_photographs_changes_are_checked(change, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"photo_augmentation": change}, "test")

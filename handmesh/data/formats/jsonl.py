@@ -45,6 +45,7 @@ KEYS = {
     "vertices": "778 x 3 metres, camera frame",
     "pose": "16 x 3 x 3 rotations or 16 x 3 rotation vectors, identity = flat hand",
     "betas": "10 shape coefficients",
+    "present": "false for a photograph that shows no hand (default: true)",
 }
 # Written by `handmesh synth --out` or left to the user; not read here.
 OTHER_KEYS = ("mask", "alpha", "translation", "facts")
@@ -189,7 +190,13 @@ def parse_labels(record: dict[str, Any], where: str) -> PhotoLabels:
         raise DataError(f"{where}: 'pose' holds matrices that are no rotations (off by {off:.2g}).")
     elif pose is not None and (np.linalg.det(pose) < 0).any():
         raise DataError(f"{where}: 'pose' holds a reflection: wanted rotations with determinant 1.")
+    present = record.get("present")
+    if present is not None and not isinstance(present, bool):
+        raise DataError(f"{where}: 'present' is {present!r}, wanted {KEYS['present']}.")
+    if present is False and (said := [key for key in KEYS if key not in ("image", "present") and record.get(key)]):
+        raise DataError(f"{where} shows no hand ('present' is false), but has {', '.join(said)}: drop one of them.")
     hand = hand_labels(
+        present=present is not False,
         keypoints=keypoints,
         keypoints_known=known,
         joints=joints,
