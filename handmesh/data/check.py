@@ -22,6 +22,7 @@ from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData, parse_labels
 from handmesh.data.sample import PhotoLabels
 from handmesh.errors import AssetError, ConfigError, DataError, ImageError
 from handmesh.files.image import MAX_BYTES, read_header
+from handmesh.geometry.box import box_problem
 from handmesh.hand import JOINT_NAMES, HandArrays
 from handmesh.hand.models import load_hand
 from handmesh.metrics import pa_mean_error
@@ -324,6 +325,11 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
                 known = getattr(labels.hand, f"{name}_known", None)
                 tallies[name] += getattr(labels, name) is not None if known is None else bool(known.any())
             croppable += labels.hand_box() is not None
+            if size is not None and labels.box is not None:
+                x0, y0, x1, y1 = map(float, labels.box)
+                # The size is that of the file, which its EXIF orientation may turn.
+                if all(problem := box_problem((x0, y0, x1, y1), one) for one in (size[::-1], size)):
+                    problems.append(f"{data.where(index)}: 'box' {labels.box.tolist()} {problem}")
             agreement += _disagreement_px(labels)
             if size is not None and (seen := labels.keypoints_or_projection()) is not None:
                 pixels = seen[0][seen[1]]

@@ -12,9 +12,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.geometry.box import Box, checked_box
 from handmesh.hand import Handedness
 
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 Source = Literal["given box", "whole image", "tracking", "mediapipe", "palm detector"]  # how a box was found
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -47,6 +47,9 @@ class GivenBoxes:
         self._detections = [Detection(box, handedness, 1.0, "given box") for box in boxes]
 
     def __call__(self, image: Image) -> list[Detection]:
+        """Raises ConfigError for a box that no hand of this picture can be in."""
+        for detection in self._detections:
+            checked_box(detection.box, (image.shape[1], image.shape[0]))
         return list(self._detections)
 
 

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from handmesh.detect import Box, Detection, Detector, WholeImage, box_iou
 from handmesh.detect.overlap import keypoint_agreement
 from handmesh.errors import ConfigError
+from handmesh.geometry.box import box_problem
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, upright_rotation
@@ -388,6 +389,8 @@ class Tracker:
             # A lost hand is most likely still where it was.
             again = [Detection(_grown(t.box, 1.2), t.handedness, 1.0, "tracking") for t in reversed(self._lost)]
             places = [*again[:room], *places] if room > 0 else []
+        size = image.shape[1], image.shape[0]
+        places = [place for place in places if box_problem(place.box, size) is None]
         hands: dict[int, TrackedHand] = {}
         for place in places:
             if len(hands) >= room:

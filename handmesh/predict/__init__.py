@@ -4,6 +4,7 @@
 pixels, engine, crop and handedness meet.
 """
 
+from handmesh.predict.arguments import AUTO, parse_handedness
 from handmesh.predict.prediction import (
     HandednessSource,
     HandPrediction,
@@ -12,12 +13,10 @@ from handmesh.predict.prediction import (
     save_predictions,
 )
 from handmesh.predict.predictor import (
-    AUTO,
     BOX_MARGIN,
     HANDEDNESS_PASSES,
     Predictor,
     load_predictor,
-    parse_handedness,
     predict_detected,
 )
 

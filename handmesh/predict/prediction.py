@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from handmesh.detect import Box, Source
 from handmesh.draw.render import HAND_COLORS, ImageMesh, overlay_meshes
 from handmesh.draw.skeleton import draw_skeleton
-from handmesh.errors import ImageError
-from handmesh.files.image import encode_image
-from handmesh.files.mesh import MeshHand, save_hands
+from handmesh.errors import ExportError, ImageError
+from handmesh.files.image import ImageSource, encode_image, read_image
+from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, save_hands
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
 from handmesh.geometry.crop import CropTransform
 from handmesh.geometry.normals import vertex_normals
@@ -32,7 +32,7 @@ Floats = NDArray[np.float32]
 HandednessSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HandPrediction:
     """One hand in one photograph. numpy, metres; nothing is mirrored or turned any more.
 
@@ -57,6 +57,13 @@ class HandPrediction:
     faces: NDArray[np.int32]  # (1538, 3), counter-clockwise seen from outside
     source: Source  # how the box was found
     intrinsics: Intrinsics  # of the full photograph, as well as it is known: `intrinsics.source` says how
+
+    def __repr__(self) -> str:
+        box = ", ".join(f"{edge:.0f}" for edge in self.box)
+        return (
+            f"<HandPrediction {self.handedness} ({self.handedness_source}), score {self.score:.2f}, "
+            f"box ({box}) px, {self.source}>"
+        )
 
     def keypoints_image(self) -> Floats:
         """(21, 2) px: the joints, drawn."""
@@ -96,12 +103,12 @@ class HandPrediction:
         normals = vertex_normals(self.vertices, self.faces)
         return ImageMesh(self.vertices_image(), self.faces, normals, HAND_COLORS[self.handedness])
 
-    def overlay(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def overlay(self, image: ImageSource) -> NDArray[np.uint8]:
         """The mesh drawn over a copy of its photograph, (H, W, 3) uint8 RGB."""
-        return overlay_hands(image, [self])
+        return overlay_hands(read_image(image), [self])
 
-    def save(self, path: str | os.PathLike[str], image: NDArray[np.uint8] | None = None) -> None:
-        """Write by suffix: .glb .obj .ply .stl .npz .json .html, or .png / .jpg (the overlay; needs `image`)."""
+    def save(self, path: str | os.PathLike[str], image: ImageSource | None = None) -> None:
+        """Write by suffix: .glb .obj .ply .stl .npz .json .html, or .png, .jpg (overlays; need `image`, the photo)."""
         save_predictions(path, [self], image)
 
     def to_trimesh(self) -> Trimesh:
@@ -137,15 +144,20 @@ def overlay_hands(
 
 
 def save_predictions(
-    path: str | os.PathLike[str], hands: Sequence[HandPrediction], image: NDArray[np.uint8] | None = None
+    path: str | os.PathLike[str], hands: Sequence[HandPrediction], image: ImageSource | None = None
 ) -> None:
     """Write all hands of a photograph into one file, by suffix. Raises ExportError."""
     target = Path(path)
     if target.suffix.lower() in (".png", ".jpg", ".jpeg"):
         if image is None:
             raise ImageError(f"{target} is a picture: give the photograph that the hands are drawn over (image=...).")
-        write_atomically(target, encode_image(overlay_hands(image, hands), target.suffix))
+        write_atomically(target, encode_image(overlay_hands(read_image(image), hands), target.suffix))
         return
+    if target.suffix.lower() not in MESH_SUFFIXES:
+        raise ExportError(
+            f"Cannot write hands as {target.suffix or 'a file without suffix'!r}; wanted one of "
+            f"{', '.join(MESH_SUFFIXES)}, or a picture: .png, .jpg."
+        )
     save_hands(target, [as_mesh_hand(hand, index) for index, hand in enumerate(hands)])
 
 

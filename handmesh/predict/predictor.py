@@ -12,30 +12,31 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from handmesh.detect import Detector, Source
 from handmesh.detect.overlap import keypoint_agreement
-from handmesh.files.image import LargePhoto, Photo, read_photo
+from handmesh.errors import ConfigError
+from handmesh.files.image import ImageSource, LargePhoto, Photo, read_photo
+from handmesh.geometry.box import box_problem
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, HandOutput, upright_rotation
+from handmesh.predict.arguments import AUTO, Boxes, parse_boxes, parse_camera, parse_sides
 from handmesh.predict.prediction import Floats, HandednessSource, HandPrediction
 from handmesh.runtime.engine import Engine, open_engine
 
 logger = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
-
-AUTO = "auto"  # as a handedness: find out
+OnePhoto = ImageSource | Photo | LargePhoto
 
 # Crop side over the extent of the hand's keypoints, in the range that training draws (Augmentation.margin). A found
 # hand gets more room than a given box: where the network is unsure it draws the hand too small, and a crop too tight
@@ -63,7 +64,7 @@ class Predictor:
         `margin`: side of the first crop over the longer side of a given box.
         """
         if passes < 1:
-            raise ValueError(f"passes is {passes}, wanted at least 1")
+            raise ConfigError(f"passes is {passes}, wanted at least 1.")
         self.engine = engine
         self.passes = passes
         self.margin = margin
@@ -84,33 +85,94 @@ class Predictor:
         other.engine = engine
         return other
 
+    @overload
     def __call__(
         self,
-        image: str | os.PathLike[str] | bytes | NDArray[np.uint8] | Photo | LargePhoto,
+        image: OnePhoto,
         *,
-        boxes: Sequence[Sequence[float]] | None = None,
+        boxes: Boxes | None = None,
         handedness: Handedness | str | Sequence[Handedness | str] = AUTO,
-        intrinsics: Intrinsics | None = None,
+        intrinsics: Intrinsics | ArrayLike | None = None,
+        focal: float | None = None,
+        fov: float | None = None,
         search: bool = True,
-    ) -> list[HandPrediction]:
+    ) -> list[HandPrediction]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        *,
+        handedness: Handedness | str = AUTO,
+        intrinsics: Intrinsics | ArrayLike | None = None,
+        focal: float | None = None,
+        fov: float | None = None,
+        search: bool = True,
+    ) -> list[list[HandPrediction]]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: Iterator[OnePhoto],
+        *,
+        handedness: Handedness | str = AUTO,
+        intrinsics: Intrinsics | ArrayLike | None = None,
+        focal: float | None = None,
+        fov: float | None = None,
+        search: bool = True,
+    ) -> Iterator[list[HandPrediction]]: ...
+
+    def __call__(
+        self,
+        image: OnePhoto | list[Any] | tuple[Any, ...] | Iterator[OnePhoto],
+        *,
+        boxes: Boxes | None = None,
+        handedness: Handedness | str | Sequence[Handedness | str] = AUTO,
+        intrinsics: Intrinsics | ArrayLike | None = None,
+        focal: float | None = None,
+        fov: float | None = None,
+        search: bool = True,
+    ) -> list[HandPrediction] | list[list[HandPrediction]] | Iterator[list[HandPrediction]]:
         """The hands of one photograph: one per box, or one in the whole image. All boxes run as one batch.
 
-        `boxes` are x0, y0, x1, y1 in pixels of the upright photograph. `handedness` is one for all hands or one per
-        box; "auto" finds out, if the network has that head, and takes a right one otherwise. `intrinsics` of the
-        photograph, if known; otherwise its EXIF focal length or the default lens is used, and only for positions in
-        space. `search`: where the whole image gives no good hand, search tiles of it for a small one, which takes
-        several times as long (networks with a confidence head only). Raises ImageError for an image that cannot be
-        read, ConfigError for a box that is empty, ValueError when the numbers of boxes and sides differ.
+        `image`: a path, the bytes of a file, an (H, W, 3) uint8 RGB array, a PIL image, or a `Photo`. Of a list of them
+        the answer is a list, of an iterator an iterator, which reads each photo when its hands are asked for; boxes are
+        then not possible. `boxes` are x0, y0, x1, y1 in pixels of the upright photograph. `handedness` is one for all
+        hands or one per box; "auto" finds out, if the network has that head, and takes a right one otherwise.
+
+        `intrinsics` (an `Intrinsics` or K), `focal` (pixels) or `fov` (radians, of the longer side), if known; else the
+        photo's EXIF focal length or the default lens is used, and only for positions in space. `search`: where the
+        whole image gives no good hand, search tiles of it for a small one, which takes several times as long (networks
+        with a confidence head only).
+
+        Raises ImageError for an image that cannot be read, ConfigError for any other argument that cannot be meant.
         """
+        if isinstance(image, list | tuple | Iterator):
+            if boxes is not None:
+                raise ConfigError("Boxes belong to one photo: give the photos with boxes one at a time.")
+            many = (self._predict(one, None, handedness, intrinsics, focal, fov, search) for one in image)
+            return many if isinstance(image, Iterator) else list(many)
+        return self._predict(image, boxes, handedness, intrinsics, focal, fov, search)
+
+    def _predict(
+        self,
+        image: OnePhoto,
+        boxes: Boxes | None,
+        handedness: Handedness | str | Sequence[Handedness | str],
+        intrinsics: Intrinsics | ArrayLike | None,
+        focal: float | None,
+        fov: float | None,
+        search: bool,
+    ) -> list[HandPrediction]:
         photo = image if isinstance(image, Photo | LargePhoto) else read_photo(image)
-        width, height = photo.size
-        count = 1 if boxes is None else len(boxes)
-        sides = _sides(handedness, count)
-        known = intrinsics or _intrinsics_of(photo)
+        known = parse_camera(photo, intrinsics, focal, fov)
         if boxes is not None:
-            crops = [CropTransform.around_box(box, self.margin) for box in boxes]
+            places = parse_boxes(boxes, photo.size)
+            sides = parse_sides(handedness, len(places))
+            crops = [CropTransform.around_box(box, self.margin) for box in places]
             return self._refine(photo, self._queries(crops, sides), True, known, self.passes) if crops else []
-        queries = self._queries([CropTransform.whole_image(width, height)], sides)
+        sides = parse_sides(handedness, 1)
+        queries = self._queries([CropTransform.whole_image(*photo.size)], sides)
         hands = self._refine(photo, queries, False, known, self.passes)
         if search and self.predicts_confidence and self.passes > 1 and hands[0].score < TILED_SEARCH_BELOW:
             return self._search_tiles(photo, sides[0], known) or hands
@@ -329,7 +391,7 @@ def predict_detected(
     intrinsics: Intrinsics | None = None,
 ) -> list[HandPrediction]:
     """The hands that a detector finds in a photograph, of the given side; with "auto" of the one that it says."""
-    found = detector(photo.image)
+    found = [item for item in detector(photo.image) if box_problem(item.box, photo.size) is None]
     sides = [item.handedness or AUTO if handedness == AUTO else handedness for item in found]
     hands = predictor(photo, boxes=[item.box for item in found], handedness=sides, intrinsics=intrinsics)
     answers = []
@@ -343,27 +405,6 @@ def predict_detected(
 def load_predictor(model: str | Path | None = None, *, passes: int = 3, threads: int | None = None) -> Predictor:
     """A predictor with the bundled model, or with a model file of your own. Raises CheckpointError."""
     return Predictor(open_engine(model, threads=threads), passes=passes)
-
-
-def _sides(handedness: Handedness | str | Sequence[Handedness | str], count: int) -> list[str]:
-    """For each hand "right", "left" or "auto". Raises ValueError for anything else."""
-    if isinstance(handedness, str):
-        return [parse_handedness(handedness)] * count
-    if len(handedness) != count:
-        raise ValueError(f"{len(handedness)} sides for {count} hands: give one for all, or one for each box.")
-    return [parse_handedness(side) for side in handedness]
-
-
-def parse_handedness(handedness: Handedness | str) -> str:
-    """What was said, as "right", "left" or "auto". Raises ValueError for anything else."""
-    return AUTO if handedness == AUTO else Handedness(handedness)
-
-
-def _intrinsics_of(photo: Photo | LargePhoto) -> Intrinsics:
-    width, height = photo.size
-    if photo.focal_35mm:
-        return Intrinsics.from_exif_focal_35mm(photo.focal_35mm, width, height)
-    return Intrinsics.default_for(width, height)
 
 
 def _keypoints_image(output: HandOutput, index: int, crop: CropTransform) -> NDArray[np.floating[Any]]:

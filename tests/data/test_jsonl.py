@@ -231,6 +231,15 @@ def test_what_is_wrong_is_listed(folder):
     assert "1 left hands of 5" in rows["labels"].found
 
 
+def test_boxes_that_no_hand_of_the_photo_can_be_in_are_listed(folder):
+    """A box of a million pixels passed, and its crop took gigabytes."""
+    written(folder, {"box": [10, 10, 70, 60]}, {"box": [-1e6, -1e6, 1e6, 1e6]}, {"box": [5000, 20, 5100, 90]})
+    lines = next(row for row in check(folder) if row.subject == "lines")
+    assert lines.passed is False
+    assert "2 of 3 are not" in lines.found
+    assert "larger than anything of the photo" in lines.found
+
+
 def test_crops_around_the_hand_need_a_box_or_keypoints_on_each_line(folder):
     """Either will do: half the lines with boxes and half with keypoints were no verdict."""
     box, points, camera = {"box": [10, 10, 70, 60]}, {"keypoints": KEYPOINTS}, {"joints": JOINTS, "intrinsics": K}

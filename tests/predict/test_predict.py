@@ -11,6 +11,7 @@ import io
 import json
 import math
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -439,9 +440,9 @@ def test_no_boxes_no_hands(predictor, photo):
     assert predictor(photo, boxes=np.zeros((0, 4)), handedness=[]) == []
 
 
-def test_hands_half_outside_and_hands_nowhere_are_answered(predictor, photo):
-    """A box beyond the photo shows black; the answer is worthless but finite, and nothing fails."""
-    for box in [(-50, -50, 40, 40), (500, 500, 600, 600), (10, 10, 10.5, 10.5)]:
+def test_hands_half_outside_are_answered(predictor, photo):
+    """A box beyond the photo's edge shows black there; nothing fails, in photos of any shape."""
+    for box in [(-50, -50, 40, 40), (-100, -120, 250, 300), (10, 10, 14, 10.5)]:
         found = one(predictor, photo, boxes=[box])
         assert np.isfinite(found.vertices).all()
         assert 0 <= found.score <= 1
@@ -467,19 +468,90 @@ def test_later_crops_are_where_the_hand_is(photo):
     assert closer.size == pytest.approx(crop.size * 1.5 / 1.8, rel=0.02), "the third crop is closer still"
 
 
+FINE = (0, 0, 9, 9)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "message"),
     [
-        ({"boxes": [(10, 10, 5, 20)]}, ConfigError, r"Box \(10, 10, 5, 20\) is empty"),
-        ({"boxes": [(10, 10, math.nan, 20)]}, ConfigError, "empty"),
-        ({"boxes": [(0, 0, math.inf, 20)]}, ConfigError, "finite"),
-        ({"boxes": [(0, 0, 9, 9)], "handedness": ["left", "right"]}, ValueError, "2 sides for 1 hands"),
-        ({"handedness": "both"}, ValueError, "both"),
+        ({"boxes": [(10, 10, 5, 20)]}, r"Box \(10, 10, 5, 20\) is empty"),
+        ({"boxes": [(10, 10, math.nan, 20)]}, "not finite"),
+        ({"boxes": [(0, 0, math.inf, 20)]}, "not finite"),
+        ({"boxes": [(-1e6, -1e6, 1e6, 1e6)]}, r"is larger than anything of the photo, which is 160 x 203"),
+        ({"boxes": [(20, 20, 38000, 100)]}, "is larger than anything"),
+        ({"boxes": [FINE, (500, 500, 600, 600)]}, r"Box \(500, 500, 600, 600\) is outside of the photo"),
+        ({"boxes": [(10, 10, 13, 12)]}, "is smaller than 4 pixels"),
+        ({"boxes": [(1, 2, 3)]}, "wanted x0, y0, x1, y1"),
+        ({"boxes": [FINE, (1, 2)]}, "wanted x0, y0, x1, y1"),
+        ({"boxes": "1,2,3,4"}, "wanted x0, y0, x1, y1"),
+        ({"boxes": 7}, "wanted x0, y0, x1, y1"),
+        ({"boxes": [(0, 0, 9, 9, 17)]}, "the last is a score"),
+        ({"boxes": [FINE], "handedness": ["left", "right"]}, "2 times for 1 hands"),
+        ({"handedness": "both"}, "'both': wanted 'right', 'left' or 'auto'"),
+        ({"handedness": None}, "wanted 'right', 'left' or 'auto'"),
+        ({"intrinsics": np.eye(4)}, r"shape \(4, 4\)"),
+        ({"focal": 900, "fov": 1.0}, "give one of them"),
+        ({"focal": -5}, "focal lengths above zero"),
+        ({"fov": 60}, "radians between 0 and pi"),
     ],
 )
-def test_mistakes_are_named(arguments, error, message, predictor, photo):
-    with pytest.raises(error, match=message):
+def test_mistakes_are_named(arguments, message, predictor, photo):
+    with pytest.raises(ConfigError, match=message):
         predictor(photo, **arguments)
+
+
+def test_what_people_have_is_taken(predictor, photo):
+    """A detector's rows with scores, one box without brackets, capitals, K as an array."""
+    box = (10, 20, 90, 100)
+    expected = one(predictor, photo, boxes=[box], handedness="left")
+    for boxes in (box, list(box), np.array(box), np.array([[*box, 0.87]]), [[*box, 0.87]]):
+        assert_same(one(predictor, photo, boxes=boxes, handedness="Left"), expected, atol=1e-7)
+    assert [hand.handedness for hand in predictor(photo, boxes=[box] * 2, handedness=np.array(["left", "RIGHT"]))] == [
+        "left",
+        "right",
+    ]
+    K = np.array([[300.0, 0, 79.5], [0, 300, 101], [0, 0, 1]])
+    cameras = [{"intrinsics": K}, {"intrinsics": K.tolist()}, {"focal": 300}, {"fov": 2 * math.atan(101.5 / 300)}]
+    for camera in cameras:
+        np.testing.assert_allclose(one(predictor, photo, **camera).intrinsics.matrix, K)
+
+
+def test_several_photos_are_answered_in_turn(predictor, photo):
+    """Of a list a list; of an iterator an iterator, that reads no photo before it is asked for."""
+    flipped = np.ascontiguousarray(photo[:, ::-1])
+    expected = [one(predictor, image, handedness="left") for image in (photo, flipped)]
+    asked = []
+
+    def photos():
+        for image in (photo, flipped):
+            asked.append(len(asked))
+            yield image
+
+    lazy = predictor(photos(), handedness="left")
+    assert asked == []
+    listed, paired = predictor([photo, flipped], handedness="left"), predictor((photo, flipped), handedness="left")
+    for answers in (listed, paired, lazy):
+        for (found,), wanted in zip(answers, expected, strict=True):
+            assert_same(found, wanted, atol=1e-7)
+    assert predictor([]) == []
+    with pytest.raises(ConfigError, match="one at a time"):
+        predictor([photo], boxes=[FINE])
+
+
+def test_a_hand_is_shown_in_one_line(hand):
+    assert re.fullmatch(
+        r"<HandPrediction (right|left) \(given\), score \d\.\d\d, box \(-?\d+(, -?\d+){3}\) px, whole image>",
+        repr(hand),
+    )
+
+
+def test_the_photo_of_an_overlay_may_be_a_path(hand, photo, tmp_path):
+    encoded = encode_image(photo, "png")
+    (tmp_path / "photo.png").write_bytes(encoded)
+    for image in (tmp_path / "photo.png", str(tmp_path / "photo.png"), encoded, photo):
+        hand.save(tmp_path / "overlay.png", image=image)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "overlay.png")), hand.overlay(photo))
+        np.testing.assert_array_equal(hand.overlay(image), hand.overlay(photo))
 
 
 def test_what_is_no_photo_is_refused(predictor, tmp_path):
@@ -492,7 +564,7 @@ def test_what_is_no_photo_is_refused(predictor, tmp_path):
 
 
 def test_passes_are_at_least_one(engine):
-    with pytest.raises(ValueError, match="passes is 0"):
+    with pytest.raises(ConfigError, match="passes is 0"):
         Predictor(engine, passes=0)
 
 
@@ -570,8 +642,8 @@ def test_several_hands_share_a_file(predictor, photo, tmp_path):
 
 
 def test_files_that_cannot_be_written_are_refused_by_name(hand, photo, tmp_path):
-    with pytest.raises(ExportError, match="fbx"):
-        hand.save(tmp_path / "hand.fbx")
+    with pytest.raises(ExportError, match=r"'\.gltf'; wanted one of \.glb, .*, or a picture: \.png, \.jpg"):
+        hand.save(tmp_path / "hand.gltf")
     with pytest.raises(ImageError, match=r"hand\.png is a picture: give the photograph"):
         hand.save(tmp_path / "hand.png")
     with pytest.raises(ExportError, match="absent"):
