@@ -65,6 +65,7 @@ def video(
     """
     from handmesh.files.video import CODECS, open_source
     from handmesh.motion.clip import VideoOptions, convert_clip
+    from handmesh.motion.log import MIN_TRACK_FRAMES
     from handmesh.motion.track import Tracking
     from handmesh.predict import load_predictor
 
@@ -112,6 +113,10 @@ def video(
     source.close()
     earlier = f" ({result.resumed_at} of them by an earlier run)" if result.resumed_at else ""
     say(f"{result.frames} frames{earlier}, a hand in {result.frames_with_hands}; {result.hands} hands followed")
+    if result.brief_hands:
+        say(f"in hands.jsonl alone, for they were seen in fewer than {MIN_TRACK_FRAMES} frames: {result.brief_hands}")
+    for remark in result.remarks:
+        say(remark)
     if result.codec is not None:
         say(f"overlay: {result.codec}")
     say(f"{folder}/: {', '.join(path.name for path in result.files)}")

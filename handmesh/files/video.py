@@ -38,6 +38,10 @@ CODECS: Final[tuple[Codec, ...]] = ("auto", "h264", "vp9", "mp4v")
 
 PHOTO_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
+# A picture is shown for no longer than this: time stamps that jump by an hour would be an hour of overlay.
+MAX_GAP_SECONDS: Final = 5.0
+_MAX_BAD_FRAMES: Final = 100  # in a row, after which a clip is taken to have ended
+
 _DIGESTED_BYTES = 1_000_000  # at each end of a file
 _PROBED_FRAMES = 200  # whose times tell the frame rate
 
@@ -58,6 +62,11 @@ class FrameSource(Protocol):
     fps: float  # nominal
     frame_count: int | None  # None: not known
     digest: str  # of the clip's content: another one of the same name has another. Empty where there is no end
+
+    @property
+    def remarks(self) -> list[str]:
+        """What people should know about the pictures read so far, as sentences."""
+        ...
 
     def read(self) -> Frame | None: ...
 
@@ -86,19 +95,45 @@ class ClipSource:
         self.frame_count = int(count) if 0 < count < 1e9 else None
         self._index = 0
         self._time = -1.0
+        self._gaps = self._bad = 0
+        self._cut_seconds = 0.0
 
     def read(self) -> Frame | None:
         import cv2
 
         done, bgr = self._capture.read()
         if not done:
-            return None
-        time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            bad = 1
+            while self.frame_count and self._index + self._bad + bad < self.frame_count and bad <= _MAX_BAD_FRAMES:
+                done, bgr = self._capture.read()
+                if done:
+                    break
+                bad += 1
+            if not done:
+                return None
+            self._bad += bad
+        time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 - self._cut_seconds
         if not time > self._time:  # damaged or missing time stamps
             time = self._time + 1 / self.fps if self._index else 0.0
+        elif self._index and time > self._time + MAX_GAP_SECONDS:
+            self._gaps += 1
+            self._cut_seconds += time - self._time - MAX_GAP_SECONDS
+            time = self._time + MAX_GAP_SECONDS
         frame = Frame(self._index, time, _rgb(bgr), clock.perf_counter())
         self._index, self._time = self._index + 1, time
         return frame
+
+    @property
+    def remarks(self) -> list[str]:
+        said = []
+        if self._gaps:
+            said.append(
+                f"{self.name}: time stamps jumped by more than {MAX_GAP_SECONDS:g} s, {self._gaps} times; "
+                f"{self._cut_seconds:.1f} s were cut."
+            )
+        if self._bad:
+            said.append(f"{self.name}: damaged frames that were left out: {self._bad}.")
+        return said
 
     def close(self) -> None:
         self._capture.release()
@@ -118,17 +153,32 @@ class FolderSource:
             raise ImageError(f"No images in {folder}: wanted files that end in {', '.join(PHOTO_SUFFIXES)}.")
         self.name, self.fps, self.frame_count = folder.name, fps, len(self._files)
         self.digest = _digest_of(self._files)
-        self._index = 0
+        self._next = self._index = 0
+        self._bad: list[ImageError] = []
 
     def read(self) -> Frame | None:
+        """Raises ImageError when not one of the photographs can be read."""
         from handmesh.files.image import read_image
 
-        if self._index == len(self._files):
-            return None
-        image = read_image(self._files[self._index])
-        frame = Frame(self._index, self._index / self.fps, image, clock.perf_counter())
-        self._index += 1
-        return frame
+        while self._next < len(self._files):
+            place, self._next = self._next, self._next + 1
+            try:
+                image = read_image(self._files[place])
+            except ImageError as error:
+                self._bad.append(error)
+                continue
+            frame = Frame(self._index, place / self.fps, image, clock.perf_counter())
+            self._index += 1
+            return frame
+        if not self._index:
+            raise self._bad[0]
+        return None
+
+    @property
+    def remarks(self) -> list[str]:
+        if not self._bad:
+            return []
+        return [f"{self.name}: images that were left out: {len(self._bad)}, the first because: {self._bad[0]}"]
 
     def close(self) -> None:
         pass
@@ -174,6 +224,10 @@ class CameraSource:
         frame = Frame(self._index, now - self._start, _rgb(bgr), now)
         self._index += 1
         return frame
+
+    @property
+    def remarks(self) -> list[str]:
+        return []
 
     def close(self) -> None:
         self._capture.release()

@@ -30,6 +30,7 @@ from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import HandArrays, Handedness, both_sides
 from handmesh.motion.follow import HandFollower
 from handmesh.motion.log import (
+    MIN_TRACK_FRAMES,
     HandLog,
     LogHeader,
     hand_of,
@@ -133,6 +134,8 @@ class VideoResult:
     frames: int
     frames_with_hands: int
     hands: int  # that are in the animation
+    brief_hands: int  # that are not: seen in too few frames
+    remarks: tuple[str, ...]  # what people should know about the clip, as sentences
     files: tuple[Path, ...]
     codec: str | None  # of the overlay, for people
     resumed_at: int  # frames that an earlier run had done; 0: none
@@ -194,7 +197,8 @@ def convert_clip(
         codec = _run(frames, log, follower, both_sides(predictor.engine.hand), wanted, out, source, progress)
     finally:
         log.close()
-    tracks = read_tracks(log.path)
+    every = read_tracks(log.path, min_frames=1)
+    tracks = [track for track in every if len(track.frames) >= min(MIN_TRACK_FRAMES, log.frame_count)]
     files = [log.path]
     hand = predictor.engine.hand
     if wanted.overlay:
@@ -209,7 +213,16 @@ def convert_clip(
             write_atomically(path, encode_bvh(track, hand, source.fps))
             files.append(path)
     with_hands = sum(bool(item["hands"]) for item in read_frames(log.path))
-    return VideoResult(log.frame_count, with_hands, len(tracks), tuple(files), codec, resumed_at)
+    return VideoResult(
+        frames=log.frame_count,
+        frames_with_hands=with_hands,
+        hands=len(tracks),
+        brief_hands=len(every) - len(tracks),
+        remarks=tuple(source.remarks),
+        files=tuple(files),
+        codec=codec,
+        resumed_at=resumed_at,
+    )
 
 
 def _run(

@@ -238,7 +238,11 @@ def read_frames(path: Path) -> Iterator[dict[str, Any]]:
             yield item
 
 
-def read_tracks(path: Path, *, min_frames: int = 3) -> list[HandTrack]:
+# A hand seen in fewer pictures is as likely none; of a clip that is shorter, in all of them.
+MIN_TRACK_FRAMES: Final = 3
+
+
+def read_tracks(path: Path, *, min_frames: int = MIN_TRACK_FRAMES) -> list[HandTrack]:
     """The hands of a log, each through all its frames, by id. Hands seen less often than `min_frames` are left out.
 
     A hand has one shape: the median over its frames, which is the one it settled on when that took less than half of

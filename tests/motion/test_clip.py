@@ -10,7 +10,7 @@ from marker_hands import MarkerEngine, draw, hand_at
 from typer.testing import CliRunner
 
 from handmesh.cli import app
-from handmesh.errors import DataError
+from handmesh.errors import DataError, ImageError
 from handmesh.files.image import encode_image
 from handmesh.files.video import ClipSource, FolderSource
 from handmesh.geometry.camera import Intrinsics
@@ -232,3 +232,67 @@ def test_another_clip_of_the_same_name_and_size_is_refused(pictures, tmp_path):
     write_atomically(clip / "003.png", encode_image(draw([hand_at(200, 100, 48, 1.0)])))
     with pytest.raises(DataError, match=r"another clip.*clip_digest"):
         convert(clip, tmp_path / "out")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_clip_of_a_few_frames_has_its_hand(count, tmp_path):
+    """A clip of one or two frames had "a hand in 2", and a hand.glb without one."""
+    (tmp_path / "clip").mkdir()
+    for index in range(count):
+        write_atomically(tmp_path / "clip" / f"{index}.png", encode_image(draw([place(index)])))
+    result, _ = convert(tmp_path / "clip", tmp_path / "out")
+    assert (result.frames, result.frames_with_hands, result.hands, result.brief_hands) == (count, count, 1, 0)
+    assert (tmp_path / "out" / "right_hand_1.bvh").is_file()
+
+
+def test_a_hand_that_was_hardly_seen_is_counted(tmp_path):
+    (tmp_path / "clip").mkdir()
+    for index in range(8):
+        image = encode_image(draw([place(index)] if index < 2 else []))
+        write_atomically(tmp_path / "clip" / f"{index}.png", image)
+    predictor = Predictor(MarkerEngine(heads=True))
+    options = VideoOptions(overlay=False)
+    result = convert_clip(FolderSource(tmp_path / "clip"), tmp_path / "out", predictor, options=options)
+    assert (result.frames_with_hands, result.hands, result.brief_hands) == (2, 0, 1)
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_said(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "clip")
+    (tmp_path / "clip" / "004.png").write_bytes(b"no image")
+    result, _ = convert(tmp_path / "clip", tmp_path / "out")
+    assert result.frames == COUNT - 1
+    assert [item["time"] for item in read_frames(tmp_path / "out" / "hands.jsonl")][3:5] == [3 / 25, 5 / 25]
+    (remark,) = result.remarks
+    assert "left out: 1" in remark
+    assert "004.png" in remark
+    for file in (tmp_path / "clip").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"000\.png"):
+        convert(tmp_path / "clip", tmp_path / "none")
+
+
+class Tape:
+    """What OpenCV reads of a clip: a picture at each time, None where it cannot be decoded."""
+
+    def __init__(self, times):
+        self.times, self.now = iter(times), 0.0
+
+    def read(self):
+        time = next(self.times, None)
+        self.now = self.now if time is None else time
+        return time is not None, np.zeros((240, 320, 3), np.uint8)
+
+    def get(self, _):
+        return 1000 * self.now
+
+
+def test_time_stamps_that_jump_are_cut_and_said(whole):
+    """One jump by an hour made 181 s of work of 30 frames, and an hour of overlay."""
+    source = ClipSource(whole[0] / "overlay.mp4")
+    source._capture.release()
+    source._capture, source.frame_count = Tape([0, 0.04, 3600.0, 3600.04, None, 3600.12, 3604.12, None, None]), 8
+    times = [frame.time for frame in iter(source.read, None)]
+    assert times == pytest.approx([0, 0.04, 5.04, 5.08, 5.16, 9.16])
+    jumps, damaged = source.remarks
+    assert "by more than 5 s, 1 times; 3595.0 s were cut" in jumps
+    assert "left out: 1" in damaged
