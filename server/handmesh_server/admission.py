@@ -101,16 +101,16 @@ class AdmissionControl:
         """Of a new request, which holds nothing yet."""
         return Admission(self, deadline)
 
-    def check_room(self, hands: int) -> None:
-        """Raises QueueFull when so many hands have no room now."""
+    def check_room(self, hands: int, own: int = 0) -> None:
+        """Raises QueueFull when so many hands have no room now, of who has `own` in the queue already."""
         # A request with more hands than the whole queue is let into an empty one.
-        if self.in_flight and self.in_flight + hands > self.queue_size:
+        if self.in_flight > own and self.in_flight + hands > self.queue_size:
             seconds = self.in_flight * self._seconds_per_hand / 2  # until half of them are answered
             raise QueueFull(f"{self.in_flight} hands are waiting or in work, the limit. Try again soon.", seconds)
 
-    def _enter(self, hands: int) -> None:
+    def _enter(self, hands: int, own: int) -> None:
         with self._lock:
-            self.check_room(hands)
+            self.check_room(hands, own)
             self.in_flight += hands
 
     def _leave(self, hands: int, seconds: float) -> None:
@@ -147,9 +147,11 @@ class Admission:
             self.photo.shrink_to(0)
 
     def enter_queue(self, hands: int) -> None:
-        """Take the places of so many hands. Raises QueueFull."""
-        self._control._enter(hands)
-        self._hands, self._since = hands, time.monotonic()
+        """Take the places of so many hands, or of so many more. Raises QueueFull."""
+        if not hands:
+            return
+        self._control._enter(hands, self._hands)
+        self._hands, self._since = self._hands + hands, self._since or time.monotonic()
 
     def leave_queue(self) -> None:
         """Nothing is computed for it any more; its answer may still have to be sent."""

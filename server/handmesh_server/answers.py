@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -50,6 +51,9 @@ _SUFFIXES: Final = {
 _DECIMALS: Final = {"vertices": 6, "joints": 6, "translation": 6, "keypoints_px": 2, "box_px": 2}
 _MOST_DECIMALS: Final = 7
 
+_GZIP_LEVEL: Final = 4  # measured: a third of the bytes, in 2 ms of one hand
+_GZIP_FORMAT: Final = 31  # of zlib's `wbits`: a gzip header and the largest window
+
 Encoding = Literal["numbers", "base64"]
 
 
@@ -60,6 +64,7 @@ class Answer:
     content: bytes
     media_type: str
     hands: int
+    headers: Mapping[str, str]
 
 
 def negotiate(accept: str | None) -> str:
@@ -91,18 +96,42 @@ def _quality(parameters: Sequence[str]) -> float:
     return 1.0
 
 
+def takes_gzip(accept_encoding: str | None) -> bool:
+    """Whether an Accept-Encoding header (RFC 9110, section 12.5.3) takes gzip."""
+    codings: dict[str, float] = {}
+    for part in (accept_encoding or "").split(","):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        codings[name] = _quality(parameters)
+    return codings.get("gzip", codings.get("*", 0.0)) > 0
+
+
+def compressed(content: bytes, gzip: bool) -> tuple[bytes, dict[str, str]]:
+    """JSON as it is sent, and the headers that say so."""
+    headers = {"Vary": "Accept, Accept-Encoding"}
+    if not gzip:
+        return content, headers
+    return zlib.compress(content, _GZIP_LEVEL, wbits=_GZIP_FORMAT), headers | {"Content-Encoding": "gzip"}
+
+
 def encode_answer(
-    hands: Sequence[HandPrediction], photo: Photo, media_type: str, query: HandsQuery, request_id: str
+    hands: Sequence[HandPrediction],
+    photo: Photo,
+    media_type: str,
+    query: HandsQuery,
+    request_id: str,
+    *,
+    gzip: bool = False,
 ) -> Answer:
-    """Raises ExportError when a number is not finite."""
+    """Raises ExportError when a number is not finite. `gzip`: JSON is compressed; of the others most are already."""
+    headers = {"Vary": "Accept"}
     if media_type == JSON:
-        content = _json(hands, photo, query, request_id)
+        content, headers = compressed(_json(hands, photo, query, request_id), gzip)
     elif media_type.startswith("image/"):
         content = encode_image(overlay_hands(photo.image, hands), _SUFFIXES[media_type])
     else:
         suffix = _SUFFIXES[media_type]
         content = encode_hands([as_mesh_hand(hand, index) for index, hand in enumerate(hands)], suffix)
-    return Answer(content, media_type, len(hands))
+    return Answer(content, media_type, len(hands), headers)
 
 
 def _json(hands: Sequence[HandPrediction], photo: Photo, query: HandsQuery, request_id: str) -> bytes:

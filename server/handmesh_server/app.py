@@ -41,12 +41,14 @@ _PROBLEM_CONTENT = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Prob
 
 _SEND_CHUNK = 256 * 1024  # bytes handed to the network at a time
 
-DESCRIPTION = """
+_ADDRESS = "http://127.0.0.1:8000"  # in the description; the manual page says its own
+
+DESCRIPTION = f"""
 Post a photo of a hand, get its 3D mesh, joints, cameras, or a picture with the mesh drawn on it.
 
-    curl --data-binary @photo.jpg http://127.0.0.1:8000/v1/hands                          # JSON
-    curl -F image=@photo.jpg http://127.0.0.1:8000/v1/hands -H 'Accept: image/png' -o overlay.png
-    curl -F image=@photo.jpg http://127.0.0.1:8000/v1/hands -H 'Accept: model/gltf-binary' -o hand.glb
+    curl --data-binary @photo.jpg {_ADDRESS}/v1/hands                          # JSON
+    curl -F image=@photo.jpg {_ADDRESS}/v1/hands -H 'Accept: image/png' -o overlay.png
+    curl -F image=@photo.jpg {_ADDRESS}/v1/hands -H 'Accept: model/gltf-binary' -o hand.glb
 
 Lengths are metres, angles radians, places in the photo pixels with the centre of the top left one at (0, 0), after the
 photo was turned upright by its EXIF orientation. Errors are problem documents (RFC 9457).
@@ -133,7 +135,7 @@ class _HandsResponse(Response):
     def __init__(self, answer: answers.Answer, context: RequestContext) -> None:
         timing = ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in context.seconds.items())
         super().__init__(
-            answer.content, media_type=answer.media_type, headers={"Server-Timing": timing, "Vary": "Accept"}
+            answer.content, media_type=answer.media_type, headers={"Server-Timing": timing, **answer.headers}
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,13 +176,14 @@ def _hands_routes(service: HandService) -> APIRouter:
             "type": "object",
             "properties": {IMAGE_FIELD: {"type": "string", "format": "binary"}},
             "required": [IMAGE_FIELD],
+            "additionalProperties": False,
         }
     }
     body = {
         "required": True,
         "description": f"A JPEG, PNG or WebP photo of at most {settings.max_body_bytes:,} bytes and "
         f"{settings.max_pixels:,} pixels: as it is, whatever Content-Type it is sent with, or as the field "
-        f"`{IMAGE_FIELD}` of a form.",
+        f"`{IMAGE_FIELD}` of a form, whose other fields may say what the query does not.",
         "content": {
             "image/jpeg": binary,
             "image/png": binary,
@@ -208,7 +211,9 @@ def _hands_routes(service: HandService) -> APIRouter:
         openapi_extra={"requestBody": body},
     )
     async def hands(request: Request, query: Annotated[HandsQuery, Query()]) -> Response:
-        query.check()
+        content_type = request.headers.get("content-type", "")
+        if not content_type.lower().startswith("multipart/"):  # else the form may have the rest
+            query.check()
         media_type = answers.negotiate(request.headers.get("accept"))
         service.check_open(query.hands)
         metrics, admission = service.metrics, request.state.admission
@@ -223,7 +228,12 @@ def _hands_routes(service: HandService) -> APIRouter:
         admission.upload.shrink_to(len(body))
         context.deadline = time.monotonic() + settings.deadline_seconds
         posted = PhotoRequest(
-            body, request.headers.get("content-type", ""), query, media_type, request.state.request_id
+            body=body,
+            content_type=content_type,
+            query=query,
+            media_type=media_type,
+            gzip=answers.takes_gzip(request.headers.get("accept-encoding")),
+            request_id=request.state.request_id,
         )
         del body  # `posted` lets go of it when the photo is decoded
 
@@ -236,9 +246,10 @@ def _hands_routes(service: HandService) -> APIRouter:
         return _HandsResponse(answer, context)
 
     @cache
-    def topology() -> tuple[bytes, str]:
-        content = answers.topology(service.topology_hand())
-        return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    def topology(gzip: bool) -> tuple[bytes, dict[str, str]]:
+        content, headers = answers.compressed(answers.topology(service.topology_hand()), gzip)
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        return content, headers | {"ETag": tag, "Cache-Control": "private, max-age=86400"}
 
     @router.get(
         "/v1/topology",
@@ -253,10 +264,9 @@ def _hands_routes(service: HandService) -> APIRouter:
         },
     )
     async def get_topology(request: Request) -> Response:
-        content, tag = topology()
-        headers = {"ETag": tag, "Cache-Control": "private, max-age=86400"}
+        content, headers = topology(answers.takes_gzip(request.headers.get("accept-encoding")))
         known = [part.strip().removeprefix("W/") for part in request.headers.get("if-none-match", "").split(",")]
-        if tag in known or "*" in known:
+        if headers["ETag"] in known or "*" in known:
             return Response(status_code=304, headers=headers)
         return Response(content, media_type=answers.JSON, headers=headers)
 
@@ -326,9 +336,10 @@ def _manual_routes(app: FastAPI) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/docs")
-    async def docs() -> Response:
+    async def docs(request: Request) -> Response:
         policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-        return HTMLResponse(manual_page(app.openapi()), headers={"Content-Security-Policy": policy})
+        page = manual_page(app.openapi(), _ADDRESS, str(request.base_url).rstrip("/"))
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     return router
 

@@ -61,10 +61,20 @@ class NotAcceptable(RequestError):
     reason = "not_acceptable"
 
 
+class HeadersTooLarge(RequestError):
+    reason = "headers_too_large"
+
+
 class Forbidden(RequestError):
     """A web page that may not open a stream."""
 
     reason = "forbidden_origin"
+
+
+class HostForbidden(RequestError):
+    """A name that is not this machine's own."""
+
+    reason = "forbidden_host"
 
 
 class StreamsFull(RequestError):

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from handmesh_server.admission import Reservation
 from handmesh_server.errors import QueueFull, UploadInvalid, UploadTooLarge, UploadTooSlow
 
 IMAGE_FIELD: Final = "image"
 
-# A form has one field for us. Browsers and clients add a few; more is nobody's form.
-_MAX_PARTS: Final = 16
+# The photo and what the query can say, with a box and a hand for each of 16; more is nobody's form.
+_MAX_PARTS: Final = 40
+_MAX_FIELD: Final = 256  # bytes
 _MAX_PART_HEADER: Final = 4096
 
 
@@ -46,10 +47,17 @@ async def read_body(
     return bytes(body)
 
 
-def image_bytes(body: bytes, content_type: str) -> bytes:
-    """The photograph: the body itself, or the field `image` of a multipart form. Raises UploadInvalid."""
+class Form(NamedTuple):
+    """What was posted: the photograph, and the fields beside it."""
+
+    image: bytes
+    fields: list[tuple[str, str]]  # (name, value), in their order
+
+
+def read_form(body: bytes, content_type: str) -> Form:
+    """The body itself is the photograph, or the field `image` of a multipart form. Raises UploadInvalid."""
     if not content_type.lower().startswith("multipart/"):
-        return body
+        return Form(body, [])
     if not content_type.lower().startswith("multipart/form-data"):
         raise UploadInvalid("Of multipart bodies only multipart/form-data is read.")
     # RFC 2046, section 5.1.1: up to 70 characters, quoted when they are not a token.
@@ -63,11 +71,31 @@ def image_bytes(body: bytes, content_type: str) -> bytes:
         raise UploadInvalid(f"The form has more than {_MAX_PARTS} fields.")
     if len(parts) < 3 or not parts[-1].startswith(b"--"):
         raise UploadInvalid("The multipart body is damaged or truncated: its end is missing.")
+    image: bytes | None = None
+    fields = []
     for part in parts[1:-1]:
         blank = part.find(b"\r\n\r\n", 0, _MAX_PART_HEADER)
-        if blank >= 0 and _field_name(part[:blank]) == IMAGE_FIELD:
-            return part[blank + 4 :]
-    raise UploadInvalid(f"The form has no field {IMAGE_FIELD!r}; for example: curl -F {IMAGE_FIELD}=@photo.jpg URL")
+        name = _field_name(part[:blank]) if blank >= 0 else None
+        if name is None:
+            raise UploadInvalid("A part of the form has no name.")
+        if name != IMAGE_FIELD:
+            fields.append((name, _text(name, part[blank + 4 :])))
+        elif image is not None:
+            raise UploadInvalid(f"The form has a second {IMAGE_FIELD!r}: send each photo in a request of its own.")
+        else:
+            image = part[blank + 4 :]
+    if image is None:
+        raise UploadInvalid(f"The form has no field {IMAGE_FIELD!r}; for example: curl -F {IMAGE_FIELD}=@photo.jpg URL")
+    return Form(image, fields)
+
+
+def _text(name: str, value: bytes) -> str:
+    try:
+        if len(value) <= _MAX_FIELD:
+            return value.decode()
+    except UnicodeDecodeError:
+        pass
+    raise UploadInvalid(f"The form's field {name[:100]!r} is no text of at most {_MAX_FIELD} bytes.")
 
 
 def _field_name(part_header: bytes) -> str | None:

@@ -19,8 +19,8 @@ dt { font-family: ui-monospace, monospace; font-size: .9rem; } dd { margin: 0; }
 """
 
 
-def manual_page(openapi: Mapping[str, Any]) -> str:
-    """HTML of an OpenAPI document."""
+def manual_page(openapi: Mapping[str, Any], address: str, own_address: str) -> str:
+    """HTML of an OpenAPI document. Where its example says `address`, the page says `own_address`."""
     title = f"{openapi['info']['title']} {openapi['info']['version']}"
     prose, example, rest = _split(openapi["info"].get("description", ""))
     sections = [
@@ -40,7 +40,7 @@ def manual_page(openapi: Mapping[str, Any]) -> str:
         title=escape(title),
         style=_STYLE,
         prose=escape(prose),
-        example=escape(example),
+        example=escape(example.replace(address, own_address)),
         rest=escape(rest),
         sections="\n".join(sections),
     )

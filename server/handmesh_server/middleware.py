@@ -12,8 +12,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handmesh_server.admission import AdmissionControl
+from handmesh_server.errors import HeadersTooLarge, HostForbidden
 from handmesh_server.metrics import Metrics
-from handmesh_server.problems import ProblemDetails, problem_response
+from handmesh_server.problems import ProblemDetails, problem_of, problem_response
 
 logger = logging.getLogger("handmesh_server.access")
 
@@ -34,6 +35,17 @@ _HEADERS: Final = {
 CLIENT_GONE: Final = 499  # nginx's, for the log: nobody receives it
 
 
+MAX_HEADER_BYTES: Final = 16 * 1024  # of the request line and all headers
+
+
+def check_headers(scope: Scope) -> None:
+    """Raises HeadersTooLarge."""
+    size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if size > MAX_HEADER_BYTES:
+        raise HeadersTooLarge(f"The headers have {size:,} bytes; the limit is {MAX_HEADER_BYTES:,}.")
+
+
 class RequestMiddleware:
     """Outermost. Pure ASGI, so that answers are streamed and disconnections seen."""
 
@@ -47,6 +59,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         started = time.monotonic()
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        scope = {**scope, "method": "GET"} if method == "HEAD" else scope  # the same, without the body
         request_id = _request_id(Headers(scope=scope))
         admission = self.control.admission()
         scope.setdefault("state", {}).update(request_id=request_id, admission=admission)
@@ -60,11 +74,18 @@ class RequestMiddleware:
                 headers[REQUEST_ID] = request_id
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+            elif method == "HEAD":
+                message["body"] = b""
             await send(message)
 
         try:
+            check_headers(scope)
             with admission:  # until the last byte of the answer is sent
                 await self.app(scope, receive, send_named)
+        except HeadersTooLarge as error:
+            problem = problem_of(error)
+            assert problem is not None
+            await problem_response(problem, request_id)(scope, receive, send_named)
         except Exception:
             logger.exception("failed", extra={"request_id": request_id})
             if status:
@@ -75,7 +96,6 @@ class RequestMiddleware:
         finally:
             seconds = time.monotonic() - started
             route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
-            method = scope["method"] if scope["method"] in _METHODS else "other"
             self.metrics.requests.labels(method, route, str(status or CLIENT_GONE)).inc()
             self.metrics.latency.labels(route).observe(seconds)
             # Probes and scrapes come every few seconds and say nothing while they are answered.
@@ -104,3 +124,45 @@ def _request_id(headers: Headers) -> str:
         return given
     trace = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", headers.get("traceparent", ""))
     return trace.group(1) if trace else secrets.token_hex(16)
+
+
+class LocalHosts:
+    """Answers only those who call this machine by its own names.
+
+    A page of another site can have its name point to 127.0.0.1 (DNS rebinding); to the browser the server is then a
+    part of that site, whose scripts may read its answers. The name gives it away.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "") if scope["type"] in ("http", "websocket") else ""
+        if _is_local(host):
+            await self.app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(16)
+        logger.info(
+            "refused: called by another host's name",
+            extra={"request_id": request_id, "path": scope["path"][:200], "host": host[:200]},
+        )
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        problem = problem_of(
+            HostForbidden(
+                f"This server is for its own machine, as localhost, and was called {host[:200]!r}. Behind a proxy that "
+                "asks who calls, start it with --insecure (HANDMESH_INSECURE=1), or with a token."
+            )
+        )
+        assert problem is not None
+        response = problem_response(problem, request_id)
+        response.headers[REQUEST_ID] = request_id
+        await response(scope, receive, send)
+
+
+def _is_local(host: str) -> bool:
+    """Of a Host header; a program that sends none is no browser."""
+    name = re.sub(r":[0-9]*$", "", host).lower().strip("[]")
+    own = name in ("", "localhost", "::1") or name.endswith(".localhost")
+    return own or re.fullmatch(r"127(\.[0-9]+){3}", name) is not None

@@ -22,12 +22,12 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from handmesh.errors import ConfigError, HandMeshError
 from handmesh_server import logs
 from handmesh_server.app import create_app
+from handmesh_server.middleware import MAX_HEADER_BYTES, LocalHosts
 from handmesh_server.service import HandService
 from handmesh_server.settings import PREFIX, Settings
 
 logger = logging.getLogger(__name__)
 
-_MAX_HEADER_BYTES: Final = 16 * 1024
 _KEEP_ALIVE_SECONDS: Final = 5
 
 _TOO_MANY: Final = (
@@ -139,12 +139,14 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._announce = announce
+        self._address: str | None = None  # until it was announced
         self._drain_until: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        self._announce(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+        self._address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        logger.info("listening on %s", self._address)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain_until is None:
@@ -154,14 +156,18 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
+        if self._address is not None and self._service.state == "ready":
+            self._announce(self._address)
+            self._address = None
         drained = self._drain_until is not None and time.monotonic() >= self._drain_until
         return await super().on_tick(counter) or drained
 
 
 def make_server(settings: Settings, app: Any, announce: Callable[[str], None] = lambda _: None) -> Server:
-    """A uvicorn server for `create_app`'s application; `run()` it. `announce` gets its address when it listens."""
+    """A uvicorn server for `create_app`'s application; `run()` it. `announce` gets its address when it is ready."""
+    service: HandService = app.state.service
     config = uvicorn.Config(
-        app,
+        LocalHosts(app) if settings.is_local else app,
         host=settings.host,
         port=settings.port,
         # uvicorn calls it with keywords only, so a partial serves as well as a class.
@@ -172,18 +178,18 @@ def make_server(settings: Settings, app: Any, announce: Callable[[str], None] = 
         log_config=None,
         access_log=False,
         server_header=False,
-        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
         backlog=2048,  # refusing is our business, not the kernel's, which would let clients wait
     )
-    return Server(config, app.state.service, announce)
+    return Server(config, service, announce)
 
 
 def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises ConfigError for an unsafe exposure, and what loading the model raises.
 
-    `announce` gets the address when the server listens, for people; the log has it too.
+    `announce` gets the address when photos are accepted, for people; the log has it when the server listens.
     """
     settings = settings.with_token_read()
     settings.check_exposure()
@@ -208,8 +214,12 @@ def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) 
         raise HandMeshError(f"The model cannot be loaded: {service.failure}") from service.failure
 
 
+# Variables of handmesh itself, which the server obeys as everything does.
+_OTHERS: Final = ("cache_dir", "mano_dir", "weights_dir")
+
+
 def _warn_about_misspelt_variables() -> None:
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = {PREFIX + name.upper() for name in (*Settings.model_fields, *_OTHERS)}
     unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known]
     if unknown:
         logger.warning("these variables are no settings of the server: %s", ", ".join(sorted(unknown)))

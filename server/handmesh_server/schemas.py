@@ -10,9 +10,10 @@ they agree. Names are those of handmesh's own .json files: docs/outputs.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from handmesh.errors import ConfigError
 from handmesh.geometry.crop import CropTransform
@@ -94,6 +95,27 @@ class HandsQuery(BaseModel):
         """How many are asked for: places in the queue."""
         return max(1, len(self.box))
 
+    def with_fields(self, fields: Sequence[tuple[str, str]]) -> HandsQuery:
+        """What a form says beside its photo, too: the same names as in the query. Raises QueryInvalid."""
+        given: dict[str, Any] = self.model_dump(exclude_unset=True)
+        for name, value in fields:
+            if name not in type(self).model_fields:
+                raise QueryInvalid(f"The form has a field {name[:100]!r}; beside the photo there may be: {_NAMES}.")
+            if name in _LISTS:
+                given.setdefault(name, []).append(value)
+            elif name in given:
+                raise QueryInvalid(f"{name} is given twice.")
+            else:
+                given[name] = value
+        try:
+            query = HandsQuery(**given)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            what = first["msg"].removeprefix("Value error, ").rstrip(".")
+            raise QueryInvalid(f"Form field {first['loc'][0]}: {what}.") from None
+        query.check()
+        return query
+
     def check(self) -> None:
         """What one parameter alone does not show. Raises QueryInvalid."""
         if self.focal is not None and self.fov is not None:
@@ -102,6 +124,10 @@ class HandsQuery(BaseModel):
             raise QueryInvalid(
                 f"hand is given {len(self.hand)} times for {self.hands} hands: once for all, or once for each box."
             )
+
+
+_LISTS: Final = ("box", "hand")
+_NAMES: Final = ", ".join(HandsQuery.model_fields)
 
 
 class _Answer(BaseModel):

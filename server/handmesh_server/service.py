@@ -24,7 +24,6 @@ import numpy as np
 from handmesh import __version__
 from handmesh.errors import HandMeshError
 from handmesh.files.image import Photo, encode_image, read_header, read_photo
-from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import builtin_hand
 from handmesh.model.bundled import BUNDLED_MODEL
 from handmesh.predict import HandPrediction, Predictor, load_predictor
@@ -32,8 +31,8 @@ from handmesh.system.cpus import usable_processors
 from handmesh_server.admission import Admission, AdmissionControl, RequestContext
 from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer
 from handmesh_server.batching import BatchingEngine
-from handmesh_server.errors import ClientGone, DeadlineExpired, NotReady, QueryInvalid, UploadTooLarge
-from handmesh_server.input import image_bytes
+from handmesh_server.errors import ClientGone, DeadlineExpired, NotReady, UploadTooLarge
+from handmesh_server.input import read_form
 from handmesh_server.metrics import Metrics
 from handmesh_server.schemas import HandsQuery
 from handmesh_server.settings import Settings
@@ -51,10 +50,6 @@ PHOTO_BYTES, OVERLAY_BYTES = 3, 10
 # Of a stream's frame: twice that of 1920 x 1080. The hand is cut out and shrunk anyway.
 FRAME_PIXELS: Final = 2**22
 
-# A box may reach beyond the photo by this many times the photo's longer side: a hand that is cut off by the edge.
-_BOX_REACH: Final = 1.0
-_SMALLEST_BOX: Final = 4.0  # px
-
 _CUDA_BATCH: Final = 16
 
 
@@ -66,6 +61,7 @@ class PhotoRequest:
     content_type: str
     query: HandsQuery
     media_type: str
+    gzip: bool  # the client takes compressed JSON
     request_id: str
 
 
@@ -239,19 +235,20 @@ class HandService:
 
     def _run(self, request: PhotoRequest, admission: Admission) -> Answer:
         """In the request's own thread."""
-        context, query = admission.context, request.query
+        context = admission.context
         with self._processor(context), self.metrics.stage("decode", context):
-            encoded = image_bytes(request.body, request.content_type)
+            encoded, fields = read_form(request.body, request.content_type)
+            query = request.query.with_fields(fields)
+            admission.enter_queue(query.hands - request.query.hands)  # boxes that only the form had
             kept_bytes = OVERLAY_BYTES if request.media_type.startswith("image/") else PHOTO_BYTES
             photo = self._decode(encoded, admission, kept_bytes)
             del encoded
             request.body = b""
             admission.upload.shrink_to(0)
-        _check_boxes(query, photo)
         with self._predicting(context) as predictor:
             hands = _predict(predictor, photo, query, self.settings.search)
         with self._processor(context), self.metrics.stage("encode", context):
-            answer = encode_answer(hands, photo, request.media_type, query, request.request_id)
+            answer = encode_answer(hands, photo, request.media_type, query, request.request_id, gzip=request.gzip)
         self.metrics.hands.inc(len(hands))
         return answer
 
@@ -321,29 +318,9 @@ class HandService:
 
 
 def _predict(predictor: Predictor, photo: Photo, query: HandsQuery, search: bool) -> list[HandPrediction]:
-    height, width = photo.image.shape[:2]
-    intrinsics = None
-    if query.focal is not None:
-        intrinsics = Intrinsics(query.focal, query.focal, (width - 1) / 2, (height - 1) / 2)
-    elif query.fov_radians is not None:
-        intrinsics = Intrinsics.from_fov(query.fov_radians, width, height)
-    return predictor(photo, boxes=query.boxes, handedness=query.sides, intrinsics=intrinsics, search=search)
-
-
-def _check_boxes(query: HandsQuery, photo: Photo) -> None:
-    """Raises QueryInvalid for boxes that no hand of this photo is in."""
-    height, width = photo.image.shape[:2]
-    reach = _BOX_REACH * max(width, height)
-    for text, (x0, y0, x1, y1) in zip(query.box, query.boxes or [], strict=True):
-        problem = None
-        if max(x1 - x0, y1 - y0) < _SMALLEST_BOX:
-            problem = f"is smaller than {_SMALLEST_BOX:g} pixels"
-        elif x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-            problem = "is outside"
-        elif min(x0, y0) < -reach or max(x1 - width, y1 - height) > reach:
-            problem = "is much larger than"
-        if problem:
-            raise QueryInvalid(f"box={text} {problem} of the photo, which is {width} x {height} pixels when upright.")
+    return predictor(
+        photo, boxes=query.boxes, handedness=query.sides, focal=query.focal, fov=query.fov_radians, search=search
+    )
 
 
 def _warm_up(predictor: Predictor) -> None:

@@ -103,6 +103,11 @@ class Settings(BaseModel):
             )
         return self.model_copy(update={"token": SecretStr(token), "token_file": None})
 
+    @property
+    def is_local(self) -> bool:
+        """For this machine alone, and nobody has to show a token."""
+        return self.token is None and not self.insecure and _is_loopback(self.host)
+
     def check_exposure(self) -> None:
         """Raises ConfigError when strangers could use the service."""
         if self.token is None and not self.insecure and not _is_loopback(self.host):

@@ -49,6 +49,7 @@ POLICY, FAILED, RESTART, TRY_LATER, IDLE = 1008, 1011, 1012, 1013, 4408
 
 _MAX_OPTIONS_LENGTH: Final = 4096  # characters
 _MAX_BAD_FRAMES: Final = 10  # in a row: this is no camera
+_QUIET_SECONDS: Final = 2.0  # without a frame, and another camera may have the place
 _MAX_REASON: Final = 123  # bytes of UTF-8 (RFC 6455, section 5.5)
 
 # A frame is held while it is received, while it waits, and while it is in work.
@@ -60,8 +61,8 @@ class StreamSocket:
 
     def __init__(self, service: HandService) -> None:
         self._service = service
-        self._open = 0
-        service.metrics.watch(service.metrics.streams, lambda: self._open)
+        self._open: set[_Stream] = set()
+        service.metrics.watch(service.metrics.streams, lambda: len(self._open))
 
     async def serve(self, websocket: WebSocket) -> None:
         settings, metrics = self._service.settings, self._service.metrics
@@ -73,17 +74,15 @@ class StreamSocket:
             return
         await websocket.accept(PROTOCOL)
         started = time.monotonic()
-        admission = self._service.control.admission()
-        counted = False
         stream = _Stream(websocket, self._service, request_id)
         try:
-            with admission:
-                self._service.check_open(0)
+            self._service.check_open(0)
+            await self._make_room()
+            with self._service.control.admission() as admission:
                 frames = _FRAMES_HELD * settings.stream_frame_bytes
-                if self._open >= settings.max_streams or not admission.upload.grow(frames):
-                    raise StreamsFull(f"{self._open} cameras are being followed, the limit. Try again soon.")
-                self._open += 1
-                counted = True
+                if len(self._open) >= settings.max_streams or not admission.upload.grow(frames):
+                    raise StreamsFull(f"{len(self._open)} cameras are being followed, the limit. Try again soon.")
+                self._open.add(stream)
                 await stream.run()
         except (NotReady, StreamsFull) as error:
             metrics.refused.labels(error.reason).inc()
@@ -94,7 +93,8 @@ class StreamSocket:
             logger.exception("failed", extra={"request_id": request_id})
             await stream.close(FAILED, f"The server failed; its log has the request id {request_id}.")
         finally:
-            self._open -= counted
+            self._open.discard(stream)
+            stream.ended.set()
             logger.info(
                 "stream of %d frames, %d answered",
                 stream.received,
@@ -106,6 +106,16 @@ class StreamSocket:
                     "client": (websocket.client or ("",))[0],
                 },
             )
+
+    async def _make_room(self) -> None:
+        """Where all places are taken, the one that was quiet for longest is free, if that was long."""
+        if len(self._open) < self._service.settings.max_streams:
+            return
+        quiet = max(self._open, key=lambda stream: stream.quiet_seconds, default=None)
+        if quiet is not None and quiet.quiet_seconds >= _QUIET_SECONDS:
+            quiet.make_room()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(quiet.ended.wait(), _QUIET_SECONDS)
 
     async def _deny(self, websocket: WebSocket, error: RequestError, request_id: str) -> None:
         problem = problem_of(error)
@@ -185,6 +195,9 @@ class _Stream:
         self._follower = StreamFollower()
         self.received = 0
         self.answered = 0
+        self._is_answering = self._has_to_go = False
+        self._last_frame = time.monotonic()
+        self.ended = asyncio.Event()
 
     async def run(self) -> None:
         """Until one side ends it. Raises NotReady, ClientGone, and what is our own fault."""
@@ -192,10 +205,10 @@ class _Stream:
         reading = asyncio.create_task(self._read())
         idle = self._service.settings.stream_idle_seconds
         try:
-            last_frame, bad = time.monotonic(), 0
+            bad = 0
             while True:
                 try:
-                    async with asyncio.timeout(max(0.0, last_frame + idle - time.monotonic())):
+                    async with asyncio.timeout(max(0.0, self._last_frame + idle - time.monotonic())):
                         await self._inbox.changed.wait()
                 except TimeoutError:
                     await self.close(IDLE, f"No frame came for {idle:g} s.")
@@ -203,20 +216,34 @@ class _Stream:
                 self._inbox.changed.clear()
                 if self._inbox.gone.is_set():
                     return
+                if self._has_to_go:
+                    await self.close(IDLE, "No frame came, and another camera has the place now.")
+                    return
                 text = self._inbox.take_options()
                 if text is not None and not await self._set_options(text):
                     return
                 frame = self._inbox.take_frame()
                 if frame is None:
                     continue
+                self._is_answering = True
                 bad = 0 if await self._answer(*frame) else bad + 1
-                last_frame = time.monotonic()
+                self._is_answering, self._last_frame = False, time.monotonic()
                 if bad >= _MAX_BAD_FRAMES:
                     await self.close(POLICY, f"{bad} frames in a row were no images.")
                     return
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+
+    @property
+    def quiet_seconds(self) -> float:
+        """How long it has been waiting for a frame."""
+        return 0.0 if self._is_answering else time.monotonic() - self._last_frame
+
+    def make_room(self) -> None:
+        """End it, for another."""
+        self._has_to_go = True
+        self._inbox.changed.set()
 
     async def close(self, code: int, reason: str) -> None:
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the client was faster

@@ -21,9 +21,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from handmesh_server import run
 from handmesh_server.admission import AdmissionControl
 from handmesh_server.errors import QueueFull, UploadInvalid
-from handmesh_server.input import image_bytes
+from handmesh_server.input import read_form
 from handmesh_server.settings import Settings
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -119,7 +120,7 @@ def test_a_client_that_goes_away_leaves_the_queue():
     engine = DotEngine()
     with running(settings(passes=1, max_batch=1), engine) as server:
         engine.delay = 0.4
-        head = f"POST /v1/hands HTTP/1.1\r\nHost: h\r\nContent-Length: {len(photo())}\r\n\r\n".encode()
+        head = f"POST /v1/hands HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(photo())}\r\n\r\n".encode()
         for _ in range(8):
             with socket.create_connection(server.address) as connection:
                 connection.sendall(head + photo())
@@ -227,7 +228,7 @@ def test_as_many_bytes_as_allowed(chunked):
 def test_uploads_share_a_limit_too():
     """Slow uploads that together would fill the memory: the next is told to come back."""
     with running(settings(memory_bytes=6 * 2**20, max_body_bytes=2**20)) as server:
-        head = b"POST /v1/hands HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n"
+        head = b"POST /v1/hands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n"
         with socket.create_connection(server.address) as slow:
             slow.sendall(head + bytes(600_000))
             wait_until(lambda: server.service.control.uploads.used >= 1_200_000)
@@ -300,7 +301,7 @@ def test_slow_and_silent_clients_are_hung_up_on():
         openings = {
             "silent": b"",
             "headers": b"GET / HTTP/1.1\r\nX: ",
-            "body": b"POST /v1/hands HTTP/1.1\r\nHost: h\r\nContent-Length: 9999\r\n\r\n",
+            "body": b"POST /v1/hands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n",
         }
         sockets = {name: socket.create_connection(server.address, timeout=10) for name in openings}
         for name, connection in sockets.items():
@@ -339,12 +340,20 @@ def test_a_client_that_does_not_read_is_hung_up_on():
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         lazy.connect(server.address)
         lazy.sendall(
-            b"POST /v1/hands HTTP/1.1\r\nHost: h\r\nAccept: image/png\r\n"
+            b"POST /v1/hands HTTP/1.1\r\nHost: localhost\r\nAccept: image/png\r\n"
             + f"Content-Length: {len(large)}\r\n\r\n".encode()
             + large
         )
         wait_until(lambda: server.service.control.photos.used)
         wait_until(lambda: not server.service.control.photos.used)
+
+
+def test_headers_have_the_limit_that_is_promised(server):
+    """20 kB in one piece once passed where 16 are promised."""
+    for size, status in ((15_000, 200), (20_000, 431)):
+        response = server.client.get("/livez", headers={"X-Long": "a" * size})
+        assert response.status_code == status
+    assert response.json()["reason"] == "headers_too_large"
 
 
 def test_giant_headers_are_refused(server):
@@ -398,22 +407,48 @@ def test_forms_are_read_as_others_read_them(fields, boundary):
     headers = {"Content-Type": content_type.encode(), "Content-Length": str(len(body)).encode()}
     parse_form(headers, io.BytesIO(body), None, on_file)
     images = [content for name, content in found if name == "image"]
-    if images:
-        assert image_bytes(body, content_type) == images[0]
+    others = [(name, content) for name, content in found if name != "image"]
+    if len(images) == 1 and all(is_text(content) for _, content in others):
+        form = read_form(body, content_type)
+        assert form.image == images[0]
+        assert form.fields == [(name, content.decode()) for name, content in others]
     else:
         with pytest.raises(UploadInvalid):
-            image_bytes(body, content_type)
+            read_form(body, content_type)
+
+
+def is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def test_a_hostile_form_is_read_in_linear_time():
     """24 MB of what looks like the beginning of a delimiter; a parser in Python would hold the lock for seconds."""
     started = time.monotonic()
     with pytest.raises(UploadInvalid):
-        image_bytes(b"\r\n--" * 6_000_000, "multipart/form-data; boundary=" + "-" * 70)
+        read_form(b"\r\n--" * 6_000_000, "multipart/form-data; boundary=" + "-" * 70)
     assert time.monotonic() - started < 1
 
 
 # Settings
+
+
+def test_only_variables_that_are_no_settings_are_warned_of(monkeypatch, caplog):
+    """The documented HANDMESH_CACHE_DIR was one of them."""
+    for name in list(os.environ):
+        if name.startswith("HANDMESH_"):
+            monkeypatch.delenv(name)
+    for name in ("HANDMESH_CACHE_DIR", "HANDMESH_MANO_DIR", "HANDMESH_PORT"):
+        monkeypatch.setenv(name, "1")
+    run._warn_about_misspelt_variables()
+    assert caplog.text == ""
+    monkeypatch.setenv("HANDMESH_QUEUE_SIZ", "1")
+    run._warn_about_misspelt_variables()
+    assert "HANDMESH_QUEUE_SIZ" in caplog.text
+    assert "CACHE" not in caplog.text
 
 
 def test_settings_come_from_the_environment():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import html.parser
 import io
 import json
@@ -10,6 +11,7 @@ import re
 import shlex
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +20,9 @@ import pytest
 import trimesh
 import yaml
 from handmesh_server.answers import MEDIA_TYPES, negotiate
+from handmesh_server.app import create_app
 from handmesh_server.errors import NotAcceptable
+from handmesh_server.run import make_server
 from handmesh_server.schemas import Hand, HandsAnswer, ModelCard, Problem, Topology
 from handmesh_server.settings import Settings
 from marker_hands import MarkerEngine, draw, hand_at
@@ -79,13 +83,54 @@ def test_what_the_bytes_are_is_decided_by_the_bytes(server, content_type):
     np.testing.assert_allclose(wrist(post(server, **headers)), DOT, atol=0.7)
 
 
+IMAGE = ("image", ("../../../etc/passwd\0.jpg", photo(), "text/x-shellscript"))
+
+
+def form(*fields: tuple[str, str]) -> list:
+    return [*((name, (None, value)) for name, value in fields), IMAGE]
+
+
 def test_a_form_with_a_file(server):
-    """Other fields are ignored, and so is the file's name, wherever it would lead."""
-    files = [
-        ("note", (None, "hello")),
-        ("image", ("../../../etc/passwd\0.jpg", photo(), "text/x-shellscript")),
-    ]
-    np.testing.assert_allclose(wrist(server.client.post("/v1/hands", files=files)), DOT, atol=0.7)
+    """The file's name is not used, wherever it would lead."""
+    np.testing.assert_allclose(wrist(server.client.post("/v1/hands", files=[IMAGE])), DOT, atol=0.7)
+
+
+@pytest.mark.parametrize("in_query", [(), ("hand",), ("hand", "box", "focal")])
+def test_fields_beside_the_photo_are_taken(server, in_query):
+    """`-F box=... -F hand=left -F focal=900` was answered 200, with another hand, side and focal length."""
+    said = [("box", "100,40,200,140"), ("hand", "left"), ("focal", "900"), ("box", "120,60,180,120")]
+    expected = server.client.post("/v1/hands", params=said, content=photo()).json()["hands"]
+    assert [hand["handedness"] for hand in expected] == ["left", "left"]
+    params = [item for item in said if item[0] in in_query]
+    fields = [item for item in said if item[0] not in in_query]
+    assert server.client.post("/v1/hands", params=params, files=form(*fields)).json()["hands"] == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "files", "word"),
+    [
+        ("", form(("boxes", "1,2,3,4")), "'boxes'"),
+        ("", form(("box", "1,2,3")), "box"),
+        ("", form(("hand", "both")), "hand"),
+        ("", form(("focal", "900"), ("focal", "900")), "focal is given twice"),
+        ("?focal=900", form(("focal", "900")), "focal is given twice"),
+        ("?focal=900", form(("fov", "60")), "two ways"),
+        ("?hand=left&hand=right", form(("box", "100,40,200,140")), "once for all"),
+        ("", form(("focal", "9" * 300)), "no text of at most 256 bytes"),
+        ("", [IMAGE, IMAGE], "second"),
+    ],
+)
+def test_forms_that_cannot_be_right(server, query, files, word):
+    response = server.client.post(f"/v1/hands{query}", files=files)
+    assert response.status_code == 422
+    assert word in problem(response).detail
+
+
+def test_hands_that_only_the_form_has_need_room_too():
+    with running(settings(queue_size=2)) as server:
+        boxes = [("box", "100,40,200,140")] * 5
+        assert len(server.client.post("/v1/hands", files=form(*boxes)).json()["hands"]) == 5
+        assert server.service.control.in_flight == 0
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -256,6 +301,64 @@ def test_negotiation(accept, wanted):
         assert negotiate(accept) == wanted
 
 
+def test_json_is_compressed_for_who_asks(server):
+    """To less than half, and nothing else is."""
+    for path, content in (("/v1/hands", photo("PNG")), ("/v1/topology", None)):
+        answers = {}
+        for coding in ("gzip", "gzip;q=0", "br, *;q=0.1", "identity"):
+            method = "GET" if content is None else "POST"
+            request = server.client.build_request(method, path, content=content, headers={"Accept-Encoding": coding})
+            response = server.client.send(request, stream=True)
+            raw = b"".join(response.iter_raw())
+            assert ("content-encoding" in response.headers) == (coding in ("gzip", "br, *;q=0.1"))
+            assert response.headers["vary"] == "Accept, Accept-Encoding"
+            packed = "content-encoding" in response.headers
+            answers[coding] = (len(raw), json.loads(gzip.decompress(raw) if packed else raw))
+        (small, one), (large, other) = answers["gzip"], answers["identity"]
+        assert small < 0.5 * large
+        assert {**one, "request_id": ""} == {**other, "request_id": ""}
+    overlay = post(server, accept="image/png")
+    assert "content-encoding" not in overlay.headers
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/livez", "/v1/model", "/v1/topology", "/static/page.json", "/v1/no"])
+def test_head_is_get_without_the_body(server, path):
+    got, head = server.client.get(path), server.client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert head.headers["content-length"] == got.headers["content-length"]
+    assert server.client.head("/v1/hands").status_code == 405
+
+
+def test_a_server_for_this_machine_answers_to_its_own_names():
+    """A page whose name was made to point to 127.0.0.1 (DNS rebinding) is of the server's own origin to a browser."""
+    own, other = ("localhost:8000", "127.0.0.1", "127.0.0.1:80", "[::1]:8000", "page.localhost"), "evil.example:8000"
+    with running() as server:
+        assert [server.client.get("/v1/model", headers={"Host": name}).status_code for name in own] == [200] * len(own)
+        refused = server.client.get("/v1/model", headers={"Host": other})
+        assert problem(refused).reason == "forbidden_host"
+        assert "--insecure" in refused.json()["detail"]
+    for changes in ({"insecure": True}, {"token": "a" * 16}):
+        with running(settings(**changes)) as server:
+            assert server.client.get("/livez", headers={"Host": other}).status_code == 200
+
+
+def test_it_is_announced_when_it_is_ready():
+    """Once it was said that it serves while the model was being loaded."""
+    engine = DotEngine(delay=0.1)
+    app = create_app(settings(), Predictor(engine))
+    states = []
+    server = make_server(settings(), app, lambda _: states.append(app.state.service.state))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until = time.monotonic() + 30
+    while not states and time.monotonic() < until:
+        time.sleep(0.01)
+    server.should_exit = True
+    thread.join(30)
+    assert states == ["ready"]
+
+
 def test_topology_belongs_to_the_vertices(server):
     response = server.client.get("/v1/topology")
     topology = Topology.model_validate_json(response.content)
@@ -356,7 +459,7 @@ def test_queries_that_cannot_be_right(server, query, word):
             "field",
         ),
         ("multipart/form-data; boundary=x", b"--x\r\nno header--x--", "end is missing"),
-        ("multipart/form-data; boundary=x", b"--x\r\n\r\n\r\n" * 40 + b"--x--", "16"),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\n\r\n" * 60 + b"--x--", "40"),
         ("multipart/mixed; boundary=x", b"--x--", "form-data"),
     ],
 )
@@ -416,7 +519,7 @@ def test_a_wrong_token_is_refused_before_the_upload(closed):
     """A client that waits for permission to send (Expect: 100-continue) never gets it."""
     with socket.create_connection(closed.address, timeout=10) as connection:
         connection.sendall(
-            b"POST /v1/hands HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000\r\nExpect: 100-continue\r\n\r\n"
+            b"POST /v1/hands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\nExpect: 100-continue\r\n\r\n"
         )
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
 
@@ -468,6 +571,8 @@ def test_the_manual_page_fetches_nothing(server):
     links.feed(page.text)
     assert links.found == ["openapi.json"]
     assert "/v1/hands" in page.text
+    assert f"{server.url}/v1/hands" in page.text, "its own port"
+    assert ":8000" not in page.text
 
 
 def test_metrics_count_what_happened():

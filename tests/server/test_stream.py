@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,8 +148,8 @@ def test_what_is_tracked_is_smoothed_as_asked():
 
 def test_clocks_that_stand_still_are_no_reason_to_fail():
     follower = StreamFollower()
-    for time in (3.0, 3.0, 2.0):
-        assert len(follower(Predictor(MarkerEngine()), read_photo(draw([hand_at(160, 170)])), time)) == 1
+    for arrived in (3.0, 3.0, 2.0):
+        assert len(follower(Predictor(MarkerEngine()), read_photo(draw([hand_at(160, 170)])), arrived)) == 1
 
 
 STRANGERS = [("nothing", None, 401), (SHOWN, "http://elsewhere.example", 403)]
@@ -203,7 +204,8 @@ def test_a_frame_that_is_too_large_ends_the_stream(server):
     assert end.value.rcvd.code in (1008, 1009)
 
 
-def test_no_more_streams_than_allowed(server):
+def test_no_more_streams_than_allowed(server, monkeypatch):
+    monkeypatch.setattr("handmesh_server.sockets._QUIET_SECONDS", 60)
     with stream(server) as first, stream(server) as second:
         for socket in (first, second):
             socket.send(photo())
@@ -211,3 +213,19 @@ def test_no_more_streams_than_allowed(server):
         with pytest.raises(ConnectionClosed) as refusal, stream(server):
             pass
     assert refusal.value.rcvd.code == 1013
+
+
+def test_a_quiet_stream_makes_room_for_another(server, monkeypatch):
+    """Sixteen sockets that never sent a frame once kept every camera out for half a minute."""
+    monkeypatch.setattr("handmesh_server.sockets._QUIET_SECONDS", 0.2)
+    with stream(server) as quiet, stream(server) as busy:
+        time.sleep(0.3)
+        busy.send(photo())
+        busy.recv(timeout=20)
+        with stream(server) as third:
+            with pytest.raises(ConnectionClosed) as end:
+                quiet.recv(timeout=20)
+            for socket in (busy, third):
+                socket.send(photo())
+                assert decoded(socket.recv(timeout=20))[1]
+    assert end.value.rcvd.code == 4408
