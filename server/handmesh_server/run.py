@@ -146,7 +146,6 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self._address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-        logger.info("listening on %s", self._address)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain_until is None:

@@ -188,7 +188,7 @@ def test_what_is_missing_is_said(monkeypatch):
 def test_those_that_know_say_the_same_of_every_picture():
     image = np.zeros((20, 30, 3), np.uint8)
     assert WholeImage()(image)[0].box == (-0.5, -0.5, 29.5, 19.5)
-    assert [d.box for d in GivenBoxes([(1, 2, 3, 4)], LEFT)(image)] == [(1, 2, 3, 4)]
+    assert [d.box for d in GivenBoxes([(1, 2, 13, 14)], LEFT)(image)] == [(1, 2, 13, 14)]
 
 
 def test_a_photograph_is_predicted_where_the_detector_says():
@@ -204,3 +204,21 @@ def test_a_photograph_is_predicted_where_the_detector_says():
     np.testing.assert_allclose(hand.keypoints_image()[0], (120, 170), atol=1.0)
     (hand,) = predict_detected(Predictor(MarkerEngine()), Finder(), photo, "right")
     assert hand.handedness == RIGHT, "who says it knows it"
+
+
+def test_given_boxes_are_of_the_picture():
+    """`handmesh video clip.mp4 --box=-1e7,-1e7,1e7,1e7` ended in cv2.error; a stream's box the same."""
+    for box, word in (((-1e7, -1e7, 1e7, 1e7), "larger"), ((40, 40, 90, 90), "outside"), ((5, 5, 7, 7), "smaller")):
+        with pytest.raises(ConfigError, match=word):
+            GivenBoxes([box])(np.zeros((20, 30, 3), np.uint8))
+
+
+def test_a_detection_outside_of_the_photo_is_no_hand():
+    class Finder:
+        name, searches = "finder", True
+
+        def __call__(self, image):
+            return [found((400, 60, 470, 200), LEFT, 0.9), found((80, 60, 170, 200), LEFT, 0.8)]
+
+    photo = read_photo(draw([hand_at(120, 170)]))
+    assert len(predict_detected(Predictor(MarkerEngine()), Finder(), photo, "auto")) == 1

@@ -118,3 +118,10 @@ def test_the_wheel_has_the_page(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"handmesh_server/static/{name}" for name in FILES} <= set(names)
     assert "handmesh/assets/samples/palm.jpg" in names
+
+
+def test_the_page_has_its_heading_whatever_it_shows():
+    """The only <h1> was in the welcome, which goes when a photo is shown."""
+    page = (STATIC / "index.html").read_text(encoding="utf-8")
+    assert page.count("<h1") == 1
+    assert page.index("<header") < page.index("<h1") < page.index("</header>")
