@@ -19,7 +19,6 @@ from handmesh.config import (
     PhotoData,
     SyntheticData,
     TrainConfig,
-    flat_settings,
     load_config,
     parse_config,
     shipped_configs,
