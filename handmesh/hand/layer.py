@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handmesh.hand import FINGERTIP_VERTICES, JOINTS_FROM_MANO, VERTEX_COUNT, HandArrays
+from handmesh.hand import FINGERTIP_VERTICES, JOINTS_FROM_MANO, MANO_JOINT_COUNT, VERTEX_COUNT, HandArrays
 
 
 class HandModel(nn.Module):
@@ -56,7 +56,7 @@ class HandModel(nn.Module):
                 [coordinate_major(arrays.shapedirs), coordinate_major(arrays.posedirs)]
             ),  # (10 + 135, 3 * 778)
             "rest_joints": regressor @ arrays.v_template,  # (16, 3)
-            "rest_joint_basis": np.einsum("jv,vck->kjc", regressor, arrays.shapedirs).reshape(-1, 48),
+            "rest_joint_basis": np.einsum("jv,vck->kjc", regressor, arrays.shapedirs).reshape(-1, 3 * MANO_JOINT_COUNT),
             "weights": arrays.weights.T,  # (16, 778)
             "joint_regressor": np.concatenate([regressor, tips])[list(JOINTS_FROM_MANO)],  # (21, 778)
         }
@@ -73,7 +73,7 @@ class HandModel(nn.Module):
         identity = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
         pose_feature = (rotations[..., 1:, :, :] - identity).flatten(start_dim=-3)
         rest_vertices = self.template + torch.cat((betas, pose_feature), dim=-1) @ self.shape_and_pose_basis
-        rest_joints = self.rest_joints + (betas @ self.rest_joint_basis).unflatten(-1, (16, 3))
+        rest_joints = self.rest_joints + (betas @ self.rest_joint_basis).unflatten(-1, (MANO_JOINT_COUNT, 3))
 
         transforms = _skinning_transforms(rotations, rest_joints)  # (*B, 16, 3, 4)
         # (*B, 12, 16) @ (16, 778): the blended transform of every vertex.

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import AssetError, ExportError
-from handmesh.hand import HandArrays, Handedness
+from handmesh.hand import FINGER_ROTATION_COUNT, HandArrays, Handedness
 from handmesh.hand.anatomy import palm_frame
 from handmesh.system.atomic import write_atomically
 from handmesh.system.paths import user_data_folder
@@ -262,7 +262,7 @@ def _arrays_in(content: bytes, source: str) -> dict[str, Any]:
             f"{source} is damaged, or no MANO file: {type(error).__name__}: {str(error)[:200]}."
         ) from error
     if "hands_coeffs" not in arrays:  # some copies leave the training poses out
-        arrays["hands_coeffs"] = np.empty((0, 45))
+        arrays["hands_coeffs"] = np.empty((0, FINGER_ROTATION_COUNT))
     return arrays
 
 
