@@ -42,6 +42,8 @@ ImageFormat = Literal["JPEG", "PNG", "WEBP"]
 # A 48-megapixel phone photograph (8064 x 6048) fits both limits; decoded, it takes 146 MB.
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 65_535  # pixels, the longest there is in a JPEG
+MAX_ASPECT = 100  # longer side over shorter: no photograph is longer, and buffers for a row are sized by its length
 
 LARGE_PIXELS = 2_000_000  # from here on, decoding at reduced scale saves more than opening the file again costs
 
@@ -256,6 +258,13 @@ def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         raise ImageTooLargeError(
             f"{name} is {width} x {height} = {width * height:,} pixels; "
             f"the limit is {max_pixels:,}. Scale it down first."
+        )
+    longer, shorter = max(width, height), min(width, height)
+    if longer > MAX_SIDE:
+        raise ImageTooLargeError(f"{name} is {width} x {height} pixels; the limit of a side is {MAX_SIDE:,}.")
+    if longer > MAX_ASPECT * shorter:
+        raise ImageError(
+            f"{name} is {width} x {height} pixels: no photograph is more than {MAX_ASPECT} times as long as wide."
         )
 
 

@@ -355,3 +355,21 @@ def test_what_cannot_be_written_is_named():
         encode_image(picture(), "jpg", quality=0)
     with pytest.raises(ExportError, match="17000 x 2"):
         encode_image(np.zeros((2, 17000, 3), np.uint8), "webp")
+
+
+@pytest.mark.parametrize("size", [(400_000, 1), (1, 70_000), (65_536, 700), (101, 1), (2, 203)])
+def test_what_is_no_photograph_by_its_shape_is_refused_at_the_header(size):
+    """A PNG of 128 bytes and 400,000 x 1 pixels ended the process: no side and no aspect was too large."""
+    png = io.BytesIO()
+    Image.new("L", size).save(png, "png")
+    with pytest.raises(ImageError, match=r"limit of a side|as long as wide"):
+        read_header(png.getvalue())
+    with pytest.raises(ImageError, match=r"limit of a side|as long as wide"):
+        read_photo(np.zeros((size[1], size[0], 3), np.uint8))
+
+
+@pytest.mark.parametrize("size", [(100, 1), (1, 100), (65_535, 656), (97, 251)])
+def test_long_photographs_are_read(size):
+    png = io.BytesIO()
+    Image.new("L", size, 7).save(png, "png")
+    assert read_photo(png.getvalue()).size == size

@@ -1,11 +1,15 @@
 import math
+import tracemalloc
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from handmesh.errors import ConfigError
-from handmesh.geometry.crop import CropTransform
+from handmesh.geometry import crop as crop_module
+from handmesh.geometry.crop import FARTHEST_PX, CropTransform
 from handmesh.hand import JOINT_NAMES, upright_rotation
 
 CROPS = [
@@ -227,3 +231,63 @@ def test_warp_keeps_type_and_channels_and_leaves_the_image_alone(channels, dtype
     assert warped.shape == (24, 24, *channels)
     assert warped.dtype == dtype
     np.testing.assert_array_equal(image, before)
+
+
+# Shapes that no camera takes
+
+
+@pytest.mark.parametrize("shape", [(1, 400_000, 3), (400_000, 1, 3), (1, 1_000_000), (65_535, 31, 3)])
+def test_a_line_of_pixels_takes_no_more_than_it_has(shape):
+    """A row of 400,000 pixels was padded to as many rows as a block has: 2^31 bytes, and a segmentation fault."""
+    image = np.full(shape, 200, np.uint8)
+    tracemalloc.start()
+    for rotation in (0.0, 0.7):
+        CropTransform.whole_image(shape[1], shape[0], rotation).warp(image, 224)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * image.nbytes + 5_000_000
+
+
+@pytest.mark.parametrize("border", [cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE])
+@pytest.mark.parametrize("shape", [(1, 501), (501, 1), (7, 900, 3), (31, 31, 3), (3, 2), (97, 13, 4)])
+@pytest.mark.parametrize("factor", [2, 3, 7, 40])
+def test_blocks_without_padding_are_those_with(shape, factor, border):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    padded = cv2.copyMakeBorder(image, 0, -shape[0] % factor, 0, -shape[1] % factor, border)
+    size = (padded.shape[1] // factor, padded.shape[0] // factor)
+    expected = cv2.resize(padded, size, interpolation=cv2.INTER_AREA)
+    found = crop_module._block_sums(image, factor, border)
+    np.testing.assert_array_equal(found, expected.reshape(found.shape))
+    real = crop_module._block_sums(image.astype(np.float32), factor, border)
+    np.testing.assert_allclose(
+        real, cv2.resize(padded.astype(np.float32), size, interpolation=cv2.INTER_AREA).reshape(real.shape), rtol=1e-4
+    )
+
+
+SIDES = st.sampled_from([1, 2, 3, 5, 7, 97, 251, 65_535])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    height=SIDES,
+    width=SIDES,
+    center=st.tuples(*[st.floats(-FARTHEST_PX, FARTHEST_PX) | st.floats(-300, 300)] * 2),
+    size=st.floats(1e-6, FARTHEST_PX) | st.floats(1, 2000),
+    rotation=st.floats(-10, 10),
+    mirror=st.booleans(),
+    resolution=st.sampled_from([1, 31, 64]),
+)
+def test_any_crop_of_any_shape_is_cut_out(height, width, center, size, rotation, mirror, resolution):
+    """No crash, no cv2.error, no pixel that is brighter than the image's."""
+    if height * width > 700_000:
+        height = 7
+    image = np.full((height, width, 3), 180, np.uint8)
+    warped = CropTransform(center, size, rotation, mirror).warp(image, resolution)
+    assert warped.shape == (resolution, resolution, 3)
+    assert warped.max() <= 180
+
+
+@pytest.mark.parametrize(("center", "size"), [((1e10, 0), 5), ((0, 0), 1e12), ((math.nan, 0), 5), ((0, 0), math.inf)])
+def test_a_crop_beyond_all_pictures_is_refused(center, size):
+    with pytest.raises(ConfigError, match="no square"):
+        CropTransform(center, size)
