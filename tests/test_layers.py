@@ -172,9 +172,12 @@ def test_describing_and_predicting_hands_does_not_import_torch():
         "predict",
         "motion",
         "doctor",
+        "synth",
+        "data",
         "handmesh_server",
     }
     with_torch = {"handmesh.hand.layer", "handmesh.hand.mano_check", "handmesh.draw.pytorch3d"}
+    with_torch |= {f"handmesh.data.{name}" for name in ("stream", "augment_gpu", "live")}
     names = [dotted(file) for file in FILES if room_of(file) in rooms]
     assert probe(["handmesh", *(name for name in names if name not in with_torch)])["torch"] is False
 

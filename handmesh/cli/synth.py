@@ -62,9 +62,11 @@ def synth(
         raise ConfigError("--evaluation and --hand-model go with --like-freihand only.")
     if sheet is not None and sheet.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"--sheet {sheet}: wanted a picture's name that ends in {', '.join(IMAGE_SUFFIXES)}.")
+    from handmesh.draw.sheet import contact_sheet
+    from handmesh.draw.skeleton import draw_skeleton
     from handmesh.files.image import encode_image
     from handmesh.hand import builtin_hand
-    from handmesh.synth import Backgrounds, SceneRenderer, contact_sheet, sample_generator, write_dataset
+    from handmesh.synth import Backgrounds, SceneRenderer, sample_generator, write_dataset
     from handmesh.system.atomic import write_atomically
 
     with progress_bar() as progress:
@@ -80,11 +82,13 @@ def synth(
         def drawn() -> Iterator[Any]:
             renderer = SceneRenderer(builtin_hand(), size=size, backgrounds=Backgrounds(folder=backgrounds))
             for index in range(count):
-                yield renderer.render(sample_generator(seed, index))
+                sample = renderer.render(sample_generator(seed, index))
+                marked = draw_skeleton(sample.image, sample.keypoints, occluded=~sample.visible)
+                yield marked if labels else sample.image
                 progress.update(task, advance=1)
 
         columns = min(count, max(1, round(math.sqrt(count * 1.6))))
-        picture = contact_sheet(drawn(), columns, labels)
+        picture = contact_sheet(drawn(), columns)
     assert sheet is not None
     sheet.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(sheet, encode_image(picture, sheet.suffix))

@@ -77,7 +77,7 @@ def check_freihand(
         try:
             hand = load_hand(labelled.name)
         except (AssetError, ConfigError) as error:
-            why_no_hand = f"not checked: {str(error).splitlines()[0]}"
+            why_no_hand = f"not checked: {str(error).splitlines()[0]} See `handmesh mano add --help`."
     if hand is not None and synthetic and not labelled.matches(hand):
         why_no_hand, hand = f"not checked: of the hand {labelled}, and here is {hand.sha256[:12]}", None
     for split in splits:

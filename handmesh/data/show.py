@@ -16,6 +16,7 @@ from handmesh.data.formats.freihand import FreiHand, available_splits
 from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData
 from handmesh.data.sample import RawData, RawSample
 from handmesh.draw.render import HAND_COLORS, overlay
+from handmesh.draw.sheet import captioned, contact_sheet
 from handmesh.draw.skeleton import draw_skeleton
 from handmesh.errors import AssetError, ConfigError, DataError
 from handmesh.geometry.crop import CropTransform
@@ -49,7 +50,7 @@ def show(
         jsonl = JsonlData(path)
         chosen = _choose(len(jsonl), count, seed) if indices is None else list(indices)
         faces = load_hand(hand).faces if mesh else None
-        return contact_sheet(jsonl, chosen, crop_protocol(protocol or "box"), faces, lenient=protocol is None)
+        return _sheet(jsonl, chosen, crop_protocol(protocol or "box"), faces, lenient=protocol is None)
     splits = available_splits(path)
     if split not in (None, *splits):
         raise DataError(f"{path} has no {split!r} set, only {', '.join(splits)}.")
@@ -59,7 +60,7 @@ def show(
         bases = _choose(data.annotation_count, -(-count // len(data.versions)), seed)
         offsets = data.annotation_count * np.arange(len(data.versions))
         indices = [int(base + offset) for base in bases for offset in offsets][:count]
-    return contact_sheet(data, indices, crop_protocol(protocol or "frame"), _faces_of(data) if mesh else None)
+    return _sheet(data, indices, crop_protocol(protocol or "frame"), _faces_of(data) if mesh else None)
 
 
 def _faces_of(data: FreiHand) -> NDArray[np.int32]:
@@ -75,22 +76,18 @@ def _choose(total: int, count: int, seed: int) -> list[int]:
     return np.sort(chosen).tolist()
 
 
-def contact_sheet(
+def _sheet(
     data: RawData,
     indices: Sequence[int],
     protocol: CropProtocol,
     faces: NDArray[np.int32] | None = None,
-    columns: int = 8,
     *,
     lenient: bool = False,
 ) -> NDArray[np.uint8]:
-    """Samples in rows of `columns` tiles of 224 px. `lenient`: where the protocol finds no box, the whole image."""
+    """`lenient`: where the protocol finds no box, the whole image."""
     if not indices:
         raise DataError("There are no samples to show.")
-    tiles = [draw_sample(data[index], protocol, faces, lenient=lenient) for index in indices]
-    columns = min(columns, len(tiles))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    return np.vstack([np.hstack(tiles[row : row + columns]) for row in range(0, len(tiles), columns)])
+    return contact_sheet(draw_sample(data[index], protocol, faces, lenient=lenient) for index in indices)
 
 
 def draw_sample(
@@ -110,7 +107,7 @@ def draw_sample(
         x0, y0, x1, y1 = labels.box
         corners = _pixels(crop, np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])).round().astype(np.int32)
         cv2.polylines(tile, [corners], True, (255, 255, 255), 1, cv2.LINE_AA)
-    return _captioned(tile, _caption(sample))
+    return captioned(tile, _caption(sample))
 
 
 def _pixels(crop: CropTransform, points_image: NDArray[Any]) -> NDArray[Any]:
@@ -137,9 +134,3 @@ def _caption(sample: RawSample) -> str:
     stem = Path(sample.name).stem
     side = " L" if sample.labels.handedness == Handedness.LEFT else ""
     return f"{stem[-24:]}{side}"
-
-
-def _captioned(tile: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    for color, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(tile, text, (5, TILE - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.4, color, width, cv2.LINE_AA)
-    return tile

@@ -26,13 +26,15 @@ def draw_skeleton(
     keypoints: NDArray[np.floating[Any]],
     *,
     visible: NDArray[np.bool_] | None = None,
+    occluded: NDArray[np.bool_] | None = None,
     width: float | None = None,
 ) -> NDArray[np.uint8]:
     """Draw 21 joints and their bones over a copy of an (H, W, 3) uint8 RGB image, one colour per finger.
 
     `keypoints` is (21, 2): x, y in pixels in the order of `hand.JOINT_NAMES`; further columns are ignored. Joints that
-    are not `visible` (21,) or not finite are left out with their bones. `width` is the bones' in pixels; None fits it
-    to the hand's size. Raises ImageError for an array that is no image, ValueError for keypoints of other shapes.
+    are not `visible` (21,) or not finite are left out with their bones; those that are `occluded` (21,) are rings.
+    `width` is the bones' in pixels; None fits it to the hand's size. Raises ImageError for an array that is no image,
+    ValueError for keypoints of other shapes.
     """
     import cv2  # on first use: meshes are drawn without it
 
@@ -61,7 +63,10 @@ def draw_skeleton(
                 thickness = min(max(1, round(width + grow)), 255)  # OpenCV draws no wider
                 cv2.line(drawn, fixed[parent], fixed[joint], bone_color, thickness, cv2.LINE_AA, shift)
     for joint in np.flatnonzero(shown).tolist():
-        for radius, dot_color in ((1.1 * width + edge, (24, 24, 24)), (1.1 * width, _joint_color(joint))):
+        dots = [(1.1 * width + edge, (24, 24, 24)), (1.1 * width, _joint_color(joint))]
+        if occluded is not None and occluded[joint]:
+            dots.append((0.6 * width, (24, 24, 24)))
+        for radius, dot_color in dots:
             cv2.circle(drawn, fixed[joint], round(radius * 2**shift), dot_color, cv2.FILLED, cv2.LINE_AA, shift)
     return drawn
 

@@ -14,6 +14,7 @@ from handmesh.data.sample import HandLabels
 from handmesh.data.sources import ValidationSet
 from handmesh.data.stream import batch_to_device, collate
 from handmesh.draw.render import overlay
+from handmesh.draw.sheet import contact_sheet
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import HandOutput
@@ -116,4 +117,4 @@ def draw_samples(model: HandMeshNet, validation_set: ValidationSet, count: int =
         normals = vertex_normals(vertices, model.hand.faces)
         image = validation_set.sample(position, side).image
         tiles.append(overlay(image, np.hstack([pixels, depths]), model.hand.faces, normals=normals))
-    return np.hstack(tiles)
+    return contact_sheet(tiles)

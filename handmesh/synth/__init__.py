@@ -18,8 +18,6 @@ from handmesh.synth.camera_effects import (
 from handmesh.synth.dataset import (
     Pack,
     PackedSample,
-    contact_sheet,
-    draw_labels,
     render_pack,
     sample_generator,
     write_dataset,
@@ -40,8 +38,6 @@ __all__ = [
     "SyntheticSample",
     "camera_effects",
     "composite",
-    "contact_sheet",
-    "draw_labels",
     "jitter_spectrum",
     "mix_amplitude",
     "place_on_background",

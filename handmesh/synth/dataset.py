@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import os
 import queue
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +26,7 @@ from handmesh.errors import DataError
 from handmesh.hand import BETA_COUNT, HandArrays, builtin_hand
 from handmesh.synth.backgrounds import Backgrounds
 from handmesh.synth.scene import SceneRenderer, SyntheticSample
+from handmesh.system.atomic import write_atomically, written_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +191,8 @@ def write_dataset(
     pending = [chunk for chunk in range(job.chunk_count) if not _chunk_labels(partial, chunk).exists()]
     _run(job, pending, _write_files_chunk, workers, progress)
     chunks = [_chunk_labels(partial, chunk) for chunk in range(job.chunk_count)]
-    _write_atomically(partial / "labels.jsonl", "".join(chunk.read_text(encoding="utf-8") for chunk in chunks))
+    lines = b"".join(chunk.read_bytes() for chunk in chunks)
+    write_atomically(partial / "labels.jsonl", lines, error=None, durable=True)
     for chunk in chunks:
         chunk.unlink()
     (partial / "chunks").rmdir()
@@ -204,42 +204,6 @@ def write_dataset(
 def sample_generator(seed: int, index: int) -> np.random.Generator:
     """The random numbers of sample `index` of the set `seed`."""
     return np.random.default_rng((seed, index))
-
-
-def contact_sheet(samples: Iterable[SyntheticSample], columns: int, labels: bool = False) -> NDArray[np.uint8]:
-    """Samples of one size side by side -> (rows * S, columns * S, 3) uint8 RGB; the last row is filled with black.
-
-    With `labels`, skeletons are drawn: filled joints are visible, rings are hidden.
-    """
-    if columns < 1:
-        raise ValueError(f"columns is {columns}, wanted at least 1")
-    tiles = [draw_labels(sample) if labels else sample.image for sample in samples]
-    if not tiles:
-        raise ValueError("no samples to show")
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    return np.vstack([np.hstack(tiles[row : row + columns]) for row in range(0, len(tiles), columns)])
-
-
-# One colour per finger, thumb to little finger: the palette of Okabe and Ito (2008), told apart by colour-blind eyes.
-_FINGER_COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167))
-
-
-def draw_labels(sample: SyntheticSample) -> NDArray[np.uint8]:
-    """(S, S, 3) uint8 RGB: the image with its skeleton."""
-    image = sample.image.copy()
-    fraction = 4  # cv2 draws at 1/16 px when points come as integers of 2**-4 px
-    points = np.round(sample.keypoints.clip(-1000, 2000) * (1 << fraction)).astype(int)
-    for finger, color in enumerate(_FINGER_COLORS):
-        chain = [0, *range(1 + 4 * finger, 5 + 4 * finger)]
-        for a, b in pairwise(chain):
-            start, end = (int(points[a, 0]), int(points[a, 1])), (int(points[b, 0]), int(points[b, 1]))
-            cv2.line(image, start, end, color, 1, cv2.LINE_AA, fraction)
-    radius = max(image.shape[0] // 90, 1) << fraction
-    for joint, point in enumerate(points):
-        color = (255, 255, 255) if joint == 0 else _FINGER_COLORS[(joint - 1) // 4]
-        thickness = -1 if sample.visible[joint] else 1
-        cv2.circle(image, (int(point[0]), int(point[1])), radius, color, thickness, cv2.LINE_AA, fraction)
-    return image
 
 
 # ------------------------------------------------------------------------------------------------------------- workers
@@ -303,7 +267,7 @@ class _Job:
             _check_same(_read_meta(self.partial), self.meta(kind), self.partial)
         else:
             self.partial.mkdir(parents=True, exist_ok=True)
-            _write_atomically(meta_file, json.dumps(self.meta(kind), indent=1))
+            write_atomically(meta_file, json.dumps(self.meta(kind), indent=1).encode(), error=None, durable=True)
         return self.partial
 
 
@@ -406,7 +370,7 @@ def _write_files_chunk(job: _Job, renderer: SceneRenderer, chunk: int) -> None:
         _write_image(job.partial / "masks" / f"{name}.png", sample.mask, [])
         _write_image(job.partial / "alphas" / f"{name}.png", sample.alpha, [])
         lines.append(json.dumps(_record(name, sample)) + "\n")
-    _write_atomically(_chunk_labels(job.partial, chunk), "".join(lines))
+    write_atomically(_chunk_labels(job.partial, chunk), "".join(lines).encode(), error=None, durable=True)
 
 
 def _record(name: str, sample: SyntheticSample) -> dict[str, Any]:
@@ -442,20 +406,10 @@ def _chunk_labels(partial: Path, chunk: int) -> Path:
     return partial / "chunks" / f"{chunk:06d}.jsonl"
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _allocate(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
-    """A zeroed .npy of its final size, created under another name so that a half-made header is never found."""
-    temporary = path.with_name(path.name + ".tmp")
-    np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape).flush()
-    temporary.replace(path)
+    """A zeroed .npy of its final size."""
+    with written_atomically(path, error=None, durable=False) as temporary:
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape).flush()
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -18,31 +18,35 @@ _NAME_BYTES = 100  # of the final name that a temporary one repeats; file system
 def written_atomically(
     path: str | os.PathLike[str],
     *,
-    error: type[HandMeshError] = ExportError,
+    error: type[HandMeshError] | None = ExportError,
     create_folder: bool = False,
     durable: bool = True,
 ) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what is written there takes the name `path` only if nothing failed.
 
     A reader sees the old content or the whole new one, whatever happens meanwhile; `durable`: after a power cut, too.
-    An OSError, inside the block too, becomes `error`.
+    An OSError, inside the block too, becomes `error`; None lets it pass.
     """
     target = Path(path)
     name = os.fsencode(target.name)[:_NAME_BYTES].decode("utf-8", "ignore")
     temporary = target.with_name(f".{name}.{secrets.token_hex(6)}.partial")
     try:
         if target.exists() and not target.is_file():
-            raise error(f"Cannot write {target}: it is a folder or a device, wanted the name of a file.")
+            raise (error or ExportError)(
+                f"Cannot write {target}: it is a folder or a device, wanted the name of a file."
+            )
         if create_folder:
             target.parent.mkdir(parents=True, exist_ok=True)
         elif not target.parent.is_dir():
-            raise error(f"Cannot write {target}: there is no folder {target.parent}. Create it first.")
+            raise (error or ExportError)(f"Cannot write {target}: there is no folder {target.parent}. Create it first.")
         yield temporary
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as problem:
+        if error is None:
+            raise
         raise error(f"Cannot write {target}: {problem.strerror or problem}.") from problem
     finally:
         with suppress(OSError):  # the error that brought us here is the one to tell
@@ -53,7 +57,7 @@ def write_atomically(
     path: str | os.PathLike[str],
     content: bytes,
     *,
-    error: type[HandMeshError] = ExportError,
+    error: type[HandMeshError] | None = ExportError,
     durable: bool = False,
 ) -> None:
     """`written_atomically` for content that is at hand; into a folder that exists.

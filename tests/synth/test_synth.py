@@ -19,7 +19,6 @@ from handmesh.synth import (
     SyntheticSample,
     camera_effects,
     composite,
-    contact_sheet,
     jitter_spectrum,
     mix_amplitude,
     place_on_background,
@@ -469,15 +468,3 @@ def test_an_empty_background_folder_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match="No background image"):
         Backgrounds(seed=0, count=1, folder=tmp_path)
-
-
-def test_contact_sheet_tiles_and_draws(samples):
-    sheet = contact_sheet(samples[:5], columns=3)
-    assert sheet.shape == (2 * SIZE, 3 * SIZE, 3)
-    np.testing.assert_array_equal(sheet[:SIZE, SIZE : 2 * SIZE], samples[1].image)
-    assert (sheet[SIZE:, 2 * SIZE :] == 0).all()
-    labelled = contact_sheet(samples[:5], columns=3, labels=True)
-    assert (labelled != sheet).any()
-    wrist = np.round(samples[0].keypoints[0]).astype(int)
-    if samples[0].visible[0]:
-        assert (labelled[wrist[1], wrist[0]] > 200).all()  # a white dot

@@ -39,6 +39,7 @@ from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import FINGERTIP_VERTICES, HandArrays
+from handmesh.system.atomic import write_atomically, written_atomically
 
 __all__ = [
     "FreiHand",
@@ -182,7 +183,6 @@ def _prepare_array(sources: _Sources, out: Path, split: str, name: str, done: di
         return int(record["count"])
     shape, dtype = ARRAYS[name]
     found_shape = _shape_in(sources, member, name)
-    partial = target.with_name(f"{target.name}.partial")
     digest = hashlib.sha256()
     total, so_far = int(source["size"]), 0
 
@@ -192,15 +192,13 @@ def _prepare_array(sources: _Sources, out: Path, split: str, name: str, done: di
         report(member, so_far, total)
 
     count = 0
-    with sources.open(member) as file, open(partial, "wb") as array:
+    with sources.open(member) as file, written_atomically(target, error=None) as partial, open(partial, "wb") as array:
         _write_header(array, 0, shape, dtype)
         for block in iterate_json_array(_Hashed(file, digest), found_shape, sources.where(member), on_bytes):
             array.write(np.ascontiguousarray(block, dtype=dtype).tobytes())
             count += len(block)
         array.seek(0)
         _write_header(array, count, shape, dtype)
-        _sync(array)
-    partial.replace(target)
     done[target.name] = {"source": source, "sha256": digest.hexdigest(), "count": count}
     _write_mark(out, target.name, done[target.name])
     logger.info("%s: %d frames", target.name, count)
@@ -318,12 +316,9 @@ def _pack_images(
             index.write(np.array(ends[batch.start :], "<i8").tobytes())
             _sync(index)
             report(folder, len(ends), count)
-    index_temporary = index_file.with_name(f"{index_file.name}.partial")
-    with open(index_temporary, "wb") as file:
+    with written_atomically(index_file, error=None) as temporary, open(temporary, "wb") as file:
         np.save(file, np.array([0, *ends], np.int64))
-        _sync(file)
     data_partial.replace(data_file)
-    index_temporary.replace(index_file)
     ends_partial.unlink()
     source_partial.unlink()
 
@@ -763,11 +758,7 @@ def _read_marks(out: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f"{path.name}.partial")
-    with open(temporary, "wb") as file:
-        file.write(json.dumps(content, indent=1).encode())
-        _sync(file)
-    temporary.replace(path)
+    write_atomically(path, json.dumps(content, indent=1).encode(), error=None, durable=True)
 
 
 def _sync(file: BinaryIO) -> None:
