@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import create_connection
 
 import numpy as np
 import pytest
@@ -229,3 +230,21 @@ def test_a_quiet_stream_makes_room_for_another(server, monkeypatch):
                 socket.send(photo())
                 assert decoded(socket.recv(timeout=20))[1]
     assert end.value.rcvd.code == 4408
+
+
+def test_a_box_that_no_hand_can_be_in_is_answered_in_words(server):
+    with stream(server) as socket:
+        socket.send(json.dumps({"box": [-90000, -90000, 90000, 90000]}))
+        socket.send(photo())
+        answer = json.loads(socket.recv(timeout=20))
+        assert (answer["type"], answer["status"]) == ("error", 422)
+        assert "larger than anything of the photo" in answer["detail"]
+
+
+def test_a_page_whose_name_was_made_to_point_here_gets_no_stream():
+    """To its browser, Origin and Host agree."""
+    with running(settings()) as one, create_connection(one.address) as socket:
+        url = "ws://evil.example/v1/stream"
+        with pytest.raises(InvalidStatus) as refusal:
+            connect(url, sock=socket, subprotocols=[PROTOCOL], origin="http://evil.example", proxy=None)
+    assert refusal.value.response.status_code == 403
