@@ -129,7 +129,7 @@ def test_everything_that_uses_a_model_runs(folder):
     written = ["handmesh_out/demo/demo.jpg", "handmesh_out/2.glb", "clip/hand.glb", "set.jpg"]
     assert all((folder / name).stat().st_size > 100 for name in written)
     first, again = (json.loads((folder / name / "scores.json").read_text()) for name in ("scores", "again"))
-    assert first["pa_mpjpe_mm"] == pytest.approx(again["pa_mpjpe_mm"], abs=1e-6)
+    assert first["pa_mpjpe_mm"] == pytest.approx(again["pa_mpjpe_mm"], abs=1e-3)  # the file is rounded
 
 
 def test_what_needs_torch_says_so_in_one_line(folder):
