@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from handmesh.errors import ConfigError
+from handmesh.files.image import ImageFormat
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, VERTEX_COUNT
 from handmesh_server.errors import QueryInvalid
@@ -153,7 +154,7 @@ def _array(*shape: int, text: str) -> Any:
 class Image(_Answer):
     width: int = Field(description="Pixels of the upright photo, after its EXIF orientation.")
     height: int
-    format: Literal["JPEG", "PNG", "WEBP"]
+    format: ImageFormat
     orientation: int = Field(ge=1, le=8, description="The EXIF orientation that was undone.")
 
 
