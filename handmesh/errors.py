@@ -22,7 +22,7 @@ class ImageTooLargeError(ImageError):
 
 
 class ImageFormatError(ImageError):
-    """Bytes that are no JPEG, PNG or WebP image."""
+    """Bytes that are no JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC image."""
 
 
 class ConfigError(HandMeshError):

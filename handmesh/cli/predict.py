@@ -39,7 +39,10 @@ Answer = TypeVar("Answer")
 
 
 def predict(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="JPEG, PNG or WebP photographs.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="Photographs: JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC."),
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results; made if it is not there.")
     ] = Path("handmesh_out"),

@@ -342,7 +342,7 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
         CheckRow("lines", "objects with known keys and sound values", _problems(problems, count), not problems),
         CheckRow("labels", "any subset", f"{there}; {left} left hands of {count}", None),
         CheckRow(
-            f"{opened} images opened", "JPEG, PNG or WebP", _problems(image_problems, opened),
+            f"{opened} images opened", "photographs", _problems(image_problems, opened),
             not image_problems if opened else None,
         ),
         CheckRow(

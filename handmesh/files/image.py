@@ -1,12 +1,15 @@
 """Photographs in, pictures out: bytes -> (H, W, 3) uint8 RGB, and back; and how a file is written whole or not at all.
 
-A photograph is JPEG, PNG or WebP. Its size is read from the header and checked before a pixel is allocated; it is
-decoded once, turned upright by its EXIF orientation, and made plain 8-bit RGB:
+A photograph is JPEG, PNG, WebP, GIF, BMP or TIFF, and with the extra `heic` HEIC. Its size is read from the header and
+checked before a pixel is allocated; it is decoded once, turned upright by its EXIF orientation, and made plain 8-bit
+RGB:
 
 * grey and palette images become RGB, CMYK is converted without a colour profile;
 * of 16-bit samples the upper eight bits are kept;
 * transparent pixels are laid on white, the page most pictures are seen on;
 * of an animation, the first frame.
+
+Arrays mean the same: (H, W) is grey, (H, W, 4) has alpha, uint16 has 16 bits. So do PIL's images.
 
 Everything downstream (boxes, keypoints, overlays) is in the pixels of this upright image.
 """
@@ -17,27 +20,34 @@ import io
 import logging
 import math
 import os
-import re
 import stat
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import ExportError, ImageError, ImageFormatError, ImageTooLargeError
+from handmesh.files.containers import jpeg_without_tail, trimmed
 
 if TYPE_CHECKING:
-    from PIL.ImageFile import ImageFile
+    from PIL.Image import Image as PilImage
 
     from handmesh.geometry.crop import CropTransform
 
 logger = logging.getLogger(__name__)
 
-ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]
-ImageFormat = Literal["JPEG", "PNG", "WEBP"]
+ImageSource = Union[str, os.PathLike[str], bytes, bytearray, memoryview, NDArray[Any], "PilImage"]
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF"]
+FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC"
+PHOTO_SUFFIXES: Final = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp"),
+    *(".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif"),
+)
 
 # A 48-megapixel phone photograph (8064 x 6048) fits both limits; decoded, it takes 146 MB.
 MAX_BYTES = 64 * 1024 * 1024
@@ -46,9 +56,6 @@ MAX_SIDE = 65_535  # pixels, the longest there is in a JPEG
 MAX_ASPECT = 100  # longer side over shorter: no photograph is longer, and buffers for a row are sized by its length
 
 LARGE_PIXELS = 2_000_000  # from here on, decoding at reduced scale saves more than opening the file again costs
-
-# A progressive JPEG repaints the whole image in every scan. Encoders write about ten, a hostile file thousands.
-MAX_JPEG_SCANS = 100
 
 _EXIF_IFD = 0x8769
 _ORIENTATION = 0x0112
@@ -90,7 +97,7 @@ class LargePhoto:
     pixels of the whole photograph all the same. Not for several threads at once.
     """
 
-    def __init__(self, encoded: bytes, name: str, file: ImageFile) -> None:
+    def __init__(self, encoded: bytes, name: str, file: PilImage) -> None:
         self._encoded, self._name = encoded, name
         self._stored = file.size
         self._decoded: dict[int, NDArray[np.uint8]] = {}
@@ -117,11 +124,8 @@ class LargePhoto:
         """Upright, every pixel for `factor` x `factor` of the photograph's; the last ones for what is left."""
         if factor not in self._decoded:
             _, file = _open(self._encoded, self._name, len(self._encoded), self._stored[0] * self._stored[1])
-            file.draft(file.mode, (self._stored[0] // factor, self._stored[1] // factor))
-            try:
-                rgb = _rgb(file)
-            except Exception as error:  # as in _decode
-                raise ImageError(f"{self._name} is a damaged or truncated JPEG file: {error}.") from error
+            wanted = self._stored[0] // factor, self._stored[1] // factor
+            rgb = _pixels(file, self._encoded, "JPEG", self._name, wanted)
             if rgb.shape[:2] != tuple(-(-side // factor) for side in self._stored[::-1]):  # a kind without such scales
                 rgb = _block_means(rgb, factor)
             self._decoded[factor] = _upright(rgb, self.orientation)
@@ -142,22 +146,22 @@ def read_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: i
 
 
 def read_photo(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Read a photograph from a path, the bytes of a file, or an array that is already (H, W, 3) uint8 RGB.
+    """Read a photograph from a path, the bytes of a file, an array or a PIL image.
 
-    An array is checked and passed on, not copied (unless its memory is not contiguous).
-    Raises ImageError; of its kinds, ImageTooLargeError for more than `max_bytes` bytes or `max_pixels` pixels and
-    ImageFormatError for anything that is not JPEG, PNG or WebP.
+    An (H, W, 3) uint8 array is passed on, not copied (unless its memory is not contiguous). A PIL image is what its
+    file would be: turned upright by the EXIF that it carries. Raises ImageError; of its kinds, ImageTooLargeError for
+    more than `max_bytes` bytes or `max_pixels` pixels and ImageFormatError for anything that is no image.
     """
     if isinstance(source, np.ndarray):
         return Photo(_checked_array(source, max_pixels), format=None, orientation=1, focal_35mm=None)
+    if (pil := sys.modules.get("PIL.Image")) is not None and isinstance(source, pil.Image):
+        return _from_pil(source, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         return _decode(bytes(source), "The image", max_bytes, max_pixels)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         return _decode(_read_file(path, max_bytes), str(path), max_bytes, max_pixels)
-    raise ImageError(
-        f"Cannot read an image from {type(source).__name__}; give a path, bytes or a (H, W, 3) uint8 array."
-    )
+    raise ImageError(f"Cannot read an image from {type(source).__name__}; give a path, bytes, an array or a PIL image.")
 
 
 def open_photo(path: str | os.PathLike[str]) -> Photo | LargePhoto:
@@ -228,7 +232,7 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a file"
-            raise ImageError(f"{path} is {kind}; wanted a JPEG, PNG or WebP file.")
+            raise ImageError(f"{path} is {kind}; wanted a {FORMATS_TEXT} file.")
         with path.open("rb") as file:
             return file.read(max_bytes + 1)
     except FileNotFoundError:
@@ -238,17 +242,33 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
 
 
 def _checked_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+    """Grey, RGB or RGBA of 8 or 16 bits -> (H, W, 3) uint8 RGB, as files of such pixels are read."""
+    channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
+    if array.dtype not in (np.uint8, np.uint16) or channels not in (1, 3, 4):
         hint = ""
         if array.dtype.kind == "f":
             hint = " Floating point in 0..1 becomes uint8 by (255 * image).round().astype(numpy.uint8)."
-        elif array.ndim == 2:
-            hint = " Grey becomes RGB by numpy.stack([image] * 3, axis=-1)."
-        elif array.ndim == 3 and array.shape[2] == 4:
-            hint = " Drop the alpha channel by image[..., :3]."
-        raise ImageError(f"An image array is (H, W, 3) uint8 RGB, found {_describe(array)}.{hint}")
+        elif array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            hint = " Channels first becomes channels last by image.transpose(1, 2, 0)."
+        raise ImageError(
+            f"An image array is (H, W), (H, W, 3) or (H, W, 4) uint8 or uint16, found {_describe(array)}.{hint}"
+        )
     _check_size("The image", array.shape[1], array.shape[0], max_pixels)
-    return np.ascontiguousarray(array)
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if channels == 1:
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=-1)
+    return np.ascontiguousarray(array) if channels == 3 else _on_white(array)
+
+
+def _from_pil(image: PilImage, max_pixels: int) -> Photo:
+    _check_size("The image", *image.size, max_pixels)
+    try:
+        rgb = _rgb(image)
+    except Exception as error:  # as in _pixels; it may not have been decoded yet
+        raise ImageError(f"The image cannot be decoded: {error}.") from error
+    orientation, focal_35mm = _exif(image, "The image")
+    return Photo(_upright(rgb, orientation), None, orientation, focal_35mm)
 
 
 def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
@@ -274,40 +294,83 @@ def _describe(image: object) -> str:
 
 def _decode(encoded: bytes, name: str, max_bytes: int, max_pixels: int) -> Photo:
     header, file = _open(encoded, name, max_bytes, max_pixels)
-    try:
-        rgb = _rgb(file)
-    except Exception as error:  # Pillow and the codecs below it raise many kinds on damaged bytes
-        raise ImageError(f"{name} is a damaged or truncated {header.format} file: {error}.") from error
+    rgb = _pixels(file, encoded, header.format, name)
     orientation, focal_35mm = _exif(file, name)
+    if header.format == "HEIF":  # libheif has turned it
+        orientation = 1
     return Photo(_upright(rgb, orientation), header.format, orientation, focal_35mm)
 
 
-def _open(encoded: bytes, name: str, max_bytes: int, max_pixels: int) -> tuple[ImageHeader, ImageFile]:
+def _pixels(
+    file: PilImage, encoded: bytes, format: ImageFormat, name: str, draft: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Decode to (H, W, 3) uint8 RGB, as stored; a JPEG at the reduced scale that is nearest to `draft`."""
+    try:
+        if draft is not None:
+            file.draft(file.mode, draft)
+        return _rgb(file)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow and the codecs below it raise many kinds on damaged bytes
+        rgb = _jpeg_that_lacks_its_end(encoded, name, draft) if format == "JPEG" else None
+        if rgb is None:
+            raise ImageError(f"{name} is a damaged or truncated {format} file: {error}.") from error
+        logger.warning("%s lacks the end of a JPEG file, but no pixels: it was read", name)
+        return rgb
+
+
+def _jpeg_that_lacks_its_end(encoded: bytes, name: str, draft: tuple[int, int] | None) -> NDArray[np.uint8] | None:
+    """Its pixels, if all of them are there: then it makes no difference what else would follow before the end."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    body, found = jpeg_without_tail(trimmed(encoded, "JPEG", name)), []
+    for rest in (b"", b"\x2a\xd5" * 64):
+        try:
+            file = JpegImageFile(io.BytesIO(body + rest + b"\xff\xd9"))
+            if draft is not None:
+                file.draft(file.mode, draft)
+            found.append(_rgb(file))
+        except Exception:  # as in _pixels
+            return None
+    return found[0] if np.array_equal(found[0], found[1]) else None
+
+
+def _open(encoded: bytes, name: str, max_bytes: int, max_pixels: int) -> tuple[ImageHeader, PilImage]:
     """Everything that can be checked before pixels are allocated."""
     if len(encoded) > max_bytes:
         raise ImageTooLargeError(f"{name} has more than {max_bytes:,} bytes, the limit. Scale it down first.")
     if not encoded:
         raise ImageError(f"{name} is empty.")
 
+    from PIL.BmpImagePlugin import BmpImageFile
+    from PIL.GifImagePlugin import GifImageFile
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
     from PIL.WebPImagePlugin import WebPImageFile
 
-    # The three readers by name, not Image.open: that one warns or raises by its own process-wide pixel limit, opens a
+    # The readers by name, not Image.open: that one warns or raises by its own process-wide pixel limit, opens a
     # phone's multi-picture JPEG as another format, and asks no questions before it allocates a WebP's canvas.
-    readers: dict[ImageFormat, type[ImageFile]] = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile}
+    readers: dict[ImageFormat, Callable[[io.BytesIO], PilImage]] = {
+        "JPEG": JpegImageFile,
+        "PNG": PngImageFile,
+        "WEBP": WebPImageFile,
+        "GIF": GifImageFile,
+        "BMP": BmpImageFile,
+        "TIFF": TiffImageFile,
+        "HEIF": lambda file: _open_heif(file, name),
+    }
     format = _format(encoded, name)
     if format == "WEBP":
         _check_size(name, *_webp_canvas(encoded, name), max_pixels)
     try:
-        file = readers[format](io.BytesIO(encoded))
+        file = readers[format](io.BytesIO(trimmed(encoded, format, name)))
+    except ImageError:
+        raise
     except Exception as error:  # as in _decode
         raise ImageError(f"{name} is a damaged or truncated {format} file: {error}.") from error
     width, height = file.size
     _check_size(name, width, height, max_pixels)
-    # The quick count is an upper bound; a video appended to a photograph can exceed it, so then count properly.
-    if format == "JPEG" and encoded.count(b"\xff\xda") > MAX_JPEG_SCANS and _jpeg_scans(encoded) > MAX_JPEG_SCANS:
-        raise ImageError(f"{name} is a JPEG file of more than {MAX_JPEG_SCANS} scans, which only attacks are.")
     return ImageHeader(format, width, height), file
 
 
@@ -318,20 +381,21 @@ def _format(encoded: bytes, name: str) -> ImageFormat:
         return "PNG"
     if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
         return "WEBP"
-    raise ImageFormatError(f"{name} is {_guess(encoded)}; wanted a JPEG, PNG or WebP image.")
+    if encoded.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if encoded.startswith((b"II*\0", b"MM\0*")):
+        return "TIFF"
+    if encoded.startswith(b"BM") and encoded[6:10] == b"\0\0\0\0":
+        return "BMP"
+    if encoded[4:8] == b"ftyp" and encoded[8:12] in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"):
+        return "HEIF"
+    raise ImageFormatError(f"{name} is {_guess(encoded)}; wanted a {FORMATS_TEXT} image.")
 
 
 def _guess(encoded: bytes) -> str:
     if encoded[4:8] == b"ftyp":
-        brand = encoded[8:12]
-        if brand in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"):
-            return "a HEIC photo (export it as JPEG)"
-        return "an AVIF image" if brand in (b"avif", b"avis") else "a video"
+        return "an AVIF image" if encoded[8:12] in (b"avif", b"avis") else "a video"
     known = {
-        b"GIF8": "a GIF image",
-        b"BM": "a BMP image",
-        b"II*\0": "a TIFF image",
-        b"MM\0*": "a TIFF image",
         b"%PDF": "a PDF document",
         b"<": "a text (HTML, SVG or XML) file",
     }
@@ -352,37 +416,38 @@ def _webp_canvas(encoded: bytes, name: str) -> tuple[int, int]:
     raise ImageError(f"{name} is a damaged or truncated WEBP file: it has no frame header.")
 
 
-def _jpeg_scans(encoded: bytes) -> int:
-    """Number of scans of the first image in a JPEG file, counted to one past the limit.
-
-    Segments are stepped over by their length, so markers inside a thumbnail or a profile do not count. Within a scan's
-    data, 0xFF is followed by 0 or by a restart marker (ITU-T T.81, section B.1.1.5).
-    """
-    marker = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
-    position, scans = 2, 0
-    while scans <= MAX_JPEG_SCANS and (found := marker.search(encoded, position)):
-        kind, position = found.group(1)[0], found.end()
-        if kind == 0xD9:  # end of image
-            break
-        scans += kind == 0xDA  # start of scan
-        position += max(int.from_bytes(encoded[position : position + 2], "big"), 2)
-    return scans
-
-
-def _rgb(file: ImageFile) -> NDArray[np.uint8]:
-    """Decode to (H, W, 3) uint8 RGB, as stored."""
+def _rgb(file: PilImage) -> NDArray[np.uint8]:
     file.load()
+    if file.mode == "F":
+        raise ImageError("An image in floating point has no certain white: save it with 8 or 16 bits.")
     if file.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it at 255
         grey = (np.clip(np.asarray(file), 0, 0xFFFF) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
     if file.mode in ("LA", "PA", "RGBA") or "transparency" in file.info:
-        rgba = np.asarray(file.convert("RGBA"))
-        alpha = rgba[..., 3:].astype(np.uint16)
-        return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        if file.format == "BMP":  # where the fourth byte is most often nothing, and then zero
+            return np.asarray(file.convert("RGB"))
+        return _on_white(np.asarray(file.convert("RGBA")))
     return np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
 
 
-def _exif(file: ImageFile, name: str) -> tuple[int, float | None]:
+def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _open_heif(file: io.BytesIO, name: str) -> PilImage:
+    """By pi-heif, which decodes only: BSD, with libheif and libde265 (LGPL)."""
+    try:
+        from pi_heif.as_plugin import HeifImageFile
+    except ImportError:
+        raise ImageFormatError(
+            f'{name} is a HEIC photo: pip install "handmesh[heic]" reads them, or export it as JPEG.'
+        ) from None
+    image: PilImage = HeifImageFile(file)
+    return image
+
+
+def _exif(file: PilImage, name: str) -> tuple[int, float | None]:
     """(orientation, 35 mm equivalent focal length in mm). A photograph with damaged EXIF is still a photograph."""
     try:
         exif = file.getexif()

@@ -153,7 +153,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         406: "Accept names nothing that there is.",
         408: "The upload took too long.",
         413: "Too many bytes or pixels.",
-        415: "Not a JPEG, PNG or WebP image.",
+        415: "Not a JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC image.",
         422: "An image that cannot be decoded, or a query that cannot be right.",
         429: "The queue is full: try again after Retry-After seconds.",
         503: "The model is being loaded, or the server is shutting down.",
@@ -181,7 +181,7 @@ def _hands_routes(service: HandService) -> APIRouter:
     }
     body = {
         "required": True,
-        "description": f"A JPEG, PNG or WebP photo of at most {settings.max_body_bytes:,} bytes and "
+        "description": f"A JPEG, PNG, WebP, GIF, BMP or TIFF photo of at most {settings.max_body_bytes:,} bytes and "
         f"{settings.max_pixels:,} pixels: as it is, whatever Content-Type it is sent with, or as the field "
         f"`{IMAGE_FIELD}` of a form, whose other fields may say what the query does not.",
         "content": {
