@@ -78,8 +78,8 @@ def _jpeg(encoded: bytes, name: str) -> bytes:
         raise ImageError(
             f"{name} is a JPEG file with more than {MAX_FILL_BYTES:,} fill bytes in its header: only attacks have."
         )
-    if found is None:
-        raise _damaged(name, "JPEG", "no pixels follow its header")
+    if found is None:  # no pixels: the decoder says so, once the size was looked at
+        return b"".join(kept)
     _check_scans(encoded, found.start(), name)
     return b"".join((*kept, memoryview(encoded)[found.start() :]))
 
@@ -123,8 +123,8 @@ def _png(encoded: bytes, name: str) -> bytes:
         position = end
     else:
         raise ImageError(f"{name} is a PNG file of more than {MAX_PNG_CHUNKS:,} chunks: only attacks are.")
-    if b"IHDR" not in before or not pixels:
-        raise _damaged(name, "PNG", "it has no header, or no pixels")
+    if b"IHDR" not in before:
+        raise _damaged(name, "PNG", "it has no header")
     return b"".join((encoded[:8], *before.values(), *pixels, encoded[position : position + 12]))  # IEND, or nothing
 
 

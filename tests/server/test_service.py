@@ -394,7 +394,7 @@ def problem(response) -> Problem:
     [
         (b"", 422, "empty"),
         (b"hello", 415, "not an image"),
-        (b"GIF89a" + bytes(40), 415, "GIF"),
+        (b"GIF89a" + bytes(40), 422, "GIF"),
         (b"%PDF-1.7\n" + b"\xff\xd8\xff", 415, "PDF"),
         (bytes(4) + b"ftypheic" + bytes(40), 415, "HEIC"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "SVG"),
