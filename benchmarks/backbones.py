@@ -7,8 +7,9 @@ A step is forward, backward and AdamW, float32, channels-last, through the final
 
 * "fast" as handmesh trains, "plain" without the arithmetic of handmesh.model.fastvit_cpu, "bfloat16" with
   `FastViT.train_perceptrons_in_bfloat16`;
-* "folded" trains the folded network (one convolution per sum, no batch norm), which nobody should, with the fast
-  depthwise convolutions, and "plain folded" with the plain ones; "branches" is what branches and batch norms cost.
+* "reparameterized" trains the network without branches (one convolution per sum, no batch norm), which nobody should,
+  with the fast depthwise convolutions, and "plain reparameterized" with the plain ones; "branches" is what branches and
+  batch norms cost.
 
 Times are processor milliseconds, the least and the median of several rounds in which the kinds of step take turns:
 other programs disturb them less than a wall clock, and all alike.
@@ -46,19 +47,19 @@ def training_step(backbone: FastViT, images: Tensor) -> Callable[[], None]:
 
 
 class FastDepthwise(nn.Conv2d):
-    """A folded depthwise convolution, with a bias, that trains as fast as those in the branches."""
+    """A reparameterized depthwise convolution, with a bias, that trains as fast as those in the branches."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.bias is not None
         return depthwise_conv(x, self.weight, self.stride[0]) + self.bias[:, None, None]
 
 
-def with_fast_depthwise(folded: FastViT) -> FastViT:
+def with_fast_depthwise(reparameterized: FastViT) -> FastViT:
     """The same network; its depthwise convolutions train fast."""
-    for module in folded.modules():
+    for module in reparameterized.modules():
         if type(module) is nn.Conv2d and module.groups == module.in_channels:
             module.__class__ = FastDepthwise
-    return folded
+    return reparameterized
 
 
 def plainly(step: Callable[[], None]) -> Callable[[], None]:
@@ -98,13 +99,13 @@ def main() -> None:
             "plain": plainly(step),
             "fast": step,
             "bfloat16": training_step(low, images),
-            "folded": training_step(with_fast_depthwise(backbone.reparameterize()), images),
-            "plain folded": training_step(backbone.reparameterize(), images),
+            "reparameterized": training_step(with_fast_depthwise(backbone.reparameterize()), images),
+            "plain reparameterized": training_step(backbone.reparameterize(), images),
         }
         times = time_in_turns(tasks, runs=options.runs, clock="processor")
         columns = "  ".join(f"{key} {timing.least_ms:.0f} ({timing.median_ms:.0f})" for key, timing in times.items())
         print(f"{name:13} {columns}")
-        for kind, without in (("fast", "folded"), ("plain", "plain folded")):
+        for kind, without in (("fast", "reparameterized"), ("plain", "plain reparameterized")):
             least = times[kind].least_ms / times[without].least_ms - 1
             median = times[kind].median_ms / times[without].median_ms - 1
             print(f"{'':13} branches, {kind}: +{least:.0%} (+{median:.0%})", flush=True)

@@ -94,7 +94,9 @@ class Top1:
 
 
 def load_classifier(name: str) -> FastViT:
-    """The folded backbone, with classifier, of weights that were added under this name. Raises CheckpointError."""
+    """The reparameterized backbone, with classifier, of weights that were added under this name. Raises
+    CheckpointError.
+    """
     stored = read_stored_weights(name)
     if stored.num_classes == 0:
         raise CheckpointError(
@@ -102,7 +104,7 @@ def load_classifier(name: str) -> FastViT:
             "has one (all of Apple's and timm's do)."
         )
     backbone = build_backbone(stored.variant, num_classes=stored.num_classes)
-    if stored.folded:
+    if stored.reparameterized:
         backbone = backbone.reparameterize()
     load_backbone_weights(backbone, stored.path)
     return backbone.reparameterize()

@@ -1,8 +1,8 @@
 """The same work through other networks:  OMP_NUM_THREADS=1 python benchmarks/peers.py [--batch 1] [--json FILE]
 
 Each peer is a backbone that hand-mesh methods use, with random weights, on crops of 224 px; it takes turns with our
-FastViT-MA36, folded, without its hand model, so that like is compared with like. Peers are not dependencies of ours:
-what is installed is measured, and for the rest the reason is printed.
+FastViT-MA36, reparameterized, without its hand model, so that like is compared with like. Peers are not dependencies of
+ours: what is installed is measured, and for the rest the reason is printed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     images = torch.randn(arguments.batch, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
-    networks = {"fastvit_ma36 (handmesh, folded)": build_backbone("fastvit_ma36").eval().reparameterize()}
+    networks = {"fastvit_ma36 (handmesh, reparameterized)": build_backbone("fastvit_ma36").eval().reparameterize()}
     for name, (package, build) in PEERS.items():
         try:
             module = __import__(package, fromlist=["*"])

@@ -33,6 +33,7 @@ RENAMED_KEYS = {
     "augmentation.amplitude_mix": "augmentation.fda_prob",
     "augmentation.photo_edge": "augmentation.border_prob",
     "photo_augmentation.unrotated": "photo_augmentation.no_rotation_prob",
+    "folded": "reparameterized",
 }
 
 BackboneName = Literal[
@@ -418,12 +419,13 @@ class TrainConfig(Settings):
     seed: int = Field(default=0, ge=0)
     # Name under which `handmesh weights add` stored ImageNet weights of this backbone; None starts from random ones.
     pretrained: str | None = None
-    # A model file, or the name of the bundled model, to start from instead; a folded one is unfolded, and one with a
-    # smaller backbone grows: fastvit_t8 into fastvit_t12 or fastvit_s12, fastvit_sa12 into sa24, sa36 or ma36.
+    # A model file, or the name of the bundled model, to start from instead; a reparameterized one is unreparameterized,
+    # and one with a smaller backbone grows: fastvit_t8 into fastvit_t12 or fastvit_s12, fastvit_sa12 into sa24, sa36 or
+    # ma36.
     start_from: str | None = None
     # Train the network as it is shipped, its branches and batch norms folded away: 1.5 times as fast on a CPU, and
     # without the noise of small batches' statistics. To go on from a trained model, at a low learning rate.
-    folded: bool = False
+    reparameterized: bool = False
     steps: int = Field(default=30_000, ge=1)
     epochs: float | None = Field(default=None, gt=0)  # takes the place of steps: so many times all sources' samples
     # Samples per step, in all processes together. Batch norm sees batch_size / accumulation of them at a time.
@@ -471,10 +473,12 @@ class TrainConfig(Settings):
             raise ValueError("optimizer.decay_at holds shares of the run, between 0 and 1, in increasing order")
         if self.pretrained is not None and self.start_from is not None:
             raise ValueError("pretrained and start_from are two beginnings: give one of them")
-        if self.folded and self.start_from is None:
-            raise ValueError("folded goes on from a trained model: give start_from")
-        if self.folded and self.model.drop_path > 0:
-            raise ValueError("a folded network has no drop path: set model.drop_path to 0, or folded to false")
+        if self.reparameterized and self.start_from is None:
+            raise ValueError("reparameterized goes on from a trained model: give start_from")
+        if self.reparameterized and self.model.drop_path > 0:
+            raise ValueError(
+                "a reparameterized network has no drop path: set model.drop_path to 0, or reparameterized to false"
+            )
         if self.select == "test_set" and self.data.freihand is None:
             raise ValueError("select: test_set means FreiHAND's, and there is no data.freihand")
         if self.select == "test_set" and self.data.freihand is not None and self.data.freihand.crop == "box":

@@ -196,11 +196,11 @@ def test_two_beginnings_are_one_too_many():
         load_config(None, ["pretrained=fastvit_t8", "start_from=model.safetensors"])
 
 
-def test_a_folded_network_is_trained_from_a_trained_one():
-    with pytest.raises(ConfigError, match="folded goes on from a trained model: give start_from"):
-        load_config(None, ["folded=true"])
+def test_a_reparameterized_network_is_trained_from_a_trained_one():
+    with pytest.raises(ConfigError, match="reparameterized goes on from a trained model: give start_from"):
+        load_config(None, ["reparameterized=true"])
     with pytest.raises(ConfigError, match=r"set model\.drop_path to 0"):
-        load_config(None, ["folded=true", "start_from=model.safetensors", "model.drop_path=0.1"])
+        load_config(None, ["reparameterized=true", "start_from=model.safetensors", "model.drop_path=0.1"])
 
 
 def test_angles_are_radians():

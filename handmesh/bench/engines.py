@@ -29,9 +29,9 @@ from handmesh.runtime.engine import Engine, open_engine
 from handmesh.runtime.timing import Clock, lead_in, time_in_turns
 from handmesh.system.cpus import default_threads
 
-# engine, precision; "torch-unfolded" is the network as it is trained, and needs a bare architecture.
+# engine, precision; "torch-train-time" is the network as it is trained, and needs a bare architecture.
 VARIANTS = {
-    "torch-unfolded": ("torch", "float32"),
+    "torch-train-time": ("torch", "float32"),
     "torch": ("torch", "float32"),
     "torch-bf16": ("torch", "bfloat16"),
     "onnx": ("onnx", "float32"),
@@ -53,7 +53,7 @@ class EngineRow:
     model: str
     engine: str
     precision: str
-    form: str  # folded or unfolded
+    form: str  # train-time or reparameterized
     size: int  # px, side of a crop
     batch: int
     threads: int
@@ -64,7 +64,7 @@ class EngineRow:
     spread_ms: float  # 5th to 95th percentile
     runs: int
     crops_per_s: float  # at the median
-    ratio: float  # of the median to folded torch's in float32, or to the first row's where that was not measured
+    ratio: float  # of the median to reparameterized torch's in float32, or to the first row's without that
     distance_mm: float  # mean distance of a vertex from float32 torch's
     cold_start_ms: float | None  # fresh process to first answer; None: not measured for this row
     memory_mb: float | None  # peak of that process
@@ -109,8 +109,8 @@ def bench_engines(
     bare = is_bare(model)
     if not bare and (path := find_model(model)).suffix != ".safetensors":
         raise ConfigError(f"{path} is an exported file, for one engine: give the model file it was made from.")
-    if "torch-unfolded" in variants and not bare:
-        raise ConfigError("torch-unfolded needs a bare architecture, such as --model fastvit_ma36.")
+    if "torch-train-time" in variants and not bare:
+        raise ConfigError("torch-train-time needs a bare architecture, such as --model fastvit_ma36.")
     threads = threads or default_threads()
     if clock == "processor" and threads != 1:
         raise ConfigError(f"Processor time of {threads} threads adds up: give one thread, or use the wall clock.")
@@ -129,19 +129,19 @@ def _bench_engines(
     cold: bool,
 ) -> Iterator[list[EngineRow]]:
     with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
-        unfolded: Run | None = None
+        trained: Run | None = None
         if bare:
             assert model is not None
-            path, unfolded = random_model(model, size, Path(folder))
+            path, trained = random_model(model, size, Path(folder))
         else:
             path = find_model(model)
         name = model if bare and model is not None else path.stem
         engines: dict[str, Run] = {}
         starts: dict[str, tuple[float, float] | None] = {}
         for variant in variants:
-            if variant == "torch-unfolded":
-                assert unfolded is not None
-                engines[variant], starts[variant] = unfolded, None
+            if variant == "torch-train-time":
+                assert trained is not None
+                engines[variant], starts[variant] = trained, None
                 continue
             source = _int8_graph(path, Path(folder)) if variant.endswith("int8") else path
             engines[variant] = _open(source, variant, threads)
@@ -165,7 +165,7 @@ def _bench_engines(
                         model=name,
                         engine=engine,
                         precision=precision,
-                        form="unfolded" if variant == "torch-unfolded" else "folded",
+                        form="train-time" if variant == "torch-train-time" else "reparameterized",
                         size=reference.resolution,
                         batch=batch,
                         threads=threads,
@@ -197,7 +197,7 @@ def _open(path: Path, variant: str, threads: int) -> Engine:
 
 
 def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run]:
-    """A model file of this architecture with random weights and the batch-norm statistics of noise; and its unfolded
+    """A model file of this architecture with random weights and the batch-norm statistics of noise; and its train-time
     form. Raises ConfigError for an architecture that does not exist.
     """
     import torch
@@ -226,11 +226,11 @@ def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run]:
     save_model(path, network.reparameterize(), training={})
     network = to_device(network, torch.device("cpu"))
 
-    def unfolded(crops: NDArray[np.uint8]) -> HandOutput:
+    def trained(crops: NDArray[np.uint8]) -> HandOutput:
         with torch.inference_mode():
             return HandOutput(*(tensor.numpy() for tensor in network(torch.from_numpy(crops))))
 
-    return path, unfolded
+    return path, trained
 
 
 def _int8_graph(path: Path, folder: Path) -> Path:

@@ -1,8 +1,8 @@
 """How long things take on this machine, measured so that the numbers can be compared and pasted.
 
 `describe_machine` says where it ran. `bench_backbones` measures the FastViT family: sizes, and the latency of the
-train-time and the folded form on each engine, each engine's answers checked against PyTorch's first. Every measurement
-is a row of plain values; `as_json` turns rows into the one shape that all of handmesh's benchmarks write:
+train-time and the reparameterized form on each engine, each engine's answers checked against PyTorch's first. Every
+measurement is a row of plain values; `as_json` turns rows into the one shape that all of handmesh's benchmarks write:
 ``{"machine": {...}, "rows": [{"model": ..., "engine": ..., "network_ms": ..., ...}]}``.
 """
 
@@ -76,7 +76,7 @@ class BackboneRow:
     """One backbone in one form on one engine."""
 
     model: str
-    form: str  # "unfolded" or "folded"
+    form: str  # "train-time" or "reparameterized"
     engine: str  # one of `ENGINES`
     precision: str
     size: int  # px, side of the square images
@@ -89,7 +89,7 @@ class BackboneRow:
     p95_ms: float
     least_ms: float
     runs: int
-    difference: float  # from PyTorch unfolded, largest, relative to the largest value
+    difference: float  # from PyTorch's train-time form, largest, relative to the largest value
 
 
 def bench_backbones(
@@ -124,12 +124,12 @@ def _bench_backbones(
 ) -> Iterator[list[BackboneRow]]:
     with torch_threads(threads):
         for name in names:
-            unfolded = to_device(build_backbone(name), torch.device("cpu")).eval()
-            forms = {"unfolded": unfolded, "folded": unfolded.reparameterize()}
+            trained = to_device(build_backbone(name), torch.device("cpu")).eval()
+            forms = {"train-time": trained, "reparameterized": trained.reparameterize()}
             images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
             images = images.to(memory_format=torch.channels_last)
             with torch.inference_mode():
-                expected = unfolded(images)
+                expected = trained(images)
             tasks: dict[tuple[str, str], Callable[[], Any]] = {}
             differences: dict[tuple[str, str], float] = {}
             for engine in engines:
@@ -209,7 +209,7 @@ def torch_threads(count: int) -> Iterator[None]:
 def _without_values(backbone: FastViT) -> FastViT:
     with torch.device("meta"):
         shadow = build_backbone(backbone.name, num_classes=backbone.num_classes).eval()
-        return shadow.reparameterize() if backbone.folded else shadow
+        return shadow.reparameterize() if backbone.reparameterized else shadow
 
 
 def _on_torch(backbone: FastViT, images: Tensor) -> Callable[[], Tensor]:

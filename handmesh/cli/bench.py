@@ -27,7 +27,7 @@ def bench(
         bool, typer.Option("--stages", help="Also every stage of a prediction, from bytes to files.")
     ] = False,
     backbones: Annotated[
-        bool, typer.Option("--backbones", help="Instead: the FastViT family, folded against unfolded.")
+        bool, typer.Option("--backbones", help="Instead: the FastViT family, train-time against reparameterized form.")
     ] = False,
     names: Annotated[str, typer.Option(metavar="NAME,...", help="With --backbones: which ones, or all.")] = "all",
     size: Annotated[
@@ -47,8 +47,8 @@ def bench(
 ) -> None:
     """Measure on this machine: milliseconds, memory and cold start of a model on each engine, side by side.
 
-    Everything compared takes turns, so a busy machine disturbs all alike. Engines: torch-unfolded (as trained), torch,
-    torch-bf16, onnx, onnx-int8, openvino, openvino-bf16, openvino-int8.
+    Everything compared takes turns, so a busy machine disturbs all alike. Engines: torch-train-time (as trained),
+    torch, torch-bf16, onnx, onnx-int8, openvino, openvino-bf16, openvino-int8.
 
     Examples:
       handmesh bench --stages
@@ -117,7 +117,7 @@ def _bench_engines(
         for of_batch in progress.track(measured, total=len(batches), description="measuring"):
             rows += of_batch
             for row in of_batch:
-                form = "" if row.form == "folded" else " unfolded"
+                form = "" if row.form == "reparameterized" else " train-time"
                 line = (
                     f"{row.engine}{form} {row.precision}",
                     str(row.batch),
@@ -193,10 +193,10 @@ def _bench_backbones(
     with progress_bar() as progress:
         for of_model in progress.track(measured, total=len(chosen), description="measuring"):
             rows += of_model
-            for form in ("unfolded", "folded"):
+            for form in ("train-time", "reparameterized"):
                 of_form = [row for row in of_model if row.form == form]
                 table.add_row(
-                    of_model[0].model if form == "unfolded" else "",
+                    of_model[0].model if form == "train-time" else "",
                     form,
                     f"{of_form[0].parameters / 1e6:.2f}",
                     f"{of_form[0].multiply_adds / 1e9:.2f}",

@@ -40,7 +40,7 @@ def weights_add(
         from handmesh.model.pretrained import add_backbone_weights
 
     stored = add_backbone_weights(file, name, source=source, licence=licence, replace=replace)
-    say(f"{stored.name}: {stored.variant}, {_form(stored.folded)}, {_classes(stored.num_classes)}")
+    say(f"{stored.name}: {stored.variant}, {_form(stored.reparameterized)}, {_classes(stored.num_classes)}")
     say(f"file: {stored.path}")
     say(f"licence: {stored.licence}")
 
@@ -65,7 +65,7 @@ def weights_list() -> None:
         if isinstance(entry, HandMeshError):
             damaged.append(entry)
             continue
-        say(f"{entry.name}: {entry.variant}, {_form(entry.folded)}, {_classes(entry.num_classes)}")
+        say(f"{entry.name}: {entry.variant}, {_form(entry.reparameterized)}, {_classes(entry.num_classes)}")
         say(f"    from {entry.source}, sha256 {entry.source_sha256[:12]}..., added {entry.added[:10]}")
         say(f"    licence: {entry.licence}")
     for error in damaged:
@@ -79,7 +79,7 @@ def weights_average(
     models: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MODEL", help="Model files of one form (all folded, or none) that have weights in common."
+            metavar="MODEL", help="Model files of one form (all reparameterized, or none) that have weights in common."
         ),
     ],
     out: Annotated[
@@ -107,11 +107,11 @@ def weights_average(
     write_with_graph(out / "model.safetensors", model, training=training)
     write_with_graph(out / "deploy.safetensors", model.reparameterize(), training=training, half=True)
     say(f"{out / 'model.safetensors'}: the mean of {len(models)} models, as trained (goes into `start_from`)")
-    say(f"{out / 'deploy.safetensors'}: the same, folded, float16, for predicting")
+    say(f"{out / 'deploy.safetensors'}: the same, reparameterized, float16, for predicting")
 
 
-def _form(folded: bool) -> str:
-    return "folded, for inference only" if folded else "train-time form"
+def _form(reparameterized: bool) -> str:
+    return "reparameterized, for inference only" if reparameterized else "train-time form"
 
 
 def _classes(count: int) -> str:

@@ -1,9 +1,9 @@
 """Training: one loop, visible from top to bottom.
 
 A run lives in one directory: its record (`handmesh.learn.run_folder`), the newest training states, and the averaged
-weights of the chosen evaluation, twice: `model.safetensors` as trained, and `deploy.safetensors`, folded and in
-float16, which is what the package ships of its own run. Starting again with `resume` goes on where the newest readable
-state stopped, with the same examples and the same numbers.
+weights of the chosen evaluation, twice: `model.safetensors` as trained, and `deploy.safetensors`, reparameterized and
+in float16, which is what the package ships of its own run. Starting again with `resume` goes on where the newest
+readable state stopped, with the same examples and the same numbers.
 
 Several processes, started by torchrun, make one run: see `handmesh.learn.distributed`.
 """
@@ -46,7 +46,7 @@ from handmesh.model.file import config_of, read_record
 from handmesh.model.network import DenseHead, HandMeshNet, to_device
 from handmesh.model.pretrained import find_backbone_weights
 from handmesh.model.surgery.grow import check_growth, grow
-from handmesh.model.surgery.unfold import unfold
+from handmesh.model.surgery.unreparameterize import unreparameterize
 from handmesh.runtime.graph import write_with_graph
 from handmesh.synth.dataset import Progress
 from handmesh.system.memory import keep_freed_memory
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 # What drop path draws in a step depends on (seed, this, step, process): nothing to remember when a run goes on.
 _DROP_PATH_STREAM = 6
-_UNFOLDING_BATCHES = 16  # of 32 samples, to measure batch-norm statistics on
+_NORM_BATCHES = 16  # of 32 samples, to measure batch-norm statistics on
 _STEPS_BETWEEN_AGREEMENTS = 10  # of several processes, on whether to stop
 # Settings with these names may differ when a run goes on: where its files lie now, and how it is watched and fed.
 _MAY_CHANGE = frozenset(
@@ -258,7 +258,7 @@ def count_steps(config: TrainConfig, data: RunData) -> int:
 def build_network(config: TrainConfig, hand: HandArrays) -> HandMeshNet:
     """The network to train, with fresh weights."""
     model = HandMeshNet(config.model, HandModel(hand))
-    return model.reparameterize().requires_grad_(True) if config.folded else model
+    return model.reparameterize().requires_grad_(True) if config.reparameterized else model
 
 
 def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> None:
@@ -273,13 +273,13 @@ def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> Non
     path = find_model(config.start_from)
     other, record = load_model(path)
     grows = other.config.backbone != config.model.backbone
-    unfolds = other.folded and (grows or not model.folded)
-    pictures = list(_pictures(config, data)) if grows or unfolds else []
-    if unfolds:
-        other = unfold(other, pictures)
+    unreparameterizes = other.reparameterized and (grows or not model.reparameterized)
+    pictures = list(_pictures(config, data)) if grows or unreparameterizes else []
+    if unreparameterizes:
+        other = unreparameterize(other, pictures)
     if grows:
         other = grow(other, config.model.backbone, pictures)
-    if model.folded:
+    if model.reparameterized:
         other = other.reparameterize()
     if record["hand_sha256"] != model.hand.sha256:
         logger.warning(
@@ -297,7 +297,7 @@ def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> Non
 
 def _pictures(config: TrainConfig, data: RunData) -> Iterator[Tensor]:
     """A few batches like those to train on; those of the validation sets where training renders its own."""
-    some = config.model_copy(update={"batch_size": 32, "steps": _UNFOLDING_BATCHES, "loader_workers": 0})
+    some = config.model_copy(update={"batch_size": 32, "steps": _NORM_BATCHES, "loader_workers": 0})
     if data.sources:
         yield from (batch.image for batch in training_batches(data.sources, some, 0))
         return

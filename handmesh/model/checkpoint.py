@@ -40,7 +40,7 @@ def save_model(path: Path, model: HandMeshNet, *, training: Mapping[str, Any], h
     record = {
         "format": FORMAT,
         "model": model.config.model_dump(mode="json"),
-        "folded": model.folded,
+        "reparameterized": model.reparameterized,
         "hand_sha256": model.hand.sha256,
         "training": dict(training),
     }
@@ -65,7 +65,7 @@ def load_model(path: Path) -> tuple[HandMeshNet, dict[str, Any]]:
     config = config_of(record, path)
     hand = HandModel(hand_of(record, path))
     model = HandMeshNet(config, hand)
-    if record["folded"]:
+    if record["reparameterized"]:
         model = model.reparameterize()
     load_weights(model, read_model_weights(path), str(path))
     return model.eval(), record
@@ -78,14 +78,14 @@ def average_models(paths: Sequence[Path]) -> tuple[HandMeshNet, dict[str, Any]]:
     ICML 2022), and of a model and what further training made of it often better on other photographs (Wortsman et al.,
     "Robust fine-tuning of zero-shot models", CVPR 2022); of unrelated runs it is no model at all. Batch norms'
     statistics are averaged like weights. Raises CheckpointError for models that differ in more than their weights, and
-    for folded ones beside others, for the mean of folded models is not what the mean of models folds to; AssetError as
-    `load_model`.
+    for reparameterized ones beside others, for the mean of reparameterized models is not what the mean of models folds
+    to; AssetError as `load_model`.
     """
     first, *others = (load_model(path) for path in paths)
     for path, (model, record) in zip(paths, (first, *others), strict=True):
-        if record["folded"] != first[1]["folded"]:
-            folded, other = (path, paths[0]) if record["folded"] else (paths[0], path)
-            raise CheckpointError(f"{folded} is folded, {other} is not: average models of one form.")
+        if record["reparameterized"] != first[1]["reparameterized"]:
+            reparameterized, other = (path, paths[0]) if record["reparameterized"] else (paths[0], path)
+            raise CheckpointError(f"{reparameterized} is reparameterized, {other} is not: average models of one form.")
         if model.config.model_copy(update={"drop_path": 0.0}) != first[0].config.model_copy(update={"drop_path": 0.0}):
             raise CheckpointError(f"{path} and {paths[0]} are of other networks: only their weights may differ.")
     weights = [model.state_dict() for model, _ in (first, *others)]

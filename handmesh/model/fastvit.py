@@ -1,4 +1,5 @@
-"""FastViT, the network that looks at the crop: all seven variants of its Table 2, in train-time and folded form.
+"""FastViT, the network that looks at the crop: all seven variants of its Table 2, in train-time and reparameterized
+form.
 
 Vasu et al., "FastViT: A Fast Hybrid Vision Transformer using Structural Reparameterization", ICCV 2023,
 https://arxiv.org/abs/2303.14189. An image passes a stem of stride 4, four stages at strides 4, 8, 16 and 32, and a last
@@ -6,8 +7,9 @@ https://arxiv.org/abs/2303.14189. An image passes a stem of stride 4, four stage
 
 *Train-time form*: convolutions are sums of parallel branches, each with its own batch norm. Parameters carry the names
 of Apple's released code (https://github.com/apple/ml-fastvit), so its checkpoints load with ``strict=True``
-(`handmesh.model.fastvit_weights`). *Folded form*: `FastViT.reparameterize()` turns every such sum into one convolution,
-and also folds what the released code leaves behind: the batch norms of ConvFFN and attention, and all layer scales.
+(`handmesh.model.fastvit_weights`). *Reparameterized form*: `FastViT.reparameterize()` turns every such sum into one
+convolution, and also folds what the released code leaves behind: the batch norms of ConvFFN and attention, and all
+layer scales.
 
 The published weights were trained with the released code, so where it departs from the paper, we follow the code:
 
@@ -79,7 +81,7 @@ class FastViT(nn.Module):
     """The backbone. Build one with `build_backbone`.
 
     name: its row in `VARIANTS`. channels: of `forward`'s map. pyramid_channels: of `forward_pyramid`'s four maps.
-    folded: whether this is the folded form.
+    reparameterized: whether this is the reparameterized form.
     """
 
     def __init__(self, name: str, variant: Variant, *, num_classes: int, drop_path: float) -> None:
@@ -88,7 +90,7 @@ class FastViT(nn.Module):
         self.channels: int = EXPANSION * variant.channels[-1]
         self.pyramid_channels = variant.channels
         self.num_classes = num_classes
-        self.folded = False
+        self.reparameterized = False
 
         width = variant.channels[0]
         self.patch_embed = nn.Sequential(
@@ -169,28 +171,30 @@ class FastViT(nn.Module):
         return self
 
     def reparameterize(self) -> Self:
-        """A copy in folded form, in eval mode; this module is left as it is.
+        """A copy in reparameterized form, in eval mode; this module is left as it is.
 
-        In eval mode the copy computes the same function, to rounding. Folding a folded backbone gives an equal copy.
-        The copy is for inference: batch norms and branches are gone, so do not fine-tune it.
+        In eval mode the copy computes the same function, to rounding. Folding a reparameterized backbone gives an equal
+        copy. The copy is for inference: batch norms and branches are gone, so do not fine-tune it.
         """
-        folded = copy.deepcopy(self).eval()
-        if not folded.folded:
+        deployed = copy.deepcopy(self).eval()
+        if not deployed.reparameterized:
             with torch.no_grad():
-                fold_branches(folded)
-                fold_residuals(folded)
-            folded.folded = True
-        return folded.requires_grad_(False)
+                fold_branches(deployed)
+                fold_residuals(deployed)
+            deployed.reparameterized = True
+        return deployed.requires_grad_(False)
 
 
 def fold_branches(backbone: nn.Module) -> None:
-    """Replace, in place, every sum of branches by one convolution: exactly the released code's folded form and keys."""
-    _replace(backbone, lambda module: module.folded() if isinstance(module, BranchedConv) else None)
+    """Replace, in place, every sum of branches by one convolution: exactly the released code's reparameterized form
+    and keys.
+    """
+    _replace(backbone, lambda module: module.reparameterized() if isinstance(module, BranchedConv) else None)
 
 
 def fold_residuals(backbone: nn.Module) -> None:
     """After `fold_branches`: fold, in place, the batch norms and layer scales that remain."""
-    _replace(backbone, lambda module: module.folded() if isinstance(module, ResidualBlock) else None)
+    _replace(backbone, lambda module: module.reparameterized() if isinstance(module, ResidualBlock) else None)
 
 
 def _replace(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> None:
@@ -218,8 +222,8 @@ def _check_images(images: Tensor) -> None:
 class BranchedConv(nn.Module):
     """A linear map that trains as a sum of branches and folds into one convolution."""
 
-    def folded(self) -> nn.Module:
-        """The same map, eval mode, with one convolution and the released code's folded names."""
+    def reparameterized(self) -> nn.Module:
+        """The same map, eval mode, with one convolution and the released code's reparameterized names."""
         raise NotImplementedError
 
 
@@ -303,18 +307,18 @@ class MobileOneBlock(BranchedConv):
 
     def kernel_and_bias(self) -> tuple[Tensor, Tensor]:
         """The convolution that equals the sum of branches in eval mode: (out, in / groups, k, k) and (out,)."""
-        folded: list[tuple[Tensor, Tensor]] = []
+        terms: list[tuple[Tensor, Tensor]] = []
         if self.rbr_conv is not None:
-            folded += [fold_conv_norm(branch) for branch in self.rbr_conv]
+            terms += [fold_conv_norm(branch) for branch in self.rbr_conv]
         if self.rbr_scale is not None:
-            folded.append(fold_conv_norm(self.rbr_scale))
+            terms.append(fold_conv_norm(self.rbr_scale))
         if self.rbr_skip is not None:
             identity = identity_kernel(self.in_channels, self.groups, like=self.rbr_skip.weight)
-            folded.append(fold_norm(identity, self.rbr_skip))
-        kernel = torch.stack([pad_kernel(kernel, self.kernel_size) for kernel, _ in folded]).sum(dim=0)
-        return kernel, torch.stack([bias for _, bias in folded]).sum(dim=0)
+            terms.append(fold_norm(identity, self.rbr_skip))
+        kernel = torch.stack([pad_kernel(kernel, self.kernel_size) for kernel, _ in terms]).sum(dim=0)
+        return kernel, torch.stack([bias for _, bias in terms]).sum(dim=0)
 
-    def folded(self) -> nn.Module:
+    def reparameterized(self) -> nn.Module:
         conv = conv_from(*self.kernel_and_bias(), stride=self.stride, groups=self.groups)
         return nn.Sequential(OrderedDict(reparam_conv=conv, se=self.se, activation=self.activation))
 
@@ -343,7 +347,7 @@ class RepMixer(BranchedConv):
         names = "mixer.rbr_conv.0.bn", "mixer.rbr_scale.bn", "mixer.rbr_skip", "norm.rbr_skip"
         return RepMixerNorms(*(cast(nn.BatchNorm2d, self.get_submodule(name)) for name in names))
 
-    def folded(self) -> nn.Module:
+    def reparameterized(self) -> nn.Module:
         mixer_kernel, mixer_bias = self.mixer.kernel_and_bias()
         norm_kernel, norm_bias = self.norm.kernel_and_bias()
         channels = len(mixer_bias)
@@ -368,7 +372,7 @@ class ReparamLargeKernelConv(BranchedConv):
     def forward(self, x: Tensor) -> Tensor:
         return self.lkb_origin(x) + self.small_conv(x)
 
-    def folded(self) -> nn.Module:
+    def reparameterized(self) -> nn.Module:
         large_kernel, large_bias = fold_conv_norm(self.lkb_origin)
         small_kernel, small_bias = fold_conv_norm(self.small_conv)
         kernel = large_kernel + pad_kernel(small_kernel, 7)
@@ -386,7 +390,7 @@ class RepCPE(BranchedConv):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.pe(x)
 
-    def folded(self) -> nn.Module:
+    def reparameterized(self) -> nn.Module:
         assert self.pe.bias is not None
         identity = pad_kernel(identity_kernel(self.pe.groups, self.pe.groups, like=self.pe.weight), 7)
         conv = conv_from(self.pe.weight + identity, self.pe.bias, groups=self.pe.groups)
@@ -425,7 +429,7 @@ class SqueezeExcite(nn.Module):
 class ResidualBlock(nn.Module):
     """A block of a stage; once its branches are folded, its batch norms and layer scales fold into their neighbours."""
 
-    def folded(self) -> nn.Module:
+    def reparameterized(self) -> nn.Module:
         raise NotImplementedError
 
 
@@ -443,8 +447,8 @@ class RepMixerBlock(ResidualBlock):
         x = self.token_mixer(x)
         return x + self.drop_path(self.convffn(x, self.layer_scale))
 
-    def folded(self) -> nn.Module:
-        return FoldedRepMixerBlock(self.token_mixer, self.convffn.folded(self.layer_scale))
+    def reparameterized(self) -> nn.Module:
+        return ReparameterizedRepMixerBlock(self.token_mixer, self.convffn.reparameterized(self.layer_scale))
 
 
 class AttentionBlock(ResidualBlock):
@@ -463,13 +467,14 @@ class AttentionBlock(ResidualBlock):
         x = x + self.drop_path(self.layer_scale_1 * self.token_mixer(self.norm(x)))
         return x + self.drop_path(self.convffn(x, self.layer_scale_2))
 
-    def folded(self) -> nn.Module:
-        return FoldedAttentionBlock(
-            self.token_mixer.folded(self.norm, self.layer_scale_1), self.convffn.folded(self.layer_scale_2)
+    def reparameterized(self) -> nn.Module:
+        return ReparameterizedAttentionBlock(
+            self.token_mixer.reparameterized(self.norm, self.layer_scale_1),
+            self.convffn.reparameterized(self.layer_scale_2),
         )
 
 
-class FoldedRepMixerBlock(nn.Module):
+class ReparameterizedRepMixerBlock(nn.Module):
     """`RepMixerBlock` without batch norm and layer scales; its token mixer holds the residual connection."""
 
     def __init__(self, token_mixer: nn.Module, convffn: nn.Module) -> None:
@@ -482,7 +487,7 @@ class FoldedRepMixerBlock(nn.Module):
         return x + self.convffn(x)
 
 
-class FoldedAttentionBlock(nn.Module):
+class ReparameterizedAttentionBlock(nn.Module):
     """`AttentionBlock` without batch norms and layer scales."""
 
     def __init__(self, token_mixer: nn.Module, convffn: nn.Module) -> None:
@@ -526,15 +531,15 @@ class ConvFFN(nn.Module):
             return F.linear(hidden, weight.flatten(1).to(low), bias.to(low)).permute(0, 3, 1, 2).to(x.dtype)
         return F.conv2d(self.act(self.fc1(x)), weight, bias)
 
-    def folded(self, layer_scale: Tensor) -> Self:
+    def reparameterized(self, layer_scale: Tensor) -> Self:
         """The same map times layer_scale, with no batch norm and no layer scale."""
-        folded = copy.deepcopy(self)
+        copied = copy.deepcopy(self)
         kernel, bias = fold_conv_norm(self.conv)
-        folded.conv = nn.Sequential(OrderedDict(conv=conv_from(kernel, bias, groups=len(bias))))
-        assert folded.fc2.bias is not None
-        folded.fc2.weight.mul_(layer_scale[..., None])
-        folded.fc2.bias.mul_(layer_scale.flatten())
-        return folded
+        copied.conv = nn.Sequential(OrderedDict(conv=conv_from(kernel, bias, groups=len(bias))))
+        assert copied.fc2.bias is not None
+        copied.fc2.weight.mul_(layer_scale[..., None])
+        copied.fc2.bias.mul_(layer_scale.flatten())
+        return copied
 
 
 class Attention(nn.Module):
@@ -557,17 +562,17 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v)  # scaled by ATTENTION_HEAD_CHANNELS ** -0.5
         return self.proj(mixed.transpose(1, 2).reshape(B, h * w, C)).mT.reshape(B, C, h, w)
 
-    def folded(self, norm: nn.BatchNorm2d, layer_scale: Tensor) -> Self:
+    def reparameterized(self, norm: nn.BatchNorm2d, layer_scale: Tensor) -> Self:
         """layer_scale * self(norm(x)), with no batch norm and no layer scale: qkv gains a bias."""
-        folded = copy.deepcopy(self)
+        copied = copy.deepcopy(self)
         scale, shift = norm_as_affine(norm)
         channels = len(scale)
-        folded.qkv = nn.Linear(channels, 3 * channels).to(self.qkv.weight)
-        folded.qkv.weight.copy_(self.qkv.weight * scale)
-        folded.qkv.bias.copy_(self.qkv.weight @ shift)
-        folded.proj.weight.mul_(layer_scale.flatten()[:, None])
-        folded.proj.bias.mul_(layer_scale.flatten())
-        return folded
+        copied.qkv = nn.Linear(channels, 3 * channels).to(self.qkv.weight)
+        copied.qkv.weight.copy_(self.qkv.weight * scale)
+        copied.qkv.bias.copy_(self.qkv.weight @ shift)
+        copied.proj.weight.mul_(layer_scale.flatten()[:, None])
+        copied.proj.bias.mul_(layer_scale.flatten())
+        return copied
 
 
 class DropPath(nn.Module):

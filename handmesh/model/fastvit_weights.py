@@ -1,9 +1,10 @@
 """Reading published FastViT weights into a backbone: Apple's checkpoints, timm's, and our own.
 
-Apple releases every variant plain and distilled, each in train-time form (``fastvit_t8.pth.tar``) and in folded form
-(``fastvit_t8_reparam.pth.tar``). timm keeps the train-time form under its own names. All of them hold a classifier of
-1000 ImageNet classes, which a backbone without classifier leaves out. A folded checkpoint is for inference: it loads
-only into a folded backbone, so that nobody fine-tunes a network that has lost its branches and batch norms.
+Apple releases every variant plain and distilled, each in train-time form (``fastvit_t8.pth.tar``) and in
+reparameterized form (``fastvit_t8_reparam.pth.tar``). timm keeps the train-time form under its own names. All of them
+hold a classifier of 1000 ImageNet classes, which a backbone without classifier leaves out. A reparameterized checkpoint
+is for inference: it loads only into a reparameterized backbone, so that nobody fine-tunes a network that has lost its
+branches and batch norms.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def load_backbone_weights(backbone: FastViT, source: Path | str | Mapping[str, T
     The names may be Apple's or timm's, with or without a classifier. Every weight is used, except a classifier that the
     backbone does not have. Pickled files are read with ``weights_only=True``: they cannot run code. Raises
     CheckpointError, and leaves the backbone as it was, if the file is missing, damaged or hostile, or if its weights
-    belong to another variant or to the other form (train-time or folded).
+    belong to another variant or to the other form (train-time or reparameterized).
     """
     if isinstance(source, Mapping):
         origin, weights = "The state dict", dict(source)
@@ -47,17 +48,17 @@ def load_backbone_weights(backbone: FastViT, source: Path | str | Mapping[str, T
         weights = {key: value for key, value in weights.items() if key not in CLASSIFIER}
 
     ours = backbone.state_dict()
-    if backbone.folded and weights.keys() != ours.keys():  # not our own folded form
-        if not is_folded(weights):
+    if backbone.reparameterized and weights.keys() != ours.keys():  # not our own reparameterized form
+        if not is_reparameterized(weights):
             raise CheckpointError(
-                f"{origin} holds the train-time form, and this backbone is folded. "
+                f"{origin} holds the train-time form, and this backbone is reparameterized. "
                 "Load it into build_backbone(...), then call reparameterize()."
             )
         weights = _fold_completely(backbone, origin, weights)
-    elif not backbone.folded and is_folded(weights):
+    elif not backbone.reparameterized and is_reparameterized(weights):
         raise CheckpointError(
-            f"{origin} holds the folded form, for inference only: its branches and batch norms are gone, and this "
-            f"backbone has them. To train, get the file without '_reparam' in its name "
+            f"{origin} holds the reparameterized form, for inference only: its branches and batch norms are gone, and "
+            f"this backbone has them. To train, get the file without '_reparam' in its name "
             f"({APPLE_URL}/image_classification_models/{backbone.name}.pth.tar); "
             "to predict, load it into build_backbone(...).reparameterize()."
         )
@@ -70,7 +71,7 @@ class RecognisedWeights(NamedTuple):
 
     weights: dict[str, Tensor]
     variant: str  # one of `VARIANTS`
-    folded: bool  # Apple's folded form, for inference only
+    reparameterized: bool  # Apple's reparameterized form, for inference only
     num_classes: int  # of their classifier; 0 without one
     naming: Literal["Apple", "timm"]  # whose names the file has
 
@@ -91,10 +92,10 @@ def recognise_weights(path: Path) -> RecognisedWeights:
     candidate = variant or _nearest_variant(weights)
     with torch.device("meta"), torch.no_grad():
         template = build_backbone(candidate, num_classes=num_classes)
-        if is_folded(weights):
+        if is_reparameterized(weights):
             fold_branches(template)
     _check_fit(template, str(path), weights, template.state_dict())
-    return RecognisedWeights(weights, candidate, is_folded(weights), num_classes, "timm" if timm else "Apple")
+    return RecognisedWeights(weights, candidate, is_reparameterized(weights), num_classes, "timm" if timm else "Apple")
 
 
 def read_weights(path: Path, name: str = "fastvit_ma36") -> dict[str, Tensor]:
@@ -135,14 +136,14 @@ def published_weights_page(name: str) -> str:
     """Which files of a variant exist, who publishes them, and under which licence."""
     return f"""FastViT weights trained on ImageNet are published by their owners:
   Apple, train-time form, for training:   {APPLE_URL}/image_classification_models/{name}.pth.tar
-  Apple, folded form, for inference only: {APPLE_URL}/image_classification_models/{name}_reparam.pth.tar
+  Apple, reparameterized form, for inference only: {APPLE_URL}/image_classification_models/{name}_reparam.pth.tar
   Apple, distilled: the same two names under {APPLE_URL}/image_classification_distilled_models/
   timm, train-time form: model.safetensors of {TIMM_URL}/{name}.apple_in1k or {TIMM_URL}/{name}.apple_dist_in1k
 Read their licence first ({LICENCE_URL})."""
 
 
-def is_folded(weights: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict with Apple's names, or our own, is of a folded network."""
+def is_reparameterized(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict with Apple's names, or our own, is of a reparameterized network."""
     return any("reparam" in key for key in weights)
 
 
@@ -198,7 +199,7 @@ def apple_from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fold_completely(backbone: FastViT, origin: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Apple's folded form -> ours, where batch norms and layer scales are folded too."""
+    """Apple's reparameterized form -> ours, where batch norms and layer scales are reparameterized too."""
     template = build_backbone(backbone.name, num_classes=backbone.num_classes).eval()
     with torch.no_grad():
         fold_branches(template)
@@ -239,18 +240,18 @@ def _list(names: list[str]) -> str:
 def _variant_of(weights: Mapping[str, Tensor]) -> str | None:
     """The variant whose names and shapes these weights have, classifier aside."""
     shapes = {key: value.shape for key, value in weights.items() if key not in CLASSIFIER}
-    return next((name for name in VARIANTS if _shapes_of(name, is_folded(weights)) == shapes), None)
+    return next((name for name in VARIANTS if _shapes_of(name, is_reparameterized(weights)) == shapes), None)
 
 
 def _nearest_variant(weights: Mapping[str, Tensor]) -> str:
     """The variant that these weights have most in common with, for a message about the rest."""
     shapes = {(key, value.shape) for key, value in weights.items()}
-    return max(VARIANTS, key=lambda name: len(shapes & _shapes_of(name, is_folded(weights)).items()))
+    return max(VARIANTS, key=lambda name: len(shapes & _shapes_of(name, is_reparameterized(weights)).items()))
 
 
-def _shapes_of(name: str, folded: bool) -> dict[str, torch.Size]:
+def _shapes_of(name: str, reparameterized: bool) -> dict[str, torch.Size]:
     with torch.device("meta"), torch.no_grad():
         backbone = build_backbone(name)
-        if folded:
+        if reparameterized:
             fold_branches(backbone)
     return {key: value.shape for key, value in backbone.state_dict().items()}

@@ -29,7 +29,9 @@ FORMAT = 1
 # What weights were called in files that earlier versions wrote: how their names begin, then and now.
 RENAMED_WEIGHTS = {"right_head.": "handedness_head."}
 
-RECORD_KEYS = {"format", "model", "folded", "hand_sha256", "training"}
+# Keys of the record, then and now.
+RENAMED_RECORD_KEYS = {"folded": "reparameterized"}
+RECORD_KEYS = {"format", "model", "reparameterized", "hand_sha256", "training"}
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -47,6 +49,8 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(text)
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: its handmesh record is damaged ({error}).") from error
+    if isinstance(record, dict):
+        record = {RENAMED_RECORD_KEYS.get(key, key): value for key, value in record.items()}
     if not isinstance(record, dict) or not record.keys() >= RECORD_KEYS:
         raise CheckpointError(f"{path}: its handmesh record is damaged: wanted {', '.join(sorted(RECORD_KEYS))}.")
     if record["format"] != FORMAT:

@@ -31,7 +31,7 @@ class HandMeshNet(nn.Module):
     def __init__(self, config: ModelConfig, hand: HandModel) -> None:
         super().__init__()
         self.config = config
-        self.folded = False  # True in a copy made by `reparameterize`
+        self.reparameterized = False  # True in a copy made by `reparameterize`
         self.backbone = build_backbone(config.backbone, drop_path=config.drop_path)
         channels = self.backbone.channels
         self.camera_head = nn.Linear(channels, 3)
@@ -77,10 +77,10 @@ class HandMeshNet(nn.Module):
 
     def reparameterize(self) -> HandMeshNet:
         """A copy with every train-time branch of the backbone folded away: same outputs, faster, not for training."""
-        folded = copy.deepcopy(self).eval()
-        folded.backbone = self.backbone.reparameterize()
-        folded.folded = True
-        return folded.requires_grad_(False)
+        deployed = copy.deepcopy(self).eval()
+        deployed.backbone = self.backbone.reparameterize()
+        deployed.reparameterized = True
+        return deployed.requires_grad_(False)
 
 
 def _probability(head: nn.Linear | None, pooled: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class StoredWeights:
 
     name: str
     variant: str  # one of `fastvit.VARIANTS`
-    folded: bool  # for inference only; False: the train-time form
+    reparameterized: bool  # for inference only; False: the train-time form
     num_classes: int  # of the classifier; 0 without one
     source: str  # where the file came from, in the words of whoever added it, or its path
     source_sha256: str
@@ -69,11 +69,11 @@ def add_backbone_weights(
     licence: str | None = None,
     replace: bool = False,
 ) -> StoredWeights:
-    """Store a published checkpoint: Apple's .pth.tar, plain or folded, or timm's .safetensors, .bin or .pth.
+    """Store a published checkpoint: Apple's .pth.tar, plain or reparameterized, or timm's .safetensors, .bin or .pth.
 
-    name: how configs will call it; by default the variant's name, with "_folded" after it for the folded form. source
-    and licence go into the record; by default the file's path, and that the licence is assumed to be Apple's. Adding
-    the same file again under its name changes nothing; another one needs replace=True.
+    name: how configs will call it; by default the variant's name, with "_reparameterized" after it for that form.
+    source and licence go into the record; by default the file's path, and that the licence is assumed to be Apple's.
+    Adding the same file again under its name changes nothing; another one needs replace=True.
 
     Raises CheckpointError if the file is missing (the message says where to get one), damaged, hostile (it is read
     with ``weights_only=True``, so it cannot run code), or no FastViT; or if the name is impossible or taken.
@@ -86,9 +86,9 @@ def add_backbone_weights(
     with open(file, "rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     stored = StoredWeights(
-        name=name or recognised.variant + ("_folded" if recognised.folded else ""),
+        name=name or recognised.variant + ("_reparameterized" if recognised.reparameterized else ""),
         variant=recognised.variant,
-        folded=recognised.folded,
+        reparameterized=recognised.reparameterized,
         num_classes=recognised.num_classes,
         source=source or str(file),
         source_sha256=digest,
@@ -158,6 +158,8 @@ def list_backbone_weights() -> list[StoredWeights | CheckpointError]:
 def _parse(name: str, record: dict[str, Any]) -> StoredWeights:
     if record.pop("format") != _FORMAT:
         raise ValueError("its format is another version's")
+    if "folded" in record:  # as it was called
+        record["reparameterized"] = record.pop("folded")
     stored = StoredWeights(**(record | {"name": name}))  # the file's name is the name, also after a rename
     if stored.variant not in VARIANTS:
         raise ValueError(f"unknown variant {stored.variant!r}")

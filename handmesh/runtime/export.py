@@ -225,17 +225,17 @@ def _save_openvino(graph: bytes, written: Path, metadata: Mapping[str, str]) -> 
     openvino.save_model(model, written, compress_to_fp16=False)
 
 
-def _folded_network(path: Path) -> Any:
+def _reparameterized_network(path: Path) -> Any:
     from handmesh.model.checkpoint import load_model
 
     network, _ = load_model(path)
-    return network if network.folded else network.reparameterize()
+    return network if network.reparameterized else network.reparameterize()
 
 
 def _write_torch_export(path: Path, written: Path) -> dict[str, Any]:
     import torch
 
-    network = _folded_network(path)
+    network = _reparameterized_network(path)
 
     class Named(torch.nn.Module):
         """A named tuple of ours could be loaded only where handmesh is; a dictionary can be anywhere."""
@@ -279,7 +279,7 @@ def _write_coreml(path: Path, written: Path) -> dict[str, Any]:
         raise ExportError('Core ML files need coremltools: pip install "handmesh[coreml]".') from None
     import torch
 
-    network = _folded_network(path)
+    network = _reparameterized_network(path)
     side = network.config.resolution
 
     cross = torch.ops.aten.linalg_cross.default

@@ -62,7 +62,7 @@ def graph_of(model: Path) -> bytes:
         from handmesh.runtime.trace import build_graph
 
     network, _ = load_model(model)
-    if not network.folded:
+    if not network.reparameterized:
         network = network.reparameterize()
     return build_graph(network, metadata_of(model), half=is_half(model))
 

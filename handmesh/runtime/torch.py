@@ -50,8 +50,8 @@ class TorchEngine:
         model, self.record = load_model(path)
         self._torch = torch
         self._device = torch.device(_present_device(device))
-        folded = model if model.folded else model.reparameterize()
-        self._model = to_device(folded, self._device).eval()
+        reparameterized = model if model.reparameterized else model.reparameterize()
+        self._model = to_device(reparameterized, self._device).eval()
         self.resolution = model.config.resolution
         self.hand = hand_of(self.record, path)
         if precision == "auto":

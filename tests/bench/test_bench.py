@@ -79,22 +79,22 @@ def test_rows_on_the_command_line(tmp_path):
     assert torch.get_num_threads() == threads
     report = json.loads((tmp_path / "bench.json").read_text())
     assert report["machine"]["torch"] == torch.__version__
-    unfolded, folded = report["rows"]
-    assert (unfolded["form"], folded["form"]) == ("unfolded", "folded")
+    trained, deployed = report["rows"]
+    assert (trained["form"], deployed["form"]) == ("train-time", "reparameterized")
     for row in report["rows"]:
         assert (row["model"], row["engine"], row["precision"], row["batch"], row["threads"], row["size"]) == (
             "fastvit_t8", "torch", "float32", 2, 1, 64,
         )  # fmt: skip
         assert 0 < row["least_ms"] <= row["network_ms"] <= row["p95_ms"]
         assert row["difference"] < 1e-4
-    assert folded["parameters"] < unfolded["parameters"] == count_parameters(build_backbone("fastvit_t8"))
-    assert folded["multiply_adds"] < unfolded["multiply_adds"]
+    assert deployed["parameters"] < trained["parameters"] == count_parameters(build_backbone("fastvit_t8"))
+    assert deployed["multiply_adds"] < trained["multiply_adds"]
 
 
 def test_engines_side_by_side_on_the_command_line(tmp_path):
     """A bare architecture, in the shape that other tools read."""
     arguments = (
-        "bench --model fastvit_t8 --size 64 --engines torch-unfolded,torch,onnx --batch 1,2 --threads 1 --runs 2"
+        "bench --model fastvit_t8 --size 64 --engines torch-train-time,torch,onnx --batch 1,2 --threads 1 --runs 2"
     )
     run = CliRunner().invoke(app, [*arguments.split(), "--no-cold", "--stages", "--json", str(tmp_path / "bench.json")])
     assert run.exit_code == 0, run.output
@@ -109,13 +109,13 @@ def test_engines_side_by_side_on_the_command_line(tmp_path):
     assert [(row["engine"], row["form"], row["batch"]) for row in rows] == [
         (engine, form, batch)
         for batch in (1, 2)
-        for engine, form in (("torch", "unfolded"), ("torch", "folded"), ("onnx", "folded"))
+        for engine, form in (("torch", "train-time"), ("torch", "reparameterized"), ("onnx", "reparameterized"))
     ]
     for row in rows:
         assert 0 < row["least_ms"] <= row["network_ms"] <= row["p95_ms"]
         assert row["distance_mm"] < 0.01
         assert row["crops_per_s"] == pytest.approx(1000 * row["batch"] / row["network_ms"])
-    assert [row["ratio"] for row in rows if (row["engine"], row["form"]) == ("torch", "folded")] == [1, 1]
+    assert [row["ratio"] for row in rows if (row["engine"], row["form"]) == ("torch", "reparameterized")] == [1, 1]
     stages = {row["stage"]: row["network_ms"] for row in report["rows"] if "stage" in row}
     assert stages.keys() >= {"decode", "crop", "network", "encode", "draw"}
 
@@ -133,14 +133,14 @@ def test_reduced_precision_and_cold_starts():
 def test_onnxruntime_rows():
     (rows,) = bench_backbones(["fastvit_t8"], size=64, threads=1, runs=2)
     assert [(row.engine, row.form) for row in rows] == [
-        (engine, form) for engine in ("torch", "onnxruntime") for form in ("unfolded", "folded")
+        (engine, form) for engine in ("torch", "onnxruntime") for form in ("train-time", "reparameterized")
     ]
     assert all(row.difference < 1e-4 for row in rows)
 
 
 def test_wrong_answers_get_no_time(monkeypatch):
     monkeypatch.setattr(bench, "_on_torch", lambda backbone, images: lambda: 1.01 * backbone(images))
-    with pytest.raises(ExportError, match=r"fastvit_t8 unfolded on torch differs from PyTorch by 1\.0e-02"):
+    with pytest.raises(ExportError, match=r"fastvit_t8 train-time on torch differs from PyTorch by 1\.0e-02"):
         list(bench_backbones(["fastvit_t8"], size=32, engines=["torch"], runs=1, threads=1))
 
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_measured_is_refused_at_once():
     with pytest.raises(ConfigError, match=r"no engine 'tensorrt'.*onnx-int8"):
         bench_engines(None, ["tensorrt"])
     with pytest.raises(ConfigError, match="needs a bare architecture"):
-        bench_engines(None, ["torch-unfolded"])
+        bench_engines(None, ["torch-train-time"])
     with pytest.raises(ConfigError, match="of 2 threads adds up"):
         bench_engines(None, threads=2, clock="processor")
     for arguments, says in (

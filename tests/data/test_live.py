@@ -96,7 +96,7 @@ def test_a_batch_says_what_is_known():
     assert labels.vertices.shape == (40, 778, 3)
 
 
-def test_a_folded_model_is_unfolded_with_held_out_pictures(tiny_pack, few_backgrounds, tmp_path):
+def test_a_reparameterized_model_is_unreparameterized_with_held_out_pictures(tiny_pack, few_backgrounds, tmp_path):
     """`start_from` needs pictures before there is a render: every held-out one, in batches."""
     data = RunData(sources=[], validation=[ValidationPack(tiny_pack, upright=False)])
     shown = list(_pictures(live_config(tmp_path), data))

@@ -181,7 +181,7 @@ def test_a_run_leaves_a_record_of_itself(tiny_config, tmp_path):
     model, record = load_model(path)
     told = {"steps": 2, "samples": 4, "held_out": scores, "crops": {}, "selected_by": "last evaluation"}
     assert record["training"] == told
-    assert not model.folded
+    assert not model.reparameterized
     final = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert final["held_out"] == scores
     assert (final["steps"], final["of_steps"], final["remark"]) == (2, 2, None)
@@ -379,7 +379,9 @@ def assert_begins_as(config: Any, start: Any) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "deploy.safetensors"])
 def test_training_goes_on_from_another_runs_model(name, tiny_config, tmp_path):
-    """As trained, or folded for shipping (then it is unfolded); a head that the other lacks starts anew."""
+    """As trained, or reparameterized for shipping (then it is unreparameterized); a head that the other lacks starts
+    anew.
+    """
     train(tiny_config(steps=2, evaluate_every=2), tmp_path / "first")
     start = tmp_path / "first" / name
     second = tiny_config(steps=2, log_every=1, model=HEADS, start_from=str(start))
@@ -398,11 +400,11 @@ def test_heads_that_are_not_wanted_are_left_behind(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "deploy.safetensors"])
-def test_a_folded_network_is_trained_as_it_will_be_shipped(name, tiny_config, tmp_path):
+def test_a_reparameterized_network_is_trained_as_it_will_be_shipped(name, tiny_config, tmp_path):
     """No branches, no batch norms: in training it computes what the model that it started from does, and it learns."""
     train(tiny_config(steps=2, evaluate_every=2), tmp_path / "first")
     start = tmp_path / "first" / name
-    config = tiny_config(steps=8, log_every=4, start_from=str(start), folded=True, precision="bfloat16")
+    config = tiny_config(steps=8, log_every=4, start_from=str(start), reparameterized=True, precision="bfloat16")
     data = open_data(config, builtin_hand())
     network = build_network(config, builtin_hand())
     start_weights(network, config, data)
@@ -410,9 +412,9 @@ def test_a_folded_network_is_trained_as_it_will_be_shipped(name, tiny_config, tm
     small, _ = load_model(start)
     image = torch.from_numpy(data.validation[0].sample(0, 64).image[None])
     torch.testing.assert_close(network.train()(image).vertices, small(image).vertices, rtol=1e-4, atol=1e-6)
-    path = train(config, tmp_path / "folded")
+    path = train(config, tmp_path / "reparameterized")
     trained, record = load_model(path)
-    assert record["folded"]
+    assert record["reparameterized"]
     before, after = network.state_dict(), trained.state_dict()
     unchanged = [key for key, value in after.items() if torch.equal(before[key], value)]
     assert unchanged == []
@@ -420,11 +422,11 @@ def test_a_folded_network_is_trained_as_it_will_be_shipped(name, tiny_config, tm
     torch.testing.assert_close(deployed(image).vertices, trained(image).vertices, rtol=1e-2, atol=2e-4)
 
 
-def test_a_folded_run_goes_on(tiny_config, tmp_path):
+def test_a_reparameterized_run_goes_on(tiny_config, tmp_path):
     """As any other: bit for bit."""
     train(tiny_config(steps=1), tmp_path / "first")
     start = str(tmp_path / "first" / "model.safetensors")
-    config = tiny_config(steps=4, checkpoint_every=2, log_every=1, start_from=start, folded=True)
+    config = tiny_config(steps=4, checkpoint_every=2, log_every=1, start_from=start, reparameterized=True)
     train(config, tmp_path / "whole")
     with pytest.raises(KilledError):
         train(config, tmp_path / "broken", on_progress=killed_after(3))
@@ -433,13 +435,13 @@ def test_a_folded_run_goes_on(tiny_config, tmp_path):
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-@pytest.mark.parametrize("folded", [False, True])
-def test_a_small_network_grows_into_a_larger_one(folded, tiny_config, tmp_path):
-    """Folded or not, before and after, it begins with the small one's answers; what is new learns along."""
+@pytest.mark.parametrize("reparameterized", [False, True])
+def test_a_small_network_grows_into_a_larger_one(reparameterized, tiny_config, tmp_path):
+    """Reparameterized or not, before and after, it begins with the small one's answers; what is new learns along."""
     train(tiny_config(steps=2, evaluate_every=2), tmp_path / "t8")
     start = tmp_path / "t8" / "deploy.safetensors"
     model = {"backbone": "fastvit_t12", "resolution": 64}
-    larger = tiny_config(steps=1, model=model, start_from=str(start), folded=folded)
+    larger = tiny_config(steps=1, model=model, start_from=str(start), reparameterized=reparameterized)
     assert_begins_as(larger, start)
     train(larger, tmp_path / "t12")
     assert load_model(tmp_path / "t12" / "model.safetensors")[0].config.backbone == "fastvit_t12"

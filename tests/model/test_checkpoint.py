@@ -47,15 +47,15 @@ def only_file(directory: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("folded", [False, True])
-def test_a_model_file_gives_the_same_network_back(folded, lively_network, tmp_path):
-    model = lively_network.reparameterize() if folded else lively_network
+@pytest.mark.parametrize("reparameterized", [False, True])
+def test_a_model_file_gives_the_same_network_back(reparameterized, lively_network, tmp_path):
+    model = lively_network.reparameterize() if reparameterized else lively_network
     path = tmp_path / "deeper" / "model.safetensors"
     save_model(path, model, training={"steps": 3, "note": "é"})
     loaded, record = load_model(path)
     assert record["training"] == {"steps": 3, "note": "é"}
     assert loaded.config == model.config
-    assert loaded.folded is folded
+    assert loaded.reparameterized is reparameterized
     assert not loaded.training
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
@@ -170,7 +170,8 @@ def test_weights_keep_loading_by_their_old_names(lively_network, tmp_path):
     old = {name.replace("handedness_head.", "right_head."): tensor for name, tensor in weights.items()}
     assert old.keys() != weights.keys()
     save_model(tmp_path / "new.safetensors", network, training={})
-    record = json.dumps(read_record(tmp_path / "new.safetensors"))
+    record = read_record(tmp_path / "new.safetensors")
+    record = json.dumps({"folded" if key == "reparameterized" else key: value for key, value in record.items()})
     (tmp_path / "old.safetensors").write_bytes(save(old, metadata={"handmesh": record}))
     loaded, _ = load_model(tmp_path / "old.safetensors")
     torch.testing.assert_close(loaded.state_dict(), weights, rtol=0, atol=0)
@@ -274,10 +275,10 @@ def other_network(network: HandMeshNet, change: float) -> HandMeshNet:
     return other
 
 
-@pytest.mark.parametrize("folded", [False, True])
-def test_the_mean_of_models_has_the_mean_of_every_weight(folded, lively_network, tmp_path):
-    """Of models as trained; or folded, as those of folded runs are."""
-    network = lively_network.reparameterize() if folded else lively_network
+@pytest.mark.parametrize("reparameterized", [False, True])
+def test_the_mean_of_models_has_the_mean_of_every_weight(reparameterized, lively_network, tmp_path):
+    """Of models as trained; or reparameterized, as those of reparameterized runs are."""
+    network = lively_network.reparameterize() if reparameterized else lively_network
     crops = {"synthetic": "augmented"}
     paths = []
     for number, change in enumerate((0.0, 0.02, -0.05)):
@@ -285,7 +286,7 @@ def test_the_mean_of_models_has_the_mean_of_every_weight(folded, lively_network,
         training = {"steps": 10 + number, "samples": 80, "crops": crops, "held_out": {"any": 1.0}}
         save_model(paths[-1], other_network(network, change), training=training)
     model, training = average_models(paths)
-    assert model.folded == folded
+    assert model.reparameterized == reparameterized
     stored = [load(path.read_bytes()) for path in paths]
     for name, tensor in model.state_dict().items():
         values = torch.stack([one[name].double() for one in stored])
@@ -297,10 +298,12 @@ def test_the_mean_of_models_has_the_mean_of_every_weight(folded, lively_network,
 
 
 def test_models_that_have_no_mean_are_refused_by_name(lively_network, model_file, tmp_path):
-    folded = tmp_path / "folded.safetensors"
-    save_model(folded, lively_network.reparameterize(), training={})
-    for pair in ([model_file, folded], [folded, model_file]):
-        with pytest.raises(CheckpointError, match=rf"folded.safetensors is folded, {model_file} is not"):
+    reparameterized = tmp_path / "reparameterized.safetensors"
+    save_model(reparameterized, lively_network.reparameterize(), training={})
+    for pair in ([model_file, reparameterized], [reparameterized, model_file]):
+        with pytest.raises(
+            CheckpointError, match=rf"reparameterized.safetensors is reparameterized, {model_file} is not"
+        ):
             average_models(pair)
     other = tmp_path / "other.safetensors"
     config = lively_network.config.model_copy(update={"resolution": 96})
@@ -317,7 +320,7 @@ def test_runs_are_averaged_on_the_command_line(lively_network, model_file, tmp_p
     assert CliRunner().invoke(app, arguments).exit_code == 0
     as_trained, _ = load_model(out / "model.safetensors")
     deployed, record = load_model(out / "deploy.safetensors")
-    assert record["folded"]
+    assert record["reparameterized"]
     with torch.no_grad():
         difference = (as_trained(CROPS).vertices - deployed(CROPS).vertices).abs().max()
     assert float(difference) < 1e-3  # float16, in metres

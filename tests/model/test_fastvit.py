@@ -30,13 +30,15 @@ def variants(*default: str):
 
 
 def variants_in(forms: str, *default: tuple[str, str]):
-    """All seven in each form: "train" and "unfolded" are the train-time form in training and in evaluation mode."""
+    """All seven in each form: "train" and "unreparameterized" are the train-time form in training and in evaluation
+    mode.
+    """
     cases = dict.fromkeys((*default, *((name, form) for name in VARIANTS for form in forms.split())))
     return [pytest.param(*case, marks=() if case in default else pytest.mark.slow) for case in cases]
 
 
-# Millions of parameters with the 1000-way classifier in the released code, train-time and folded form; and billions of
-# multiply-adds at 256 px as printed in the paper's Table 2. Table 2 counts MA36 in train-time form.
+# Millions of parameters with the 1000-way classifier in the released code, train-time and reparameterized form; and
+# billions of multiply-adds at 256 px as printed in the paper's Table 2. Table 2 counts MA36 in train-time form.
 RELEASED = {
     "fastvit_t8": (4.026, 3.996, 0.7),
     "fastvit_t12": (7.554, 7.509, 1.4),
@@ -81,7 +83,7 @@ def _lifelike(name: str, num_classes: int) -> FastViT:
 
 def in_form(form: str, name: str) -> FastViT:
     backbone = lifelike(name, dtype=torch.float32)
-    return backbone.reparameterize() if form == "folded" else backbone.train(form == "train")
+    return backbone.reparameterize() if form == "reparameterized" else backbone.train(form == "train")
 
 
 # --- The published architecture ---------------------------------------------------------------------------------------
@@ -89,14 +91,14 @@ def in_form(form: str, name: str) -> FastViT:
 
 @pytest.mark.parametrize("name", variants("fastvit_sa12"))
 def test_sizes_are_the_published_ones(name):
-    train_params, folded_params, macs = RELEASED[name]
+    train_params, params_after, macs = RELEASED[name]
     with torch.device("meta"):
         backbone = build_backbone(name, num_classes=1000).eval()
-        folded = copy.deepcopy(backbone)
+        reparameterized = copy.deepcopy(backbone)
         with torch.no_grad():
-            fold_branches(folded)  # as far as the released code folds
+            fold_branches(reparameterized)  # as far as the released code folds
     assert count_parameters(backbone) == pytest.approx(train_params * 1e6, abs=500)
-    assert count_parameters(folded) == pytest.approx(folded_params * 1e6, abs=500)
+    assert count_parameters(reparameterized) == pytest.approx(params_after * 1e6, abs=500)
     assert round(count_multiply_adds(backbone.reparameterize(), 256) / 1e9, 1) == macs
 
 
@@ -380,23 +382,23 @@ def test_channels_last_training_neither_crashes_nor_corrupts_gradients():
 def test_folding_changes_nothing(name, record_property):
     backbone = lifelike(name)
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    folded = backbone.reparameterize()
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert not any("layer_scale" in key for key in folded.state_dict())
+    reparameterized = backbone.reparameterize()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in reparameterized.modules())
+    assert not any("layer_scale" in key for key in reparameterized.state_dict())
     with torch.no_grad():
         final, pyramid = backbone.forward_all(images)
-        folded_final, folded_pyramid = folded.forward_all(images)
-        maps = zip((folded_final, *folded_pyramid), (final, *pyramid), strict=True)
-        difference = max(relative_difference(folded_map, unfolded_map) for folded_map, unfolded_map in maps)
-        record_property("folded, float64", difference)
+        final_after, pyramid_after = reparameterized.forward_all(images)
+        maps = zip((final_after, *pyramid_after), (final, *pyramid), strict=True)
+        difference = max(relative_difference(map_after, trained_map) for map_after, trained_map in maps)
+        record_property("reparameterized, float64", difference)
         assert difference < 1e-9
-        difference = relative_difference(folded.float()(images.float()), final.float())
-        record_property("folded, float32", difference)
+        difference = relative_difference(reparameterized.float()(images.float()), final.float())
+        record_property("reparameterized, float32", difference)
         assert difference < 1e-4
-        folded.to(memory_format=torch.channels_last)
+        reparameterized.to(memory_format=torch.channels_last)
         images = images.float().to(memory_format=torch.channels_last)
-        difference = relative_difference(folded(images), final.float())
-        record_property("folded, float32 channels-last", difference)
+        difference = relative_difference(reparameterized(images), final.float())
+        record_property("reparameterized, float32 channels-last", difference)
         assert difference < 1e-4
 
 
@@ -412,23 +414,23 @@ def test_folding_after_training_steps(name, record_property):
     backbone.eval()
     with torch.no_grad():
         difference = relative_difference(backbone.reparameterize()(images), backbone(images))
-        record_property("folded after training, float32", difference)
+        record_property("reparameterized after training, float32", difference)
         assert difference < 1e-4
         double = images.double()
         difference = relative_difference(backbone.double().reparameterize()(double), backbone(double))
-        record_property("folded after training, float64", difference)
+        record_property("reparameterized after training, float64", difference)
         assert difference < 1e-9
 
 
 def test_folding_leaves_the_original_untouched():
     backbone = lifelike("tiny", num_classes=10).train()
     before = copy.deepcopy(backbone.state_dict())
-    folded = backbone.reparameterize()
+    reparameterized = backbone.reparameterize()
     assert backbone.training
-    assert not folded.training
+    assert not reparameterized.training
     torch.testing.assert_close(dict(backbone.state_dict()), dict(before), rtol=0.0, atol=0.0)
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    assert relative_difference(folded.classify(images), backbone.eval().classify(images)) < 1e-9
+    assert relative_difference(reparameterized.classify(images), backbone.eval().classify(images)) < 1e-9
 
 
 def test_folding_twice_is_folding_once():
@@ -441,7 +443,7 @@ def test_folding_twice_is_folding_once():
 # --- Other engines and precisions -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "form"), variants_in("train unfolded folded", ("tiny", "train")))
+@pytest.mark.parametrize(("name", "form"), variants_in("train unreparameterized reparameterized", ("tiny", "train")))
 def test_compiles_without_graph_breaks(name, form, record_property):
     backbone = in_form(form, name)
     eager = copy.deepcopy(backbone)
@@ -453,7 +455,9 @@ def test_compiles_without_graph_breaks(name, form, record_property):
     assert difference < 1e-4
 
 
-@pytest.mark.parametrize(("name", "form"), variants_in("unfolded folded", ("tiny", "unfolded")))
+@pytest.mark.parametrize(
+    ("name", "form"), variants_in("unreparameterized reparameterized", ("tiny", "unreparameterized"))
+)
 def test_exports_with_any_batch_size(name, form, record_property):
     backbone = in_form(form, name)
     exported = torch.export.export(
@@ -467,7 +471,9 @@ def test_exports_with_any_batch_size(name, form, record_property):
         assert difference < 1e-4
 
 
-@pytest.mark.parametrize(("name", "form"), variants_in("unfolded folded", ("tiny", "folded")))
+@pytest.mark.parametrize(
+    ("name", "form"), variants_in("unreparameterized reparameterized", ("tiny", "reparameterized"))
+)
 def test_onnx_agrees(name, form, record_property):
     pytest.importorskip("onnxruntime")
     backbone = in_form(form, name)
@@ -487,7 +493,10 @@ AUTOCAST = {torch.bfloat16: 0.2, torch.float16: 0.2 / 8}
 
 
 @pytest.mark.parametrize("dtype", AUTOCAST, ids=str)
-@pytest.mark.parametrize(("name", "form"), variants_in("unfolded folded", ("tiny", "unfolded"), ("tiny", "folded")))
+@pytest.mark.parametrize(
+    ("name", "form"),
+    variants_in("unreparameterized reparameterized", ("tiny", "unreparameterized"), ("tiny", "reparameterized")),
+)
 def test_autocast_predicts(name, form, dtype, record_property):
     backbone = in_form(form, name)
     images = torch.randn(2, 3, 64, 64)

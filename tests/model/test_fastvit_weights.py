@@ -29,11 +29,11 @@ def published(name: str) -> FastViT:
     return backbone.eval()
 
 
-def apple_folded(backbone: FastViT) -> dict[str, Tensor]:
-    folded = copy.deepcopy(backbone)
+def apple_reparameterized(backbone: FastViT) -> dict[str, Tensor]:
+    reparameterized = copy.deepcopy(backbone)
     with torch.no_grad():
-        fold_branches(folded)
-    return folded.state_dict()
+        fold_branches(reparameterized)
+    return reparameterized.state_dict()
 
 
 def timm_name(key: str, last_stage: str) -> str:
@@ -88,25 +88,27 @@ def test_published_weights_give_the_published_network(name, form, tmp_path):
         torch.testing.assert_close(classifier.classify(images), original.classify(images), rtol=0.0, atol=0.0)
 
 
-def test_folded_weights_load_into_a_folded_backbone(tmp_path):
+def test_reparameterized_weights_load_into_a_reparameterized_backbone(tmp_path):
     original = published("fastvit_sa12")
     path = tmp_path / "fastvit_sa12_reparam.pth.tar"
-    torch.save({"state_dict": apple_folded(original)}, path)
-    folded = build_backbone("fastvit_sa12").reparameterize()
-    load_backbone_weights(folded, path)
+    torch.save({"state_dict": apple_reparameterized(original)}, path)
+    reparameterized = build_backbone("fastvit_sa12").reparameterize()
+    load_backbone_weights(reparameterized, path)
     again = build_backbone("fastvit_sa12").reparameterize()
-    load_backbone_weights(again, folded.state_dict())
+    load_backbone_weights(again, reparameterized.state_dict())
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = original(images)
-        torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
-        torch.testing.assert_close(again(images), folded(images), rtol=0.0, atol=0.0)
+        torch.testing.assert_close(
+            reparameterized(images), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item()
+        )
+        torch.testing.assert_close(again(images), reparameterized(images), rtol=0.0, atol=0.0)
 
 
 def test_the_other_form_is_refused_with_the_way_out():
     original = published("fastvit_t8")
     with pytest.raises(CheckpointError, match=r"for inference only.*image_classification_models/fastvit_t8\.pth\.tar"):
-        load_backbone_weights(build_backbone("fastvit_t8"), apple_folded(original))
+        load_backbone_weights(build_backbone("fastvit_t8"), apple_reparameterized(original))
     with pytest.raises(CheckpointError, match=r"train-time form.*then call reparameterize"):
         load_backbone_weights(build_backbone("fastvit_t8").reparameterize(), original.state_dict())
 

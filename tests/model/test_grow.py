@@ -115,6 +115,6 @@ def test_what_can_grow_is_what_contains_the_other():
         check_growth(small, small)
 
 
-def test_a_folded_network_is_refused(pair):
-    with pytest.raises(ValueError, match="folded"):
+def test_a_reparameterized_network_is_refused(pair):
+    with pytest.raises(ValueError, match="reparameterized"):
         grow(pair[0].reparameterize(), pair[1].config.backbone, [])

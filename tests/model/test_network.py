@@ -44,7 +44,7 @@ def largest_difference(first: HandOutput, second: HandOutput) -> float:
 
 @pytest.mark.parametrize(("backbone", "steps"), [("fastvit_t8", 3), ("fastvit_ma36", 2)])
 def test_trains_and_folds(backbone, steps):
-    """The smallest and the largest: a loss comes down, and the folded copy answers as the trained one does.
+    """The smallest and the largest: a loss comes down, and the reparameterized copy answers as the trained one does.
 
     Trained for some steps first, so that statistics, scales and branches are none of them at their initial values.
     """
@@ -67,19 +67,19 @@ def test_trains_and_folds(backbone, steps):
     with torch.no_grad():
         model.pose_head.weight.normal_(std=0.05)  # answers that depend on the image, or folding would be easy to pass
         images = crops(3, seed=1)
-        trained, folded = model.eval()(images), model.reparameterize()
-        answered = folded(images)
+        trained, reparameterized = model.eval()(images), model.reparameterize()
+        answered = reparameterized(images)
     spread = (trained.vertices[0] - trained.vertices[1]).abs().max()
     assert spread > 1e-3
     assert largest_difference(trained, answered) < 1e-4
-    assert folded.folded
-    assert sum(p.numel() for p in folded.parameters()) < sum(p.numel() for p in model.parameters())
-    assert not folded.training
-    assert not model.folded, "the trained one is left as it was"
+    assert reparameterized.reparameterized
+    assert sum(p.numel() for p in reparameterized.parameters()) < sum(p.numel() for p in model.parameters())
+    assert not reparameterized.training
+    assert not model.reparameterized, "the trained one is left as it was"
 
 
 def test_folding_twice_is_folding_once(lively_network):
-    """Folding a folded copy once made a network whose heads had never been trained."""
+    """Folding a reparameterized copy once made a network whose heads had never been trained."""
     images = crops(2)
     once = lively_network.reparameterize()
     with torch.no_grad():

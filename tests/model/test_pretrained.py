@@ -54,7 +54,12 @@ def test_added_weights_are_the_published_ones_and_say_where_they_come_from(check
     assert [file.name for file in folder.iterdir()] == ["fastvit_t8.safetensors"]
     torch.testing.assert_close(load_file(path), dict(weights_in(checkpoint)), rtol=0.0, atol=0.0)
     assert read_stored_weights("fastvit_t8") == stored
-    assert (stored.variant, stored.folded, stored.num_classes, stored.naming) == ("fastvit_t8", False, 10, "Apple")
+    assert (stored.variant, stored.reparameterized, stored.num_classes, stored.naming) == (
+        "fastvit_t8",
+        False,
+        10,
+        "Apple",
+    )
     assert stored.source == str(checkpoint)
     assert "github.com/apple/ml-fastvit" in stored.licence
 
@@ -81,7 +86,7 @@ def test_timms_names_become_apples(checkpoint, tmp_path):
     torch.testing.assert_close(stored_weights, dict(weights_in(checkpoint)), rtol=0.0, atol=0.0)
 
 
-def test_the_folded_form_is_told_apart(checkpoint, tmp_path):
+def test_the_reparameterized_form_is_told_apart(checkpoint, tmp_path):
     """Who asks for fastvit_t8 to train must never get the form that cannot be trained."""
     backbone = build_backbone("fastvit_t8", num_classes=10).eval()
     backbone.load_state_dict(weights_in(checkpoint))
@@ -91,12 +96,12 @@ def test_the_folded_form_is_told_apart(checkpoint, tmp_path):
         fold_branches(backbone)
     torch.save({"state_dict": backbone.state_dict()}, tmp_path / "fastvit_t8_reparam.pth.tar")
     stored = add_backbone_weights(tmp_path / "fastvit_t8_reparam.pth.tar")
-    assert (stored.name, stored.folded) == ("fastvit_t8_folded", True)
+    assert (stored.name, stored.reparameterized) == ("fastvit_t8_reparameterized", True)
     with pytest.raises(CheckpointError, match="for inference only"):
         load_backbone_weights(build_backbone("fastvit_t8"), stored.path)
-    folded = build_backbone("fastvit_t8", num_classes=10).reparameterize()
-    load_backbone_weights(folded, stored.path)
-    torch.testing.assert_close(folded.classify(images), expected, rtol=1e-4, atol=1e-6)
+    reparameterized = build_backbone("fastvit_t8", num_classes=10).reparameterize()
+    load_backbone_weights(reparameterized, stored.path)
+    torch.testing.assert_close(reparameterized.classify(images), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_same_file_again_is_fine_and_another_one_is_not(checkpoint, tmp_path):

@@ -48,7 +48,7 @@ def largest_difference(first: HandOutput, second: HandOutput) -> float:
 
 
 def test_the_engine_answers_as_the_trained_network_does(engine, lively_network):
-    """They run the folded copy; the file holds the unfolded one."""
+    """They run the reparameterized copy; the file holds the unreparameterized one."""
     images = crops(3)
     with torch.no_grad():
         expected = HandOutput(*(value.numpy() for value in lively_network.eval()(torch.from_numpy(images))))
@@ -57,10 +57,10 @@ def test_the_engine_answers_as_the_trained_network_does(engine, lively_network):
     assert largest_difference(answered, expected) < 1e-4
 
 
-def test_a_folded_file_is_the_same_engine(engine, lively_network, tmp_path):
-    save_model(tmp_path / "folded.safetensors", lively_network.reparameterize(), training={})
-    folded = open_engine(tmp_path / "folded.safetensors")
-    assert largest_difference(folded(crops(2)), engine(crops(2))) < 1e-4
+def test_a_reparameterized_file_is_the_same_engine(engine, lively_network, tmp_path):
+    save_model(tmp_path / "reparameterized.safetensors", lively_network.reparameterize(), training={})
+    reparameterized = open_engine(tmp_path / "reparameterized.safetensors")
+    assert largest_difference(reparameterized(crops(2)), engine(crops(2))) < 1e-4
 
 
 def test_the_engine_says_what_it_is(engine, model_file):

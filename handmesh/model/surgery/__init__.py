@@ -1,1 +1,1 @@
-"""Networks made from other networks: unfolded, grown, measured."""
+"""Networks made from other networks: unreparameterized, grown, measured."""

@@ -4,7 +4,8 @@ Chen, Goodfellow and Shlens, "Net2Net", ICLR 2016, widen and deepen a network wi
 ours are new: they start with random weights, and everything that is old starts by not listening to them. So every
 channel of the small network keeps its number and its values, and the new ones have gradients from the first step on.
 New blocks are at the end of their stage, with the layer scale of fresh ones, so nearly the identity. New channels'
-batch norms know the statistics of real images, so that a grown network can be folded, and trained in that form.
+batch norms know the statistics of real images, so that a grown network can be reparameterized, and trained in that
+form.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ def grow(model: HandMeshNet, backbone: str, images: Iterable[Tensor]) -> HandMes
     model: in train-time form; left as it is. backbone: one of `VARIANTS` with at least as many blocks and channels in
     every stage and the same kind of last stage. images: a few batches, (B, S, S, 3) uint8 RGB, like those to train on;
     new channels' batch-norm statistics are measured on them. New weights are random, from torch's generator. Raises
-    ConfigError for a backbone that does not contain the other, ValueError for a folded network or without any images.
+    ConfigError for a backbone that does not contain the other, ValueError for a reparameterized network or without any
+    images.
     """
-    if model.folded:
-        raise ValueError("the network is folded: unfold it first")
+    if model.reparameterized:
+        raise ValueError("the network is reparameterized: unreparameterize it first")
     check_growth(model.config.backbone, backbone)
     config: ModelConfig = model.config.model_copy(update={"backbone": backbone})
     larger = HandMeshNet(config, model.hand).to(model.camera_head.weight.device).eval()

@@ -1,4 +1,6 @@
-"""What a network's batch norms see on real images, for networks that are made from others (`unfold`, `grow`)."""
+"""What a network's batch norms see on real images, for networks that are made from others (`unreparameterize`,
+`grow`).
+"""
 
 from __future__ import annotations
 

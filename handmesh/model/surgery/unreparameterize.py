@@ -1,4 +1,5 @@
-"""From a folded network back to one that can be trained: the same function, with branches and batch norms again.
+"""From a reparameterized network back to one that can be trained: the same function, with branches and batch norms
+again.
 
 Folding is not one to one, so what comes out is not what was once trained, but it computes the same: every kernel sits
 whole in its main branch, the other branches begin at zero, and every batch norm expects the statistics that real
@@ -16,9 +17,9 @@ from handmesh.model.fastvit import (
     Attention,
     AttentionBlock,
     ConvFFN,
-    FoldedAttentionBlock,
-    FoldedRepMixerBlock,
     MobileOneBlock,
+    ReparameterizedAttentionBlock,
+    ReparameterizedRepMixerBlock,
     ReparamLargeKernelConv,
     RepCPE,
     RepMixer,
@@ -31,60 +32,61 @@ from handmesh.model.surgery.norm_statistics import norm_statistics
 
 
 @torch.no_grad()
-def unfold(folded: HandMeshNet, images: Iterable[Tensor]) -> HandMeshNet:
-    """A trainable network, in eval mode, that answers as `folded` does, to rounding. `folded` is left as it is.
+def unreparameterize(reparameterized: HandMeshNet, images: Iterable[Tensor]) -> HandMeshNet:
+    """A trainable network, in eval mode, that answers as `reparameterized` does, to rounding. `reparameterized` is left
+    as it is.
 
     images: a few batches, (B, S, S, 3) uint8 RGB, like those to train on; batch-norm statistics are measured on them.
-    Raises ValueError without any images, or for a network that is not folded.
+    Raises ValueError without any images, or for a network that is not reparameterized.
     """
-    if not folded.folded:
-        raise ValueError("the network is not folded: train it as it is")
-    device = folded.camera_head.weight.device
-    model = HandMeshNet(folded.config, folded.hand).to(device).eval()
-    own = dict(folded.named_modules())
+    if not reparameterized.reparameterized:
+        raise ValueError("the network is not reparameterized: train it as it is")
+    device = reparameterized.camera_head.weight.device
+    model = HandMeshNet(reparameterized.config, reparameterized.hand).to(device).eval()
+    own = dict(reparameterized.named_modules())
     for name, module in model.named_modules():
         _copy(module, own.get(name))
     _measure_norms(model, images)
     return model
 
 
-def _copy(module: nn.Module, folded: nn.Module | None) -> None:
-    """Give a module of the trainable network what its folded counterpart, of the same name, knows."""
+def _copy(module: nn.Module, reparameterized: nn.Module | None) -> None:
+    """Give a module of the trainable network what its reparameterized counterpart, of the same name, knows."""
     if isinstance(module, RepMixerBlock):
-        assert isinstance(folded, FoldedRepMixerBlock)
+        assert isinstance(reparameterized, ReparameterizedRepMixerBlock)
         module.layer_scale.fill_(1)
-        _copy_convffn(module.convffn, folded.convffn)
+        _copy_convffn(module.convffn, reparameterized.convffn)
     elif isinstance(module, AttentionBlock):
-        assert isinstance(folded, FoldedAttentionBlock)
+        assert isinstance(reparameterized, ReparameterizedAttentionBlock)
         module.layer_scale_1.fill_(1)
         module.layer_scale_2.fill_(1)
-        _copy_convffn(module.convffn, folded.convffn)
-        _copy_attention(module, folded.token_mixer)
+        _copy_convffn(module.convffn, reparameterized.convffn)
+        _copy_attention(module, reparameterized.token_mixer)
     elif isinstance(module, RepMixer):
-        kernel, bias = _kernel_and_bias(folded, "reparam_conv")
+        kernel, bias = _kernel_and_bias(reparameterized, "reparam_conv")
         module.layer_scale.fill_(1)
         identity = pad_kernel(identity_kernel(len(kernel), len(kernel), like=kernel), kernel.shape[-1])
         _into_main_branch(module.mixer, kernel - identity, bias)
         _silence(module.norm.rbr_skip)
     elif isinstance(module, RepCPE):
-        kernel, bias = _kernel_and_bias(folded, "reparam_conv")
+        kernel, bias = _kernel_and_bias(reparameterized, "reparam_conv")
         module.pe.weight.copy_(kernel - pad_kernel(identity_kernel(len(kernel), len(kernel), like=kernel), 7))
         assert module.pe.bias is not None
         module.pe.bias.copy_(bias)
     elif isinstance(module, ReparamLargeKernelConv):
-        _into_conv_norm(module.lkb_origin, *_kernel_and_bias(folded, "lkb_reparam"))
+        _into_conv_norm(module.lkb_origin, *_kernel_and_bias(reparameterized, "lkb_reparam"))
         _silence(module.small_conv.get_submodule("bn"))
-    elif isinstance(module, MobileOneBlock) and folded is not None:  # RepMixer's own two were done with it
-        _into_main_branch(module, *_kernel_and_bias(folded, "reparam_conv"))
-        module.se.load_state_dict(folded.get_submodule("se").state_dict())
+    elif isinstance(module, MobileOneBlock) and reparameterized is not None:  # RepMixer's own two were done with it
+        _into_main_branch(module, *_kernel_and_bias(reparameterized, "reparam_conv"))
+        module.se.load_state_dict(reparameterized.get_submodule("se").state_dict())
     elif isinstance(module, nn.Linear) and module.bias is not None:  # the heads; attention did its own
-        assert isinstance(folded, nn.Linear)
-        module.load_state_dict(folded.state_dict())
+        assert isinstance(reparameterized, nn.Linear)
+        module.load_state_dict(reparameterized.state_dict())
 
 
-def _kernel_and_bias(folded: nn.Module | None, name: str) -> tuple[Tensor, Tensor]:
-    assert folded is not None
-    conv = folded.get_submodule(name)
+def _kernel_and_bias(reparameterized: nn.Module | None, name: str) -> tuple[Tensor, Tensor]:
+    assert reparameterized is not None
+    conv = reparameterized.get_submodule(name)
     assert isinstance(conv, nn.Conv2d)
     assert conv.bias is not None
     return conv.weight, conv.bias
@@ -124,20 +126,22 @@ def _silence(norm: nn.Module | None) -> None:
         norm.bias.zero_()
 
 
-def _copy_convffn(convffn: ConvFFN, folded: nn.Module) -> None:
-    assert isinstance(folded, ConvFFN)
-    _into_conv_norm(convffn.conv, *_kernel_and_bias(folded.conv, "conv"))
-    convffn.fc1.load_state_dict(folded.fc1.state_dict())
-    convffn.fc2.load_state_dict(folded.fc2.state_dict())
+def _copy_convffn(convffn: ConvFFN, reparameterized: nn.Module) -> None:
+    assert isinstance(reparameterized, ConvFFN)
+    _into_conv_norm(convffn.conv, *_kernel_and_bias(reparameterized.conv, "conv"))
+    convffn.fc1.load_state_dict(reparameterized.fc1.state_dict())
+    convffn.fc2.load_state_dict(reparameterized.fc2.state_dict())
 
 
-def _copy_attention(block: AttentionBlock, folded: nn.Module) -> None:
-    """The folded qkv has a bias, which came from the batch norm's shift: solve for that."""
-    assert isinstance(folded, Attention)
-    block.token_mixer.qkv.weight.copy_(folded.qkv.weight)
-    block.token_mixer.proj.load_state_dict(folded.proj.state_dict())
-    shift = torch.linalg.lstsq(folded.qkv.weight.double(), folded.qkv.bias.double()[:, None]).solution[:, 0]
-    _pass_through(block.norm, shift.to(folded.qkv.bias))
+def _copy_attention(block: AttentionBlock, reparameterized: nn.Module) -> None:
+    """The reparameterized qkv has a bias, which came from the batch norm's shift: solve for that."""
+    assert isinstance(reparameterized, Attention)
+    block.token_mixer.qkv.weight.copy_(reparameterized.qkv.weight)
+    block.token_mixer.proj.load_state_dict(reparameterized.proj.state_dict())
+    shift = torch.linalg.lstsq(
+        reparameterized.qkv.weight.double(), reparameterized.qkv.bias.double()[:, None]
+    ).solution[:, 0]
+    _pass_through(block.norm, shift.to(reparameterized.qkv.bias))
 
 
 @torch.no_grad()
