@@ -36,9 +36,17 @@ RENAMED_KEYS = {
     "folded": "reparameterized",
 }
 
-BackboneName = Literal[
-    "fastvit_t8", "fastvit_t12", "fastvit_s12", "fastvit_sa12", "fastvit_sa24", "fastvit_sa36", "fastvit_ma36"
-]
+# Backbones by name, and the module that builds each. A further one is a line here and a module of its own, and nothing
+# else: handmesh.model.backbone says what it offers.
+BACKBONES = {
+    "fastvit_t8": "handmesh.model.fastvit",
+    "fastvit_t12": "handmesh.model.fastvit",
+    "fastvit_s12": "handmesh.model.fastvit",
+    "fastvit_sa12": "handmesh.model.fastvit",
+    "fastvit_sa24": "handmesh.model.fastvit",
+    "fastvit_sa36": "handmesh.model.fastvit",
+    "fastvit_ma36": "handmesh.model.fastvit",
+}
 
 
 # Mean and standard deviation of ImageNet's RGB values (0 to 1): the published backbones were trained with these.
@@ -58,10 +66,16 @@ def _known_hand(name: str) -> str:
     return name
 
 
+def _known_backbone(name: str) -> str:
+    if name not in BACKBONES:
+        raise ValueError(f"there is no backbone {name!r}, only {', '.join(BACKBONES)}")
+    return name
+
+
 class ModelConfig(Settings):
     """What a checkpoint needs to rebuild its own network."""
 
-    backbone: BackboneName = "fastvit_ma36"
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = "fastvit_ma36"
     resolution: int = Field(default=224, ge=64, multiple_of=32)  # pixels, side of the crop; the paper uses 224
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     # Whose hand it answers with: ours, or the MANO files that `handmesh mano add` brought. Part of the network.

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.bench.timing import torch_threads
+from handmesh.config import BACKBONES
 from handmesh.errors import ConfigError
 from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.crop import CropTransform
@@ -205,11 +206,8 @@ def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run]:
     from handmesh.config import ModelConfig
     from handmesh.hand.layer import HandModel
     from handmesh.model.checkpoint import save_model
-    from handmesh.model.fastvit import VARIANTS as ARCHITECTURES
     from handmesh.model.network import HandMeshNet, to_device
 
-    if name not in ARCHITECTURES:
-        raise ConfigError(f"There is no architecture {name!r}. Known: {', '.join(ARCHITECTURES)}.")
     if size < 64 or size % 32:
         raise ConfigError(f"Crops of {size} px: a network takes multiples of 32 from 64 on.")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -291,7 +289,7 @@ def bench_stages(model: str | None, *, size: int = 224, runs: int = 20, clock: C
 
 def is_bare(model: str | None) -> bool:
     """A name of an architecture, not of a file."""
-    return model is not None and model.startswith("fastvit_") and not Path(model).exists()
+    return model in BACKBONES and not Path(model).exists()
 
 
 def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:

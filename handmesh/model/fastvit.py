@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from handmesh.config import ATTENTION_HEAD_CHANNELS
 from handmesh.errors import ConfigError
+from handmesh.model.backbone import Backbone
 from handmesh.model.fastvit_cpu import RepMixerNorms, can_train_fast, depthwise_conv, mix_tokens
 
 
@@ -77,7 +78,7 @@ def build_backbone(name: str, *, num_classes: int = 0, drop_path: float | None =
     return FastViT(name, variant, num_classes=num_classes, drop_path=rate)
 
 
-class FastViT(nn.Module):
+class FastViT(Backbone):
     """The backbone. Build one with `build_backbone`.
 
     name: its row in `VARIANTS`. channels: of `forward`'s map. pyramid_channels: of `forward_pyramid`'s four maps.

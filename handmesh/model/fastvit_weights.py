@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from handmesh.errors import CheckpointError
+from handmesh.model.backbone import Backbone
 from handmesh.model.fastvit import VARIANTS, FastViT, build_backbone, fold_branches, fold_residuals
 
 APPLE_URL = "https://docs-assets.developer.apple.com/ml-research/models/fastvit"
@@ -29,7 +30,7 @@ CLASSIFIER = ("head.weight", "head.bias")
 LISTED_KEYS = 12  # of each kind in an error; the rest are counted
 
 
-def load_backbone_weights(backbone: FastViT, source: Path | str | Mapping[str, Tensor]) -> None:
+def load_backbone_weights(backbone: Backbone, source: Path | str | Mapping[str, Tensor]) -> None:
     """Load weights in place: a file (.pth.tar, .pth, .pt, .bin or .safetensors) or a state dict.
 
     The names may be Apple's or timm's, with or without a classifier. Every weight is used, except a classifier that the
@@ -37,6 +38,8 @@ def load_backbone_weights(backbone: FastViT, source: Path | str | Mapping[str, T
     CheckpointError, and leaves the backbone as it was, if the file is missing, damaged or hostile, or if its weights
     belong to another variant or to the other form (train-time or reparameterized).
     """
+    if not isinstance(backbone, FastViT):
+        raise CheckpointError(f"Published weights are of FastViT, and this backbone is {backbone.name}.")
     if isinstance(source, Mapping):
         origin, weights = "The state dict", dict(source)
     else:

@@ -1,4 +1,4 @@
-"""The network: normalise -> FastViT -> global average pool -> three single fully connected heads -> hand model.
+"""The network: normalise -> backbone -> global average pool -> three single fully connected heads -> hand model.
 
 `HandMeshNet` is what is trained, saved and exported. `DenseHead` helps in training only: it reads the backbone's
 stage maps and predicts where each joint is, so that early features learn to see fingers. No output depends on it.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from handmesh.config import IMAGE_MEAN, IMAGE_STD, ModelConfig
 from handmesh.hand import BETA_COUNT, JOINT_NAMES, MANO_JOINT_NAMES, HandOutput
 from handmesh.hand.layer import HandModel
-from handmesh.model.fastvit import build_backbone
+from handmesh.model.backbone import build_backbone
 from handmesh.model.rotation import matrix_from_6d
 
 _ROTATIONS = len(MANO_JOINT_NAMES)

@@ -64,6 +64,8 @@ def _measure_new_channels(larger: HandMeshNet, model: HandMeshNet, images: Itera
 
 def check_growth(small: str, large: str) -> None:
     """Raises ConfigError, with those that would do, where `large` does not contain `small`."""
+    if not {small, large} <= VARIANTS.keys():
+        raise ConfigError(f"{small} cannot grow into {large}: FastViTs grow, other backbones do not.")
     before, after = VARIANTS[small], VARIANTS[large]
     if before.attention != after.attention:
         kinds = {True: "attention", False: "RepMixer"}

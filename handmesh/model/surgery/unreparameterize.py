@@ -13,10 +13,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from handmesh.model.checkpoint import load_weights
 from handmesh.model.fastvit import (
     Attention,
     AttentionBlock,
     ConvFFN,
+    FastViT,
     MobileOneBlock,
     ReparameterizedAttentionBlock,
     ReparameterizedRepMixerBlock,
@@ -43,6 +45,9 @@ def unreparameterize(reparameterized: HandMeshNet, images: Iterable[Tensor]) -> 
         raise ValueError("the network is not reparameterized: train it as it is")
     device = reparameterized.camera_head.weight.device
     model = HandMeshNet(reparameterized.config, reparameterized.hand).to(device).eval()
+    if not isinstance(reparameterized.backbone, FastViT):  # shipped as it is trained, or not to be trained again
+        load_weights(model, reparameterized.state_dict(), f"A deployed {reparameterized.config.backbone}")
+        return model
     own = dict(reparameterized.named_modules())
     for name, module in model.named_modules():
         _copy(module, own.get(name))
