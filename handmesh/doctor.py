@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -22,6 +23,7 @@ from handmesh.model.bundled import bundled_model_path
 from handmesh.runtime.engine import open_engine
 from handmesh.runtime.onnx import import_onnxruntime
 from handmesh.system.cpus import default_threads
+from handmesh.system.paths import can_be_written, user_cache_folder, user_data_folder
 
 PACKAGES = ("numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
 OPTIONAL_PACKAGES = {
@@ -58,6 +60,8 @@ def examine() -> Iterator[Finding]:
     for hand in HAND_MODELS.values():
         for side in (Handedness.RIGHT,) if hand.file is None else Handedness:
             yield _hand(hand, side)
+    yield _guarded("folder for what you add", lambda: _folder(user_data_folder()))
+    yield _guarded("folder for caches", lambda: _folder(user_cache_folder()))
     yield _guarded("bundled model", _bundled_model)
     yield _guarded("inference", _inference)
 
@@ -100,6 +104,13 @@ def _hand(hand: HandModelSource, side: Handedness) -> Finding:
         return Finding(subject, f"not added (optional): {hand.how_to_add}", None)
     where = "ships with handmesh" if hand.file is None else str(hand.file(side).parent)
     return _guarded(subject, lambda: f"sha256 {hand.load(side).sha256[:12]}, {where}")
+
+
+def _folder(folder: Path) -> str:
+    if not can_be_written(folder):
+        return f"{folder}, which cannot be written"
+    emptied = folder.is_relative_to(tempfile.gettempdir())
+    return f"{folder}{', which the system empties: set HOME to a folder that can be written' if emptied else ''}"
 
 
 def _bundled_model() -> str:

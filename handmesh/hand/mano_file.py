@@ -35,7 +35,7 @@ from handmesh.errors import AssetError, ExportError
 from handmesh.hand import FINGER_ROTATION_COUNT, HandArrays, Handedness
 from handmesh.hand.anatomy import palm_frame
 from handmesh.system.atomic import write_atomically
-from handmesh.system.paths import user_data_folder
+from handmesh.system.paths import folder_in, user_data_folder
 
 MAX_FILE_BYTES = 64 << 20  # the originals have 3.8 MB
 _LENGTHS = (0.05, 0.5)  # metres, the longest side at rest; MANO's has about 0.2
@@ -59,8 +59,8 @@ def mano_directory() -> Path:
     the next upgrade: ``~/.local/share/handmesh/mano`` (or under ``$XDG_DATA_HOME``), on macOS
     ``~/Library/Application Support/handmesh/mano``, on Windows ``%LOCALAPPDATA%\handmesh\mano``.
     """
-    if given := os.environ.get("HANDMESH_MANO_DIR"):
-        return Path(given)
+    if given := folder_in("HANDMESH_MANO_DIR"):
+        return given
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "mano_assets").is_dir() and (checkout / "pyproject.toml").is_file():
         return checkout / "mano_assets"

@@ -8,7 +8,6 @@ Nothing is ever downloaded: the weights have owners, and whoever uses them must 
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from handmesh.errors import CheckpointError
 from handmesh.model.fastvit import VARIANTS
 from handmesh.model.fastvit_weights import LICENCE_URL, published_weights_page, recognise_weights
 from handmesh.system.atomic import written_atomically
-from handmesh.system.paths import user_data_folder
+from handmesh.system.paths import folder_in, user_data_folder
 
 FOLDER_VARIABLE = "HANDMESH_WEIGHTS_DIR"
 
@@ -56,8 +55,8 @@ def weights_folder() -> Path:
     The data folder is ~/.local/share (or $XDG_DATA_HOME) on Linux, ~/Library/Application Support on macOS and
     %LOCALAPPDATA% on Windows. The folder need not exist.
     """
-    if chosen := os.environ.get(FOLDER_VARIABLE):
-        return Path(chosen).expanduser()
+    if chosen := folder_in(FOLDER_VARIABLE):
+        return chosen
     return user_data_folder() / "weights"
 
 

@@ -23,7 +23,6 @@ from handmesh.runtime import graph
 from handmesh.runtime.engine import open_engine
 from handmesh.runtime.export import export_model
 from handmesh.runtime.graph import cached_path, write_graph, write_with_graph
-from handmesh.system.paths import user_cache_folder
 
 
 @pytest.fixture(autouse=True)
@@ -200,20 +199,3 @@ def test_the_bundled_graph_is_of_the_bundled_weights():
     assert path.stat().st_size <= 8_000_000
     assert said_by(path)["checkpoint_sha256"] == sha256_of(bundled_model_path())
     assert [output.name for output in onnx.load(path).graph.output] == list(HandOutput._fields)
-
-
-@pytest.mark.parametrize(
-    ("platform", "variable", "expected"),
-    [
-        ("linux", "HOME", ".cache/handmesh"),
-        ("linux", "XDG_CACHE_HOME", "handmesh"),
-        ("darwin", "HOME", "Library/Caches/handmesh"),
-        ("win32", "LOCALAPPDATA", "handmesh/cache"),
-    ],
-)
-def test_the_cache_is_where_each_system_wants_it(platform, variable, expected, tmp_path, monkeypatch):
-    for name in ("HANDMESH_CACHE_DIR", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("sys.platform", platform)
-    monkeypatch.setenv(variable, str(tmp_path))
-    assert user_cache_folder() == tmp_path / expected
