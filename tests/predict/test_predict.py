@@ -516,6 +516,21 @@ def test_what_people_have_is_taken(predictor, photo):
         np.testing.assert_allclose(one(predictor, photo, **camera).intrinsics.matrix, K)
 
 
+def test_images_of_every_kind_are_the_photo_they_show(predictor, photo, tmp_path):
+    """PIL's, with alpha, of 16 bits, grey: the same pixels, the same hand, on the overlay too."""
+    expected = one(predictor, photo)
+    opaque = np.dstack([photo, np.full(photo.shape[:2], 255, np.uint8)])
+    for image in (Image.fromarray(photo), Image.fromarray(opaque), opaque, photo.astype(np.uint16) * 257):
+        assert_same(one(predictor, image), expected, atol=1e-7)
+        np.testing.assert_array_equal(expected.overlay(image), expected.overlay(photo))
+    grey = photo[..., 1]
+    (found,), (again,) = predictor([grey, Image.fromarray(grey)])
+    assert_same(found, one(predictor, np.dstack([grey] * 3)), atol=1e-7)
+    assert_same(again, found, atol=1e-7)
+    expected.save(tmp_path / "overlay.png", image=Image.fromarray(photo))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "overlay.png")), expected.overlay(photo))
+
+
 def test_several_photos_are_answered_in_turn(predictor, photo):
     """Of a list a list; of an iterator an iterator, that reads no photo before it is asked for."""
     flipped = np.ascontiguousarray(photo[:, ::-1])
@@ -560,7 +575,7 @@ def test_what_is_no_photo_is_refused(predictor, tmp_path):
     with pytest.raises(ImageError):
         predictor(b"not an image")
     with pytest.raises(ImageError):
-        predictor(np.zeros((10, 10), np.uint8))
+        predictor(np.zeros((10, 10, 5), np.uint8))
 
 
 def test_passes_are_at_least_one(engine):
