@@ -135,10 +135,10 @@ class Predictor:
     ) -> list[HandPrediction] | list[list[HandPrediction]] | Iterator[list[HandPrediction]]:
         """The hands of one photograph: one per box, or one in the whole image. All boxes run as one batch.
 
-        `image`: what `read_photo` takes (a path, the bytes of a file, an array, a PIL image), or a `Photo`. Of a list of
-        them the answer is a list, of an iterator an iterator, which reads each photo when its hands are asked for; boxes
-        are then not possible. `boxes` are x0, y0, x1, y1 in pixels of the upright photograph. `handedness` is one for
-        all hands or one per box; "auto" finds out, if the network has that head, and takes a right one otherwise.
+        `image`: what `read_photo` takes (a path, the bytes of a file, an array, a PIL image), or a `Photo`. Of a list
+        of them the answer is a list, of an iterator an iterator, which reads each photo when its hands are asked for;
+        boxes are then not possible. `boxes` are x0, y0, x1, y1 in pixels of the upright photograph. `handedness` is one
+        for all hands or one per box; "auto" finds out, if the network has that head, and takes a right one otherwise.
 
         `intrinsics` (an `Intrinsics` or K), `focal` (pixels) or `fov` (radians, of the longer side), if known; else the
         photo's EXIF focal length or the default lens is used, and only for positions in space. `search`: where the
