@@ -23,12 +23,12 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Run the model on this test set: FreiHAND, or labels.jsonl.")
     ] = None,
     crop: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="frame|metro|box|box-from-test-labels|predict",
-            help="What the network sees; scores compare under one alone.",
+            help="What the network sees; default: what the model was trained on, else frame.",
         ),
-    ] = "frame",
+    ] = None,
     margin: Annotated[
         float | None, typer.Option(metavar="X", min=0.5, help="Crop side over the box's, where boxes are used.")
     ] = None,

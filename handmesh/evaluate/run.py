@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from handmesh import __version__
-from handmesh.errors import ConfigError
+from handmesh.errors import ConfigError, DataError
 from handmesh.evaluate.inference import PREDICT, parse_views, predict_set
 from handmesh.evaluate.official_files import Array, HandPoints, read_predictions, write_predictions
 from handmesh.evaluate.report import ReportInput, format_figure, write_report
@@ -34,6 +34,7 @@ from handmesh.evaluate.scores import (
 )
 from handmesh.evaluate.sets import EvaluationSet, open_evaluation_set
 from handmesh.runtime.engine import Engine
+from handmesh.system.atomic import sha256_of_file, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class EvaluationRequest:
     data: Path | None
     predictions: Path | None = None
     model: str | None = None  # a file or a name; None: the bundled model
-    protocol: str = "frame"
+    protocol: str | None = None  # None: the one that the model's file names, if the set allows it, else "frame"
     margin: float | None = None
     passes: int = 3
     tta: str = "none"
@@ -63,7 +64,8 @@ class EvaluationRequest:
 class EvaluationResult(NamedTuple):
     """What came of it."""
 
-    evaluation: Evaluation
+    evaluation: Evaluation | None  # None of a set without 3D labels
+    keypoints: Mapping[str, float]  # 2D scores, where there are any
     comparisons: tuple[Comparison, ...]
     run: dict[str, Any]  # what identifies the run
     files: tuple[Path, ...]
@@ -106,6 +108,8 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
         )
     elif data.meshes is not None:
         run["true meshes"] = data.meshes
+    if not data.in_space:
+        return _score_in_2d(request, data, keypoints, run)
     evaluation = evaluate(data.truth, points, same_hand=same_hand, workers=request.workers, progress=scored)
     if keypoints is None and evaluation.camera_coordinates and data.intrinsics is not None:
         keypoints = _projected(points, data)
@@ -126,7 +130,24 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
         assert points.vertices is not None
         write_predictions(request.save_predictions, points.joints, points.vertices)
         files.append(request.save_predictions)
-    return EvaluationResult(evaluation, comparisons, run, tuple(files))
+    return EvaluationResult(evaluation, evaluation.keypoints, comparisons, run, tuple(files))
+
+
+def _score_in_2d(
+    request: EvaluationRequest, data: EvaluationSet, keypoints: Array | None, run: dict[str, Any]
+) -> EvaluationResult:
+    """Of a set that says where the joints are in the pictures, and nothing about space: scores.json alone."""
+    if keypoints is None:
+        raise DataError(f"{data.path} has no 'joints' that predictions in space could be compared with.")
+    if request.against is not None or request.save_predictions is not None:
+        raise ConfigError("--against and --save-predictions need a test set with 'joints'.")
+    assert data.keypoints is not None
+    scores = score_keypoints(data.keypoints, keypoints, known=data.visible)
+    path = request.out / "scores.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"keypoints_2d": scores, "frames": len(data), "run": run}
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
+    return EvaluationResult(None, scores, (), run, (path,))
 
 
 def _read(
@@ -137,7 +158,7 @@ def _read(
     if request.limit is not None or request.save_predictions is not None or request.model is not None:
         raise ConfigError("--count, --model and --save-predictions go with --data, where a model is run.")
     points = read_predictions(path, len(data), lambda done, total: show("reading", done, total))
-    return points, None, {"subject": path.name, "predictions": str(path), "file SHA-256": _digest(path)}
+    return points, None, {"subject": path.name, "predictions": str(path), "file SHA-256": sha256_of_file(path)}
 
 
 def _predict(
@@ -147,10 +168,11 @@ def _predict(
 
     views = parse_views(request.tta)
     path = bundled_model_path() if request.model in (None, BUNDLED_MODEL) else Path(str(request.model))
+    protocol, hint = _choose_protocol(request.protocol, engine.record, data)
     answers = predict_set(
         data,
         engine,
-        request.protocol,
+        protocol,
         margin=request.margin,
         views=views,
         passes=request.passes,
@@ -159,22 +181,42 @@ def _predict(
     facts: dict[str, Any] = {
         "subject": path.stem,
         "model": str(path),
-        "model SHA-256": _digest(path),
+        "model SHA-256": sha256_of_file(path),
         "engine": engine.name,
-        "protocol": request.protocol,
+        "protocol": protocol,
         "passes of the network per image": answers.passes,
         "time per image": f"{1000 * answers.seconds_per_image:.1f} ms",
     }
     if request.margin is not None:
         facts["margin"] = request.margin
-    if request.protocol != PREDICT and views.passes > 1:
+    if protocol != PREDICT and views.passes > 1:
         facts["tta"] = f"{views.name}, {views.passes} passes"
-    trained = engine.record.get("training", {}).get("crops", {}).get("freihand")
-    if data.kind == "FreiHAND" and trained is not None and not request.protocol.startswith(trained):
-        facts["trained on"] = f"crops of protocol {trained!r}: --crop {trained} shows it what it knows"
+    if hint is not None:
+        facts["trained on"] = hint
     if answers.remark:
         facts["remark"] = answers.remark
     return answers.points, answers.keypoints, facts
+
+
+def _choose_protocol(wanted: str | None, record: Mapping[str, Any], data: EvaluationSet) -> tuple[str, str | None]:
+    """(the protocol to score under, what is to be said about it): scores are to be had under that of the training."""
+    crops: Mapping[str, str] = record.get("training", {}).get("crops", {})
+    trained = crops.get("freihand") if data.kind == "FreiHAND" else None
+    if trained is None and len(set(crops.values())) == 1:
+        trained = next(iter(crops.values()))
+    if trained is None:
+        return wanted or "frame", None
+    if trained == "box" and any(box is None for box in data.boxes):
+        hint = (
+            "crops around given boxes, which this set has not: no --crop shows it what it knows (predict looks for the "
+            "hand first; box-from-test-labels is an oracle)"
+        )
+        return wanted or "frame", None if wanted in (PREDICT, "box-from-test-labels") else hint
+    if wanted is None:
+        return trained, f"crops of protocol {trained!r}, which is why it is scored under it"
+    if wanted.startswith(trained):
+        return wanted, None
+    return wanted, f"crops of protocol {trained!r}: --crop {trained} shows it what it knows"
 
 
 def _projected(points: HandPoints, data: EvaluationSet) -> Array | None:
@@ -196,14 +238,29 @@ def _ground_truth_note(data: EvaluationSet) -> str | None:
     return f"not FreiHAND's published one, so scores compare with no paper. {text}"
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def print_evaluation(result: EvaluationResult, console: Console) -> None:
     """Tables and notes for people."""
-    evaluation = result.evaluation
+    if result.evaluation is not None:
+        _print_scores(result, result.evaluation, console)
+    if result.keypoints:
+        listed = ", ".join(f"{key} {value:.3f}" for key, value in result.keypoints.items())
+        console.print(f"In the image, over the box's side: {listed}", highlight=False, soft_wrap=True)
+    for comparison in result.comparisons:
+        low, high = comparison.interval
+        console.print(
+            f"{comparison.name}: {comparison.value:.4f} here, {comparison.other:.4f} there, difference "
+            f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]: {comparison.verdict}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    for key in ("protocol", "trained on", "tta", "remark", "true meshes", "time per image", "ground truth"):
+        if key in result.run:
+            console.print(f"{key}: {result.run[key]}", markup=False, highlight=False, soft_wrap=True)
+    console.print("Written: " + ", ".join(map(str, result.files)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_scores(result: EvaluationResult, evaluation: Evaluation, console: Console) -> None:
     for text in evaluation.warnings:
         console.print(f"[bold yellow]warning:[/] {_plain(text)}", highlight=False, soft_wrap=True)
     table = Table(title=f"{_plain(str(result.run['subject']))}, {len(evaluation.frames):,} frames")
@@ -234,22 +291,6 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
         console.print(f"Unaligned: {listed}", highlight=False, soft_wrap=True)
     else:
         console.print(f"Unaligned figures are not shown: {evaluation.camera_note}.", highlight=False, soft_wrap=True)
-    if evaluation.keypoints:
-        listed = ", ".join(f"{key} {value:.3f}" for key, value in evaluation.keypoints.items())
-        console.print(f"In the image, over the box's side: {listed}", highlight=False, soft_wrap=True)
-    for comparison in result.comparisons:
-        low, high = comparison.interval
-        console.print(
-            f"{comparison.name}: {comparison.value:.4f} here, {comparison.other:.4f} there, difference "
-            f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]: {comparison.verdict}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    for key in ("protocol", "trained on", "tta", "remark", "true meshes", "time per image", "ground truth"):
-        if key in result.run:
-            console.print(f"{key}: {result.run[key]}", markup=False, highlight=False, soft_wrap=True)
-    console.print("Written: " + ", ".join(map(str, result.files)), markup=False, highlight=False, soft_wrap=True)
 
 
 def _plain(text: str) -> str:

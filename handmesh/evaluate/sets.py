@@ -53,7 +53,7 @@ class EvaluationSet:
 
     path: Path
     kind: str  # "FreiHAND" or "JSONL"
-    truth: HandPoints
+    truth: HandPoints  # of a set `in_space`; without joints and vertices otherwise: not-a-number
     handedness: tuple[Handedness, ...]  # (N,)
     intrinsics: Array | None  # (N, 3, 3) px
     images: tuple[Path, ...]  # (N,) where they belong; none of them may be there, and there are none if `packed`
@@ -64,6 +64,7 @@ class EvaluationSet:
     packed: FreiHand | None = None  # where the images are if they are not files
     labelled_hand: LabelledHand | None = None  # whose vertices the true ones are; None: not known, or there are none
     meshes: str | None = None  # how the true vertices were come by, where they were not given
+    in_space: bool = True  # whether 3D joints are known; if not, keypoints are
 
     def __len__(self) -> int:
         return len(self.truth.joints)
@@ -80,7 +81,8 @@ class EvaluationSet:
         """One image with its labels. Raises ImageError or DataError when the image cannot be read."""
         hand = hand_labels(
             keypoints=None if self.keypoints is None else self.keypoints[index],
-            joints=self.truth.joints[index],
+            keypoints_known=None if self.in_space or self.visible is None else self.visible[index],
+            joints=self.truth.joints[index] if self.in_space else None,
             right=self.handedness[index] == Handedness.RIGHT,
             dtype=np.float64,
         )
@@ -236,19 +238,29 @@ def _open_jsonl(path: Path, hand: HandArrays | None) -> EvaluationSet:
     data = JsonlData(path, for_scoring=True)
     records = [data.record(index) for index in range(len(data))]
     labels = [parse_labels(record, data.where(index)) for index, record in enumerate(records)]
-    for index, known in enumerate(labels):
-        if not known.hand.joints_known:
-            raise DataError(f"{data.where(index)}: no 'joints': every image of a test set needs them.")
+    in_space = any(known.hand.joints_known for known in labels)
+    for index, (record, known) in enumerate(zip(records, labels, strict=True)):
+        if in_space and not known.hand.joints_known:
+            raise DataError(
+                f"{data.where(index)}: no 'joints', and other lines have them: give them in all or in none."
+            )
+        if not in_space and record.get("keypoints") is None:
+            raise DataError(f"{data.where(index)}: neither 'joints' nor 'keypoints': a test set needs one of them.")
     seen = [known.keypoints_or_projection() for known in labels]
-    keypoints = _stacked([None if found is None or not np.isfinite(found[0]).all() else found[0] for found in seen])
+    if in_space:
+        keypoints = _stacked([None if found is None or not np.isfinite(found[0]).all() else found[0] for found in seen])
+    else:  # those that are not known are told by `visible`
+        keypoints = np.stack([np.full((len(JOINT_NAMES), 2), np.nan) if found is None else found[0] for found in seen])
     handedness = tuple(known.handedness for known in labels)
     vertices = _stacked([_known(known.hand, "vertices") for known in labels])
     translations = _stacked([_translation(record, data.where(index)) for index, record in enumerate(records)])
-    joints = _stacked([known.hand.joints for known in labels])
+    joints = _stacked([known.hand.joints if in_space else np.full((len(JOINT_NAMES), 3), np.nan) for known in labels])
     assert joints is not None
     labelled_hand, meshes = data.labelled_hand, None
     pose, betas = (_stacked([_known(known.hand, name) for known in labels]) for name in ("pose", "betas"))
-    if vertices is None and pose is not None and betas is not None:
+    if not in_space:
+        vertices = None  # without joints it is not known where a mesh lies
+    elif vertices is None and pose is not None and betas is not None:
         posed = _pose_meshes(pose, betas, handedness, joints, translations, hand)
         vertices, labelled_hand, meshes = posed.vertices, posed.hand, posed.how
     return EvaluationSet(
@@ -269,6 +281,7 @@ def _open_jsonl(path: Path, hand: HandArrays | None) -> EvaluationSet:
         facts=tuple(record.get("facts") or {} for record in records),
         labelled_hand=None if vertices is None else labelled_hand,
         meshes=meshes,
+        in_space=in_space,
     )
 
 

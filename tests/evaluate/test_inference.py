@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from handmesh import metrics
 from handmesh.data.crops import PROTOCOLS
 from handmesh.data.formats.freihand import prepare
 from handmesh.errors import ConfigError, DataError
 from handmesh.evaluate.inference import METRO_VIEWS, PLAIN, SINGLE, SMALL_VIEWS, Views, parse_views, predict_set
-from handmesh.evaluate.run import EvaluationRequest, run_evaluation
+from handmesh.evaluate.run import EvaluationRequest, _choose_protocol, print_evaluation, run_evaluation
 from handmesh.evaluate.scores import evaluate
 from handmesh.evaluate.sets import EvaluationSet, hand_lengths, match_hand, open_evaluation_set, palm_angles
 from handmesh.hand import Handedness, HandOutput, builtin_hand
@@ -249,7 +252,7 @@ def test_meshes_of_another_hand_are_not_compared_vertex_by_vertex(directory, mod
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record: record.pop("joints"), "jsonl:1: no 'joints'"),
+        (lambda record: [record.pop(key) for key in ("joints", "keypoints")], "jsonl:1: neither 'joints' nor 'keyp"),
         (lambda record: record.update(joints=[[0, 0, 0]] * 20), "jsonl:1: 'joints' is"),
         (lambda record: record.update(handedness="both"), "jsonl:1: 'handedness' is 'both'"),
         (lambda record: record.update(translation=[1, 2]), "jsonl:1: 'translation' is"),
@@ -288,6 +291,59 @@ def test_freihands_form_scores_as_jsonl_does(data, freihand, model_file, tmp_pat
         with pytest.raises(DataError, match="box-from-test-labels"):
             predict_set(opened, engine, "box")
         assert len(opened.first(2).sample(1).image) == 96
+
+
+def test_a_set_without_3d_labels_is_scored_in_the_picture(directory, model_file, tmp_path):
+    """Photographs of one's own have keypoints at best. Those that are not visible are not scored."""
+    out = tmp_path / "out"
+    records = [json.loads(line) for line in (directory / "labels.jsonl").read_text().splitlines()]
+    flat = []
+    for record in records:
+        kept = {key: record[key] for key in ("image", "handedness", "keypoints")}
+        flat.append(kept | {"keypoints": [[*point[:2], 1] for point in record["keypoints"]]})
+    some = [record | {"keypoints": [*record["keypoints"][:20], [9e3, 9e3, 0]]} for record in flat]
+    boxes = {}
+    for name, lines in (("all", flat), ("some", some)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "images").symlink_to(directory / "images")
+        (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        result = run_evaluation(EvaluationRequest(data=folder, model=str(model_file), out=out))
+        assert result.evaluation is None
+        assert [path.name for path in result.files] == ["scores.json"]
+        boxes[name] = json.loads((out / "scores.json").read_text())["keypoints_2d"]["box_error"]
+    data = open_evaluation_set(tmp_path / "all")
+    answers = predict_set(data, TorchEngine(model_file)).keypoints
+    assert boxes["all"] == pytest.approx(metrics.keypoint_box_error(data.keypoints, answers).mean(), rel=1e-3)
+    expected = metrics.keypoint_box_error(data.keypoints[:, :20], answers[:, :20]).mean()
+    assert boxes["some"] == pytest.approx(expected, rel=1e-3)
+    console = Console(file=io.StringIO(), width=200)
+    print_evaluation(result, console)
+    assert "In the image, over the box's side: box_error" in console.file.getvalue()
+    with pytest.raises(ConfigError, match="--against and --save-predictions need"):
+        run_evaluation(EvaluationRequest(data=folder, model=str(model_file), against=out, out=out))
+
+
+@pytest.mark.parametrize(
+    ("trained", "boxes", "wanted", "chosen", "said"),
+    [
+        ({}, False, None, "frame", None),
+        ({"freihand": "metro"}, False, None, "metro", "which is why"),
+        ({"freihand": "metro"}, False, "metro", "metro", None),
+        ({"freihand": "metro"}, False, "frame", "frame", "--crop metro shows it"),
+        ({"photos0": "box"}, True, None, "box", "which is why"),
+        ({"photos0": "box"}, True, "box", "box", None),
+        ({"photos0": "box"}, False, None, "frame", "no --crop shows it"),
+        ({"photos0": "box"}, False, "predict", "predict", None),
+        ({"photos0": "box", "photos1": "frame"}, True, None, "frame", None),
+    ],
+)
+def test_the_crop_is_that_of_the_training_where_the_set_allows_it(trained, boxes, wanted, chosen, said, data):
+    """A model of boxes was once told to use --crop box on FreiHAND, which refuses that: it has none."""
+    given = replace(data, boxes=tuple(np.array([0, 0, 9, 9.0]) if boxes else None for _ in data.boxes))
+    protocol, hint = _choose_protocol(wanted, {"training": {"crops": trained}}, given)
+    assert protocol == chosen
+    assert hint is None if said is None else said in hint
 
 
 def test_folders_that_are_no_set_are_refused(tmp_path):
