@@ -8,11 +8,12 @@ package: MediaPipe is the extra `handmesh[detect]`, the palm detector a file of 
 
 from __future__ import annotations
 
-from handmesh.detect.detector import Box, Detection, Detector, GivenBoxes, Source, WholeImage
+from handmesh.detect.detector import Detection, Detector, GivenBoxes, Source, WholeImage
 from handmesh.detect.mediapipe import MediaPipeHands
 from handmesh.detect.overlap import box_iou, deduplicate
 from handmesh.detect.palm import PalmDetector
 from handmesh.errors import ConfigError
+from handmesh.geometry.box import Box
 
 __all__ = [
     "Box",

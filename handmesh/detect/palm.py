@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.detect.detector import Box, Detection, Image
+from handmesh.detect.detector import Detection, Image
 from handmesh.detect.overlap import box_iou, deduplicate
 from handmesh.errors import AssetError
+from handmesh.geometry.box import Box
 
 # OpenCV zoo's palm_detection_mediapipe: side of its input in pixels, and its two grids of anchors as (cells per side,
 # anchors per cell). They follow from MediaPipe's SsdAnchorsCalculator with strides 8, 16, 16, 16 and two anchors each.
