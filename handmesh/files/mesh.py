@@ -15,7 +15,7 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,8 +31,6 @@ from handmesh.system.atomic import write_atomically
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
-
-MESH_SUFFIXES: Final = (".glb", ".obj", ".ply", ".stl", ".npz", ".json", ".html")
 
 # The version of the .json and .npz schema; it grows when a reader of the old one would misread the new.
 SCHEMA_VERSION: Final = 1
@@ -78,20 +76,11 @@ def encode_hands(hands: Sequence[MeshHand], suffix: str) -> bytes:
     """The bytes of such a file, for those who send it elsewhere. Raises ExportError."""
     for hand in hands:
         _check(hand)
-    encoders = {
-        ".glb": _glb,
-        ".obj": _obj,
-        ".ply": _ply,
-        ".stl": _stl,
-        ".npz": _npz,
-        ".json": _json,
-        ".html": _html,
-    }
-    if suffix.lower() not in encoders:
+    if suffix.lower() not in _ENCODERS:
         raise ExportError(
             f"Cannot write hands as {suffix or 'a file without suffix'!r}; wanted one of {MESH_SUFFIXES}."
         )
-    return encoders[suffix.lower()](hands)
+    return _ENCODERS[suffix.lower()](hands)
 
 
 def _check(hand: MeshHand) -> None:
@@ -356,3 +345,16 @@ def _html(hands: Sequence[MeshHand]) -> bytes:
         scene.add_geometry(mesh.apply_translation(-center), node_name=hand.name, geom_name=hand.name)
     page: str = scene_to_html(scene)
     return page.encode()
+
+
+# Another format is another line here: `save`, the command line and the messages read it from this table.
+_ENCODERS: Final[dict[str, Callable[[Sequence[MeshHand]], bytes]]] = {
+    ".glb": _glb,
+    ".obj": _obj,
+    ".ply": _ply,
+    ".stl": _stl,
+    ".npz": _npz,
+    ".json": _json,
+    ".html": _html,
+}
+MESH_SUFFIXES: Final = tuple(_ENCODERS)

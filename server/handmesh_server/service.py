@@ -25,6 +25,7 @@ from handmesh import __version__
 from handmesh.errors import HandMeshError
 from handmesh.files.image import Photo, encode_image, read_header, read_photo
 from handmesh.hand import builtin_hand
+from handmesh.hand.models import HAND_MODELS
 from handmesh.model.bundled import BUNDLED_MODEL
 from handmesh.predict import HandPrediction, Predictor, load_predictor
 from handmesh.system.cpus import usable_processors
@@ -138,10 +139,10 @@ class HandService:
         """schemas.ModelCard. Raises NotReady."""
         predictor, batching = self._ready()
         engine, hand = predictor.engine, predictor.engine.hand
+        config = engine.record.get("model")
+        source = HAND_MODELS.get(config.get("hand", "builtin") if isinstance(config, dict) else "builtin")
         ours = hand.sha256 == builtin_hand().sha256
-        record = engine.record
-        config = record.get("model")
-        own = "Apache-2.0" if ours else "that of the hand model"
+        licence = "Apache-2.0" if ours else source.licence if source is not None else "its own"
         name = Path(self.settings.model or BUNDLED_MODEL).stem if self._given is None else "given"
         return {
             "name": name,
@@ -151,11 +152,11 @@ class HandService:
             "passes": predictor.passes,
             "max_batch": batching.max_batch,
             "hand": {
-                "name": "handmesh built-in" if ours else "other",
+                "name": "handmesh built-in" if ours else source.name if source is not None else "other",
                 "sha256": hand.sha256,
-                "licence": "Apache-2.0" if ours else "its own (MANO: non-commercial research, mano.is.tue.mpg.de)",
+                "licence": licence,
             },
-            "licences": {"code": "Apache-2.0", "meshes": own},
+            "licences": {"code": "Apache-2.0", "meshes": licence},
             "version": __version__,
         }
 

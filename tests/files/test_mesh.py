@@ -13,6 +13,7 @@ import pytest
 import trimesh
 from scipy.spatial.transform import Rotation
 
+from handmesh.cli.shell import FORMATS
 from handmesh.errors import ExportError
 from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, encode_hands, save_hands
 from handmesh.geometry.normals import vertex_normals
@@ -330,3 +331,8 @@ def test_normals_of_a_sphere_point_outward():
     np.testing.assert_allclose(flipped, -normals, atol=1e-12)
     lonely = vertex_normals(np.vstack([sphere.vertices, [[5.0, 5.0, 5.0]]]), np.asarray(sphere.faces))
     assert (lonely[-1] == 0).all()
+
+
+def test_the_command_line_offers_every_format():
+    """It lists them without importing this module, which would make `--help` slow."""
+    assert {f".{name}" for name in FORMATS} == {*MESH_SUFFIXES, ".png", ".jpg"}
