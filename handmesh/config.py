@@ -319,6 +319,8 @@ class DataConfig(Settings):
     live: LiveData | None = None  # in place of all the others
     freihand: FreiHandData | None = None
     photos: tuple[PhotoData, ...] = ()
+    # Photographs that cannot be read: end the run, or go on with the next ones and name them at the end.
+    skip_bad_images: bool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -56,6 +56,7 @@ def data_prepare(
 def data_check(
     path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="A prepared FreiHAND folder, or a JSONL file.")],
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures to decode, spread over the set.")] = 200,
+    everything: Annotated[bool, typer.Option("--all", help="Decode every picture.")] = False,
 ) -> None:
     """Check that a data set is what it claims to be: a table of what was wanted and what was found.
 
@@ -64,7 +65,7 @@ def data_check(
     Examples:
       handmesh data check FreiHAND/
 
-      handmesh data check photos/labels.jsonl
+      handmesh data check photos/labels.jsonl --all
     """
     from handmesh.data.check import check
 
@@ -76,7 +77,7 @@ def data_check(
                 tasks[what] = progress.add_task(what, total=total)
             progress.update(tasks[what], completed=done, total=total)
 
-        rows = check(path, count, report)
+        rows = check(path, None if everything else count, report)
     table = Table(title=Text(str(path)))
     for title in ("", "claim", "wanted", "found"):
         table.add_column(title, overflow="fold")

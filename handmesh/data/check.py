@@ -21,7 +21,7 @@ from handmesh.data.formats.freihand import (
 from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData, parse_labels
 from handmesh.data.sample import PhotoLabels
 from handmesh.errors import AssetError, ConfigError, DataError, ImageError
-from handmesh.files.image import MAX_BYTES, read_header
+from handmesh.files.image import read_image
 from handmesh.geometry.box import box_problem
 from handmesh.hand import JOINT_NAMES, HandArrays
 from handmesh.hand.models import load_hand
@@ -49,11 +49,15 @@ class CheckRow:
     found: str
     passed: bool | None  # None: it could not be checked, or there is nothing to compare with
 
+    def __post_init__(self) -> None:
+        if self.passed is not None:  # a comparison of numpy's gives numpy's own bool, which `is False` never is
+            object.__setattr__(self, "passed", bool(self.passed))
 
-def check(path: Path, images: int = 200, progress: Progress | None = None) -> list[CheckRow]:
+
+def check(path: Path, images: int | None = 200, progress: Progress | None = None) -> list[CheckRow]:
     """Check a prepared FreiHAND folder, or a JSONL file (or a folder with labels.jsonl in it).
 
-    `images` is how many pictures are decoded, spread over the set. Raises DataError when `path` is neither.
+    `images` is how many pictures are decoded, spread over the set; None: all. Raises DataError when `path` is neither.
     """
     path = Path(path)
     if path.is_file() or (path / LABELS_FILE).is_file():
@@ -65,7 +69,7 @@ def check(path: Path, images: int = 200, progress: Progress | None = None) -> li
 
 
 def check_freihand(
-    directory: Path, hand: HandArrays | None = None, images: int = 200, progress: Progress | None = None
+    directory: Path, hand: HandArrays | None = None, images: int | None = 200, progress: Progress | None = None
 ) -> list[CheckRow]:
     """All claims about a prepared FreiHAND. `hand` is the model of its labels; by default the one that it names."""
     splits = available_splits(directory)
@@ -95,7 +99,7 @@ def _check_split(
     hand: HandArrays | None,
     why_no_hand: str,
     synthetic: bool,
-    images: int,
+    images: int | None,
     progress: Progress | None,
 ) -> Iterator[CheckRow]:
     count, arrays, official = data.annotation_count, data.arrays, OFFICIAL_COUNTS[data.split]
@@ -255,21 +259,24 @@ def _check_zero_predictor(arrays: dict[str, NDArray[Any]], official: bool) -> It
         )
 
 
-def _check_images(data: FreiHand, wanted: int, progress: Progress | None) -> Iterator[CheckRow]:
+def _check_images(data: FreiHand, wanted: int | None, progress: Progress | None) -> Iterator[CheckRow]:
     """Decode pictures spread over all versions; and see that the labels lie where the masks say the hand is."""
-    chosen = np.unique(np.linspace(0, len(data) - 1, max(wanted, 1)).round().astype(int))
+    chosen = _spread(len(data), wanted)
     bad: list[str] = []
     on_mask: list[float] = []
     has_masks = "mask" in data.meta["splits"][data.split]["images"]
     for done, index in enumerate(chosen.tolist(), start=1):
         try:
-            image = data.image(index)
+            # OpenCV, which training reads FreiHAND with, fills up what a file cut in half lacks, and says nothing.
+            image = read_image(data.image_bytes(index))
             if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
                 bad.append(f"{index:08d}.jpg is {image.shape}")
             if has_masks and "verts" in data.arrays:
                 on_mask.append(_share_on_mask(data, index))
         except DataError as error:
             bad.append(str(error))
+        except ImageError as error:
+            bad.append(f"{index:08d}.jpg: {error}")
         if progress is not None:
             progress(f"{data.split} images", done, len(chosen))
     yield CheckRow(
@@ -281,6 +288,11 @@ def _check_images(data: FreiHand, wanted: int, progress: Progress | None) -> Ite
     if on_mask:
         share = float(np.mean(on_mask))
         yield CheckRow("vertices on the mask", "at least half on average", f"{share:.1%}", share >= 0.5)
+
+
+def _spread(count: int, wanted: int | None) -> NDArray[np.int64]:
+    """Numbers of samples, evenly over `count`; None: all of them."""
+    return np.unique(np.linspace(0, count - 1, count if wanted is None else max(wanted, 1)).round().astype(int))
 
 
 def _share_on_mask(data: FreiHand, index: int) -> float:
@@ -297,27 +309,31 @@ def _share_on_mask(data: FreiHand, index: int) -> float:
 # ---------------------------------------------------------------------------------------------------- JSONL
 
 
-def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None) -> list[CheckRow]:
-    """Every line is read and every label checked; `images` pictures, spread over the file, are opened."""
+def check_jsonl(path: Path, images: int | None = 200, progress: Progress | None = None) -> list[CheckRow]:
+    """Every line is read and every label checked; `images` pictures, spread over the file, are decoded."""
     data = JsonlData(path)
     count = len(data)
-    chosen = set(np.unique(np.linspace(0, count - 1, max(images, 1)).round().astype(int)).tolist())
+    chosen = set(_spread(count, images).tolist())
     problems: list[str] = []
     image_problems: list[str] = []
     tallies = dict.fromkeys(("box", "intrinsics", "keypoints", "joints", "vertices", "pose", "betas"), 0)
-    left = outside = points = croppable = opened = 0
+    left = outside = points = croppable = decoded = 0
     agreement: list[float] = []
     for index in range(count):
         labels, size = None, None
         try:
             record = data.record(index)
             labels = parse_labels(record, data.where(index))
+            image = data.path.parent / record["image"]
             if index in chosen:
-                opened += 1
-                size = _image_size(data.path.parent / record["image"])
+                decoded += 1
+                height, width = read_image(image).shape[:2]
+                size = width, height
+            elif not image.is_file():
+                raise ImageError(f"No image at {image}.")
         except DataError as error:
             problems.append(str(error))
-        except (ImageError, OSError) as error:
+        except ImageError as error:
             image_problems.append(f"{data.where(index)}: {error}")
         if labels is not None:
             left += labels.handedness == "left"
@@ -327,8 +343,7 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
             croppable += labels.hand_box() is not None
             if size is not None and labels.box is not None:
                 x0, y0, x1, y1 = map(float, labels.box)
-                # The size is that of the file, which its EXIF orientation may turn.
-                if all(problem := box_problem((x0, y0, x1, y1), one) for one in (size[::-1], size)):
+                if (problem := box_problem((x0, y0, x1, y1), size)) is not None:
                     problems.append(f"{data.where(index)}: 'box' {labels.box.tolist()} {problem}")
             agreement += _disagreement_px(labels)
             if size is not None and (seen := labels.keypoints_or_projection()) is not None:
@@ -342,8 +357,8 @@ def check_jsonl(path: Path, images: int = 200, progress: Progress | None = None)
         CheckRow("lines", "objects with known keys and sound values", _problems(problems, count), not problems),
         CheckRow("labels", "any subset", f"{there}; {left} left hands of {count}", None),
         CheckRow(
-            f"{opened} images opened", "photographs", _problems(image_problems, opened),
-            not image_problems if opened else None,
+            f"{decoded} images decoded, {count} looked for", "photographs", _problems(image_problems, count),
+            not image_problems,
         ),
         CheckRow(
             "a box or keypoints", "on every line, for crops around the hand",
@@ -370,12 +385,6 @@ def _problems(problems: list[str], count: int) -> str:
         return f"all {count} sound"
     more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
     return f"{len(problems)} of {count} are not: " + "; ".join(problems[:_SHOWN_PROBLEMS]) + more
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    with open(path, "rb") as file:
-        header = read_header(file.read(MAX_BYTES + 1), name=str(path))
-    return header.width, header.height
 
 
 def _disagreement_px(labels: PhotoLabels) -> list[float]:

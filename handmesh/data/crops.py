@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from handmesh.data.sample import HandSample, RawSample, without
 from handmesh.errors import DataError
+from handmesh.geometry.box import box_problem
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness
 
@@ -52,6 +53,10 @@ class CropProtocol:
         box = sample.labels.hand_box()
         if box is None:
             raise DataError(f"{sample.name} has neither a box nor keypoints: protocol {self.name!r} needs one of them.")
+        if sample.labels.box is not None:
+            x0, y0, x1, y1 = map(float, box)
+            if (problem := box_problem((x0, y0, x1, y1), (width, height))) is not None:
+                raise DataError(f"{sample.name}: its box {box.tolist()} {problem}")
         return CropTransform.around_box(box, self.margin, mirror=mirror)
 
 

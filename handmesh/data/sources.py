@@ -27,7 +27,7 @@ from handmesh.data.crops import PROTOCOLS, CropProtocol, crop_sample
 from handmesh.data.formats.freihand import FreiHand, Split, split_by_annotation
 from handmesh.data.formats.jsonl import JsonlData
 from handmesh.data.sample import HandSample, LabelledHand, RawData, RawSample, without
-from handmesh.errors import ConfigError, DataError
+from handmesh.errors import ConfigError, DataError, ImageError
 from handmesh.hand import HandArrays, builtin_hand
 from handmesh.hand.models import HAND_MODELS
 from handmesh.synth import Backgrounds, Pack, render_pack
@@ -52,6 +52,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]: ...
+
+    def take_skipped(self) -> list[str]:
+        """Why, of each sample in whose place another was given since the last call."""
+        ...
 
 
 class ValidationSet(Protocol):
@@ -80,6 +84,9 @@ class PackSource:
     def __len__(self) -> int:
         return len(self.pack)
 
+    def take_skipped(self) -> list[str]:
+        return []
+
     def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]:
         return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
 
@@ -103,6 +110,7 @@ class ValidationPack:
         return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
 
 
+_MOST_SKIPPED = 100  # in a row: then it is not the pictures, but the folder that is gone
 _OF_ITS_OWN_HAND = ("vertices", "pose", "betas")  # labels that mean nothing in another hand's model
 
 
@@ -122,6 +130,8 @@ class PhotoSource:
     # Whether vertices, pose and betas belong to the hand that is trained. If not they are left out: another hand's
     # vertices are in other places, and its betas mean something else.
     same_hand: bool = True
+    skip_bad_images: bool = False  # take the next one that can be read
+    skipped: list[str] = field(default_factory=list, init=False)  # why, of each since `take_skipped`
 
     def __len__(self) -> int:
         return len(self.data) if self.indices is None else len(self.indices)
@@ -150,13 +160,36 @@ class PhotoSource:
     def sample(self, position: int, resolution: int) -> HandSample[NDArray[Any]]:
         """The same as its protocol crops it, unchanged: what scores are computed on."""
         sample = self._sample(position)
+        for reason in self.take_skipped():
+            logger.warning("skipped in validation: %s", reason)
         return crop_sample(sample, self.protocol.crop(sample), resolution)
 
+    def take_skipped(self) -> list[str]:
+        """What was skipped since the last call, and why."""
+        found = [*self.skipped]
+        self.skipped.clear()
+        return found
+
     def _sample(self, position: int) -> RawSample:
-        sample = self.data[position if self.indices is None else int(self.indices[position])]
+        sample = self._readable(position)
         if self.same_hand:
             return sample
         return replace(sample, labels=replace(sample.labels, hand=without(sample.labels.hand, *_OF_ITS_OWN_HAND)))
+
+    def _readable(self, position: int) -> RawSample:
+        """In place of one that is skipped, the next in order: what is seen depends on nothing but the files."""
+        for tried in range(min(len(self), _MOST_SKIPPED)):
+            at = (position + tried) % len(self)
+            try:
+                return self.data[at if self.indices is None else int(self.indices[at])]
+            except (DataError, ImageError) as error:
+                if not self.skip_bad_images:
+                    raise
+                self.skipped.append(str(error))
+        raise DataError(
+            f"{self.name}: of {len(self)} photographs, {min(len(self), _MOST_SKIPPED)} in a row cannot be read. The "
+            f"last: {self.skipped[-1]}"
+        )
 
 
 class RunData(NamedTuple):
@@ -255,11 +288,16 @@ def freihand_source(
     training, validation = split_by_annotation(data, settings.validation, settings.split_seed, settings.versions)
     protocol = PROTOCOLS[settings.crop]
     source = PhotoSource(
-        "freihand", data, protocol, settings.weight, training, config.photo_augmentation, same_hand=same_hand
+        "freihand",
+        data,
+        protocol,
+        settings.weight,
+        training,
+        config.photo_augmentation,
+        same_hand=same_hand,
+        skip_bad_images=config.data.skip_bad_images,
     )
-    watched = PhotoSource(
-        "freihand", data, protocol, indices=_spread(validation, config.evaluation_count), same_hand=same_hand
-    )
+    watched = replace(source, indices=_spread(validation, config.evaluation_count))
     return source, watched if len(validation) else None
 
 
@@ -299,17 +337,29 @@ def jsonl_source(
     order = np.random.default_rng((settings.split_seed, 0x50484F54)).permutation(len(data))
     kept = round(settings.validation * len(data))
     name, protocol = f"photos{number}", PROTOCOLS[settings.crop]
-    _check_lines(data, protocol)
+    _check_lines(data, protocol, images=not config.data.skip_bad_images)
     source = PhotoSource(
-        name, data, protocol, settings.weight, np.sort(order[kept:]), config.photo_augmentation, same_hand=same_hand
+        name,
+        data,
+        protocol,
+        settings.weight,
+        np.sort(order[kept:]),
+        config.photo_augmentation,
+        same_hand=same_hand,
+        skip_bad_images=config.data.skip_bad_images,
     )
     watched = PhotoSource(
-        name, data, protocol, indices=_spread(np.sort(order[:kept]), config.evaluation_count), same_hand=same_hand
+        name,
+        data,
+        protocol,
+        indices=_spread(np.sort(order[:kept]), config.evaluation_count),
+        same_hand=same_hand,
+        skip_bad_images=config.data.skip_bad_images,
     )
     return source, watched if kept else None
 
 
-def _check_lines(data: JsonlData, protocol: CropProtocol) -> None:
+def _check_lines(data: JsonlData, protocol: CropProtocol, *, images: bool) -> None:
     """Rather now than after hours: is every label sound, every image there, and a crop to be had of it?"""
     for index in range(len(data)):
         labels, image = data.labels(index), data.image_path(index)
@@ -318,7 +368,7 @@ def _check_lines(data: JsonlData, protocol: CropProtocol) -> None:
                 f"{data.where(index)} has no box, and no keypoints to make one from: give one of them, or set this "
                 "source's crop to frame."
             )
-        if not image.is_file():
+        if images and not image.is_file():
             raise DataError(f"{data.where(index)}: there is no image {image}.")
 
 

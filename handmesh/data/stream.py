@@ -5,9 +5,10 @@ Step s is made of the examples s * batch_size to (s + 1) * batch_size - 1, which
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ from handmesh.config import TrainConfig
 from handmesh.data.sample import HandLabels, HandSample
 from handmesh.data.sources import Source
 from handmesh.errors import ConfigError, HandMeshError
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 1024  # examples over which the shares are exact (to one example)
 
@@ -123,7 +126,8 @@ def training_batches(
 ) -> Generator[HandBatch, None, None]:
     """Of the batches of steps `first_step` to `config.steps`, the part of process `rank` of `ranks`.
 
-    Raises DataError or ImageError for a sample that cannot be read, in whichever process that was found out.
+    Raises DataError or ImageError for a sample that cannot be read, in whichever process that was found out; or names
+    those that sources skipped, each when it is met first and all at the end.
     """
     loader = DataLoader(
         _Answers(TrainingStream(sources, config)),
@@ -136,33 +140,47 @@ def training_batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from torch's own at every start, and resuming would differ
     )
-    for batch in loader:
-        if isinstance(batch, HandMeshError):
-            raise batch
-        yield batch
+    skipped: dict[str, None] = {}
+    try:
+        for batch, reasons in loader:
+            for reason in reasons:
+                if reason not in skipped:
+                    logger.warning("skipped: %s", reason)
+                    skipped[reason] = None
+            if isinstance(batch, HandMeshError):
+                raise batch
+            yield batch
+    finally:
+        if skipped:
+            logger.warning("%d images could not be read and were skipped: %s", len(skipped), "; ".join(skipped))
 
 
-Answer = HandSample[NDArray[Any]] | HandMeshError
+class _Answer(NamedTuple):
+    """An example or the error in its place: what a worker process raises arrives as the text of its traceback."""
+
+    sample: HandSample[NDArray[Any]] | HandMeshError
+    skipped: list[str]  # why, of photographs in whose place it is
 
 
-class _Answers(Dataset[Answer]):
-    """A stream whose errors are answers: what a worker process raises arrives as the text of its traceback."""
-
+class _Answers(Dataset[_Answer]):
     def __init__(self, stream: TrainingStream) -> None:
         self.stream = stream
 
-    def __getitem__(self, g: int) -> Answer:
+    def __getitem__(self, g: int) -> _Answer:
+        sample: HandSample[NDArray[Any]] | HandMeshError
         try:
-            return self.stream[g]
+            sample = self.stream[g]
         except HandMeshError as error:
-            return error
+            sample = error
+        return _Answer(sample, [reason for source in self.stream.sources for reason in source.take_skipped()])
 
 
-def _collate_answers(answers: Sequence[Answer]) -> HandBatch | HandMeshError:
-    samples = [answer for answer in answers if not isinstance(answer, HandMeshError)]
+def _collate_answers(answers: Sequence[_Answer]) -> tuple[HandBatch | HandMeshError, list[str]]:
+    skipped = [reason for answer in answers for reason in answer.skipped]
+    samples = [answer.sample for answer in answers if not isinstance(answer.sample, HandMeshError)]
     if len(samples) == len(answers):
-        return collate(samples)
-    return next(answer for answer in answers if isinstance(answer, HandMeshError))
+        return collate(samples), skipped
+    return next(answer.sample for answer in answers if isinstance(answer.sample, HandMeshError)), skipped
 
 
 class _Share:

@@ -63,6 +63,7 @@ _MAY_CHANGE = frozenset(
         "directory",
         "path",
         "workers",
+        "skip_bad_images",
         "loader_workers",
         "log_every",
         "checkpoint_every",

@@ -845,6 +845,42 @@ def test_the_real_set_is_held_to_its_real_counts(own_source, monkeypatch, tmp_pa
     assert zero.passed is None, "three images cannot score what 3,960 do"
 
 
+def test_a_check_that_finds_the_wrong_test_set_fails(prepared, tmp_path):
+    """3,960 frames, but not FreiHAND's: the all-zero prediction scores otherwise. Two rows said FAIL and the exit code
+    0, for a comparison of numpy's is no `bool`, and its `False` is not `False`.
+    """
+    stand_in, count = tmp_path / "prepared", 3960
+    stand_in.mkdir()
+    ours = FreiHand(prepared, "evaluation")
+    for name, values in ours.arrays.items():
+        np.save(stand_in / f"evaluation_{name}.npy", np.resize(values, (count, *values.shape[1:])))
+    picture = ours.image_bytes(0)
+    (stand_in / "evaluation_rgb.bin").write_bytes(picture)
+    ends = np.full(count + 1, len(picture))
+    ends[0] = 0
+    np.save(stand_in / "evaluation_rgb.index.npy", ends)
+    images = {"rgb": {"count": count, "packed": "evaluation_rgb.bin", "index": "evaluation_rgb.index.npy"}}
+    split = {"annotations": count, "arrays": list(ours.arrays), "images": images}
+    meta = {**ours.meta, "splits": {"evaluation": split}, "hand": {"name": "mano", "sha256": None}, "files": {}}
+    (stand_in / "meta.json").write_text(json.dumps(meta))
+    rows = {row.subject: row for row in check(stand_in, 1)}
+    for name in ("joints", "vertices"):
+        assert rows[f"evaluation: all-zero prediction, {name}"].passed is False
+    checked = run("data", "check", stand_in, "--count", "1")
+    assert checked.exit_code == 1
+    assert " 0 failed" not in checked.output
+
+
+def test_a_photograph_cut_in_half_is_found(own_source):
+    """OpenCV fills up what is missing, and says nothing."""
+    path = own_source / "training" / "rgb" / "00000003.jpg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    prepare(own_source)
+    (decoded,) = (row for row in check(own_source, None) if row.subject == f"training: {4 * N} images decoded")
+    assert decoded.passed is False
+    assert "00000003.jpg" in decoded.found
+
+
 def test_labels_of_the_test_set_are_said_to_come_in_the_second_archive(own_source):
     for name in ("xyz", "verts", "mano"):
         (own_source / f"evaluation_{name}.json").unlink()

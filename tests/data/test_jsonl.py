@@ -217,16 +217,16 @@ def test_a_sound_file_passes(synthetic):
 
 
 def test_what_is_wrong_is_listed(folder):
-    off_image = [[500.0, 500.0]] * 21
+    off_image = [[500.0 + 3 * joint, 500.0] for joint in range(21)]
     written(folder, {"box": [1, 2, 3]}, {"image": "none.png"}, {"keypoints": off_image}, {"keypoint": 1}, LEFT)
     rows = {row.subject: row for row in check(folder)}
     assert rows["lines"].passed is False
     assert "2 of 5 are not" in rows["lines"].found
     assert "labels.jsonl:1" in rows["lines"].found
     assert "did you mean 'keypoints'" in rows["lines"].found
-    opened = rows["3 images opened"]
-    assert opened.passed is False
-    assert "labels.jsonl:2" in opened.found
+    decoded = rows["3 images decoded, 5 looked for"]
+    assert decoded.passed is False
+    assert "labels.jsonl:2" in decoded.found
     assert rows["known keypoints in the image"].passed is False
     assert "1 left hands of 5" in rows["labels"].found
 
@@ -238,6 +238,13 @@ def test_boxes_that_no_hand_of_the_photo_can_be_in_are_listed(folder):
     assert lines.passed is False
     assert "2 of 3 are not" in lines.found
     assert "larger than anything of the photo" in lines.found
+
+
+def test_a_crop_around_such_a_box_is_never_made(folder):
+    """In training and scoring: it took gigabytes, or ended in cv2.error."""
+    (sample,) = written(folder, {"box": [-1e7, -1e7, 1e7, 1e7]})
+    with pytest.raises(DataError, match=r"photo\.png: its box .*larger than anything of the photo"):
+        BOX.crop(sample)
 
 
 def test_crops_around_the_hand_need_a_box_or_keypoints_on_each_line(folder):
@@ -555,3 +562,91 @@ def test_whether_there_is_a_hand_is_said_clearly(record, message, folder):
 def test_ranges_of_photographs_changes_are_checked(change, message):
     with pytest.raises(ConfigError, match=message):
         parse_config({"photo_augmentation": change}, "test")
+
+
+# ------------------------------------------------------------------ photographs that cannot be read
+
+
+@pytest.fixture
+def torn(folder) -> JsonlData:
+    """Six photographs, two of which were cut in half while they were copied."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        picture = cv2.resize(rng.integers(0, 256, (10, 10, 3), np.uint8), (120, 80))
+        (folder / f"{number}.jpg").write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
+    for number in (1, 4):
+        whole = (folder / f"{number}.jpg").read_bytes()
+        (folder / f"{number}.jpg").write_bytes(whole[: len(whole) // 2])
+    return written(folder, *({"image": f"{number}.jpg", "keypoints": KEYPOINTS} for number in range(6)))
+
+
+def run_of(data: JsonlData, **settings: Any) -> TrainConfig:
+    tree = {"photos": [{"path": str(data.path), "crop": "frame"}], **settings}
+    small = {"model": {"resolution": 64}, "batch_size": 4, "steps": 6, "loader_workers": 0}
+    return parse_config({"data": tree, **small}, "test")
+
+
+def test_a_check_decodes_what_it_says_it_decodes(torn):
+    """It once opened headers alone, which a file cut in half still has: "16 images opened ... all 16 sound"."""
+    rows = {row.subject: row for row in check(torn.path, None)}
+    decoded = rows["6 images decoded, 6 looked for"]
+    assert decoded.passed is False
+    assert decoded.found.startswith("2 of 6 are not")
+    assert "1.jpg is a damaged or truncated JPEG" in decoded.found
+    assert check(torn.path, 2)[2].passed, "the first and the last are whole"
+    (torn.path.parent / "2.jpg").unlink()
+    assert "No image at" in check(torn.path, 2)[2].found, "all are looked for"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_goes_on_without_bad_images_if_it_is_told_to(torn, workers, caplog):
+    """One of them once ended a run hours in, and again at every --resume. They are counted, and named at the end."""
+    config = run_of(torn, skip_bad_images=True).model_copy(update={"loader_workers": workers})
+    source, _ = jsonl_source(config.data.photos[0], 0, config, builtin_hand())
+    batches = list(training_batches([source], config, 0))
+    assert len(batches) == 6
+    assert "2 images could not be read and were skipped: " in caplog.messages[-1]
+    for number in (1, 4):
+        assert f"{torn.path}:{number + 1}: " in caplog.messages[-1]
+        assert sum(f"{number}.jpg" in message for message in caplog.messages) == 2, "when it is met, and at the end"
+    later = list(training_batches([source], config, 3))  # as --resume goes on
+    for whole, resumed in zip(batches[3:], later, strict=True):
+        assert torch.equal(whole.image, resumed.image)
+
+    (torn.path.parent / "2.jpg").unlink()  # since it began
+    assert len(list(training_batches([source], config, 0))) == 6
+
+
+def test_bad_images_end_a_run_that_is_not_told_so(torn):
+    config = run_of(torn)
+    source, _ = jsonl_source(config.data.photos[0], 0, config, builtin_hand())
+    with pytest.raises(DataError, match=r"labels\.jsonl:[25]: .*truncated"):
+        list(training_batches([source], config, 0))
+
+
+def test_a_folder_that_is_gone_is_not_skipped(torn):
+    config = run_of(torn, skip_bad_images=True)
+    source, _ = jsonl_source(config.data.photos[0], 0, config, builtin_hand())
+    for number in range(6):
+        (torn.path.parent / f"{number}.jpg").unlink()
+    with pytest.raises(DataError, match="photos0: of 6 photographs, 6 in a row cannot be read"):
+        source.example(0, np.random.default_rng(0), 64)
+
+
+# MediaPipe's landmarks: x and y over the picture's sides, z about the wrist's depth.
+NORMALISED = np.random.default_rng(2).uniform(0.2, 0.8, (21, 2))
+
+
+@pytest.mark.parametrize(
+    ("keypoints", "message"),
+    [
+        (NORMALISED.tolist(), r"'keypoints' all lie within 2 pixels. Are they normalised, as MediaPipe"),
+        (np.column_stack([NORMALISED, np.linspace(-0.1, 0, 21)]).tolist(), "normalised"),
+        (np.column_stack([100 * NORMALISED, np.linspace(-0.1, 0, 21)]).tolist(), r"third numbers below 0.*z\? Leave"),
+    ],
+)
+def test_keypoints_as_mediapipe_gives_them_are_refused_with_the_reason(keypoints, message, folder):
+    """They once passed: 21 points within a pixel, and the wrist's depth of 0 read as "not visible"."""
+    with pytest.raises(DataError, match=message):
+        written(folder, {"keypoints": keypoints}).labels(0)
+    assert check(folder)[0].passed is False

@@ -32,6 +32,7 @@ from handmesh.hand.models import name_of
 Floats = NDArray[np.float64]
 
 LABELS_FILE = "labels.jsonl"
+_MIN_SPREAD_PX = 2.0  # no hand is as small
 MAX_LINE_BYTES = 1 << 20  # all labels of a hand with vertices to 17 digits take 50 kB
 
 # key -> what it has to be, as the messages say it
@@ -228,4 +229,15 @@ def _keypoints(value: Any, where: str) -> tuple[Floats | None, NDArray[np.bool_]
         keypoints[joint], known[joint] = numbers[:2], len(numbers) == 2 or numbers[2] > 0
     if not sound:
         raise DataError(f"{where}: 'keypoints' is {repr(value)[:60]}, wanted {KEYS['keypoints']}, all finite.")
+    given = keypoints[[point is not None for point in value]]
+    if len(given) > 1 and np.ptp(given, axis=0).max() < _MIN_SPREAD_PX:
+        raise DataError(
+            f"{where}: 'keypoints' all lie within {_MIN_SPREAD_PX:g} pixels. Are they normalised, as MediaPipe gives "
+            "them? Multiply x by the picture's width and y by its height; its z is a depth: leave it out."
+        )
+    if any(point is not None and len(point) == 3 and point[2] < 0 for point in value):
+        raise DataError(
+            f"{where}: 'keypoints' have third numbers below 0, where whether one is visible belongs. Are they depths, "
+            "such as MediaPipe's z? Leave them out."
+        )
     return keypoints, known
