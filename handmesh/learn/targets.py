@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from handmesh.data.sample import HandLabels
+from handmesh.data.sample import JOINT_COUNT, HandLabels, hand_labels
 from handmesh.hand.layer import HandModel
 
 
@@ -33,6 +33,15 @@ def make_targets(labels: HandLabels[Tensor], hand: HandModel) -> HandLabels[Tens
 def complete_targets(
     keypoints: Tensor, joints: Tensor, vertices: Tensor, pose: Tensor, betas: Tensor
 ) -> HandLabels[Tensor]:
-    """Targets of right hands of which everything is known."""
+    """Targets of right hands of which these are known."""
     yes = torch.ones(len(betas), dtype=torch.bool, device=betas.device)
-    return HandLabels(keypoints, joints, vertices, pose, betas, yes[:, None].expand(-1, 21), *[yes] * 6)
+    others = hand_labels().map(lambda value: torch.from_numpy(value).to(betas.device).expand(len(betas), *value.shape))
+    return others._replace(
+        keypoints=keypoints,
+        joints=joints,
+        vertices=vertices,
+        pose=pose,
+        betas=betas,
+        keypoints_known=yes[:, None].expand(-1, JOINT_COUNT),
+        **{f"{name}_known": yes for name in ("joints", "vertices", "pose", "betas")},
+    )
