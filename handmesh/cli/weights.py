@@ -79,7 +79,8 @@ def weights_average(
     models: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MODEL", help="Model files of one form (all reparameterized, or none) that have weights in common."
+            metavar="MODEL",
+            help="Model files, runs' folders or handmesh_t8: all reparameterized, or none, with weights in common.",
         ),
     ],
     out: Annotated[
@@ -92,10 +93,13 @@ def weights_average(
     the mean before you use it: of unrelated runs it is worthless.
 
     Example:
-      handmesh weights average runs/a/model.safetensors runs/b/model.safetensors --out runs/mean
+      handmesh weights average runs/a runs/b --out runs/mean
+
+      handmesh weights average runs/synthetic_t8_on handmesh_t8 --out runs/mean
     """
     with extra("train", "`handmesh weights`"):
         from handmesh.model.checkpoint import average_models
+    from handmesh.model.bundled import find_model
     from handmesh.runtime.graph import write_with_graph
 
     if len(models) < 2:
@@ -103,7 +107,9 @@ def weights_average(
     taken = [path for name in ("model", "deploy") if (path := out / f"{name}.safetensors").exists()]
     if taken:
         raise typer.BadParameter(f"{taken[0]} exists already: nothing is overwritten.", param_hint="--out")
-    model, training = average_models(models)
+    model, training = average_models(
+        [find_model(path / "model.safetensors" if path.is_dir() else path) for path in models]
+    )
     write_with_graph(out / "model.safetensors", model, training=training)
     write_with_graph(out / "deploy.safetensors", model.reparameterize(), training=training, half=True)
     say(f"{out / 'model.safetensors'}: the mean of {len(models)} models, as trained (goes into `start_from`)")

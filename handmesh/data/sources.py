@@ -32,7 +32,7 @@ from handmesh.hand import HandArrays, builtin_hand
 from handmesh.hand.models import HAND_MODELS
 from handmesh.synth import Backgrounds, Pack, render_pack
 from handmesh.synth.dataset import Progress, same_pack
-from handmesh.system.atomic import sha256_of
+from handmesh.system.atomic import sha256_of, sha256_of_file
 from handmesh.system.cpus import usable_processors
 
 logger = logging.getLogger(__name__)
@@ -190,6 +190,23 @@ class PhotoSource:
             f"{self.name}: of {len(self)} photographs, {min(len(self), _MOST_SKIPPED)} in a row cannot be read. The "
             f"last: {self.skipped[-1]}"
         )
+
+
+def source_sha256(source: Source) -> str:
+    """Identity of what a source reads: of all its files, or of the record that holds theirs.
+
+    Prepared FreiHAND's meta.json has the SHA-256 of every file that `handmesh data prepare` wrote: of the photographs
+    too where they were packed.
+    """
+    if isinstance(source, PackSource):
+        files = sorted(source.pack.path.glob("*.npy"))
+    elif isinstance(source, PhotoSource) and isinstance(source.data, FreiHand):
+        files = [source.data.path / "meta.json"]
+    elif isinstance(source, PhotoSource) and isinstance(source.data, JsonlData):
+        files = [source.data.path, *(source.data.image_path(index) for index in range(len(source.data)))]
+    else:
+        raise TypeError(f"{source.name} is no source of files")
+    return sha256_of("".join(map(sha256_of_file, files)).encode())
 
 
 class RunData(NamedTuple):

@@ -27,16 +27,39 @@ import yaml
 from numpy.typing import NDArray
 
 from handmesh.config import TrainConfig
+from handmesh.data.sources import RunData, source_sha256
 from handmesh.errors import CheckpointError
-from handmesh.system.atomic import written_atomically
+from handmesh.hand import HandArrays
+from handmesh.model.bundled import find_model
+from handmesh.model.pretrained import find_backbone_weights
+from handmesh.system.atomic import sha256_of_file, written_atomically
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 
 
-def write_run_record(config: TrainConfig, directory: Path, processes: int) -> None:
-    """`config.yaml` with every setting, and `environment.json`: what ran this."""
+def describe_inputs(config: TrainConfig, data: RunData, hand: HandArrays) -> dict[str, Any]:
+    """What a run starts from, each with its SHA-256: the hand, the weights, and the files of its sources."""
+    inputs: dict[str, Any] = {"hand": {"name": config.model.hand, "sha256": hand.sha256}}
+    for key, name, find in (
+        ("pretrained", config.pretrained, find_backbone_weights),
+        ("start_from", config.start_from, find_model),
+    ):
+        if name is not None:
+            path = find(name)
+            inputs[key] = {"name": name, "path": str(path), "sha256": sha256_of_file(path)}
+    inputs["data"] = {one.name: {"samples": len(one), "sha256": source_sha256(one)} for one in data.sources}
+    return inputs
+
+
+def write_run_record(
+    config: TrainConfig, directory: Path, processes: int, inputs: Mapping[str, Any] | None = None
+) -> None:
+    """`config.yaml` with every setting, and `environment.json`: what ran this, and `inputs`, what it started from.
+
+    Without `inputs`, for a run that goes on, those of its beginning stay.
+    """
     with written_atomically(directory / "config.yaml", error=CheckpointError, create_folder=True) as temporary:
         temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     environment: dict[str, Any] = {
@@ -51,8 +74,17 @@ def write_run_record(config: TrainConfig, directory: Path, processes: int) -> No
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "processes": processes,
+        "inputs": _former_inputs(directory) if inputs is None else inputs,
     }
     write_json(directory / "environment.json", environment)
+
+
+def _former_inputs(directory: Path) -> Any:
+    """None for a run of a version that did not record them, or whose record is damaged."""
+    try:
+        return json.loads((directory / "environment.json").read_text(encoding="utf-8")).get("inputs")
+    except (OSError, ValueError):
+        return None
 
 
 def git_commit() -> str | None:

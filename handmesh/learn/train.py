@@ -36,7 +36,7 @@ from handmesh.hand.models import load_hand
 from handmesh.learn.distributed import Ranks, joined_ranks, no_sync, parallel, sync_batch_norms
 from handmesh.learn.losses import distance_sums, hand_loss, label_counts
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_average
-from handmesh.learn.run_folder import RunLog, write_json, write_run_record
+from handmesh.learn.run_folder import RunLog, describe_inputs, write_json, write_run_record
 from handmesh.learn.targets import make_targets
 from handmesh.learn.validation import TEST_SET, draw_samples, selection_score, validate
 from handmesh.model.bundled import find_model
@@ -129,7 +129,8 @@ def train(
         data = _open_data(config, hand, ranks, on_render)
         config = config.model_copy(update={"steps": count_steps(config, data)})
         if ranks.is_main:
-            write_run_record(config, directory, ranks.count)
+            inputs = describe_inputs(config, data, hand) if state is None else None
+            write_run_record(config, directory, ranks.count, inputs)
 
         torch.manual_seed(config.seed)
         model = to_device(build_network(config, hand), device)

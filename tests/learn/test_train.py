@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import re
+import shutil
 import signal
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +27,7 @@ from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.learn.distributed import Ranks
 from handmesh.learn.optimizer import learning_rate_at, make_optimizer, set_learning_rate, update_average
+from handmesh.learn.run_folder import describe_inputs, write_run_record
 from handmesh.learn.targets import complete_targets
 from handmesh.learn.train import build_network, count_steps, start_weights, train
 from handmesh.learn.validation import validate
@@ -175,6 +179,10 @@ def test_a_run_leaves_a_record_of_itself(tiny_config, tmp_path):
     assert parse_config(yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()), "run") == config
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
+    inputs = environment["inputs"]
+    assert inputs["hand"] == {"name": "builtin", "sha256": builtin_hand().sha256}
+    assert inputs["data"]["synthetic"]["samples"] == 16
+    assert re.fullmatch(r"[0-9a-f]{64}", inputs["data"]["synthetic"]["sha256"])
     steps = [record["step"] for record in records(tmp_path / "run")]
     assert steps == [1, 2, 2]
     scores = records(tmp_path / "run")[-1]["held_out"]
@@ -187,6 +195,33 @@ def test_a_run_leaves_a_record_of_itself(tiny_config, tmp_path):
     assert (final["steps"], final["of_steps"], final["remark"]) == (2, 2, None)
     assert final["hand"] == {"name": "builtin", "sha256": builtin_hand().sha256}
     assert all(np.isfinite(value) for value in scores.values())
+
+
+def test_a_run_says_which_weights_and_data_it_started_from(tiny_config, tiny_pack_directory, tmp_path):
+    """By their SHA-256, which a name is not; a run that goes on keeps what its beginning said."""
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(b"weights")
+    config = tiny_config(start_from=str(start))
+    data = open_data(config, builtin_hand())
+    before = describe_inputs(config, data, builtin_hand())
+    assert before["start_from"] == {
+        "name": str(start), "path": str(start), "sha256": hashlib.sha256(b"weights").hexdigest()
+    }  # fmt: skip
+    write_run_record(config, tmp_path, 1, before)
+    copy = tmp_path / "packs"
+    shutil.copytree(tiny_pack_directory, copy)
+    betas = copy / "train-16-96px-seed0" / "betas.npy"
+    content = bytearray(betas.read_bytes())
+    content[-1] ^= 1
+    betas.write_bytes(content)
+    start.write_bytes(b"other weights")
+    synthetic = {"directory": str(copy), "count": 16, "size": 96, "workers": 1}
+    moved = tiny_config(start_from=str(start), data={"synthetic": synthetic})
+    after = describe_inputs(moved, open_data(moved, builtin_hand()), builtin_hand())
+    assert after["start_from"]["sha256"] != before["start_from"]["sha256"]
+    assert after["data"]["synthetic"]["sha256"] != before["data"]["synthetic"]["sha256"]
+    write_run_record(moved, tmp_path, 1)
+    assert json.loads((tmp_path / "environment.json").read_text())["inputs"] == before
 
 
 def test_nothing_is_overwritten_by_accident(tiny_config, tmp_path):
