@@ -14,7 +14,6 @@ import typer
 
 from handmesh.cli.shell import (
     FORMATS,
-    IMAGE_SUFFIXES,
     FocalOption,
     FovOption,
     ModelOption,
@@ -110,7 +109,10 @@ def predict(
         from handmesh.draw.pytorch3d import check_installed
 
         check_installed()
-    jobs = list(_shard(_plan(images, out, formats), shard))
+    remarks: list[str] = []
+    jobs = list(_shard(_plan(images, out, formats, remarks), shard))
+    for remark in remarks:
+        console.print(remark)
     if skip_existing:
         jobs = [job for job in jobs if not all(path.exists() for path in job[1])]
         if not jobs:
@@ -200,17 +202,23 @@ def _parse_formats(text: str) -> list[str]:
     return list(dict.fromkeys(formats))
 
 
-def _plan(arguments: Sequence[str], out: Path, formats: Sequence[str]) -> list[tuple[Path, list[Path]]]:
+def _plan(
+    arguments: Sequence[str], out: Path, formats: Sequence[str], remarks: list[str]
+) -> list[tuple[Path, list[Path]]]:
     """(image, its result files) for all images; results never collide, whatever the images are called."""
+    from handmesh.files.image import PHOTO_SUFFIXES, photos_in
+
     images: list[tuple[Path, Path]] = []  # (image, where its results go, without suffix)
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+            found, left_out = photos_in(path, recursive=True)
             if path.resolve() in out.resolve().parents:  # the pictures of an earlier run are results, not photographs
                 found = [file for file in found if out.resolve() not in file.resolve().parents]
             if not found:
-                raise ImageError(f"No images in {path}: wanted files that end in {', '.join(IMAGE_SUFFIXES)}.")
+                raise ImageError(f"No images in {path}: wanted files that end in {', '.join(PHOTO_SUFFIXES)}.")
+            if left_out:
+                remarks.append(f"{path}: {left_out}")
             images += [(file, file.relative_to(path).with_suffix("")) for file in found]
         elif path.is_file() or not glob.has_magic(argument):
             images.append((path, Path(path.stem)))

@@ -20,8 +20,10 @@ import io
 import logging
 import math
 import os
+import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -174,6 +176,31 @@ def open_photo(path: str | os.PathLike[str]) -> Photo | LargePhoto:
     if header.format == "JPEG" and header.width * header.height >= LARGE_PIXELS:
         return LargePhoto(encoded, name, file)
     return _decode(encoded, name, MAX_BYTES, MAX_PIXELS)
+
+
+def photos_in(folder: str | os.PathLike[str], *, recursive: bool = False) -> tuple[list[Path], str]:
+    """The photographs of a folder in natural order (2 before 10), and what was left out in one line, or nothing.
+
+    By their suffix. A Mac's companions ("._photo.jpg") are no photographs, and hidden files nobody's concern.
+    """
+    root = Path(folder)
+    found, left = [], Counter[str]()
+    for file in root.rglob("*") if recursive else root.iterdir():
+        if file.name.startswith(".") or not file.is_file():
+            continue
+        if file.suffix.lower() in PHOTO_SUFFIXES:
+            found.append(file)
+        else:
+            left[file.suffix.lower() or "without suffix"] += 1
+    found.sort(key=lambda file: [_natural(part) for part in file.relative_to(root).parts])
+    kinds = ", ".join(sorted(left))
+    return found, f"{left.total()} files that are no photographs were left out: {kinds}" if left else ""
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """A key that sorts fr_2 before fr_10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(text, int(number or 0)) for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True)]
 
 
 def read_header(

@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time as clock
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import ConfigError, ExportError, ImageError
+from handmesh.files.image import PHOTO_SUFFIXES, photos_in, read_image
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +38,12 @@ Image = NDArray[np.uint8]
 Codec = Literal["auto", "h264", "vp9", "mp4v"]
 CODECS: Final[tuple[Codec, ...]] = ("auto", "h264", "vp9", "mp4v")
 
-PHOTO_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
-
 # A picture is shown for no longer than this: time stamps that jump by an hour would be an hour of overlay.
 MAX_GAP_SECONDS: Final = 5.0
 _MAX_BAD_FRAMES: Final = 100  # in a row, after which a clip is taken to have ended
 
 _DIGESTED_BYTES = 1_000_000  # at each end of a file
+_COMPARED_FRAMES = 5  # to tell whether pictures are decoded at all
 _PROBED_FRAMES = 200  # whose times tell the frame rate
 
 
@@ -85,9 +86,10 @@ class ClipSource:
         if not file.is_file():
             raise ImageError(f"No video at {file}.")
         file = file.resolve()  # to FFmpeg a relative name with a colon is an address
-        self.name = Path(path).name
+        self.name = _printable(Path(path).name)
         self.digest = _digest_of([file])
         self.fps = _steady_fps(file)
+        _check_frames_are_decoded(file)
         self._capture = _open_clip(file)
         import cv2
 
@@ -148,18 +150,16 @@ class FolderSource:
     def __init__(self, path: str | os.PathLike[str], fps: float = 30.0) -> None:
         """Raises ImageError when there are no photographs."""
         folder = Path(path)
-        self._files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES)
+        self._files, self._left_out = photos_in(folder)
         if not self._files:
             raise ImageError(f"No images in {folder}: wanted files that end in {', '.join(PHOTO_SUFFIXES)}.")
-        self.name, self.fps, self.frame_count = folder.name, fps, len(self._files)
+        self.name, self.fps, self.frame_count = _printable(folder.name), fps, len(self._files)
         self.digest = _digest_of(self._files)
         self._next = self._index = 0
         self._bad: list[ImageError] = []
 
     def read(self) -> Frame | None:
         """Raises ImageError when not one of the photographs can be read."""
-        from handmesh.files.image import read_image
-
         while self._next < len(self._files):
             place, self._next = self._next, self._next + 1
             try:
@@ -176,9 +176,10 @@ class FolderSource:
 
     @property
     def remarks(self) -> list[str]:
-        if not self._bad:
-            return []
-        return [f"{self.name}: images that were left out: {len(self._bad)}, the first because: {self._bad[0]}"]
+        said = [f"{self.name}: {self._left_out}"] if self._left_out else []
+        if self._bad:
+            said.append(f"{self.name}: images that were left out: {len(self._bad)}, the first because: {self._bad[0]}")
+        return said
 
     def close(self) -> None:
         pass
@@ -241,7 +242,7 @@ def _digest_of(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
+        digest.update(os.fsencode(path.name) + f"\0{size}\0".encode())
         with path.open("rb") as file:
             digest.update(file.read(_DIGESTED_BYTES))
             file.seek(max(0, size - _DIGESTED_BYTES))
@@ -488,15 +489,52 @@ def _ffmpeg_has_x264(program: str) -> bool:
     return b"libx264 " in listed.stdout
 
 
-def _open_clip(file: Path) -> Any:
+def _open_clip(file: Path, parameters: Sequence[int] = ()) -> Any:
     import cv2
 
-    with _quiet_opencv():
+    with _quiet_opencv(), tempfile.TemporaryDirectory() as folder:
+        name = file
+        if _printable(str(file)) != str(file):  # OpenCV takes UTF-8 alone; what is open may lose its name
+            name = Path(folder) / f"clip{_printable(file.suffix)}"
+            name.symlink_to(file)
         for backend in (cv2.CAP_FFMPEG, cv2.CAP_ANY):
-            capture = cv2.VideoCapture(str(file), backend)
+            capture = cv2.VideoCapture(str(name), backend, list(parameters))
             if capture.isOpened():
                 return capture
-    raise ImageError(f"{file} cannot be read as a video.")
+    raise ImageError(f"{_printable(str(file))} cannot be read as a video.")
+
+
+def _check_frames_are_decoded(file: Path) -> None:
+    """Some builds of FFmpeg do not convert interlaced pictures, and OpenCV then hands out memory nobody wrote to.
+
+    Told by pictures that are equal to the last bit though their encoded data say that much changes. Raises ImageError.
+    """
+    import cv2
+
+    capture, packets = _open_clip(file), _open_clip(file, [cv2.CAP_PROP_FORMAT, -1])  # packets: as they are in the file
+    try:
+        (done, first), (there, key) = capture.read(), packets.read()
+        sizes: list[int] = []
+        for _ in range(_COMPARED_FRAMES):
+            done, image = capture.read()
+            there, packet = packets.read()
+            if not (done and there) or not np.array_equal(image, first) or np.array_equal(packet, key):
+                return
+            sizes.append(packet.size)
+    finally:
+        capture.release()
+        packets.release()
+    # Where nothing moves, an encoded picture says "as before" for each block of 16 x 16, in a few dozen bytes.
+    if max(sizes) > max(100, first.shape[0] * first.shape[1] / 1000):
+        raise ImageError(
+            f"{_printable(str(file))}: its pictures cannot be decoded here, most likely because they are interlaced. "
+            f'Make them whole: ffmpeg -i "{_printable(file.name)}" -vf bwdif out.mp4'
+        )
+
+
+def _printable(text: str) -> str:
+    """File names need not be UTF-8: their other bytes as escapes, for people and for what takes UTF-8 alone."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _steady_fps(file: Path) -> float:

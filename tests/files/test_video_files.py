@@ -1,5 +1,7 @@
 """Moving pictures: the right picture at the right time, the right way up, and nothing lost or half written."""
 
+import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from handmesh.errors import ConfigError, ExportError, ImageError
+from handmesh.files import video
 from handmesh.files.image import encode_image
 from handmesh.files.video import Capture, ClipSource, FolderSource, VideoWriter, open_source
 from handmesh.system.atomic import write_atomically
@@ -217,3 +220,81 @@ def test_a_colon_in_a_name_is_no_address(tmp_path, monkeypatch):
     frame = ClipSource(Path("take:1/10:30.mp4")).read()
     assert frame is not None
     assert frame.image.shape == (48, 64, 3)
+
+
+# Clips and folders that people have
+
+
+class Unwritten:
+    """What OpenCV gives for an interlaced clip where FFmpeg does not convert it: one buffer, whatever the packets."""
+
+    def __init__(self, packets):
+        self.packets = packets
+
+    def read(self):
+        if self.packets is None:
+            return True, np.zeros((480, 640, 3), np.uint8)
+        return (True, np.zeros((1, self.packets.pop(0)), np.uint8)) if self.packets else (False, None)
+
+    def release(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("sizes", "refused"), [([9000, 900, 700, 30, 500, 800], True), ([9000, 36, 30, 32, 31, 30], False)]
+)
+def test_pictures_that_nobody_decoded_are_refused(sizes, refused, monkeypatch, tmp_path):
+    """An interlaced clip became a video of the process's own memory, exit code 0: "15 frames, a hand in 0"."""
+    monkeypatch.setattr(video, "_open_clip", lambda _, parameters=(): Unwritten(list(sizes) if parameters else None))
+    with pytest.raises(ImageError, match="bwdif") if refused else contextlib.nullcontext():
+        video._check_frames_are_decoded(tmp_path / "clip.mts")
+
+
+@needs_ffmpeg
+def test_an_interlaced_clip_is_right_or_refused(tmp_path):
+    clip = tmp_path / "interlaced.mp4"
+    source = ["-f", "lavfi", "-i", "testsrc=size=320x240:rate=50:duration=1", "-vf", "tinterlace=4,fieldorder=tff"]
+    subprocess.run(["ffmpeg", "-v", "error", *source, "-c:v", "libx264", "-flags", "+ilme+ildct", clip], check=True)
+    contrast, said = 99.0, "bwdif"
+    try:
+        contrast = float(ClipSource(clip).read().image.std())
+    except ImageError as error:
+        said = str(error)
+    assert contrast > 30
+    assert "bwdif" in said
+
+
+def test_a_clip_in_which_nothing_moves_is_read(tmp_path):
+    still = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    writer = VideoWriter(tmp_path / "still.mp4", (640, 480), 25.0, "mp4v")
+    for index in range(9):
+        writer.write(still, index / 25)
+    writer.close()
+    assert ClipSource(tmp_path / "still.mp4").read() is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not UTF-8")
+def test_a_clip_with_a_latin_1_name_is_read(tmp_path):
+    """It ended in a UnicodeEncodeError."""
+    plain = write(tmp_path / "clip.mp4")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/h\xe4nde.mp4"))
+    plain.rename(odd)
+    source = ClipSource(odd)
+    assert number(source.read().image) == 0
+    assert source.name == "h\\udce4nde.mp4"
+
+
+def test_photographs_of_a_folder_come_in_natural_order(tmp_path):
+    """fr_1, fr_10, fr_11, ..., fr_2; and what else is there is said, in one line."""
+    for index in range(12):
+        write_atomically(tmp_path / f"fr_{index}.png", encode_image(frames(12)[index], "png"))
+    for name in ("._fr_1.png", "notes.txt", "clip.MOV", "README"):
+        (tmp_path / name).write_bytes(b"?")
+    source = FolderSource(tmp_path)
+    seen = []
+    while (frame := source.read()) is not None:
+        seen.append(number(frame.image))
+    assert seen == list(range(12))
+    assert source.remarks == [
+        f"{tmp_path.name}: 3 files that are no photographs were left out: .mov, .txt, without suffix"
+    ]
