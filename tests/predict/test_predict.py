@@ -447,7 +447,7 @@ def test_hands_half_outside_are_answered(predictor, photo):
         assert np.isfinite(found.vertices).all()
         assert 0 <= found.score <= 1
     assert np.isfinite(one(predictor, np.zeros((1, 1, 3), np.uint8)).vertices).all()
-    assert np.isfinite(one(predictor, np.zeros((5, 900, 3), np.uint8)).vertices).all()
+    assert np.isfinite(one(predictor, np.zeros((9, 900, 3), np.uint8)).vertices).all()
 
 
 def test_the_score_tells_a_steady_answer_from_a_wandering_one(predictor, photo):
