@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from handmesh.config import SceneSettings, flat_settings
 from handmesh.errors import DataError
-from handmesh.hand import BETA_COUNT, HandArrays, builtin_hand
+from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, HandArrays, builtin_hand
 from handmesh.synth.backgrounds import Backgrounds
 from handmesh.synth.scene import SceneRenderer, SyntheticSample
 from handmesh.system.atomic import write_atomically, written_atomically
@@ -40,10 +40,10 @@ _CHUNK = 64  # samples a worker writes at a time; at most this many are lost whe
 
 # name -> (dtype, shape of one sample); the image comes on top, its shape depends on the size
 _LABELS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "keypoints": ("float32", (21, 2)),
-    "visible": ("bool", (21,)),
-    "joints": ("float32", (21, 3)),
-    "pose": ("float32", (16, 3, 3)),
+    "keypoints": ("float32", (JOINT_COUNT, 2)),
+    "visible": ("bool", (JOINT_COUNT,)),
+    "joints": ("float32", (JOINT_COUNT, 3)),
+    "pose": ("float32", (MANO_JOINT_COUNT, 3, 3)),
     "betas": ("float32", (BETA_COUNT,)),
     "translation": ("float32", (3,)),
     "intrinsics": ("float32", (3, 3)),

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from handmesh.config import SceneSettings
 from handmesh.errors import DataError
-from handmesh.hand import BETA_COUNT, HandArrays
+from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, HandArrays
 from handmesh.synth.backgrounds import Backgrounds
 from handmesh.synth.dataset import sample_generator
 from handmesh.synth.scene import SceneRenderer
@@ -69,8 +69,8 @@ def _fields(size: int) -> dict[str, tuple[type, tuple[int, ...]]]:
     return {
         "indices": (np.int64, ()),
         "image": (np.uint8, (size, size, 4)),
-        "keypoints": (np.float32, (21, 2)),
-        "pose": (np.float32, (16, 3, 3)),
+        "keypoints": (np.float32, (JOINT_COUNT, 2)),
+        "pose": (np.float32, (MANO_JOINT_COUNT, 3, 3)),
         "betas": (np.float32, (BETA_COUNT,)),
         "intrinsics": (np.float32, (3, 3)),
     }

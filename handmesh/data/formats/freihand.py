@@ -38,7 +38,7 @@ from handmesh.data.sample import LabelledHand, PhotoLabels, RawSample, hand_labe
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.rotation import matrix_from_vector
-from handmesh.hand import FINGERTIP_VERTICES, HandArrays
+from handmesh.hand import FINGERTIP_VERTICES, JOINT_COUNT, VERTEX_COUNT, HandArrays
 from handmesh.system.atomic import write_atomically, written_atomically
 
 __all__ = [
@@ -68,9 +68,9 @@ PUBLISHED_HAND = LabelledHand("mano", None)  # the real one's
 ARRAYS: dict[str, tuple[tuple[int, ...], str]] = {
     "K": ((3, 3), "<f8"),
     "scale": ((), "<f8"),
-    "xyz": ((21, 3), "<f8"),
+    "xyz": ((JOINT_COUNT, 3), "<f8"),
     "mano": ((1, 61), "<f8"),
-    "verts": ((778, 3), "<f4"),
+    "verts": ((VERTEX_COUNT, 3), "<f4"),
 }
 # Converted copies drop or add a level of brackets around these; the numbers are the same.
 _OTHER_SHAPES: dict[str, tuple[int, ...]] = {"mano": (61,), "scale": (1,)}

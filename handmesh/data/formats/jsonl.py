@@ -26,7 +26,7 @@ from handmesh.errors import ConfigError, DataError, ImageError
 from handmesh.files.image import read_image
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.rotation import matrix_from_vector
-from handmesh.hand import BETA_COUNT, VERTEX_COUNT, Handedness
+from handmesh.hand import BETA_COUNT, MANO_JOINT_COUNT, VERTEX_COUNT, Handedness
 from handmesh.hand.models import name_of
 
 Floats = NDArray[np.float64]
@@ -184,9 +184,9 @@ def parse_labels(record: dict[str, Any], where: str) -> PhotoLabels:
     for key, points in (("joints", joints), ("vertices", vertices)):
         if points is not None and (np.abs(points) > 100).any():
             raise DataError(f"{where}: {key!r} reach {np.abs(points).max():.0f}: wanted metres. Are they millimetres?")
-    pose = array("pose", (16, 3, 3), (16, 3), (48,))
-    if pose is not None and pose.shape != (16, 3, 3):
-        pose = matrix_from_vector(pose.reshape(16, 3))
+    pose = array("pose", (MANO_JOINT_COUNT, 3, 3), (MANO_JOINT_COUNT, 3), (3 * MANO_JOINT_COUNT,))
+    if pose is not None and pose.ndim != 3:
+        pose = matrix_from_vector(pose.reshape(MANO_JOINT_COUNT, 3))
     elif pose is not None and (off := float(np.abs(np.swapaxes(pose, -1, -2) @ pose - np.eye(3)).max())) > 1e-3:
         raise DataError(f"{where}: 'pose' holds matrices that are no rotations (off by {off:.2g}).")
     elif pose is not None and (np.linalg.det(pose) < 0).any():
