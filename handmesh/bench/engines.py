@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.bench.timing import torch_threads
+from handmesh.bench.timing import count_multiply_adds, count_parameters, torch_threads
 from handmesh.config import BACKBONES
 from handmesh.errors import ConfigError
 from handmesh.files.image import encode_image, read_photo
@@ -43,6 +43,9 @@ VARIANTS = {
 }
 DEFAULT_VARIANTS = ("torch", "onnx")
 PHOTO_SIZE = (640, 480)
+
+if TYPE_CHECKING:
+    from handmesh.model.backbone import Backbone
 
 Run = Callable[[NDArray[np.uint8]], HandOutput]
 
@@ -69,6 +72,8 @@ class EngineRow:
     distance_mm: float  # mean distance of a vertex from float32 torch's
     cold_start_ms: float | None  # fresh process to first answer; None: not measured for this row
     memory_mb: float | None  # peak of that process
+    parameters: int | None  # of the backbone in this form; None: not of a bare architecture
+    multiply_adds: int | None  # of the backbone for one crop; likewise
 
 
 @dataclass(frozen=True)
@@ -131,9 +136,12 @@ def _bench_engines(
 ) -> Iterator[list[EngineRow]]:
     with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
         trained: Run | None = None
+        sizes: dict[str, tuple[int, int]] = {}
         if bare:
             assert model is not None
-            path, trained = random_model(model, size, Path(folder))
+            path, trained, backbone = random_model(model, size, Path(folder))
+            for form, of_form in (("train-time", backbone), ("reparameterized", backbone.reparameterize())):
+                sizes[form] = count_parameters(of_form), count_multiply_adds(of_form, size)
         else:
             path = find_model(model)
         name = model if bare and model is not None else path.stem
@@ -160,13 +168,15 @@ def _bench_engines(
             for variant, timing in timings.items():
                 engine, precision = VARIANTS[variant]
                 start = starts[variant]
+                form = "train-time" if variant == "torch-train-time" else "reparameterized"
+                parameters, multiply_adds = sizes.get(form, (None, None))
                 distances = np.linalg.norm(engines[variant](images).vertices - expected, axis=-1)
                 rows.append(
                     EngineRow(
                         model=name,
                         engine=engine,
                         precision=precision,
-                        form="train-time" if variant == "torch-train-time" else "reparameterized",
+                        form=form,
                         size=reference.resolution,
                         batch=batch,
                         threads=threads,
@@ -181,6 +191,8 @@ def _bench_engines(
                         distance_mm=1000 * float(distances.mean()),
                         cold_start_ms=start[0] if start else None,
                         memory_mb=start[1] if start else None,
+                        parameters=parameters,
+                        multiply_adds=multiply_adds,
                     )
                 )
             yield rows
@@ -197,9 +209,9 @@ def _open(path: Path, variant: str, threads: int) -> Engine:
     return open_engine(path, "cpu", engine=name, precision=wanted, threads=threads)
 
 
-def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run]:
+def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run, Backbone]:
     """A model file of this architecture with random weights and the batch-norm statistics of noise; and its train-time
-    form. Raises ConfigError for an architecture that does not exist.
+    form, as something to run and as its backbone. Raises ConfigError for an impossible size.
     """
     import torch
 
@@ -228,7 +240,7 @@ def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run]:
         with torch.inference_mode():
             return HandOutput(*(tensor.numpy() for tensor in network(torch.from_numpy(crops))))
 
-    return path, trained
+    return path, trained, network.backbone
 
 
 def _int8_graph(path: Path, folder: Path) -> Path:

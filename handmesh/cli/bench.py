@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
-from handmesh.cli.shell import console, parse_list, progress_bar, say
+from handmesh.cli.shell import parse_list, progress_bar, say
 from handmesh.errors import ConfigError
 
 
@@ -32,7 +31,7 @@ def bench(
     names: Annotated[str, typer.Option(metavar="NAME,...", help="With --backbones: which ones, or all.")] = "all",
     size: Annotated[
         int | None,
-        typer.Option(metavar="N", min=32, help="Side of images in pixels, of a bare architecture; default: 224 (256)."),
+        typer.Option(metavar="N", min=32, help="Side of images in pixels, of a bare architecture; default: 224."),
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,...", help="Crops at a time; several sizes with commas.")] = "1",
     threads: Annotated[
@@ -71,7 +70,7 @@ def bench(
     if size is not None and not backbones and not is_bare(model):
         raise ConfigError("--size is of a bare architecture; a model file has its own.")
     if backbones:
-        _bench_backbones(names, engines, size or 256, batches[0], threads, runs, clock, json)
+        _bench_backbones(names, engines, size or 224, batches[0], threads, runs, clock, json)
     else:
         _bench_engines(model, engines, stages, size or 224, batches, threads, runs, clock, cold, json)
 
@@ -168,44 +167,40 @@ def _bench_backbones(
     clock: Literal["wall", "processor"],
     json: Path | None,
 ) -> None:
-    from handmesh.bench.timing import as_json, bench_backbones, describe_machine
-    from handmesh.model.fastvit import VARIANTS
+    from handmesh.bench.engines import bench_engines
+    from handmesh.bench.timing import as_json, describe_machine
+    from handmesh.config import BACKBONES
     from handmesh.system.atomic import write_atomically
 
-    chosen = tuple(VARIANTS) if names == "all" else parse_list(names)
-    chosen_engines = parse_list(engines) if engines else ["torch", "onnxruntime"]
+    chosen = list(BACKBONES) if names == "all" else parse_list(names)
+    if unknown := [name for name in chosen if name not in BACKBONES]:
+        raise ConfigError(f"There is no backbone {', '.join(map(repr, unknown))}. Known: {', '.join(BACKBONES)}.")
+    variants = parse_list(engines) if engines else ["torch-train-time", "torch", "onnx"]
     machine = describe_machine()
-    table = Table(caption=f"{machine['processor']}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}")
-    for title in ("model", "form"):
-        table.add_column(title, no_wrap=True)
-    for title in ("M params", "G mult-adds", *(f"{engine} ms" for engine in chosen_engines)):
-        table.add_column(title, justify="right")
-    rows = []
-    measured = bench_backbones(
-        chosen,
-        size=size,
-        batch=batch,
-        threads=threads,
-        engines=chosen_engines,
-        runs=runs,
-        clock=clock,
-    )
+    measured = [
+        bench_engines(name, variants, batches=(batch,), size=size, threads=threads, runs=runs, clock=clock, cold=False)
+        for name in chosen
+    ]
+    rows: list[Any] = []
     with progress_bar() as progress:
-        for of_model in progress.track(measured, total=len(chosen), description="measuring"):
-            rows += of_model
-            for form in ("train-time", "reparameterized"):
-                of_form = [row for row in of_model if row.form == form]
-                table.add_row(
-                    of_model[0].model if form == "train-time" else "",
-                    form,
-                    f"{of_form[0].parameters / 1e6:.2f}",
-                    f"{of_form[0].multiply_adds / 1e9:.2f}",
-                    *(f"{row.network_ms:.1f}" for row in of_form),
-                )
-    table.title = (
-        f"{size} px, batch {batch}, {rows[0].threads} thread(s), float32; {rows[0].clock} time, median of {runs} runs"
+        for of_model in progress.track(measured, description="measuring"):
+            rows += next(of_model)
+    say(
+        f"{size} px, batch {batch}, {rows[0].threads} thread(s); {clock} time of a whole network, median of {runs} runs"
     )
-    console.print(table)
+    say(f"{machine['processor']}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}")
+    lines = [
+        (
+            row.model,
+            f"{row.engine} {row.form} {row.precision}",
+            f"{row.parameters / 1e6:.2f}",
+            f"{row.multiply_adds / 1e9:.2f}",
+            f"{row.network_ms:.1f}",
+            f"{row.ratio:.3f}",
+        )
+        for row in rows
+    ]
+    _say_table(("model", "engine", "M params", "G mult-adds", "ms", "ratio"), lines)
     if json is not None:
         write_atomically(json, as_json(machine, rows).encode())
         say(f"Written: {json}")

@@ -16,11 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmesh.bench.timing import count_multiply_adds, count_parameters, onnx_session, relative_difference
+from handmesh.bench.timing import count_multiply_adds, count_parameters
 from handmesh.errors import ConfigError
 from handmesh.model.fastvit import VARIANTS, DropPath, FastViT, Variant, build_backbone, fold_branches
 
 TINY = Variant((1, 1, 1, 1), (8, 16, 32, 64), 3, True, 1e-5, 0.0)
+
+
+def relative_difference(answer: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest expected value."""
+    return ((answer - expected).abs().max() / expected.abs().max()).item()
 
 
 def variants(*default: str):
@@ -468,22 +473,6 @@ def test_exports_with_any_batch_size(name, form, record_property):
         with torch.no_grad():
             difference = relative_difference(exported(images), backbone(images))
         record_property(f"torch.export, {form}", difference)
-        assert difference < 1e-4
-
-
-@pytest.mark.parametrize(
-    ("name", "form"), variants_in("unreparameterized reparameterized", ("tiny", "reparameterized"))
-)
-def test_onnx_agrees(name, form, record_property):
-    pytest.importorskip("onnxruntime")
-    backbone = in_form(form, name)
-    session = onnx_session(backbone, 64, threads=1)
-    for batch in (3, 1):
-        images = torch.randn(batch, 3, 64, 64)
-        (output,) = session.run(None, {"images": images.numpy()})
-        with torch.no_grad():
-            difference = relative_difference(torch.from_numpy(output), backbone(images))
-        record_property(f"onnxruntime, {form}", difference)
         assert difference < 1e-4
 
 
