@@ -6,6 +6,7 @@ A user's mistake ends in one line on standard error and exit code 1; a wrong opt
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import Annotated
@@ -31,7 +32,7 @@ from handmesh.cli import (
     weights,
 )
 from handmesh.cli.help import HELP_OPTIONS, Command, Group
-from handmesh.cli.shell import console, error_console, say, say_error
+from handmesh.cli.shell import console, error_console, say, say_error, silence
 from handmesh.errors import HandMeshError
 
 app = typer.Typer(
@@ -68,6 +69,9 @@ FIRST_STEPS = (
 
 def run() -> None:
     """Entry point: errors that are the user's to mend become one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the console cannot show is shown escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=error_console)])
     try:
         app()
@@ -80,6 +84,12 @@ def run() -> None:
     except KeyboardInterrupt:
         error_console.print("interrupted")
         sys.exit(130)
+    finally:
+        for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+            try:
+                stream.flush()
+            except BrokenPipeError:  # Python would say so once more when it ends, and with an exit code of its own
+                silence(descriptor)
 
 
 def _show_version(wanted: bool) -> None:

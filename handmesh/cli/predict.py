@@ -138,8 +138,8 @@ def predict(
             return render.overlay_meshes(image, [hand.mesh for hand in hands], draw_box=pytorch3d.draw_box)
         return overlay_hands(image, hands, skeleton=skeleton)
 
-    def predict_one(job: tuple[Path, list[Path]]) -> str | None:
-        """What went wrong, or None."""
+    def predict_one(job: tuple[Path, list[Path]]) -> tuple[bool, str]:
+        """Whether it worked, and which hands there are or what went wrong."""
         path, targets = job
         try:
             photo: Photo | LargePhoto
@@ -159,16 +159,18 @@ def predict(
                 else:
                     save_predictions(target, hands)
         except (HandMeshError, OSError) as error:
-            return str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
-        return None
+            return False, str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
+        return True, f"{path}: {'; '.join(f'{hand.handedness}, score {hand.score:.2f}' for hand in hands) or 'no hand'}"
 
     failed = 0
     with progress_bar() as progress:
         answers = side_by_side(predict_one, jobs, workers)
-        for problem in progress.track(answers, total=len(jobs), description="predicting"):
-            if problem is not None:
+        for worked, text in progress.track(answers, total=len(jobs), description="predicting"):
+            if worked:
+                say(text, above=progress)
+            else:
                 failed += 1
-                say_error(progress.console, problem)
+                say_error(progress.console, text)
     done = len(jobs) - failed
     say(f"{done} of {len(jobs)} images done: {', '.join(formats)} in {out}/")
     if failed:
@@ -206,7 +208,7 @@ def _plan(
     arguments: Sequence[str], out: Path, formats: Sequence[str], remarks: list[str]
 ) -> list[tuple[Path, list[Path]]]:
     """(image, its result files) for all images; results never collide, whatever the images are called."""
-    from handmesh.files.image import PHOTO_SUFFIXES, photos_in
+    from handmesh.files.image import PHOTO_SUFFIXES, natural_order, photos_in
 
     images: list[tuple[Path, Path]] = []  # (image, where its results go, without suffix)
     for argument in arguments:
@@ -223,7 +225,8 @@ def _plan(
         elif path.is_file() or not glob.has_magic(argument):
             images.append((path, Path(path.stem)))
         else:
-            matches = sorted(match for match in map(Path, glob.glob(argument, recursive=True)) if match.is_file())
+            found = [match for match in map(Path, glob.glob(argument, recursive=True)) if match.is_file()]
+            matches = sorted(found, key=lambda match: [natural_order(part) for part in match.parts])
             if not matches:
                 raise ImageError(f"Nothing matches {argument}.")
             images += [(match, Path(match.stem)) for match in matches]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,8 +18,24 @@ if TYPE_CHECKING:
     from handmesh.detect import Detector
     from handmesh.motion.smoothing import Smoothing
 
-console = Console()
-error_console = Console(stderr=True)
+
+class OpenEndedConsole(Console):
+    """A console whose reader may leave (`| head -1`): the work goes on, and its exit code says how it went."""
+
+    def on_broken_pipe(self) -> None:
+        """Writes into nothing from here on."""
+        silence(2 if self.stderr else 1)
+
+
+def silence(descriptor: int) -> None:
+    """What is written to standard output (1) or error (2) from here on goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+console = OpenEndedConsole()
+error_console = OpenEndedConsole(stderr=True)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("glb", "obj", "ply", "stl", "npz", "json", "png", "jpg", "html")
@@ -54,9 +71,10 @@ BoxOption = Annotated[
 ]
 
 
-def say(text: str) -> None:
-    """Plain, in one line: no markup, no colours, no line breaks within a path."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def say(text: str, *, above: Progress | None = None) -> None:
+    """Plain, in one line: no markup, no colours, no line breaks within a path. In a terminal, above a progress bar."""
+    to = above.console if above is not None and console.is_terminal else console
+    to.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def say_error(to: Console, message: str) -> None:

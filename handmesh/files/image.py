@@ -192,12 +192,12 @@ def photos_in(folder: str | os.PathLike[str], *, recursive: bool = False) -> tup
             found.append(file)
         else:
             left[file.suffix.lower() or "without suffix"] += 1
-    found.sort(key=lambda file: [_natural(part) for part in file.relative_to(root).parts])
+    found.sort(key=lambda file: [natural_order(part) for part in file.relative_to(root).parts])
     kinds = ", ".join(sorted(left))
     return found, f"{left.total()} files that are no photographs were left out: {kinds}" if left else ""
 
 
-def _natural(name: str) -> list[tuple[str, int]]:
+def natural_order(name: str) -> list[tuple[str, int]]:
     """A key that sorts fr_2 before fr_10."""
     parts = re.split(r"([0-9]+)", name)
     return [(text, int(number or 0)) for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True)]
