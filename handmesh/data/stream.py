@@ -6,6 +6,9 @@ Step s is made of the examples s * batch_size to (s + 1) * batch_size - 1, which
 from __future__ import annotations
 
 import logging
+import math
+import pickle
+import shutil
 from collections.abc import Generator, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -18,12 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from handmesh.config import TrainConfig
-from handmesh.data.sample import HandLabels, HandSample
+from handmesh.data.sample import HandLabels, HandSample, hand_labels
 from handmesh.data.sources import Source
-from handmesh.errors import ConfigError, HandMeshError
+from handmesh.errors import ConfigError, DataError, HandMeshError
 
 logger = logging.getLogger(__name__)
 
+_LOADED_AHEAD = 6  # batches, by each loader process
 BLOCK = 1024  # examples over which the shares are exact (to one example)
 
 
@@ -127,15 +131,27 @@ def training_batches(
     """Of the batches of steps `first_step` to `config.steps`, the part of process `rank` of `ranks`.
 
     Raises DataError or ImageError for a sample that cannot be read, in whichever process that was found out; or names
-    those that sources skipped, each when it is met first and all at the end.
+    those that sources skipped, each when it is met first and all at the end. DataError where a loader process was
+    killed. Where shared memory is too small for what they load ahead, batches come through pipes.
     """
+    share = config.batch_size // ranks
+    wanted = config.loader_workers * (_LOADED_AHEAD + 1) * share * _sample_bytes(config)
+    through_pipes = wanted > _free_shared_memory()
+    if through_pipes:
+        logger.warning(
+            "/dev/shm has %.1f MB left, and %d loader processes want %.1f: batches come through pipes, which is slower "
+            "(in Docker, give --shm-size).",
+            _free_shared_memory() / 1e6,
+            config.loader_workers,
+            wanted / 1e6,
+        )
     loader = DataLoader(
         _Answers(TrainingStream(sources, config)),
-        batch_size=config.batch_size // ranks,
+        batch_size=share,
         sampler=_Share(config.batch_size, range(first_step, config.steps), rank, ranks),
         num_workers=config.loader_workers,
-        prefetch_factor=6 if config.loader_workers else None,
-        collate_fn=_collate_answers,
+        prefetch_factor=_LOADED_AHEAD if config.loader_workers else None,
+        collate_fn=_collate_into_bytes if through_pipes else _collate_answers,
         worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from torch's own at every start, and resuming would differ
@@ -149,7 +165,14 @@ def training_batches(
                     skipped[reason] = None
             if isinstance(batch, HandMeshError):
                 raise batch
-            yield batch
+            yield pickle.loads(batch).map(torch.from_numpy) if isinstance(batch, bytes) else batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "A loader process was killed: too little memory, or shared memory (/dev/shm; in Docker: --shm-size)? "
+            "Go on with --resume and fewer loader_workers."
+        ) from error
     finally:
         if skipped:
             logger.warning("%d images could not be read and were skipped: %s", len(skipped), "; ".join(skipped))
@@ -181,6 +204,24 @@ def _collate_answers(answers: Sequence[_Answer]) -> tuple[HandBatch | HandMeshEr
     if len(samples) == len(answers):
         return collate(samples), skipped
     return next(answer.sample for answer in answers if isinstance(answer.sample, HandMeshError)), skipped
+
+
+def _collate_into_bytes(answers: Sequence[_Answer]) -> tuple[bytes | HandMeshError, list[str]]:
+    """Tensors would be put into shared memory; bytes are sent as they are."""
+    batch, skipped = _collate_answers(answers)
+    return batch if isinstance(batch, HandMeshError) else pickle.dumps(batch.map(Tensor.numpy), protocol=5), skipped
+
+
+def _free_shared_memory() -> float:
+    """Bytes; without end where shared memory is no file system."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return math.inf
+
+
+def _sample_bytes(config: TrainConfig) -> int:
+    return 3 * config.model.resolution**2 + sum(value.nbytes for value in hand_labels())
 
 
 class _Share:

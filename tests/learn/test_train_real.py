@@ -6,6 +6,7 @@ The data are synthetic hands in FreiHAND's own layout, so everything runs on rea
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -149,9 +150,30 @@ def test_processes_share_a_batch_without_a_sample_twice(settings):
     alone = list(training_batches(sources, config, 1))
     shares = [list(training_batches(sources, config, 1, rank, 3)) for rank in range(3)]
     for step, whole in enumerate(alone):
-        for field, values in enumerate(whole):
-            together = torch.cat([share[step][field] for share in shares])
-            assert torch.equal(together, values), whole._fields[field]
+        assert torch.equal(torch.cat([share[step].image for share in shares]), whole.image)
+        for field, values in enumerate(whole.labels):
+            together = torch.cat([share[step].labels[field] for share in shares])
+            assert torch.equal(together, values), whole.labels._fields[field]
+
+
+def test_loader_processes_need_no_shared_memory_where_there_is_little(settings, monkeypatch, caplog):
+    """Docker gives 64 MB by default: two loader processes once ended there in a bare traceback."""
+    config = parse_config(settings(steps=2, loader_workers=2), "test")
+    sources = open_data(config, builtin_hand()).sources
+    usual = list(training_batches(sources, config, 0))
+    monkeypatch.setattr("handmesh.data.stream._free_shared_memory", lambda: 65536)
+
+    def broken(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("torch.multiprocessing.reductions.reduce_storage", broken)
+    monkeypatch.setattr("torch.multiprocessing.reductions.reduce_tensor", broken)
+    with caplog.at_level(logging.WARNING):
+        small = list(training_batches(sources, config, 0))
+    assert "batches come through pipes" in caplog.text
+    for one, other in zip(usual, small, strict=True):
+        assert torch.equal(one.image, other.image)
+        assert all(map(torch.equal, one.labels, other.labels))
 
 
 def test_two_processes_make_the_run_of_one(settings, tmp_path):
