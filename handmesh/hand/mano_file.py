@@ -23,6 +23,7 @@ import json
 import os
 import pickle
 import pickletools
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -211,6 +212,7 @@ def _read_file(path: Path) -> bytes:
         if not path.is_file():
             what = "is a folder or a device" if path.exists() else "does not exist"
             raise AssetError(f"{path} {what}: wanted MANO_RIGHT.pkl or MANO_LEFT.pkl (see mano_assets/README.md).")
+        _check_no_archive(path)
         with open(path, "rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
@@ -218,6 +220,16 @@ def _read_file(path: Path) -> bytes:
     if len(content) > MAX_FILE_BYTES:
         raise AssetError(f"{path} has over {MAX_FILE_BYTES >> 20} MB; a MANO file has 3.8 MB. Is it another file?")
     return content
+
+
+def _check_no_archive(path: Path) -> None:
+    """What MANO's site gives is a zip with both hands in it."""
+    if path.suffix.lower() != ".zip" or not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        hands = [name for name in archive.namelist() if name.endswith(("MANO_RIGHT.pkl", "MANO_LEFT.pkl"))]
+    if hands:
+        raise AssetError(f"{path} is an archive: unpack it, and add {' and '.join(hands)} from it.")
 
 
 def _parse(content: bytes, source: str) -> HandArrays:

@@ -232,7 +232,7 @@ def check_display() -> None:
     except subprocess.TimeoutExpired:
         raise ConfigError(f"The display does not answer. {advice}") from None
     if done.returncode:
-        said = " ".join(done.stderr.decode(errors="replace").split())[-200:]
+        said = next((line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()), "").strip()
         raise ConfigError(f"No window can be opened on this display ({said or 'it does not say why'}). {advice}")
 
 

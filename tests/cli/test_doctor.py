@@ -69,3 +69,8 @@ def test_a_model_that_answers_nonsense_is_found(damage, installed, monkeypatch, 
     found = findings()["inference"]
     assert found.good is False
     assert ("cut.safetensors" if damage == "cut" else "not finite") in found.fact
+
+
+def test_processors_are_those_that_the_container_may_use(installed, monkeypatch):
+    monkeypatch.setattr("handmesh.system.cpus.cgroup_processors", lambda: 1.5)
+    assert findings()["processor"].fact.startswith("1 of ")

@@ -11,6 +11,7 @@ import pickle
 import pickletools
 import struct
 import sys
+import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -620,3 +621,11 @@ def test_the_command_keeps_nothing_when_one_file_is_bad(right_file, home, tmp_pa
     bad.write_bytes(b"not a pickle")
     assert isinstance(run(right_file, bad).exception, AssetError)
     assert not home.exists()
+
+
+def test_the_archive_as_downloaded_is_named_for_what_it_is(tmp_path):
+    with zipfile.ZipFile(tmp_path / "mano_v1_2.zip", "w") as archive:
+        archive.writestr("mano_v1_2/models/MANO_RIGHT.pkl", b"")
+        archive.writestr("mano_v1_2/models/MANO_LEFT.pkl", b"")
+    with pytest.raises(AssetError, match=r"unpack it, and add mano_v1_2/models/MANO_RIGHT\.pkl and "):
+        read_mano(tmp_path / "mano_v1_2.zip")
