@@ -622,7 +622,7 @@ def pickles() -> Iterator[tuple[str, str, str, bytes | Callable[[Path], object]]
 
 
 def models() -> Iterator[tuple[str, str, str, bytes | Callable[[Path], object]]]:
-    from handmesh.runtime.engine import bundled_model_path
+    from handmesh.model.bundled import bundled_model_path
 
     bundled = bundled_model_path().read_bytes()
     size = int.from_bytes(bundled[:8], "little")

@@ -8,6 +8,7 @@ branches and batch norms.
 """
 
 import argparse
+import logging
 import pickle
 import re
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from torch import Tensor
 from handmesh.errors import CheckpointError
 from handmesh.model.backbone import Backbone
 from handmesh.model.fastvit import VARIANTS, FastViT, build_backbone, fold_branches, fold_residuals
+
+logger = logging.getLogger(__name__)
 
 APPLE_URL = "https://docs-assets.developer.apple.com/ml-research/models/fastvit"
 TIMM_URL = "https://huggingface.co/timm"
@@ -120,6 +123,8 @@ def read_weights(path: Path, name: str = "fastvit_ma36") -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({error}). Get the file again.") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            if isinstance(content.get(f"{key}_ema"), Mapping):
+                logger.warning("%s holds '%s' and its average '%s_ema': the first is taken", path, key, key)
             content = content[key]
             break
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
@@ -229,7 +234,9 @@ def _check_fit(backbone: FastViT, origin: str, weights: Mapping[str, Tensor], wa
     if not problems:
         return
     variant = _variant_of(weights)
-    advice = f"They fit {variant}: build that backbone." if variant and variant != backbone.name else ""
+    if variant is not None and variant != backbone.name:  # a list of hundreds of keys would say no more
+        raise CheckpointError(f"{origin} does not fit {backbone.name}. They fit {variant}: build that backbone.")
+    advice = ""
     if any(key in " ".join(other + missing) for key in CLASSIFIER):
         advice = f"The backbone has a classifier of {backbone.num_classes} classes: build it with num_classes=0."
     raise CheckpointError(f"{origin} does not fit {backbone.name}: {'; '.join(problems)}. {advice}".rstrip())
