@@ -192,8 +192,8 @@ class PhotoSource:
         )
 
 
-def source_sha256(source: Source) -> str:
-    """Identity of what a source reads: of all its files, or of the record that holds theirs.
+def source_sha256(source: Source) -> str | None:
+    """Identity of what a source reads: of all its files, or of the record that holds theirs. None: of another kind.
 
     Prepared FreiHAND's meta.json has the SHA-256 of every file that `handmesh data prepare` wrote: of the photographs
     too where they were packed.
@@ -205,7 +205,7 @@ def source_sha256(source: Source) -> str:
     elif isinstance(source, PhotoSource) and isinstance(source.data, JsonlData):
         files = [source.data.path, *(source.data.image_path(index) for index in range(len(source.data)))]
     else:
-        raise TypeError(f"{source.name} is no source of files")
+        return None
     return sha256_of("".join(map(sha256_of_file, files)).encode())
 
 

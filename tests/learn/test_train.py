@@ -52,7 +52,11 @@ class SixHands:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch, precision):
     """If it cannot overfit four pictures it learns nothing: loss and 2D error fall clearly."""
-    four = [tiny_pack[index] for index in range(4)]
+
+    class FourRenders(list[Any]):
+        path = tiny_pack.path  # whose SHA-256 the run records
+
+    four = FourRenders(tiny_pack[index] for index in range(4))
     monkeypatch.setattr("handmesh.data.sources.training_pack", lambda *_: four)
     monkeypatch.setattr("handmesh.data.sources.validation_pack", lambda *_: four)
     config = tiny_config(
