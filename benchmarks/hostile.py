@@ -439,7 +439,7 @@ def labels() -> Iterator[tuple[str, str, str, bytes | Callable[[Path], object]]]
         "refused",
         line(keypoints=[[x / 320, y / 240, 0.0] for x, y in points]),
     )
-    yield "none_seen", "every point invisible", "refused", line(keypoints=[[x, y, 0] for x, y in points])
+    yield "none_seen", "every point invisible", "either", line(keypoints=[[x, y, 0] for x, y in points])
     yield "reversed_box", "a box whose corners are exchanged", "refused", line(box=[200, 150, 90, 70])
     yield "far_box", "a box a million times the photo", "refused", line(box=[-1e8, -1e8, 1e8, 1e8])
     yield "zero_camera", "a camera of zeros", "refused", line(joints=space, intrinsics=[[0, 0, 0]] * 3)

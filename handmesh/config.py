@@ -76,7 +76,7 @@ class ModelConfig(Settings):
     """What a checkpoint needs to rebuild its own network."""
 
     backbone: Annotated[str, AfterValidator(_known_backbone)] = "fastvit_ma36"
-    resolution: int = Field(default=224, ge=64, multiple_of=32)  # pixels, side of the crop; the paper uses 224
+    resolution: int = Field(default=224, ge=64, le=1024, multiple_of=32)  # px, the crop; the paper: 224
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     # Whose hand it answers with: ours, or the MANO files that `handmesh mano add` brought. Part of the network.
     hand: Annotated[str, AfterValidator(_known_hand)] = "builtin"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -216,7 +217,7 @@ def _plan(
         if path.is_dir():
             found, left_out = photos_in(path, recursive=True)
             if path.resolve() in out.resolve().parents:  # the pictures of an earlier run are results, not photographs
-                found = [file for file in found if out.resolve() not in file.resolve().parents]
+                found = [file for file in found if out.resolve() not in Path(os.path.realpath(file)).parents]
             if not found:
                 raise ImageError(f"No images in {path}: wanted files that end in {', '.join(PHOTO_SUFFIXES)}.")
             if left_out:
@@ -239,11 +240,13 @@ def _plan(
             number += 1
             free = stem.with_name(f"{stem.name}_{number}")
         taken.add(free)
-        plan.append((image, [out / free.with_name(f"{free.name}.{format}") for format in formats]))
-    photos = {image.resolve() for image, _ in images}
+        plan.append(
+            (image, [out / free.with_name(f"{free.name}.{format}") for format in formats])
+        )  # Path.resolve raises for a link to itself
+    photos = {os.path.realpath(image) for image, _ in images}  # Path.resolve raises for a link to itself
     for _, targets in plan:
         for target in targets:
-            if target.resolve() in photos:
+            if os.path.realpath(target) in photos:
                 raise ConfigError(f"The result {target} would replace a photograph: give another folder as --out.")
     return plan
 

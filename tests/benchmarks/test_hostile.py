@@ -7,7 +7,10 @@ from hostile import Case, Outcome, all_cases, run_cases, verdict
 
 # By door: an ordinary file first, then what once was wrong or would be the worst.
 SMALL = {
-    "predict": ["ordinary.jpg", "half.jpg", "says_large.png", "pipe.jpg", "\udce9t\udce9.jpg", "turned_99.jpg"],
+    "predict": [
+        *("ordinary.jpg", "half.jpg", "says_large.png", "line_400000.png", "loop.jpg", "pipe.jpg"),
+        *("\udce9t\udce9.jpg", "turned_99.jpg"),
+    ],
     "mano": ["ordinary.pkl", "hidden.pkl", "deeper.pkl", "says_large.pkl", "memo.pkl"],
 }
 
