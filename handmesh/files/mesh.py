@@ -197,7 +197,7 @@ def _one_mesh(hands: Sequence[MeshHand]) -> Trimesh:
     return trimesh.Trimesh(
         vertices=np.concatenate([np.zeros((0, 3)), *(vertices for vertices, _ in meshes)]),
         faces=np.concatenate(
-            [np.zeros((0, 3), int), *(faces + start for (_, faces), start in zip(meshes, ends, strict=False))]
+            [np.zeros((0, 3), int), *(faces + start for (_, faces), start in zip(meshes, ends[:-1], strict=True))]
         ),
         vertex_normals=np.concatenate([gltf_normals(*mesh) for mesh in meshes]) if meshes else None,
         vertex_colors=np.concatenate([np.zeros((0, 3), np.uint8), *(_colors(hand) for hand in hands)]),
