@@ -11,7 +11,7 @@ A step is forward, backward and AdamW, float32, channels-last, through the final
   with the fast depthwise convolutions, and "plain reparameterized" with the plain ones; "branches" is what branches and
   batch norms cost.
 
-Times are processor milliseconds, the least and the median of several rounds in which the kinds of step take turns:
+Times are CPU milliseconds, the least and the median of several rounds in which the kinds of step take turns:
 other programs disturb them less than a wall clock, and all alike.
 """
 
@@ -86,11 +86,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="images (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=15, help="rounds (default: %(default)s)")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # processor time is a step's time only on one thread
+    torch.set_num_threads(1)  # CPU time is a step's time only on one thread
     images = torch.randn(options.batch, 3, options.size, options.size).to(memory_format=torch.channels_last)
     machine = describe_machine()
-    print(f"{machine['processor']}, load {machine['load']}, torch {machine['torch']}, 1 thread")
-    print(f"{options.size} px, batch {options.batch}, processor ms: least (median) of {options.runs} steps")
+    print(f"{machine['cpu']}, load {machine['load']}, torch {machine['torch']}, 1 thread")
+    print(f"{options.size} px, batch {options.batch}, CPU ms: least (median) of {options.runs} steps")
     for name in options.names:
         backbone = build_backbone(name)
         low = copy.deepcopy(backbone).train_perceptrons_in_bfloat16()
@@ -102,11 +102,11 @@ def main() -> None:
             "reparameterized": training_step(with_fast_depthwise(backbone.reparameterize()), images),
             "plain reparameterized": training_step(backbone.reparameterize(), images),
         }
-        times = time_in_turns(tasks, runs=options.runs, clock="processor")
-        columns = "  ".join(f"{key} {timing.least_ms:.0f} ({timing.median_ms:.0f})" for key, timing in times.items())
+        times = time_in_turns(tasks, runs=options.runs, clock="cpu")
+        columns = "  ".join(f"{key} {timing.min_ms:.0f} ({timing.median_ms:.0f})" for key, timing in times.items())
         print(f"{name:13} {columns}")
         for kind, without in (("fast", "reparameterized"), ("plain", "plain reparameterized")):
-            least = times[kind].least_ms / times[without].least_ms - 1
+            least = times[kind].min_ms / times[without].min_ms - 1
             median = times[kind].median_ms / times[without].median_ms - 1
             print(f"{'':13} branches, {kind}: +{least:.0%} (+{median:.0%})", flush=True)
 

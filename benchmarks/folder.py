@@ -73,7 +73,7 @@ def main() -> None:
             rates.append(len(photos) / taken[1])
         print(
             f"{engine.name}, {arguments.model}, {arguments.threads} worker(s): {sorted(shares)[1]:.3f} of the engine, "
-            f"{sorted(rates)[1]:.1f} photos/s{'' if arguments.wall else ' of processor time'}"
+            f"{sorted(rates)[1]:.1f} photos/s{'' if arguments.wall else ' of CPU time'}"
         )
 
 

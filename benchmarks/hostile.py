@@ -6,7 +6,7 @@ takes file after file and is started again when it dies. A table says what came 
 
 refused   one line that says why, exit code 1 (the service: a 4xx); right, if the story says so
 answered  exit code 0 (a 2xx); right, if the story says so
-wrong     anything else: the other of the two, a traceback, a 5xx, a killed process, more than 2 s of processor time or
+wrong     anything else: the other of the two, a traceback, a 5xx, a killed process, more than 2 s of CPU time or
           300 MB above what an ordinary file of that door takes (unless the story says that it is honest and large)
 
 Exit code 1 if anything is wrong. Linux; about three minutes on two cores.
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
 class Outcome(NamedTuple):
     came: str  # refused, answered, or what went wrong
-    seconds: float  # of processor time
+    seconds: float  # of CPU time
     megabytes: float  # the most that was resident, above what was before
     says: str
 

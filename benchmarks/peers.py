@@ -58,7 +58,7 @@ def main() -> None:
 
         return run
 
-    clock = "processor" if arguments.threads == 1 else "wall"
+    clock = "cpu" if arguments.threads == 1 else "wall"
     with torch_threads(arguments.threads):
         tasks = {name: task(network) for name, network in networks.items()}
         lead_in_s = lead_in(arguments.threads)

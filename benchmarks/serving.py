@@ -5,7 +5,7 @@
 Rounds alternate between the bare engine and the Predictor (in this process, one photo at a time) and the server (a
 process of its own, on loopback) with 1, 8 and 64 connections, so that whatever else the machine does falls on all. One
 photo is `--passes` crops. Processor time is what the kernel counted for the server's process; on a busy machine believe
-it before the clock. Clients are threads of this process and take processor time too.
+it before the clock. Clients are threads of this process and take CPU time too.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def photo_640() -> bytes:
 
 
 def engine_round(engine: Engine, seconds: float) -> tuple[float, float]:
-    """(crops per second, processor seconds per crop) of the bare engine."""
+    """(crops per second, CPU seconds per crop) of the bare engine."""
     crops = np.random.default_rng(0).integers(0, 255, (1, engine.resolution, engine.resolution, 3), np.uint8)
     engine(crops)
     count, started, used = 0, time.perf_counter(), time.process_time()
@@ -72,7 +72,7 @@ def engine_round(engine: Engine, seconds: float) -> tuple[float, float]:
 
 
 def predictor_round(predictor: Predictor, body: bytes, seconds: float) -> tuple[float, float]:
-    """(photos per second, processor seconds per photo) of a loop over decode, crops and passes, without a server."""
+    """(photos per second, CPU seconds per photo) of a loop over decode, crops and passes, without a server."""
     predictor(body)
     count, started, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - started < seconds:
@@ -82,7 +82,7 @@ def predictor_round(predictor: Predictor, body: bytes, seconds: float) -> tuple[
 
 
 def server_round(port: int, pid: int, body: bytes, connections: int, seconds: float) -> dict[str, float]:
-    """Requests per second, latencies, processor seconds per request, and where Server-Timing says it went."""
+    """Requests per second, latencies, CPU seconds per request, and where Server-Timing says it went."""
     latencies: list[float] = []
     stages: list[dict[str, float]] = []
     lock = threading.Lock()
@@ -103,7 +103,7 @@ def server_round(port: int, pid: int, body: bytes, connections: int, seconds: fl
                 stages.append({name: float(value) / 1000 for name, value in timing.items()})
         connection.close()
 
-    used, started = processor_seconds(pid), time.perf_counter()
+    used, started = cpu_seconds(pid), time.perf_counter()
     threads = [threading.Thread(target=client) for _ in range(connections)]
     for thread in threads:
         thread.start()
@@ -113,14 +113,14 @@ def server_round(port: int, pid: int, body: bytes, connections: int, seconds: fl
     mean = {name: statistics.fmean(one[name] for one in stages) for name in stages[0]}
     return {
         "requests_per_s": count / (time.perf_counter() - started),
-        "processor_s": (processor_seconds(pid) - used) / count,
+        "cpu_s": (cpu_seconds(pid) - used) / count,
         "p50_s": statistics.median(latencies),
         "p99_s": sorted(latencies)[max(0, round(0.99 * count) - 1)],
         **{f"stage_{name}_s": value for name, value in mean.items()},
     }
 
 
-def processor_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -176,9 +176,9 @@ def main() -> None:
             process.wait(30)
 
     crops_per_s = statistics.median(rate for rate, _ in bare)
-    processor = statistics.median(used for _, used in bare)
+    cpu_s = statistics.median(used for _, used in bare)
     photos_per_s = statistics.median(rate for rate, _ in looped)
-    photo_processor = statistics.median(used for _, used in looped)
+    photo_cpu_s = statistics.median(used for _, used in looped)
     passes = arguments.passes
     rows = []
     for count, rounds in served.items():
@@ -190,8 +190,8 @@ def main() -> None:
                 "connections": count,
                 "throughput_over_engine": row["requests_per_s"] * passes / crops_per_s,
                 "throughput_over_predictor": row["requests_per_s"] / photos_per_s,
-                "processor_engine_over_server": processor * passes / row["processor_s"],
-                "processor_predictor_over_server": photo_processor / row["processor_s"],
+                "cpu_engine_over_server": cpu_s * passes / row["cpu_s"],
+                "cpu_predictor_over_server": photo_cpu_s / row["cpu_s"],
                 "p50_over_engine": row["p50_s"] * crops_per_s / passes,
                 "p99_over_engine": row["p99_s"] * crops_per_s / passes,
                 "not_model_share": 1 - (stage["model"] + stage["predict"]) / working,
@@ -208,22 +208,20 @@ def main() -> None:
         "model": model.name,
         "passes": passes,
         "engine_ms_per_crop": 1000 / crops_per_s,
-        "engine_processor_ms_per_crop": 1000 * processor,
+        "engine_cpu_ms_per_crop": 1000 * cpu_s,
         "rows": rows,
     }
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2))
     print(f"{machine}; {engine.name}; {model.name}, {passes} passes")
-    print(
-        f"engine: {1000 * passes / crops_per_s:.1f} ms per photo, {1000 * processor * passes:.1f} ms of processor time"
-    )
-    print(f"predictor: {1000 / photos_per_s:.1f} ms per photo, {1000 * photo_processor:.1f} ms of processor time\n")
-    print("| connections | photos/s over engine, predictor | processor time of engine, predictor / server's ", end="")
+    print(f"engine: {1000 * passes / crops_per_s:.1f} ms per photo, {1000 * cpu_s * passes:.1f} ms of CPU time")
+    print(f"predictor: {1000 / photos_per_s:.1f} ms per photo, {1000 * photo_cpu_s:.1f} ms of CPU time\n")
+    print("| connections | photos/s over engine, predictor | CPU time of engine, predictor / server's ", end="")
     print("| p50, p99 over engine | HTTP, decode, encode |\n|---|---|---|---|---|")
     for row in rows:
         print(
             f"| {row['connections']} | {row['throughput_over_engine']:.2f}, {row['throughput_over_predictor']:.2f} "
-            f"| {row['processor_engine_over_server']:.2f}, {row['processor_predictor_over_server']:.2f} "
+            f"| {row['cpu_engine_over_server']:.2f}, {row['cpu_predictor_over_server']:.2f} "
             f"| {row['p50_over_engine']:.2f}, {row['p99_over_engine']:.2f} | {row['not_model_share']:.1%} |"
         )
 

@@ -25,7 +25,7 @@ from handmesh.learn.optimizer import make_optimizer
 from handmesh.learn.targets import complete_targets
 from handmesh.learn.train import TrainingModule, build_network
 from handmesh.model.network import DenseHead, to_device
-from handmesh.system.memory import keep_freed_memory
+from handmesh.system.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 

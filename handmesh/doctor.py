@@ -22,7 +22,7 @@ from handmesh.hand.models import HAND_MODELS, HandModelSource
 from handmesh.model.bundled import bundled_model_path
 from handmesh.runtime.engine import open_engine
 from handmesh.runtime.onnx import import_onnxruntime
-from handmesh.system.cpus import default_threads, usable_processors
+from handmesh.system.cpus import default_threads, usable_cpus
 from handmesh.system.paths import can_be_written, user_cache_folder, user_data_folder
 
 PACKAGES = ("numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
@@ -50,7 +50,7 @@ def examine() -> Iterator[Finding]:
         f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         sys.version_info >= (3, 11),
     )
-    yield Finding("processor", f"{usable_processors()} of {os.cpu_count()} cores usable", True)
+    yield Finding("cpu", f"{usable_cpus()} of {os.cpu_count()} cores usable", True)
     for name in PACKAGES:
         yield _package(name, None)
     for name, advice in OPTIONAL_PACKAGES.items():

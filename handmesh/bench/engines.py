@@ -64,7 +64,7 @@ class EngineRow:
     clock: Clock
     network_ms: float  # median; with the hand model
     p95_ms: float
-    least_ms: float
+    min_ms: float
     spread_ms: float  # 5th to 95th percentile
     runs: int
     crops_per_s: float  # at the median
@@ -118,7 +118,7 @@ def bench_engines(
     if "torch-train-time" in variants and not bare:
         raise ConfigError("torch-train-time needs a bare architecture, such as --model fastvit_ma36.")
     threads = threads or default_threads()
-    if clock == "processor" and threads != 1:
+    if clock == "cpu" and threads != 1:
         raise ConfigError(f"Processor time of {threads} threads adds up: give one thread, or use the wall clock.")
     return _bench_engines(model, bare, variants, batches, size, threads, runs, clock, cold)
 
@@ -183,7 +183,7 @@ def _bench_engines(
                         clock=clock,
                         network_ms=timing.median_ms,
                         p95_ms=timing.p95_ms,
-                        least_ms=timing.least_ms,
+                        min_ms=timing.min_ms,
                         spread_ms=timing.spread_ms,
                         runs=timing.runs,
                         crops_per_s=1000 * batch / timing.median_ms,

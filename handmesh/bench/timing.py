@@ -26,7 +26,7 @@ from handmesh.system.cpus import usable_cores
 def describe_machine() -> dict[str, str | int | float | None]:
     """What a reader must know to compare: processor, cores that this process may use, load, systems and versions."""
     return {
-        "processor": _processor(),
+        "cpu": _cpu_name(),
         "cores": usable_cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # before the measurement
         "system": platform.platform(),
@@ -41,7 +41,7 @@ def as_json(machine: Mapping[str, Any], rows: Sequence[Any]) -> str:
     return json.dumps({"machine": dict(machine), "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
 
 
-def _processor() -> str:
+def _cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

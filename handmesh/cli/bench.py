@@ -38,8 +38,8 @@ def bench(
         int | None, typer.Option(metavar="N", min=1, help="Threads of each engine; default: all usable.")
     ] = None,
     runs: Annotated[int, typer.Option(metavar="N", min=1, help="Timed runs of each.")] = 20,
-    processor_time: Annotated[
-        bool, typer.Option("--processor-time", help="Do not count while other programs run; needs --threads 1.")
+    cpu_time: Annotated[
+        bool, typer.Option("--cpu-time", help="Do not count while other programs run; needs --threads 1.")
     ] = False,
     cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Cold start and memory, in fresh processes.")] = True,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write machine and rows into this file.")] = None,
@@ -62,7 +62,7 @@ def bench(
         from handmesh.bench.engines import is_bare
 
     batches = _batches(batch)
-    clock: Literal["wall", "processor"] = "processor" if processor_time else "wall"
+    clock: Literal["wall", "cpu"] = "cpu" if cpu_time else "wall"
     if json is not None and not json.parent.is_dir():
         raise ConfigError(f"--json {json}: there is no folder {json.parent}. Create it first.")
     if backbones and len(batches) > 1:
@@ -90,7 +90,7 @@ def _bench_engines(
     batches: list[int],
     threads: int | None,
     runs: int,
-    clock: Literal["wall", "processor"],
+    clock: Literal["wall", "cpu"],
     cold: bool,
     json: Path | None,
 ) -> None:
@@ -132,7 +132,7 @@ def _bench_engines(
                 lines.append(line)
     first = rows[0]
     say(f"{first.model}, {first.size} px, {first.threads} thread(s); {clock} time of a batch, {runs} runs in turns")
-    say(f"{machine['processor']}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}")
+    say(f"{machine['cpu']}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}")
     _say_table(columns, lines)
     if stages:
         say(f"One crop of one hand in a 640x480 photo, onnx, 1 thread; {clock} time, {runs} runs")
@@ -164,7 +164,7 @@ def _bench_backbones(
     batch: int,
     threads: int | None,
     runs: int,
-    clock: Literal["wall", "processor"],
+    clock: Literal["wall", "cpu"],
     json: Path | None,
 ) -> None:
     from handmesh.bench.engines import bench_engines
@@ -188,7 +188,7 @@ def _bench_backbones(
     say(
         f"{size} px, batch {batch}, {rows[0].threads} thread(s); {clock} time of a whole network, median of {runs} runs"
     )
-    say(f"{machine['processor']}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}")
+    say(f"{machine['cpu']}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}")
     lines = [
         (
             row.model,

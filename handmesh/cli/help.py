@@ -16,6 +16,7 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 # Former names still work, and are not shown.
 RENAMED_OPTIONS = {
+    "bench": {"--processor-time": "--cpu-time"},
     "check": {"--images": "--count"},
     "evaluate": {"--limit": "--count", "--protocol": "--crop", "--workers": "--threads"},
     "show": {"--protocol": "--crop"},

@@ -105,7 +105,7 @@ def webcam(
             f"{measured.engine_fps:.1f} crops/s: {share:.2f} of it"
         )
         say(
-            f"processor time: {measured.thread_ms:.1f} ms per frame in the network's thread, {measured.engine_ms:.1f} "
+            f"CPU time: {measured.thread_ms:.1f} ms per frame in the network's thread, {measured.engine_ms:.1f} "
             f"ms per crop alone: {measured.engine_ms / measured.thread_ms:.2f} of it where each thread has a core"
         )
         return

@@ -22,7 +22,7 @@ from handmesh.data.stream import HandBatch, resolution_at
 from handmesh.hand import HandArrays
 from handmesh.synth.backgrounds import draw_distractors, procedural_background
 from handmesh.synth.farm import RenderBatch, RenderFarm, no_renders
-from handmesh.system.cpus import usable_processors
+from handmesh.system.cpus import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def live_batches(
     buffer = RenderBuffer(live.capacity, live.size, device)
     generator = torch.Generator(device)
     drawn = 0
-    first_render, workers = first_step * _RENDERS_PER_STEP, live.workers or max(1, usable_processors() - 1)
+    first_render, workers = first_step * _RENDERS_PER_STEP, live.workers or max(1, usable_cpus() - 1)
     with RenderFarm(hand, live.scenes, live.size, live.seed, first=first_render, workers=workers) as farm:
         # The workers start while the backgrounds are drawn here.
         augment = BatchAugmenter(*_pictures(live, device), config.augmentation)

@@ -33,7 +33,7 @@ from handmesh.hand.models import HAND_MODELS
 from handmesh.synth import Backgrounds, Pack, render_pack
 from handmesh.synth.dataset import Progress, same_pack
 from handmesh.system.atomic import sha256_of, sha256_of_file
-from handmesh.system.cpus import usable_processors
+from handmesh.system.cpus import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -293,7 +293,7 @@ def _pack(
     # Former versions named the same pack after the text that was written in the configuration.
     candidates = [path, *sorted(settings.directory.glob(f"{name}-scenes*"))]
     path = same_pack(candidates, count, seed, settings.size, settings.scenes, hand=hand) or path
-    cores = workers or usable_processors()
+    cores = workers or usable_cpus()
     return render_pack(path, count, seed, settings.size, settings.scenes, cores, progress, hand=hand)
 
 

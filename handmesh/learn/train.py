@@ -49,7 +49,7 @@ from handmesh.model.surgery.grow import check_growth, grow
 from handmesh.model.surgery.unreparameterize import unreparameterize
 from handmesh.runtime.graph import write_with_graph
 from handmesh.synth.dataset import Progress
-from handmesh.system.memory import keep_freed_memory
+from handmesh.system.allocator import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ class LiveBenchmark:
     stages_ms: dict[str, float]
     loop_fps: float
     engine_fps: float
-    # The same by processor time, which other programs do not disturb: the network's thread bounds the loop where each
+    # The same by CPU time, which other programs do not disturb: the network's thread bounds the loop where each
     # thread has a core.
     thread_ms: float  # per frame, of the network's thread
     engine_ms: float  # per crop, of the network alone
@@ -49,7 +49,7 @@ def benchmark(
     hud = Hud(predictor.engine.name)
     seconds = {"draw": 0.0, "text": 0.0}
     frames = followed = timed = 0
-    loop = bare = following = bare_processor = 0.0
+    loop = bare = following = bare_cpu = 0.0
     bare_count = 0
     crop: NDArray[np.uint8] | None = None
     ended = False
@@ -86,10 +86,10 @@ def benchmark(
                 break
             clock.sleep(0.25)  # until the threads have filled their queues and rest
             for _ in range(_TURN // 2):
-                before, processor = clock.perf_counter(), clock.thread_time()
+                before, cpu = clock.perf_counter(), clock.thread_time()
                 predictor.engine(crop)
                 bare += clock.perf_counter() - before
-                bare_processor += clock.thread_time() - processor
+                bare_cpu += clock.thread_time() - cpu
                 bare_count += 1
     finally:
         pipeline.close()
@@ -109,5 +109,5 @@ def benchmark(
         loop_fps=timed / loop,
         engine_fps=bare_count / bare,
         thread_ms=1000 * pipeline.tracking_cpu_seconds / max(pipeline.frame_count, 1),
-        engine_ms=1000 * bare_processor / bare_count,
+        engine_ms=1000 * bare_cpu / bare_count,
     )

@@ -87,11 +87,11 @@ class LivePipeline:
                 frame = self.capture.read()
                 if frame is None:
                     break
-                before, processor = clock.perf_counter(), clock.thread_time()
+                before, cpu = clock.perf_counter(), clock.thread_time()
                 with self._lock:
                     tracked = self._follower.track(frame.image, frame.time)
                 seconds = clock.perf_counter() - before
-                self.tracking_cpu_seconds += clock.thread_time() - processor
+                self.tracking_cpu_seconds += clock.thread_time() - cpu
                 self.frame_count += 1
                 with self._changed:
                     if self.newest:

@@ -337,7 +337,7 @@ def _write_int8(path: Path, format: Format, written: Path) -> dict[str, Any]:
         times = time_in_turns(
             {name: _one_thread(graph, crop) for name, graph in (("int8", fast), ("float32", slow))},
             runs=10,
-            clock="processor",
+            clock="cpu",
         )
     speed = times["int8"].median_ms / times["float32"].median_ms
     if speed >= 1:

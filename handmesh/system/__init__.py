@@ -1,1 +1,1 @@
-"""What the machine gives: processors, memory, folders, files written whole, compiled kernels."""
+"""What the machine gives: CPUs, memory, folders, files written whole, compiled kernels."""

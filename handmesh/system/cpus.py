@@ -1,4 +1,4 @@
-"""How many threads pay off: the processors that this process may really use, not those that the machine has.
+"""How many threads pay off: the CPUs that this process may really use, not those that the machine has.
 
 A container is often given less than it sees. Threads beyond the share wait for each other, and a network on too many
 threads is several times slower than on one.
@@ -15,19 +15,19 @@ CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
-def usable_processors() -> int:
-    """The least of: the processors of this machine, those of the affinity mask, the share of the control group.
+def usable_cpus() -> int:
+    """The least of: the CPUs of this machine, those of the affinity mask, the share of the control group.
 
-    At least 1; a share of 1.5 processors counts as 1.
+    At least 1; a share of 1.5 CPUs counts as 1.
     """
     return _within_share(len(_allowed()))
 
 
 def usable_cores() -> int:
-    """Like `usable_processors`, but of a core's hardware threads only one counts: they share its arithmetic units.
+    """Like `usable_cpus`, but of a core's hardware threads only one counts: they share its arithmetic units.
 
     So many threads of one network pay off (ONNX Runtime's and PyTorch's own default is the number of cores). Where
-    the system does not say which processors are one core, each counts; elsewhere than on Linux nobody is asked.
+    the system does not say which CPUs are one core, each counts; elsewhere than on Linux nobody is asked.
     """
     return _within_share(physical_cores(_allowed()))
 
@@ -39,14 +39,14 @@ def default_threads() -> int:
     return min(usable, int(limit)) if limit.isdecimal() and int(limit) > 0 else usable
 
 
-def physical_cores(processors: Collection[int], root: Path = TOPOLOGY) -> int:
-    """How many cores the processors are of (Linux kernel documentation: admin-guide/cputopology.rst)."""
-    return len({_siblings(processor, root) for processor in processors})
+def physical_cores(cpus: Collection[int], root: Path = TOPOLOGY) -> int:
+    """How many cores the CPUs are of (Linux kernel documentation: admin-guide/cputopology.rst)."""
+    return len({_siblings(cpu, root) for cpu in cpus})
 
 
-def _siblings(processor: int, root: Path) -> str:
-    words = _words(root / f"cpu{processor}/topology/thread_siblings_list")
-    return words[0] if words else str(processor)
+def _siblings(cpu: int, root: Path) -> str:
+    words = _words(root / f"cpu{cpu}/topology/thread_siblings_list")
+    return words[0] if words else str(cpu)
 
 
 def _allowed() -> Collection[int]:
@@ -54,12 +54,12 @@ def _allowed() -> Collection[int]:
 
 
 def _within_share(count: int) -> int:
-    share = cgroup_processors()
+    share = cgroup_cpus()
     return count if share is None else max(1, min(count, int(share)))
 
 
-def cgroup_processors(root: Path = CGROUPS, of_process: Path = CGROUP_OF_PROCESS) -> float | None:
-    """The share of processors that the control group allows, None without a limit.
+def cgroup_cpus(root: Path = CGROUPS, of_process: Path = CGROUP_OF_PROCESS) -> float | None:
+    """The share of CPUs that the control group allows, None without a limit.
 
     Version 2 has ``cpu.max`` ("quota period" or "max period"), version 1 ``cpu.cfs_quota_us`` (-1: no limit) and
     ``cpu.cfs_period_us`` (kernel documentation: admin-guide/cgroup-v2.rst, scheduler/sched-bwc.rst). Every group above

@@ -348,7 +348,7 @@ async def _on_request_error(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
     if problem is None:
         raise error  # ours, not the client's: logged and answered by the middleware
-    request.app.state.service.metrics.refused.labels(problem.reason).inc()
+    request.app.state.service.metrics.rejected.labels(problem.reason).inc()
     return problem_response(problem, request.state.request_id)
 
 
@@ -363,6 +363,6 @@ async def _on_invalid_query(request: Request, error: RequestValidationError) -> 
     first = error.errors()[0]  # without the input: it may be long, and it is the client's
     name = ".".join(str(part) for part in first["loc"][1:])
     what = first["msg"].removeprefix("Value error, ").rstrip(".")
-    request.app.state.service.metrics.refused.labels("invalid_query").inc()
+    request.app.state.service.metrics.rejected.labels("invalid_query").inc()
     problem = ProblemDetails(422, "invalid_query", f"Query parameter {name[:100]}: {what}.")
     return problem_response(problem, request.state.request_id)

@@ -45,7 +45,7 @@ class Metrics:
             "handmesh_batch_seconds", "Time per call of the engine.", buckets=_SECONDS, registry=registry
         )
         self.hands = Counter("handmesh_hands", "Hands in answers.", registry=registry)
-        self.refused = Counter(
+        self.rejected = Counter(
             "handmesh_rejected",
             "Requests that were not answered with hands, by reason.",
             ("reason",),

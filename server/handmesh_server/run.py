@@ -45,13 +45,13 @@ class GuardedProtocol(H11Protocol):
     def __init__(self, *args: Any, settings: Settings, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = settings
-        self._refused = False
+        self._rejected = False
         self._request_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if len(self.connections) >= self._settings.max_connections:
-            self._refused = True
+            self._rejected = True
             transport.write(_TOO_MANY)
             transport.close()
             return
@@ -60,11 +60,11 @@ class GuardedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timers()
-        if not self._refused:
+        if not self._rejected:
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._refused:
+        if not self._rejected:
             super().data_received(data)
 
     def handle_events(self) -> None:
@@ -195,7 +195,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) 
     logs.configure(settings.log_level)
     _warn_about_misspelt_variables()
     _allow_many_files()
-    _share_processors()
+    _share_cpus()
     app = create_app(settings)
     service: HandService = app.state.service
     server = make_server(settings, app, announce or (lambda _: None))
@@ -224,7 +224,7 @@ def _warn_about_misspelt_variables() -> None:
         logger.warning("these variables are no settings of the server: %s", ", ".join(sorted(unknown)))
 
 
-def _share_processors() -> None:
+def _share_cpus() -> None:
     """Requests already run beside each other: threads within one would only get in their way."""
     import cv2
 

@@ -28,7 +28,7 @@ from handmesh.hand import builtin_hand
 from handmesh.hand.models import HAND_MODELS
 from handmesh.model.bundled import BUNDLED_MODEL
 from handmesh.predict import HandPrediction, Predictor, load_predictor
-from handmesh.system.cpus import usable_processors
+from handmesh.system.cpus import usable_cpus
 from handmesh_server.admission import Admission, AdmissionControl, RequestContext
 from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer
 from handmesh_server.batching import BatchingEngine
@@ -80,7 +80,7 @@ class HandService:
         self._predictor: Predictor | None = None
         self._engine: BatchingEngine | None = None
         self._draining = False
-        self._processors = threading.Semaphore(usable_processors())
+        self._cpus = threading.Semaphore(usable_cpus())
         self._threads = ThreadPoolExecutor(settings.queue_size, thread_name_prefix="handmesh-request")
         metrics = self.metrics
         metrics.watch(metrics.ready, lambda: float(self.state == "ready"))
@@ -237,7 +237,7 @@ class HandService:
     def _run(self, request: PhotoRequest, admission: Admission) -> Answer:
         """In the request's own thread."""
         context = admission.context
-        with self._processor(context), self.metrics.stage("decode", context):
+        with self._cpu(context), self.metrics.stage("decode", context):
             encoded, fields = read_form(request.body, request.content_type)
             query = request.query.with_fields(fields)
             admission.enter_queue(query.hands - request.query.hands)  # boxes that only the form had
@@ -248,7 +248,7 @@ class HandService:
             admission.upload.shrink_to(0)
         with self._predicting(context) as predictor:
             hands = _predict(predictor, photo, query, self.settings.search)
-        with self._processor(context), self.metrics.stage("encode", context):
+        with self._cpu(context), self.metrics.stage("encode", context):
             answer = encode_answer(hands, photo, request.media_type, query, request.request_id, gzip=request.gzip)
         self.metrics.hands.inc(len(hands))
         return answer
@@ -258,7 +258,7 @@ class HandService:
     ) -> tuple[Photo, list[HandPrediction]]:
         """In a thread of its own, like `_run`."""
         context = admission.context
-        with self._processor(context), self.metrics.stage("decode", context):
+        with self._cpu(context), self.metrics.stage("decode", context):
             photo = self._decode(frame, admission, PHOTO_BYTES, max_pixels=FRAME_PIXELS)
         with self._predicting(context) as predictor:
             hands = follower(predictor, photo, arrived)
@@ -294,16 +294,16 @@ class HandService:
         return photo
 
     @contextmanager
-    def _processor(self, context: RequestContext) -> Iterator[None]:
+    def _cpu(self, context: RequestContext) -> Iterator[None]:
         """One of the processors, for as long as something computes that is not the model."""
         context.check()
-        while not self._processors.acquire(timeout=min(context.remaining(), 0.25)):
+        while not self._cpus.acquire(timeout=min(context.remaining(), 0.25)):
             context.check()
         try:
             context.check()
             yield
         finally:
-            self._processors.release()
+            self._cpus.release()
 
     def _ready(self, even_draining: bool = False) -> tuple[Predictor, BatchingEngine]:
         """Raises NotReady."""

@@ -85,7 +85,7 @@ class StreamSocket:
                 self._open.add(stream)
                 await stream.run()
         except (NotReady, StreamsFull) as error:
-            metrics.refused.labels(error.reason).inc()
+            metrics.rejected.labels(error.reason).inc()
             await stream.close(RESTART if error.reason == "draining" else TRY_LATER, str(error))
         except (ClientGone, WebSocketDisconnect):
             pass
@@ -120,7 +120,7 @@ class StreamSocket:
     async def _deny(self, websocket: WebSocket, error: RequestError, request_id: str) -> None:
         problem = problem_of(error)
         assert problem is not None
-        self._service.metrics.refused.labels(problem.reason).inc()
+        self._service.metrics.rejected.labels(problem.reason).inc()
         logger.info(
             "stream refused", extra={"request_id": request_id, "status": problem.status, "reason": problem.reason}
         )
@@ -296,7 +296,7 @@ class _Stream:
             if problem is None:
                 raise
             service.metrics.frames.labels("refused").inc()
-            service.metrics.refused.labels(problem.reason).inc()
+            service.metrics.rejected.labels(problem.reason).inc()
             await self._say(
                 {
                     "type": "error",

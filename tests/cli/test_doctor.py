@@ -72,5 +72,5 @@ def test_a_model_that_answers_nonsense_is_found(damage, installed, monkeypatch, 
 
 
 def test_processors_are_those_that_the_container_may_use(installed, monkeypatch):
-    monkeypatch.setattr("handmesh.system.cpus.cgroup_processors", lambda: 1.5)
-    assert findings()["processor"].fact.startswith("1 of ")
+    monkeypatch.setattr("handmesh.system.cpus.cgroup_cpus", lambda: 1.5)
+    assert findings()["cpu"].fact.startswith("1 of ")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from handmesh.system import cpus as processors
-from handmesh.system.cpus import cgroup_processors, default_threads, physical_cores, usable_cores, usable_processors
+from handmesh.system import cpus
+from handmesh.system.cpus import cgroup_cpus, default_threads, physical_cores, usable_cores, usable_cpus
 
 
 def files(folder: Path, contents: dict[str, str]) -> Path:
@@ -44,18 +44,18 @@ def test_the_share_of_a_control_group(of_process, contents, expected, tmp_path):
     root = files(tmp_path / "cgroup", contents)
     root.mkdir(exist_ok=True)
     (tmp_path / "self").write_text(of_process)
-    assert cgroup_processors(root, tmp_path / "self") == expected
+    assert cgroup_cpus(root, tmp_path / "self") == expected
 
 
 def test_other_systems_have_no_control_groups(tmp_path):
-    assert cgroup_processors(tmp_path / "none", tmp_path / "none either") is None
+    assert cgroup_cpus(tmp_path / "none", tmp_path / "none either") is None
 
 
 @pytest.mark.parametrize(("share", "expected"), [(None, 4), (8.0, 4), (2.9, 2), (0.5, 1)])
 def test_the_least_of_affinity_and_share(share, expected, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(processors, "cgroup_processors", lambda: share)
-    assert usable_processors() == expected
+    monkeypatch.setattr(cpus, "cgroup_cpus", lambda: share)
+    assert usable_cpus() == expected
 
 
 def test_hardware_threads_of_one_core_count_once(tmp_path):
@@ -71,8 +71,8 @@ def test_hardware_threads_of_one_core_count_once(tmp_path):
 @pytest.mark.parametrize(("share", "expected"), [(None, 2), (1.5, 1), (3.0, 2)])
 def test_cores_are_limited_by_the_share_too(share, expected, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(processors, "physical_cores", lambda allowed: len(allowed) // 2)
-    monkeypatch.setattr(processors, "cgroup_processors", lambda: share)
+    monkeypatch.setattr(cpus, "physical_cores", lambda allowed: len(allowed) // 2)
+    monkeypatch.setattr(cpus, "cgroup_cpus", lambda: share)
     assert usable_cores() == expected
 
 

@@ -10,7 +10,7 @@ import pytest
 
 COUNT_FAULTS = """
 import resource, torch
-from handmesh.system.memory import keep_freed_memory
+from handmesh.system.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
