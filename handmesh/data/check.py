@@ -125,7 +125,7 @@ def _check_split(
     sums = _Sums()
     for start in range(0, count, _CHUNK):
         chunk = {name: np.asarray(values[start : start + _CHUNK], np.float64) for name, values in arrays.items()}
-        _measure(chunk, hand, sums)
+        _measure(chunk, hand, sums, start)
         if progress is not None:
             progress(f"{data.split} labels", min(start + _CHUNK, count), count)
     yield from _rows_from(sums, arrays, hand, why_no_hand)
@@ -160,6 +160,7 @@ class _Sums:
     """Maxima, means and counts over chunks, by name."""
 
     def __init__(self) -> None:
+        self.behind: list[tuple[int, str, float]] = []  # annotation, array, and the depth, m, of its nearest point
         self.largest: dict[str, float] = {}
         self.smallest: dict[str, float] = {}
         self.total: dict[str, float] = {}
@@ -175,13 +176,15 @@ class _Sums:
         return self.total[name] / self.count[name]
 
 
-def _measure(chunk: dict[str, Floats], hand: HandArrays | None, sums: _Sums) -> None:
-    """One chunk of annotations; float64 throughout."""
+def _measure(chunk: dict[str, Floats], hand: HandArrays | None, sums: _Sums, start: int) -> None:
+    """One chunk of annotations, the first of number `start`; float64 throughout."""
     K, xyz, verts = chunk["K"], chunk.get("xyz"), chunk.get("verts")
     for name, values in chunk.items():
         sums.add("not finite", (~np.isfinite(values)).astype(np.float64))
         if name in ("xyz", "verts"):
             sums.add("depth", values[..., 2])
+            nearest = values[..., 2].min(axis=1)
+            sums.behind += [(start + int(i), name, float(nearest[i])) for i in np.flatnonzero(nearest <= 0)]
     if xyz is not None:
         projected = xyz @ np.swapaxes(K, -1, -2)
         pixels = projected[..., :2] / projected[..., 2:]
@@ -214,6 +217,9 @@ def _rows_from(
     if "depth" in sums.count:
         nearest, farthest = sums.smallest["depth"], sums.largest["depth"]
         found = f"{nearest:.3f} to {farthest:.3f} m"
+        if sums.behind:
+            count, (annotation, name, depth) = len({which for which, _, _ in sums.behind}), sums.behind[0]
+            found += f"; not in front: {count} annotations, such as {annotation:08d} ({name}, {depth:.3f} m)"
         yield CheckRow("depth", "in front of the camera, below 5 m", found, nearest > 0 and farthest < 5)
     if "inside" in sums.count:
         share = sums.mean("inside")
@@ -317,7 +323,8 @@ def check_jsonl(path: Path, images: int | None = 200, progress: Progress | None 
     problems: list[str] = []
     image_problems: list[str] = []
     tallies = dict.fromkeys(("box", "intrinsics", "keypoints", "joints", "vertices", "pose", "betas"), 0)
-    left = outside = points = croppable = decoded = 0
+    left = outside = points = croppable = decoded = spatial = 0
+    behind: list[str] = []
     agreement: list[float] = []
     for index in range(count):
         labels, size = None, None
@@ -346,6 +353,11 @@ def check_jsonl(path: Path, images: int | None = 200, progress: Progress | None 
                 if (problem := box_problem((x0, y0, x1, y1), size)) is not None:
                     problems.append(f"{data.where(index)}: 'box' {labels.box.tolist()} {problem}")
             agreement += _disagreement_px(labels)
+            depths = _depths(labels)
+            spatial += bool(depths)
+            behind += [
+                f"{data.where(index)}: {name!r} at {depth:.3g} m" for name, depth in depths.items() if not depth > 0
+            ][:1]
             if size is not None and (seen := labels.keypoints_or_projection()) is not None:
                 pixels = seen[0][seen[1]]
                 points += len(pixels)
@@ -366,6 +378,11 @@ def check_jsonl(path: Path, images: int | None = 200, progress: Progress | None 
             croppable == count or None,
         ),
     ]  # fmt: skip
+    if spatial:
+        found = f"all {spatial}"
+        if behind:
+            found = f"{len(behind)} of {spatial} are not, such as {behind[0]}. Are they relative to a joint?"
+        rows.append(CheckRow("joints and vertices", "in front of the camera (z > 0)", found, not behind))
     if points:
         share = 1 - outside / points
         rows.append(CheckRow("known keypoints in the image", "at least 95 %", f"{share:.1%}", share >= 0.95))
@@ -385,6 +402,13 @@ def _problems(problems: list[str], count: int) -> str:
         return f"all {count} sound"
     more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
     return f"{len(problems)} of {count} are not: " + "; ".join(problems[:_SHOWN_PROBLEMS]) + more
+
+
+def _depths(labels: PhotoLabels) -> dict[str, float]:
+    """Of 3D labels that are known: z of the point that is nearest to the camera, m."""
+    hand = labels.hand
+    known = {"joints": (hand.joints_known, hand.joints), "vertices": (hand.vertices_known, hand.vertices)}
+    return {name: float(points[:, 2].min()) for name, (there, points) in known.items() if there}
 
 
 def _disagreement_px(labels: PhotoLabels) -> list[float]:

@@ -803,6 +803,16 @@ def test_every_check_can_fail(claim, own_prepared):
     assert all(passed is not False for subject, passed in found.items() if subject.startswith("evaluation"))
 
 
+def test_hands_behind_the_camera_are_counted_with_an_example(own_prepared):
+    path = own_prepared / "training_xyz.npy"
+    xyz = np.load(path)
+    xyz[[1, 2], 3] *= -1  # one joint of each
+    np.save(path, xyz)
+    depth = next(row for row in check(own_prepared) if row.subject == "training: depth")
+    assert depth.passed is False
+    assert f"2 annotations, such as 00000001 (xyz, {xyz[1, 3, 2]:.3f} m)" in depth.found
+
+
 def test_a_wrong_order_of_joints_is_caught(own_prepared):
     """InterHand's order, little finger first, looks like a hand and is none."""
     path = own_prepared / "training_xyz.npy"

@@ -256,6 +256,22 @@ def test_crops_around_the_hand_need_a_box_or_keypoints_on_each_line(folder):
     assert "on 1 of 2" in rows["a box or keypoints"].found
 
 
+@pytest.mark.parametrize("with_camera", [False, True])
+def test_3d_labels_behind_the_camera_fail_with_their_number_and_an_example(with_camera, folder):
+    """Joints relative to the wrist, or in axes that look backwards, passed: nothing disagreed with unseen joints."""
+    camera = {"intrinsics": K} if with_camera else {}
+    backwards = {"joints": (np.array(JOINTS) * [1, -1, -1]).tolist(), **camera}
+    one_vertex = np.array([[0.1, 0.1, 0.5]] * 777 + [[0.1, 0.1, 0.0]]).tolist()
+    written(folder, {"joints": JOINTS, **camera}, backwards, {"vertices": one_vertex, "joints": JOINTS}, {})
+    rows = {row.subject: row for row in check(folder)}
+    assert rows["joints and vertices"].passed is False
+    assert rows["joints and vertices"].found.startswith("2 of 3 are not, such as ")
+    assert "labels.jsonl:2: 'joints' at -0." in rows["joints and vertices"].found
+
+    written(folder, {"joints": JOINTS, **camera})
+    assert {row.subject: row.passed for row in check(folder)}["joints and vertices"] is True
+
+
 def test_joints_that_disagree_with_keypoints_are_noticed(folder):
     """A wrong camera, or keypoints in another order: each label alone would look fine."""
     written(folder, {"intrinsics": K, "joints": JOINTS, "keypoints": KEYPOINTS})
