@@ -322,7 +322,14 @@ def freihand_test_set(settings: FreiHandData, config: TrainConfig, hand: HandArr
     """The evaluation set. Only for runs that ask for it by name; crops never come from its labels."""
     data, same_hand = _freihand(settings, "evaluation", hand)
     chosen = _spread(np.arange(len(data)), config.evaluation_count)
-    return PhotoSource("test_set", data, PROTOCOLS[settings.crop], indices=chosen, same_hand=same_hand)
+    return PhotoSource(
+        "test_set",
+        data,
+        PROTOCOLS[settings.crop],
+        indices=chosen,
+        same_hand=same_hand,
+        skip_bad_images=config.data.skip_bad_images,
+    )
 
 
 def _freihand(settings: FreiHandData, split: Split, hand: HandArrays) -> tuple[FreiHand, bool]:

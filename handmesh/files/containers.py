@@ -46,6 +46,9 @@ def jpeg_without_tail(encoded: bytes) -> bytes:
 
 def _jpeg(encoded: bytes, name: str) -> bytes:
     """ITU-T T.81, annex B: markers, fill bytes before them, and the length of most segments."""
+    # A copy that broke off in a file of full size: to a decoder the zeros that follow are pixels, too.
+    if encoded.endswith(b"\0") and not (body := encoded.rstrip(b"\0")).endswith(b"\xff\xd9"):
+        encoded = body
     kept, counts = [encoded[:2]], dict.fromkeys(_KEPT_SEGMENTS, 0)
     position, filled = 2, 0
     for _ in range(MAX_PARTS):

@@ -18,6 +18,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from handmesh.config import parse_config
 from handmesh.data.augment import CropJitter
 from handmesh.data.check import ZERO_SCORES_CM, check, check_freihand
 from handmesh.data.crops import BOX, BOX_FROM_TEST_LABELS, FRAME, METRO, PROTOCOLS, crop_protocol, crop_sample
@@ -35,6 +36,8 @@ from handmesh.data.formats.freihand import (
 from handmesh.data.formats.like_freihand import write_like_freihand
 from handmesh.data.sample import PhotoLabels, RawSample, hand_labels
 from handmesh.data.show import show
+from handmesh.data.sources import freihand_source
+from handmesh.data.stream import training_batches
 from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
@@ -889,6 +892,38 @@ def test_a_photograph_cut_in_half_is_found(own_source):
     (decoded,) = (row for row in check(own_source, None) if row.subject == f"training: {4 * N} images decoded")
     assert decoded.passed is False
     assert "00000003.jpg" in decoded.found
+
+
+@pytest.fixture
+def torn_source(own_source) -> Path:
+    """Two photographs were cut in half while they were copied, one of them in a file of full size."""
+    rgb = own_source / "training" / "rgb"
+    for number, filled in ((3, False), (10, True)):
+        whole = (rgb / f"{number:08d}.jpg").read_bytes()
+        half = whole[: len(whole) // 2]
+        (rgb / f"{number:08d}.jpg").write_bytes(half.ljust(len(whole), b"\0") if filled else half)
+    return prepare(own_source).parent
+
+
+def freihand_run(directory: Path, **settings: Any) -> list[Any]:
+    """The batches of one epoch."""
+    tree = {"freihand": {"directory": str(directory), "validation": 0}, **settings}
+    small = {"model": {"resolution": 64}, "batch_size": 4, "steps": N, "loader_workers": 0}
+    config = parse_config({"data": tree, **small}, "test")
+    source, _ = freihand_source(config.data.freihand, config, HAND)
+    return list(training_batches([source], config, 0))
+
+
+def test_a_run_never_learns_from_half_a_photograph(torn_source):
+    """OpenCV, which read them, fills up with grey: a run learnt that, unless `data check --all` was asked before."""
+    with pytest.raises(DataError, match=r"training/rgb/000000(03|10)\.jpg is damaged: copy it again"):
+        freihand_run(torn_source)
+
+
+def test_a_run_goes_on_without_torn_photographs_if_it_is_told_to(torn_source, caplog):
+    assert len(freihand_run(torn_source, skip_bad_images=True)) == N
+    assert "2 images could not be read and were skipped: " in caplog.messages[-1]
+    assert all(f"training/rgb/{number:08d}.jpg" in caplog.messages[-1] for number in (3, 10))
 
 
 def test_labels_of_the_test_set_are_said_to_come_in_the_second_archive(own_source):

@@ -424,6 +424,17 @@ def test_heic_is_read_upright():
     assert np.abs(photo.image[5::20, 5::20].astype(int) - expected[5::20, 5::20]).max() < 40
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_whose_rest_is_zeros_is_cut_off(progressive):
+    """As a copy that broke off leaves it, when the file had its size before: it was read, its lower half grey."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    whole = encoded(image, "JPEG", progressive=progressive)
+    for share in (0.5, 0.9):
+        with pytest.raises(ImageError, match="truncated"):
+            read_image(whole[: int(share * len(whole))].ljust(len(whole), b"\0"))
+    np.testing.assert_array_equal(read_image(whole + bytes(500)), read_image(whole))  # after the end they are nothing
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_a_jpeg_that_lacks_only_its_end_is_read_with_a_warning(large, caplog, tmp_path):
     """A photo without its last two bytes was refused everywhere, and ended a training run."""

@@ -29,13 +29,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.data.formats.json_arrays import iterate_json_array, read_json_array
 from handmesh.data.sample import LabelledHand, PhotoLabels, RawSample, hand_labels
-from handmesh.errors import DataError
+from handmesh.errors import DataError, ImageError
+from handmesh.files.image import read_image
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_COUNT, VERTEX_COUNT, HandArrays
@@ -626,18 +626,19 @@ class FreiHand:
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """(224, 224, 3) RGB."""
-        return np.asarray(cv2.cvtColor(self._decoded(index, "rgb", cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8)
+        return self._decoded(index, "rgb")
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """(224, 224): where the hand is. JPEG blurs its edge; half of full white counts as hand."""
-        return self._decoded(self.annotation_of(index), "mask", cv2.IMREAD_GRAYSCALE) > 127
+        return self._decoded(self.annotation_of(index), "mask")[..., 0] > 127
 
-    def _decoded(self, index: int, kind: str, flags: int) -> NDArray[np.uint8]:
-        encoded = np.frombuffer(self.image_bytes(index, kind), np.uint8)
-        decoded = cv2.imdecode(encoded, flags) if len(encoded) else None
-        if decoded is None:
-            raise DataError(f"{self.path}: {self.split}/{kind}/{index:08d}.jpg is damaged: copy it again.")
-        return np.asarray(decoded, np.uint8)
+    def _decoded(self, index: int, kind: str) -> NDArray[np.uint8]:
+        # Not by OpenCV, which fills up with grey what a file cut in half lacks, and says nothing.
+        try:
+            return read_image(self.image_bytes(index, kind))
+        except ImageError as error:
+            name = f"{self.path}: {self.split}/{kind}/{index:08d}.jpg"
+            raise DataError(f"{name} is damaged: copy it again. {error}") from error
 
     def labels(self, index: int) -> PhotoLabels:
         """All that is known about the hand of image `index`; boxes are not, keypoints follow from joints and K."""
