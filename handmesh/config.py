@@ -183,6 +183,8 @@ class SceneSettings(SceneGroup):
     egocentric_views: float = 0.12  # own hand seen from the head: from the wrist side, back up
     table_views: float = 0.16  # from above, any direction in the image plane
     room_views: float = 0.10  # across a room, 0.8 to 3 m
+    # Share of scenes whose pose and view a real hand took (`handmesh.synth.real_poses`), in place of all the above.
+    real_poses: float = 0.0
     # The longer side of the hand's box as a share of the image; below 0.45 crops waste pixels, above 0.95 they cut.
     crop_share: tuple[float, float] = (0.45, 0.95)
     off_center: float = 0.06  # standard deviation of the box centre, share of the image

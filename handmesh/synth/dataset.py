@@ -245,6 +245,8 @@ class _Job:
     def meta(self, kind: str) -> dict[str, Any]:
         """What the result depends on, and the versions that made it."""
         settings = self.settings.model_dump(mode="json")
+        if not settings["real_poses"]:  # as in the records of former versions, which had no such setting
+            del settings["real_poses"]
         if kind == "pack":  # holds foregrounds alone
             settings = {name: value for name, value in settings.items() if name not in _AFTER_THE_FOREGROUND}
         return {

@@ -25,6 +25,7 @@ from handmesh.synth import shade as kernels
 from handmesh.synth.backgrounds import Backgrounds, skin_color
 from handmesh.synth.camera_effects import camera_effects, mix_amplitude, place_on_background
 from handmesh.synth.pose_prior import PosePrior, bone_segments, forward_kinematics
+from handmesh.synth.real_poses import RealPoses, palm_axes
 from handmesh.synth.shade import Channel, Look, Material
 
 Floats = NDArray[np.float64]
@@ -116,8 +117,8 @@ class SceneRenderer:
         self.backgrounds = Backgrounds() if backgrounds is None else backgrounds
         self.hand = hand
         self.prior = PosePrior(hand, self.settings.pose)
-        # lateral (away from the thumb), distal, dorsal: right-handed, with y to the fingertips
-        self._axes = np.stack([-palm.radial, palm.distal, palm.dorsal])
+        self.real_poses = RealPoses(self.prior, hand) if self.settings.real_poses else None
+        self._axes = palm_axes(hand)  # right-handed, with y to the fingertips
         self._template = hand.v_template.astype(np.float32)
         self._shape_basis = hand.shapedirs.reshape(-1, 10).astype(np.float32)
         self._pose_basis = np.ascontiguousarray(hand.posedirs.reshape(-1, 135), np.float32)
@@ -167,10 +168,14 @@ class SceneRenderer:
     ) -> SyntheticSample | None:
         """One scene, or None when too small a share of its joints is clear of other things, or visible."""
         settings = self.settings
-        if shot is None:
-            hand, view = self._pose_hand(rng), _sample_view(rng, settings)
-        else:
+        if shot is not None:
             hand, view = self._posed(shot.rotations, shot.betas, "given", ""), _view_of(shot)
+        elif self.real_poses is not None and rng.random() < settings.real_poses:
+            sampled, rotation = self.real_poses.sample(rng)
+            hand = self._posed(sampled.rotations, self._sample_betas(rng), sampled.name, sampled.holds)
+            view = replace(sample_view(rng, settings), name="real", rotation=rotation)
+        else:
+            hand, view = self._pose_hand(rng), sample_view(rng, settings)
         skin = parts.sample_skin(rng, settings.nail_polish)
         worn = parts.sample_worn(rng, self._arm.wrist, settings.hair, settings.tattoo, settings.glove)
         arm = self._arm.build(rng, hand.vertices, skin)
@@ -249,9 +254,12 @@ class SceneRenderer:
 
     def _pose_hand(self, rng: np.random.Generator) -> _Hand:
         """Random shape and pose."""
-        betas = np.clip(rng.normal(0, self.settings.beta_scale, 10), -3, 3)
+        betas = self._sample_betas(rng)
         sampled = self.prior.sample(rng)
         return self._posed(sampled.rotations, betas, sampled.name, sampled.holds)
+
+    def _sample_betas(self, rng: np.random.Generator) -> Floats:
+        return np.clip(rng.normal(0, self.settings.beta_scale, 10), -3, 3)
 
     def _posed(self, finger_rotations: Floats, betas: Floats, name: str, holds: str) -> _Hand:
         """Skinned with the wrist at its rest place and the palm unturned."""
@@ -479,7 +487,7 @@ class _View:
     off_axis: Floats  # (2,) radians
 
 
-def _sample_view(rng: np.random.Generator, settings: SceneSettings) -> _View:
+def sample_view(rng: np.random.Generator, settings: SceneSettings) -> _View:
     """Where the camera is: direction from the hand to the camera in (lateral, distal, dorsal) axes, and which way the
     fingers point in the image.
     """
