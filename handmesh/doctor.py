@@ -108,8 +108,9 @@ def _hand(hand: HandModelSource, side: Handedness) -> Finding:
 def _folder(folder: Path) -> str:
     if not can_be_written(folder):
         return f"{folder}, which cannot be written"
-    emptied = folder.is_relative_to(tempfile.gettempdir())
-    return f"{folder}{', which the system empties: set HOME to a folder that can be written' if emptied else ''}"
+    # What stands in for a home lies beside other temporary files; a HOME there is its owner's choice.
+    stands_in = folder.parent.parent == Path(tempfile.gettempdir()) and folder.parent.name.startswith("handmesh-")
+    return f"{folder}{', which the system empties: set HOME to a folder that can be written' if stands_in else ''}"
 
 
 def _bundled_model() -> str:

@@ -13,6 +13,7 @@ from handmesh import doctor
 from handmesh.doctor import OPTIONAL_PACKAGES, PACKAGES, Finding, examine
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.runtime.engine import open_engine
+from handmesh.system.paths import temporary_folder
 
 
 @pytest.fixture
@@ -74,3 +75,20 @@ def test_a_model_that_answers_nonsense_is_found(damage, installed, monkeypatch, 
 def test_processors_are_those_that_the_container_may_use(installed, monkeypatch):
     monkeypatch.setattr("handmesh.system.cpus.cgroup_cpus", lambda: 1.5)
     assert findings()["cpu"].fact.startswith("1 of ")
+
+
+@pytest.mark.parametrize("home", ["there", "missing"])
+def test_only_what_stands_in_for_a_home_is_said_to_be_emptied(home, installed, monkeypatch, tmp_path):
+    """A home among temporary files, as of a test or a build, was said to need another HOME."""
+    for name in ("HANDMESH_CACHE_DIR", "HANDMESH_WEIGHTS_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if home == "missing":
+        (tmp_path / "home").write_text("in the way")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    temporary_folder.cache_clear()
+    said = [finding.fact for finding in examine() if "folder" in finding.subject]
+    temporary_folder.cache_clear()
+    assert said
+    assert all(("which the system empties: set HOME" in fact) == (home == "missing") for fact in said)
