@@ -140,3 +140,14 @@ def test_what_needs_torch_says_so_in_one_line(folder):
         assert len(err.splitlines()) == 1, err
         assert name in err
         assert 'which is not installed: pip install "handmesh[train]"' in err
+
+
+def test_a_wrong_configuration_is_named_before_what_is_not_installed(folder):
+    """Who mistypes a name should not install 2 GB to be told so."""
+    commands = ["train synthetic_t9", "train smoke --set step=3"]
+    outcomes, _ = run(commands, folder)
+    for command, wanted in zip(commands, ("synthetic_t9", "step"), strict=True):
+        code, _, err = outcomes[command]
+        assert code == 1
+        assert wanted in err
+        assert "not installed" not in err

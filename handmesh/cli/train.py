@@ -53,13 +53,13 @@ def train(
     from handmesh.config import load_config
     from handmesh.system.extras import extra
 
+    hand = [] if hand_model is None else [f"model.hand={hand_model}"]
+    settings = load_config(config, [*(set_ or []), *hand])  # first: a slip in it is a slip, torch or not
     with extra("train", "`handmesh train`"):
         from handmesh.learn.train import train as run_training
 
     first = os.environ.get("RANK", "0") == "0"  # torchrun's number of this process: one of them speaks
     logging.getLogger("handmesh").setLevel(logging.INFO if first else logging.WARNING)
-    hand = [] if hand_model is None else [f"model.hand={hand_model}"]
-    settings = load_config(config, [*(set_ or []), *hand])
     directory = out or Path("runs") / Path(config).stem
     with progress_bar() as progress, _until_sigterm() as should_stop:
         rendering = progress.add_task("rendering", total=None, visible=False)
