@@ -92,6 +92,18 @@ def test_the_page_is_whole_and_says_the_scores(report, tmp_path):
     assert report.evaluation.truth_sha256 in text
 
 
+def test_the_published_mean_hand_is_said_to_be_of_another_release(report, tmp_path):
+    """Its 17.8 mm are of FreiHAND's first release; that of the set at hand is computed, and stands before it."""
+    write_report(tmp_path / "report.html", report)
+    texts = checked((tmp_path / "report.html").read_text()).texts
+    (published,) = (text for text in texts if "mean hand" in text and "own mean hand" not in text)
+    assert published == "mean hand, first release"
+    place = texts.index("mean-pose baseline: this set's own mean hand")
+    assert place < texts.index(published)
+    assert format_figure("pa_mpvpe_mm", report.evaluation.mean_pose_baseline["pa_mpvpe_mm"]) in texts[place : place + 6]
+    assert format_figure("pa_mpvpe_mm", 17.8) in texts[texts.index(published) :]
+
+
 def test_pictures_show_the_prediction_on_the_photograph(report, data):
     """Left the photograph as it is, right the same with something drawn where the hand is."""
     checker = checked(render_report(report))

@@ -330,3 +330,22 @@ def test_runs_are_averaged_on_the_command_line(lively_network, model_file, tmp_p
     alone = CliRunner().invoke(app, ["weights", "average", str(model_file), "--out", str(tmp_path / "x")])
     assert alone.exit_code == 2
     assert "at least two" in alone.output
+
+
+def test_a_run_and_the_bundled_model_are_averaged_by_their_names(lively_network, model_file, monkeypatch, tmp_path):
+    """A folder and a name were both "No model"."""
+    monkeypatch.setattr("handmesh.model.bundled.bundled_model_path", lambda: model_file)
+    (tmp_path / "run").mkdir()
+    save_model(tmp_path / "run" / "model.safetensors", other_network(lively_network, 0.02), training={"steps": 4})
+    arguments = ["weights", "average", str(tmp_path / "run"), "handmesh_t8", "--out", str(tmp_path / "mean")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    mean, record = load_model(tmp_path / "mean" / "model.safetensors")
+    assert [part["steps"] for part in record["training"]["mean_of"]] == [4, 0]
+    one, other, found = (
+        network.camera_head.weight for network in (lively_network, other_network(lively_network, 0.02), mean)
+    )
+    torch.testing.assert_close(found, (one + other) / 2)
+    missing = CliRunner().invoke(app, [*arguments[:2], str(tmp_path / "no run"), *arguments[3:5], str(tmp_path / "x")])
+    assert isinstance(missing.exception, CheckpointError)
+    assert "no run" in str(missing.exception)
