@@ -31,13 +31,14 @@ MAY_IMPORT = {
     "data": "errors config system geometry hand metrics draw files synth",
     "learn": "errors config system geometry hand metrics draw files model synth runtime data",
     "motion": "errors system geometry hand draw files runtime detect predict",
+    "label": "errors geometry hand draw files predict",
     "evaluate": "errors system geometry hand metrics draw files model runtime predict data",
     "bench": "errors config system geometry hand files model synth runtime predict",
     "builtin_hand": "errors system geometry hand draw files",
     "doctor": "errors system hand model runtime",
     "handmesh_server": "errors system geometry hand draw files model runtime detect predict motion",
     "cli": "errors config system geometry hand metrics draw files model synth runtime detect predict data learn motion "
-    "evaluate bench doctor handmesh_server",
+    "label evaluate bench doctor handmesh_server",
 }
 THE_DOOR = "handmesh geometry hand errors predict"  # handmesh/__init__.py: names, loaded at first use
 FILES = [file for package in PACKAGES for file in sorted(package.rglob("*.py"))]

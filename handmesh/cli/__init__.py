@@ -22,6 +22,7 @@ from handmesh.cli import (
     doctor,
     evaluate,
     export,
+    label,
     mano,
     predict,
     serve,
@@ -45,7 +46,7 @@ app = typer.Typer(
 )
 for section, commands in (
     ("Use a model", (predict.predict, demo.demo, video.video, webcam.webcam, serve.serve)),
-    ("Make a model", (train.train, synth.synth, evaluate.evaluate, export.export)),
+    ("Make a model", (train.train, label.label, synth.synth, evaluate.evaluate, export.export)),
     ("This machine", (bench.bench, doctor.doctor)),
 ):
     for command in commands:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from handmesh.detect.detector import Detection, Image
 from handmesh.detect.overlap import deduplicate
 from handmesh.errors import ConfigError
 from handmesh.hand import Handedness
+
+
+class Landmarks(NamedTuple):
+    """A hand's 21 points as MediaPipe defines them, in FreiHAND's order."""
+
+    points: NDArray[np.float64]  # (21, 2) px, centres at integers
+    handedness: Handedness
+    score: float  # of the handedness
 
 
 class MediaPipeHands:
@@ -38,16 +49,22 @@ class MediaPipeHands:
         )
 
     def __call__(self, image: Image) -> list[Detection]:
+        detections = []
+        for points, side, score in self.landmarks(image):
+            (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+            detections.append(Detection((x0, y0, x1, y1), side, score, "mediapipe"))
+        return deduplicate(detections)
+
+    def landmarks(self, image: Image) -> list[Landmarks]:
+        """All hands that it sees, in no order, the same hand perhaps twice."""
         found = self._hands.process(image)
         height, width = image.shape[:2]
-        detections = []
+        hands = []
         for landmarks, sides in zip(found.multi_hand_landmarks or [], found.multi_handedness or [], strict=True):
             points = np.array([(mark.x, mark.y) for mark in landmarks.landmark]) * (width, height) - 0.5
-            (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
             best = sides.classification[0]
-            side = handedness_from_mediapipe(best.label, self._version)
-            detections.append(Detection((x0, y0, x1, y1), side, float(best.score), "mediapipe"))
-        return deduplicate(detections)
+            hands.append(Landmarks(points, handedness_from_mediapipe(best.label, self._version), float(best.score)))
+        return hands
 
 
 def handedness_from_mediapipe(label: str, version: str) -> Handedness:

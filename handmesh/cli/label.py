@@ -1,0 +1,144 @@
+"""`handmesh label`: labels for your own photographs, for `handmesh train`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from handmesh.cli.shell import IMAGE_SUFFIXES, ModelOption, progress_bar, say
+from handmesh.errors import ConfigError, DataError, ImageError
+
+if TYPE_CHECKING:
+    from handmesh.label import LabelledHand, SeenHand
+
+_DROPPED_SHOWN = 10
+
+
+def label(
+    photos: Annotated[
+        list[Path], typer.Argument(metavar="PHOTO|FOLDER|JSONL", help="Photographs, or labels that have keypoints.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="JSONL", help="The labels.")] = Path("labels.jsonl"),
+    dropped: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help="Also list what was left out, and why, in this file.")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="PICTURE", help="Draw some of the labels to look at.")] = None,
+    keypoints_by: Annotated[
+        str, typer.Option(metavar="freihand|mediapipe", help="Whose definition a JSONL's keypoints follow.")
+    ] = "freihand",
+    max_hands: Annotated[int, typer.Option(metavar="N", min=1, help="Hands in a photograph at most.")] = 4,
+    model: ModelOption = None,
+) -> None:
+    """Make training labels for photographs: 2D keypoints, and a hand that fits them.
+
+    MediaPipe (pip install "handmesh[detect]") says where the joints are, in the photograph and in its mirror image; a
+    JSONL file of your own keypoints takes its place. The model's own answer, fitted to them, gives pose and shape. What
+    no hand fits, and what is seen elsewhere in the mirror image, is left out; of a fair fit the keypoints alone stay.
+
+    Examples:
+      handmesh label photos/ --out photos/labels.jsonl --sheet sheet.jpg
+
+      handmesh label keypoints.jsonl --out labels.jsonl
+
+      handmesh train finetune --set data.photos.0.path=photos/labels.jsonl
+    """
+    if sheet is not None and sheet.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ConfigError(f"--sheet {sheet}: wanted a picture's name that ends in {', '.join(IMAGE_SUFFIXES)}.")
+    if keypoints_by not in ("freihand", "mediapipe"):
+        raise ConfigError(f"--keypoints-by {keypoints_by}: wanted freihand or mediapipe.")
+    given = [path for path in photos if path.suffix.lower() == ".jsonl"]
+    if given and len(given) < len(photos):
+        raise ConfigError("Photographs and JSONL files at once: label the ones first, then the others.")
+    from handmesh.draw.sheet import contact_sheet
+    from handmesh.files.image import encode_image
+    from handmesh.label import MEDIAPIPE, OWN, draw_label, label_hands
+    from handmesh.predict import load_predictor
+    from handmesh.system.atomic import write_atomically, written_atomically
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    predictor = load_predictor(model, threads=1)
+    with progress_bar() as progress:
+        task = progress.add_task("labelling", total=None)
+        hands = _hands_in_labels(given) if given else _hands_in_photos(photos, max_hands)
+        definition = MEDIAPIPE if not given or keypoints_by == "mediapipe" else OWN
+        labels = []
+        for labelled in label_hands(hands, predictor, definition):
+            labels.append(labelled)
+            progress.update(task, completed=len(labels))
+    if not labels:
+        raise DataError("No hand was found in these photographs: nothing to label.")
+    kept = [labelled for labelled in labels if labelled.record is not None]
+    left_out = [labelled for labelled in labels if labelled.record is None]
+    with written_atomically(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for labelled in kept:
+            file.write(json.dumps({**(labelled.record or {}), "image": _relative(labelled.image, out)}) + "\n")
+    if dropped is not None:
+        lines = [json.dumps({"image": str(one.image), "reason": one.reason}) for one in left_out]
+        write_atomically(dropped, "".join(line + "\n" for line in lines).encode())
+    for labelled in left_out[:_DROPPED_SHOWN]:
+        say(f"left out: {labelled.image}: {labelled.reason}")
+    if len(left_out) > _DROPPED_SHOWN:
+        say(f"... and {len(left_out) - _DROPPED_SHOWN} more: --dropped FILE lists them all.")
+    for reason, count in Counter(_kind(labelled) for labelled in labels).most_common():
+        say(f"{count:6}  {reason}")
+    if sheet is not None and kept:
+        chosen = kept[:: max(1, len(kept) // 48)][:48]
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        picture = contact_sheet((draw_label(one, predictor.engine.hand) for one in chosen), columns=4)
+        write_atomically(sheet, encode_image(picture, sheet.suffix))
+        say(f"{sheet}")
+    say(f"{len(kept)} hands in {out}")
+
+
+def _kind(labelled: LabelledHand) -> str:
+    if labelled.record is None:
+        return "left out"
+    return "keypoints alone" if labelled.reason else "complete labels"
+
+
+def _relative(image: Path, out: Path) -> str:
+    try:
+        return Path(os.path.relpath(image, out.parent)).as_posix()
+    except ValueError:  # another drive
+        return str(image.resolve())
+
+
+def _hands_in_photos(paths: list[Path], max_hands: int) -> Iterator[tuple[Path, SeenHand]]:
+    from handmesh.detect.mediapipe import MediaPipeHands
+    from handmesh.files.image import photos_in, read_image
+    from handmesh.label import seen_twice
+
+    teacher = MediaPipeHands(max_hands)
+    for path in paths:
+        photos = photos_in(path, recursive=True)[0] if path.is_dir() else [path]
+        if not photos:
+            raise ImageError(f"No images in {path}.")
+        for photo in photos:
+            try:
+                image = read_image(photo)
+            except ImageError as error:
+                say(f"left out: {error}")
+                continue
+            for hand in seen_twice(image, teacher.landmarks):
+                yield photo, hand
+
+
+def _hands_in_labels(paths: list[Path]) -> Iterator[tuple[Path, SeenHand]]:
+    import numpy as np
+
+    from handmesh.data.formats.jsonl import JsonlData
+    from handmesh.label import SeenHand
+
+    for path in paths:
+        data = JsonlData(path)
+        for index in range(len(data)):
+            labels = data.labels(index)
+            if labels.hand.present and (seen := labels.keypoints_or_projection()) is not None:
+                points, known = seen
+                yield data.image_path(index), SeenHand(np.where(known[:, None], points, np.nan), labels.handedness)

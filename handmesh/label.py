@@ -1,0 +1,281 @@
+"""Labels for photographs of hands, without a studio: 2D keypoints, somebody's or your own, and a hand fitted to them.
+
+    labels = label_hands([(Path("photo.jpg"), SeenHand(keypoints, Handedness.LEFT))], load_predictor())
+    labels[0].record                # a line of the JSONL that training reads (docs/data.md)
+    labels[0].reason                # why there is none, or only a part
+
+Keypoints alone teach a network where joints are drawn, and leave depth to be guessed. So the network that we have looks
+at each hand (one pass, in a crop that points up), its answer is the start of a fit (`handmesh.hand.fit`) that stays
+near it, and what reprojects well becomes a complete label: keypoints, pose and shape in our definition. What does not
+keeps the keypoints alone, or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.draw.render import HAND_COLORS, ImageMesh, overlay_meshes
+from handmesh.draw.sheet import captioned
+from handmesh.draw.skeleton import draw_skeleton
+from handmesh.errors import ImageError
+from handmesh.files.image import read_image
+from handmesh.geometry.crop import CropTransform
+from handmesh.geometry.normals import vertex_normals
+from handmesh.geometry.rotation import vector_from_matrix
+from handmesh.hand import JOINT_NAMES, Handedness, upright_rotation
+from handmesh.hand.arrays import HandArrays, both_sides
+from handmesh.hand.fit import FEWEST_KEYPOINTS, FitStart, HandFit, fit_hand
+from handmesh.predict import HandPrediction, Predictor
+
+Floats = NDArray[np.float64]
+
+CROP_MARGIN = 1.3  # of the keypoints' box: what the network is shown
+_CHUNK = 128  # hands in work at a time
+TILE = 224  # px, the height of a picture of a label
+
+
+@dataclass(frozen=True)
+class KeypointDefinition:
+    """How somebody's 21 keypoints (FreiHAND's order) differ from the joints of FreiHAND, which are ours."""
+
+    name: str
+    # Our tips lie so far beyond theirs, as a share of the last joint's distance to theirs in the picture.
+    tip_extension: float = 0.0
+    # How far they can be trusted to mean the same joint: wrist, thumb base, knuckles; all others count in full.
+    wrist: float = 1.0
+    thumb_base: float = 1.0
+    knuckles: float = 1.0
+
+    @property
+    def weights(self) -> Floats:
+        """(21,)"""
+        special = {"wrist": self.wrist, "thumb_cmc": self.thumb_base}
+        special |= {name: self.knuckles for name in JOINT_NAMES if name.endswith("_mcp") and name != "thumb_mcp"}
+        return np.array([special.get(name, 1.0) for name in JOINT_NAMES])
+
+    def apply(self, keypoints: Floats) -> Floats:
+        """(21, 2) theirs -> ours, as well as it is known."""
+        moved = keypoints.copy()
+        for joint, name in enumerate(JOINT_NAMES):
+            if name.endswith("_tip"):
+                moved[joint] += self.tip_extension * (keypoints[joint] - keypoints[joint - 1])
+        return moved
+
+
+OWN = KeypointDefinition("FreiHAND")
+# Measured on white backgrounds, where a silhouette shows the skin's edge: MediaPipe's tips lie 28 to 32 % of the last
+# joint's length short of it, ours about 8 %. In the palm's frame its wrist lies 5 mm, its thumb base 4 mm and its
+# knuckles 1 to 2 mm from ours, in a direction that depends on the pose: weights, not offsets.
+MEDIAPIPE = KeypointDefinition("MediaPipe", tip_extension=0.22, wrist=0.2, thumb_base=0.2, knuckles=0.5)
+
+
+class SeenHand(NamedTuple):
+    """A hand as it was pointed out in a photograph."""
+
+    keypoints: Floats  # (21, 2) px; not-a-number where not known
+    handedness: Handedness
+    # Mean distance from what was said of the mirrored photograph, over the hand's box; infinite: nothing was.
+    disagreement: float = 0.0
+
+
+Landmarker = Callable[[NDArray[np.uint8]], Sequence[tuple[Floats, Handedness, float]]]  # photo -> points, side, score
+
+
+def seen_twice(image: NDArray[np.uint8], landmarks: Landmarker) -> list[SeenHand]:
+    """The hands that somebody sees in a photograph, each compared with what he sees in its mirror image.
+
+    A hand that is found in one of the two alone, or as the same side in both (so as another hand in the mirror), has an
+    infinite disagreement. `landmarks`: `MediaPipeHands.landmarks`, or whoever answers like it.
+    """
+    mirrored = []
+    for points, side, _ in landmarks(np.ascontiguousarray(image[:, ::-1])):
+        other = Handedness.LEFT if side == Handedness.RIGHT else Handedness.RIGHT
+        mirrored.append(((image.shape[1] - 1 - points[:, 0], points[:, 1]), other))
+    hands: list[SeenHand] = []
+    for points, side, _ in landmarks(image):
+        box = float(np.ptp(points, axis=0).max())
+        if any(np.linalg.norm(points - hand.keypoints, axis=1).mean() < 0.3 * box for hand in hands):
+            continue  # the same hand again
+        distances = [
+            float(np.linalg.norm(points - np.column_stack(theirs), axis=1).mean()) / max(box, 1e-9)
+            for theirs, other in mirrored
+            if other == side
+        ]
+        hands.append(SeenHand(points, side, min(distances, default=np.inf)))
+    return hands
+
+
+@dataclass(frozen=True)
+class LabelThresholds:
+    """What is kept. Distances are means over the joints that count in full, over the longer side of their box."""
+
+    complete: float = 0.035  # a fit this near is a complete label ...
+    keypoints_only: float = 0.10  # ... up to here its keypoints are kept, beyond it nothing
+    disagreement: float = 0.06  # between photograph and mirrored one: beyond it nothing is kept
+    turned: float = np.radians(50)  # a fit this far from the network's own orientation is no complete label
+    smallest: float = 16.0  # px, the longer side of a hand's box
+
+
+class LabelledHand(NamedTuple):
+    """What became of one hand."""
+
+    image: Path
+    seen: SeenHand
+    record: dict[str, Any] | None  # a line of JSONL, `image` as given; None: dropped
+    reason: str  # why it is not complete; empty for a complete label
+    fit: HandFit | None  # of this one hand
+    prediction: HandPrediction | None  # what the network said
+
+
+def label_hands(
+    hands: Iterable[tuple[Path, SeenHand]],
+    predictor: Predictor,
+    definition: KeypointDefinition = OWN,
+    thresholds: LabelThresholds | None = None,
+) -> Iterator[LabelledHand]:
+    """One for each hand, in order. About 25 ms each on one core, of which the network takes a third.
+
+    A photograph that cannot be read, and a hand with fewer than four keypoints, are dropped with that reason.
+    """
+    limits = LabelThresholds() if thresholds is None else thresholds
+    chunk: list[tuple[Path, SeenHand]] = []
+    for hand in hands:
+        chunk.append(hand)
+        if len(chunk) == _CHUNK:
+            yield from _label_chunk(chunk, predictor, definition, limits)
+            chunk = []
+    yield from _label_chunk(chunk, predictor, definition, limits)
+
+
+def _label_chunk(
+    chunk: Sequence[tuple[Path, SeenHand]],
+    predictor: Predictor,
+    definition: KeypointDefinition,
+    limits: LabelThresholds,
+) -> list[LabelledHand]:
+    labels: dict[int, LabelledHand] = {}
+    predictions: dict[int, HandPrediction] = {}
+    for index, (path, seen) in enumerate(chunk):
+        reason = _unusable(seen, limits)
+        if not reason:
+            try:
+                image = read_image(path)
+            except ImageError as error:
+                reason = str(error)
+        if reason:
+            labels[index] = LabelledHand(path, seen, None, reason, None, None)
+            continue
+        known = seen.keypoints[np.isfinite(seen.keypoints).all(axis=1)]
+        rotation = upright_rotation(seen.keypoints) if len(known) == len(JOINT_NAMES) else 0.0
+        crop = CropTransform.around_points(known, CROP_MARGIN, rotation, seen.handedness == Handedness.LEFT)
+        predictions[index] = predictor.predict_crops(image, [crop])[0]
+    for side, hand in both_sides(predictor.engine.hand).items():
+        rows = [index for index in predictions if chunk[index][1].handedness == side]
+        if not rows:
+            continue
+        points = np.stack([definition.apply(chunk[index][1].keypoints) for index in rows])
+        start = FitStart(
+            _orthonormal(np.stack([predictions[index].pose for index in rows]).astype(np.float64)),
+            np.stack([predictions[index].betas for index in rows]).astype(np.float64),
+        )
+        fits = fit_hand(points, definition.weights, start=start, hand=hand)
+        for row, index in enumerate(rows):
+            fit = HandFit(*(value[row] for value in fits))
+            labels[index] = _judged(*chunk[index], points[row], fit, predictions[index], definition, limits)
+    return [labels[index] for index in range(len(chunk))]
+
+
+def _unusable(seen: SeenHand, limits: LabelThresholds) -> str:
+    known = seen.keypoints[np.isfinite(seen.keypoints).all(axis=1)]
+    if len(known) < FEWEST_KEYPOINTS:
+        return f"{len(known)} keypoints are known, a fit needs {FEWEST_KEYPOINTS}"
+    side = float(np.ptp(known, axis=0).max())
+    if side < limits.smallest:
+        return f"the hand's box is {side:.0f} px, labels need {limits.smallest:.0f}"
+    if not np.isfinite(seen.disagreement):
+        return "in the mirrored photograph it was not seen, or as a hand of the same side"
+    if seen.disagreement > limits.disagreement:
+        return (
+            f"in the mirrored photograph it was seen {seen.disagreement:.3f} of its box elsewhere "
+            f"(at most {limits.disagreement:g})"
+        )
+    return ""
+
+
+def _judged(
+    path: Path,
+    seen: SeenHand,
+    points: Floats,
+    fit: HandFit,
+    prediction: HandPrediction,
+    definition: KeypointDefinition,
+    limits: LabelThresholds,
+) -> LabelledHand:
+    weights = definition.weights
+    trusted = np.isfinite(points).all(axis=1) & (weights >= 1)
+    error = float(np.nanmean(np.where(trusted, fit.distances, np.nan)))
+    cosine = (np.trace(prediction.pose[0].astype(np.float64).T @ fit.pose[0]) - 1) / 2
+    turned = float(np.arccos(np.clip(cosine, -1, 1)))
+    if error > limits.keypoints_only:
+        reason = f"no hand fits: {error:.3f} of the box away (at most {limits.keypoints_only:g})"
+        return LabelledHand(path, seen, None, reason, fit, prediction)
+    # Where the definitions differ, the fitted hand says where our joint is.
+    keypoints = np.where(trusted[:, None], points, fit.keypoints)
+    record: dict[str, Any] = {"image": str(path), "handedness": str(seen.handedness)}
+    if error > limits.complete:
+        reason = f"keypoints only: the fit is {error:.3f} of the box away (at most {limits.complete:g})"
+    elif turned > limits.turned:
+        reason = f"keypoints only: the fit turned the hand by {np.degrees(turned):.0f} degrees"
+    else:
+        reason = ""
+    known = np.ones(len(JOINT_NAMES), bool) if not reason else trusted
+    record["keypoints"] = [
+        [round(float(x), 2), round(float(y), 2), 1] if seen_joint else None
+        for (x, y), seen_joint in zip(keypoints, known, strict=True)
+    ]
+    if not reason:
+        record["pose"] = np.round(vector_from_matrix(fit.pose), 4).tolist()
+        record["betas"] = np.round(fit.betas, 3).tolist()
+    record["facts"] = {"fit_error": round(error, 4), "score": round(float(prediction.score), 3)}
+    return LabelledHand(path, seen, record, reason, fit, prediction)
+
+
+def _orthonormal(rotations: Floats) -> Floats:
+    """The nearest rotations: a network's float32 ones are off by more than a fit's own steps."""
+    u, _, vt = np.linalg.svd(rotations)
+    return np.asarray(u @ vt)
+
+
+def draw_label(labelled: LabelledHand, right_hand: HandArrays) -> NDArray[np.uint8]:
+    """(224, 448, 3) uint8 RGB: the photograph around a hand, with what was given and with what was fitted.
+
+    Only of a hand that is kept; `right_hand` is the right one of the hand model that was fitted.
+    """
+    assert labelled.fit is not None
+    image = read_image(labelled.image)
+    known = labelled.seen.keypoints[np.isfinite(labelled.seen.keypoints).all(axis=1)]
+    crop = CropTransform.around_points(known, 1.6, 0.0, mirror=False)
+    pixels = crop.warp(image, TILE)
+    scale = TILE / crop.size
+
+    def place(points: Floats) -> Floats:
+        return (crop.to_ndc(points) + 1) * TILE / 2 - 0.5
+
+    bones = draw_skeleton(pixels, place(labelled.seen.keypoints))
+    hand = both_sides(right_hand)[labelled.seen.handedness]
+    vertices = labelled.fit.vertices(hand)
+    size, *shift = labelled.fit.camera
+    xy = place(size * (vertices[:, :2] + np.array(shift)))
+    mesh = ImageMesh(
+        np.column_stack([xy, vertices[:, 2] * size * scale]).astype(np.float32),
+        hand.faces,
+        vertex_normals(vertices, hand.faces).astype(np.float32),
+        HAND_COLORS[labelled.seen.handedness],
+    )
+    return captioned(np.hstack([bones, overlay_meshes(pixels, [mesh])]), labelled.reason or "complete")

@@ -1,0 +1,214 @@
+"""Labels for photographs: right where the keypoints are right, and none where they are not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from handmesh import metrics
+from handmesh.cli import app
+from handmesh.config import CameraEffects, TrainingScenes
+from handmesh.data.check import check
+from handmesh.data.formats.jsonl import JsonlData
+from handmesh.files.image import encode_image
+from handmesh.geometry.rotation import matrix_from_vector
+from handmesh.hand import JOINT_NAMES, Handedness, builtin_hand
+from handmesh.label import MEDIAPIPE, OWN, SeenHand, label_hands, seen_twice
+from handmesh.predict import load_predictor
+from handmesh.synth import Backgrounds
+from handmesh.synth.scene import SceneRenderer
+
+SIZE = 200  # px
+COUNT = 12
+
+
+class Drawn:
+    """Renders on disk, and what is true of them."""
+
+    def __init__(self, folder: Path) -> None:
+        settings = TrainingScenes(effects=CameraEffects.none(), occluder=0, second_hand=0, object=0)
+        renderer = SceneRenderer(builtin_hand(), settings, SIZE, backgrounds=Backgrounds(count=4))
+        self.samples = [renderer.render(np.random.default_rng((5, index))) for index in range(COUNT)]
+        self.paths = []
+        for index, sample in enumerate(self.samples):
+            self.paths.append(folder / f"{index}.png")
+            self.paths[-1].write_bytes(encode_image(sample.image, ".png"))
+            (folder / f"mirrored_{index}.png").write_bytes(
+                encode_image(np.ascontiguousarray(sample.image[:, ::-1]), ".png")
+            )
+
+    def seen(self, index: int) -> SeenHand:
+        return SeenHand(self.samples[index].keypoints.astype(float), Handedness.RIGHT)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Drawn:
+    return Drawn(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return load_predictor(threads=1)
+
+
+def joints_of(record: dict, side: Handedness = Handedness.RIGHT) -> np.ndarray:
+    pose = matrix_from_vector(np.array(record["pose"]))
+    return builtin_hand(side).shaped(record["betas"]).posed(pose).joints
+
+
+def test_exact_keypoints_give_labels_nearer_than_the_network(drawn, predictor):
+    """In 3D, too: that is what the fit is for."""
+    labels = list(label_hands(((path, drawn.seen(i)) for i, path in enumerate(drawn.paths)), predictor))
+    complete = [(i, label) for i, label in enumerate(labels) if label.record and not label.reason]
+    assert len(complete) >= 0.7 * COUNT
+    before, after = [], []
+    for i, label in complete:
+        truth = drawn.samples[i]
+        given = np.array(label.record["keypoints"])[:, :2]
+        np.testing.assert_allclose(given, truth.keypoints, atol=0.01)  # all count in full: they stay as they are
+        before.append(1000 * metrics.pa_rigid_mean_error(truth.joints, label.prediction.joints))
+        after.append(1000 * metrics.pa_rigid_mean_error(truth.joints, joints_of(label.record)))
+    assert np.mean(after) < 0.75 * np.mean(before)
+    assert np.mean(after) < 9
+
+
+def test_the_mirrored_photograph_gets_the_mirrored_label(drawn, predictor):
+    path = drawn.paths[0]
+    seen = drawn.seen(0)
+    mirrored = np.column_stack([SIZE - 1 - seen.keypoints[:, 0], seen.keypoints[:, 1]])
+    hands = [(path, seen), (path.with_name("mirrored_0.png"), SeenHand(mirrored, Handedness.LEFT))]
+    right, left = label_hands(hands, predictor)
+    assert right.record is not None
+    assert left.record is not None
+    assert left.record["handedness"] == "left"
+    flip = np.diag([-1.0, 1, 1])
+    np.testing.assert_allclose(joints_of(left.record, Handedness.LEFT) @ flip, joints_of(right.record), atol=0.002)
+
+
+def test_scrambled_keypoints_give_no_label(drawn, predictor):
+    shuffled = drawn.seen(0).keypoints[np.random.default_rng(0).permutation(21)]
+    (label,) = label_hands([(drawn.paths[0], SeenHand(shuffled, Handedness.RIGHT))], predictor)
+    assert label.record is None
+    assert "no hand fits" in label.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda seen: seen._replace(keypoints=np.full((21, 2), np.nan)), "0 keypoints are known"),
+        (lambda seen: seen._replace(keypoints=seen.keypoints * 0.05), "px, labels need"),
+        (lambda seen: seen._replace(disagreement=0.2), "0.200 of its box elsewhere"),
+        (lambda seen: seen._replace(disagreement=np.inf), "not seen"),
+    ],
+)
+def test_what_cannot_be_labelled_is_left_out_with_the_reason(drawn, predictor, change, reason):
+    labels = list(label_hands([(drawn.paths[0], change(drawn.seen(0))), (drawn.paths[1], drawn.seen(1))], predictor))
+    assert labels[0].record is None
+    assert reason in labels[0].reason
+    assert labels[1].record is not None  # the others go on
+
+
+def test_a_photograph_that_cannot_be_read_is_left_out(drawn, predictor, tmp_path):
+    (tmp_path / "torn.png").write_bytes(drawn.paths[0].read_bytes()[:300])
+    (label,) = label_hands([(tmp_path / "torn.png", drawn.seen(0))], predictor)
+    assert label.record is None
+    assert "torn.png" in label.reason
+
+
+def test_keypoints_that_lack_are_filled_in_by_the_fit(drawn, predictor):
+    keypoints = drawn.seen(2).keypoints.copy()
+    keypoints[[3, 8]] = np.nan
+    (label,) = label_hands([(drawn.paths[2], SeenHand(keypoints, Handedness.RIGHT))], predictor)
+    assert label.record is not None
+    filled = np.array([[np.nan] * 3 if point is None else point for point in label.record["keypoints"]])[[3, 8], :2]
+    truth = drawn.samples[2].keypoints
+    assert np.linalg.norm(filled - truth[[3, 8]], axis=1).max() < 0.1 * np.ptp(truth, axis=0).max()
+
+
+def test_mediapipes_tips_lie_further_in_and_its_wrist_elsewhere():
+    line = np.column_stack([np.arange(21.0), np.zeros(21)])
+    moved = MEDIAPIPE.apply(line)
+    tips = [index for index, name in enumerate(JOINT_NAMES) if name.endswith("_tip")]
+    np.testing.assert_allclose(moved[tips, 0], line[tips, 0] + 0.22)  # along the last bone, which is 1 long
+    others = [index for index in range(21) if index not in tips]
+    np.testing.assert_array_equal(moved[others], line[others])
+    assert MEDIAPIPE.weights[JOINT_NAMES.index("wrist")] < 0.5
+    assert MEDIAPIPE.weights[JOINT_NAMES.index("index_pip")] == 1
+    np.testing.assert_array_equal(OWN.weights, np.ones(21))
+
+
+HAND = np.random.default_rng(0).uniform(20, 80, (21, 2))
+
+
+def landmarks_of(answers: list[list]):
+    """Somebody who says one thing after the other."""
+    left = iter(answers)
+    return lambda image: next(left)
+
+
+def test_what_is_seen_alike_in_the_mirror_agrees():
+    image = np.zeros((100, 120, 3), np.uint8)
+    mirrored = np.column_stack([119 - HAND[:, 0], HAND[:, 1]])
+    answers = [[(mirrored, Handedness.LEFT, 0.9)], [(HAND, Handedness.RIGHT, 0.9), (HAND + 1, Handedness.RIGHT, 0.8)]]
+    (hand,) = seen_twice(image, landmarks_of(answers))  # seen twice in one picture: once
+    assert hand.handedness == Handedness.RIGHT
+    np.testing.assert_allclose(hand.keypoints, HAND)
+    assert hand.disagreement == pytest.approx(0)
+
+
+@pytest.mark.parametrize("answer", [[], [(HAND, Handedness.RIGHT, 0.9)]])
+def test_a_hand_that_the_mirror_lacks_or_calls_by_the_same_side_disagrees(answer):
+    (hand,) = seen_twice(np.zeros((100, 120, 3), np.uint8), landmarks_of([answer, [(HAND, Handedness.RIGHT, 0.9)]]))
+    assert hand.disagreement == np.inf
+
+
+def write_keypoints(drawn: Drawn, folder: Path) -> Path:
+    lines = [
+        {"image": str(path), "handedness": "right", "keypoints": sample.keypoints.tolist()}
+        for path, sample in zip(drawn.paths, drawn.samples, strict=True)
+    ]
+    lines.append({"image": str(drawn.paths[0]), "keypoints": lines[0]["keypoints"][::-1]})
+    file = folder / "keypoints.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def test_keypoints_of_ones_own_become_labels_that_training_reads(drawn, tmp_path):
+    out = tmp_path / "labels" / "labels.jsonl"
+    arguments = ["label", str(write_keypoints(drawn, tmp_path)), "--out", str(out)]
+    more = ["--sheet", str(tmp_path / "sheet.png"), "--dropped", str(tmp_path / "dropped.jsonl")]
+    result = CliRunner().invoke(app, [*arguments, *more])
+    assert result.exit_code == 0, result.output
+    assert "left out" in result.output
+    assert len(JsonlData(out)) == COUNT
+    assert not [row for row in check(out) if row.passed is False]
+    assert json.loads((tmp_path / "dropped.jsonl").read_text())["reason"].startswith("no hand fits")
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
+
+
+def test_photographs_without_mediapipe_say_how_to_get_it(drawn, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    result = CliRunner().invoke(app, ["label", str(drawn.paths[0]), "--out", str(tmp_path / "labels.jsonl")])
+    assert "handmesh[detect]" in str(result.exception)
+    assert not (tmp_path / "labels.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.jsonl", "b.jpg"], "at once"),
+        (["a.jsonl", "--sheet", "sheet.txt"], "sheet.txt"),
+        (["a.jsonl", "--keypoints-by", "somebody"], "somebody"),
+        (["nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["label", *arguments])
+    assert message in str(result.exception)
+    assert not (tmp_path / "labels.jsonl").exists()
