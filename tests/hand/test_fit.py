@@ -223,7 +223,8 @@ def test_any_batch_gives_what_each_hand_alone_gives(batch, truth):
     assert fit.error.shape == batch
     for number in range(count):
         alone = fit_hand(truth.keypoints[number], start=FitStart(start.pose[number], start.betas[number]))
-        np.testing.assert_allclose(fit.pose.reshape(count, 16, 3, 3)[number], alone.pose, atol=1e-8)
+        # Where a sum is least is known to the root of what it is rounded by, and batches are rounded differently.
+        np.testing.assert_allclose(fit.pose.reshape(count, 16, 3, 3)[number], alone.pose, atol=1e-6)
 
 
 @pytest.mark.parametrize(
