@@ -1,10 +1,10 @@
 """What is each ingredient of synthetic training worth?  python benchmarks/ablation.py OUT [--photos REAL] [--only NAME]
 
 All variants go on from the same weights, with the same seeds, steps and number of renders, and differ in one thing that
-is left out; "everything" leaves nothing out. Each is scored through the whole `Predictor` on photos of a look that
-training never sees (`SceneSettings.held_out_look`, backgrounds of other families), on the default look, and on --photos
-(a folder as `real_photos.py` takes). Numbers are differences from "everything" on the same photos, with the standard
-error of their mean: positive is worse without the ingredient.
+is left out; "everything" leaves nothing out. Each is scored through the whole `Predictor` on photos of an
+appearance that training never sees (`SceneSettings.held_out_appearance`, backgrounds of other families), on the
+default one, and on --photos (a folder as `real_photos.py` takes). Numbers are differences from "everything" on the
+same photos, with the standard error of their mean: positive is worse without the ingredient.
 
 What is finished in OUT is not done again, so a run that was stopped goes on; `--table` only prints what is there.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from held_out import score as synthetic_score
 from numpy.typing import NDArray
 from real_photos import box_of
+from synthetic_photos import score as synthetic_score
 
 from handmesh import metrics
 from handmesh.config import TrainConfig, parse_config
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--start-from", default="handmesh_t8")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--renders", type=int, default=6000)
-    parser.add_argument("--count", type=int, default=300, help="photos of each look")
+    parser.add_argument("--count", type=int, default=300, help="photos of each appearance")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
     arguments = parser.parse_args()
@@ -120,7 +120,7 @@ def draw_photos(count: int, folder: Path | None) -> Photos:
     usual = SceneRenderer(hand, SceneSettings(crop_share=share), size=224)
     unseen = SceneRenderer(
         hand,
-        SceneSettings.held_out_look().model_copy(update={"crop_share": share}),
+        SceneSettings.held_out_appearance().model_copy(update={"crop_share": share}),
         size=224,
         backgrounds=Backgrounds(SEED, count=64, held_out=True),
     )
@@ -135,10 +135,12 @@ def draw_photos(count: int, folder: Path | None) -> Photos:
 def score(predictor: Predictor, photos: Photos) -> dict[str, list[float]]:
     """Errors by name, one for each photo."""
     errors: dict[str, list[float]] = {}
-    for look, samples in (("default", photos.default), ("held out", photos.held_out)):
+    for appearance, samples in (("default", photos.default), ("held out", photos.held_out)):
         hands = [predictor(sample.image, handedness="right")[0] for sample in samples]
         rows = np.array([synthetic_score(sample, hand) for sample, hand in zip(samples, hands, strict=True)])
-        errors[f"{look}, mm"], errors[f"{look}, 2D"], errors[f"{look}, palm flipped"] = rows[:, [0, 2, 3]].T.tolist()
+        errors[f"{appearance}, mm"], errors[f"{appearance}, 2D"], errors[f"{appearance}, palm flipped"] = rows[
+            :, [0, 2, 3]
+        ].T.tolist()
     for image, label in photos.real:
         keypoints = np.array(label["keypoints"])
         seen = keypoints[:, 2] > 0

@@ -117,7 +117,7 @@ def unpack(carried: Path, run: Path) -> int:
     save_state(run, state["step"], state, keep=config.keep_checkpoints)
     model = build_network(config, load_hand(config.model.hand)).eval()
     model.load_state_dict(state["average"])
-    scores = json.loads(contents["scores.json"])["held_out"] if "scores.json" in contents else {}
+    scores = json.loads(contents["scores.json"])["validation"] if "scores.json" in contents else {}
     write_model(run, model, config, state["step"], scores)
     return int(state["step"])
 

@@ -54,12 +54,12 @@ def main() -> None:
         found.append(False)
         present.append(False)
     probability, truth, hands = np.array(scores), np.array(found, float), np.array(present)
-    right, sure = np.array(sides, float).T
+    right, confidence = np.array(sides, float).T
     print(f"hands found: {truth[hands].mean():.3f} of {hands.sum()}; side right: {right.mean():.3f}")
     for low, high in ((0.5, 0.7), (0.7, 0.9), (0.9, 0.97), (0.97, 1.01)):
-        inside = (sure >= low) & (sure < high)
+        inside = (confidence >= low) & (confidence < high)
         if inside.any():
-            print(f"  side, sure by {low:.2f} to {high:.2f}: right {right[inside].mean():.3f} of {inside.sum()}")
+            print(f"  side, confidence {low:.2f} to {high:.2f}: right {right[inside].mean():.3f} of {inside.sum()}")
     print(f"hand against no hand by the score: area under ROC {roc_area(probability[hands], probability[~hands]):.3f}")
     rows = reliability(probability, truth)
     print(f"expected calibration error {calibration_error(rows, len(truth)):.3f}")

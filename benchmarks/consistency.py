@@ -1,9 +1,9 @@
 """Does the same hand come out of the same photo, mirrored, turned or rescaled?  python benchmarks/consistency.py
 
-Synthetic photos (those of `held_out.py`, or --photos for a folder of images with one hand each) are predicted as they
-are and changed, with the side given, and the answer to the changed photo is brought back. Distances are between the two
-answers, not from the truth: mean over the 21 joints in mm, relative to the wrist, as they are and after alignment by
-rotation, scale and shift; and in the picture, over the longer side of the keypoints' box.
+Synthetic photos (those of `synthetic_photos.py`, or --photos for a folder of images with one hand each) are predicted
+as they are and changed, with the side given, and the answer to the changed photo is brought back. Distances are
+between the two answers, not from the truth: mean over the 21 joints in mm, relative to the wrist, as they are and
+after alignment by rotation, scale and shift; and in the picture, over the longer side of the keypoints' box.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from held_out import SEED
 from numpy.typing import NDArray
+from synthetic_photos import SEED
 
 from handmesh import metrics
 from handmesh.cli.shell import IMAGE_SUFFIXES

@@ -1,4 +1,4 @@
-"""Score a model on real photos, beside a constant hand:  python benchmarks/real_photos.py PHOTOS [--model M]
+"""Score a model on real photos, beside the mean-pose baseline:  python benchmarks/real_photos.py PHOTOS [--model M]
 
 PHOTOS is a folder with images and `labels.json`: a list of objects with "file", "handedness" ("right", "left" or
 "unknown", taken as right), "keypoints" (21 x [x, y, visible], pixels, FreiHAND's order) and, where 3D is known,
@@ -6,8 +6,8 @@ PHOTOS is a folder with images and `labels.json`: a list of objects with "file",
 
 Two protocols: the whole photo (as a newcomer would use it) and the box of the labelled keypoints (as after a perfect
 detector). 2D error is the mean distance over the visible joints, over the longer side of their box; PA-MPJPE aligns by
-rotation, scale and shift. The constant hand is the mean joint positions of our own synthetic poses (3D), and the mean
-of the labels' positions in the box (2D), which already knows where the hand is.
+rotation, scale and shift. The mean-pose baseline is the mean joint positions of our own synthetic poses (3D), and the
+mean of the labels' positions in the box (2D), which already knows where the hand is.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="draw overlays of the last setting into this picture")
     arguments = parser.parse_args()
     labels = json.loads((arguments.photos / "labels.json").read_text())
-    mean_hand = constant_hand()
+    mean_hand = mean_pose_hand()
     print(f"{'protocol':12} {'passes':>6} {'2D / box':>9} {'under 0.2':>9} {'PA-MPJPE mm':>12}")
     for protocol in ("whole", "box"):
         for passes in arguments.passes:
@@ -57,8 +57,8 @@ def main() -> None:
             good = np.mean(np.array(errors_2d) < 0.2)
             print(f"{protocol:12} {passes:6} {np.mean(errors_2d):9.3f} {good:9.2f} {np.mean(errors_3d):12.1f}")
     truths = [np.array(label["joints_m"]) for label in labels if "joints_m" in label]
-    constant_mm = np.mean([1000 * metrics.pa_rigid_mean_error(truth, mean_hand) for truth in truths])
-    print(f"{'constant':12} {'-':>6} {constant_2d(labels):9.3f} {'-':>9} {constant_mm:12.1f}")
+    baseline_mm = np.mean([1000 * metrics.pa_rigid_mean_error(truth, mean_hand) for truth in truths])
+    print(f"{'mean pose':12} {'-':>6} {mean_layout_error(labels):9.3f} {'-':>9} {baseline_mm:12.1f}")
     if arguments.sheet:
         rows = [np.hstack(tiles[start : start + 6]) for start in range(0, len(tiles) - len(tiles) % 6, 6)]
         rest = tiles[len(rows) * 6 :]
@@ -72,7 +72,7 @@ def box_of(points: NDArray[np.float64]) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def constant_hand(count: int = 2000) -> NDArray[np.float64]:
+def mean_pose_hand(count: int = 2000) -> NDArray[np.float64]:
     """(21, 3) metres: the mean of the synthetic poses in the hand's own frame, wrist at the origin."""
     hand = builtin_hand()
     prior, rng = PosePrior(hand), np.random.default_rng(0)
@@ -83,7 +83,7 @@ def constant_hand(count: int = 2000) -> NDArray[np.float64]:
     return np.mean(joints, axis=0)
 
 
-def constant_2d(labels: list[dict[str, object]]) -> float:
+def mean_layout_error(labels: list[dict[str, object]]) -> float:
     """Mean 2D error of the labels' own mean layout in their boxes: what knowing the box alone is worth."""
     layouts, seen = [], []
     for label in labels:

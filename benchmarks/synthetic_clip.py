@@ -96,8 +96,8 @@ def frames(
         occluder=0.0,
         stray_object=0.0,
         second_hand=0.0,
-        least_clear=0.0,
-        least_visible=0.0,
+        min_unoccluded=0.0,
+        min_visible=0.0,
     )
     renderer = SceneRenderer(builtin_hand(), settings, SIZE, 2, Backgrounds(count=8))
     background = renderer.backgrounds.sample(np.random.default_rng(seed), SIZE)

@@ -35,6 +35,13 @@ RENAMED_KEYS = {
     "photo_augmentation.unrotated": "photo_augmentation.no_rotation_prob",
     "folded": "reparameterized",
 }
+# Those of scenes, which packs on disk record too.
+RENAMED_SCENE_KEYS = {"amplitude_mix": "fda_prob", "least_clear": "min_unoccluded", "least_visible": "min_visible"}
+RENAMED_KEYS |= {
+    f"data.{section}{old}": f"data.{section}{new}"
+    for section in ("synthetic.scenes.", "live.scenes.", "scenes.")
+    for old, new in RENAMED_SCENE_KEYS.items()
+}
 
 # Backbones by name, and the module that builds each. A further one is a line here and a module of its own, and nothing
 # else: handmesh.model.backbone says what it offers.
@@ -204,18 +211,20 @@ class SceneSettings(SceneGroup):
     skin: SkinSettings = SkinSettings()
     white_balance: float = 0.6  # share of the light's colour that the camera removes; 1 all, 0 none (not a probability)
     shadow: float = 0.5  # drop shadow on the background
-    amplitude_mix: float = 0.10  # finished photographs that take on another background's coarse colours
+    fda_prob: float = (
+        0.10  # Fourier amplitude mix: finished photographs that take on another background's coarse colours
+    )
     # Fewer joints than this share inside the image and clear of other things (forearm, object, sleeve), and the scene
     # is drawn again: what cannot be seen teaches nothing. Fingers behind fingers do not count, or fists would be rare;
     # the second number bounds them, too.
-    least_clear: float = 0.65
-    least_visible: float = 0.3
+    min_unoccluded: float = 0.65
+    min_visible: float = 0.3
     beta_scale: float = 1.2  # standard deviation of the shape coefficients, cut at 3: children to large adults
     effects: CameraEffects = CameraEffects()
 
     @classmethod
-    def held_out_look(cls) -> SceneSettings:
-        """The same hands, poses and views under a look that training never sees; with `Backgrounds(held_out=True)`.
+    def held_out_appearance(cls) -> SceneSettings:
+        """The same hands, poses and views of an appearance that training never sees; with `Backgrounds(held_out=True)`.
 
         Hard light of one strong lamp and little else, shinier and smoother or much rougher skin without scattering, a
         camera that keeps the light's colour and is noisier: what a network learnt of our renderer alone fails here.

@@ -177,12 +177,13 @@ def test_settings_with_former_names_still_load_and_say_so(old, tmp_path, caplog)
     """In files, in overrides, and in the record of a run; given twice it is not known which one is meant."""
     new = RENAMED_KEYS[old]
     assert old.rpartition(".")[0] == new.rpartition(".")[0], "names change, places do not"
-    value = functools.reduce(getattr, new.split("."), TrainConfig())
+    base = ["start_from=handmesh_t8", *(["data={live: {}}"] if new.startswith("data.live") else [])]
+    path = new.replace("data.scenes", "data.synthetic.scenes").split(".")  # `data` alone once meant synthetic hands
+    value = functools.reduce(getattr, path, load_config(None, base))
     if isinstance(value, bool):
         value = str(not value).lower()
     else:
         value = [number + 0.5 for number in value] if isinstance(value, tuple) else (value + 1) / 3
-    base = ["start_from=handmesh_t8"]
     with caplog.at_level(logging.WARNING):
         found = load_config(None, [*base, f"{old}={value}"])
     assert found == load_config(None, [*base, f"{new}={value}"]) != load_config(None, base)

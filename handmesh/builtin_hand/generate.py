@@ -240,14 +240,14 @@ def measure(hand: HandArrays, pose: Floats) -> PoseQuality:
 
 def _winding_number(points: Floats, p: Floats, q: Floats, r: Floats) -> Floats:
     """(n,) how often closed triangles (m, 3) x 3 wrap each point: solid angles over 4 pi (Van Oosterom 1983)."""
-    turns = np.empty(len(points))
+    winding = np.empty(len(points))
     for start in range(0, len(points), 64):
         a, b, c = (corner - points[start : start + 64, None] for corner in (p, q, r))
         la, lb, lc = (np.linalg.norm(arm, axis=-1) for arm in (a, b, c))
         numerator = (a * np.cross(b, c)).sum(axis=-1)
         dots = (a * b).sum(axis=-1) * lc + (b * c).sum(axis=-1) * la + (c * a).sum(axis=-1) * lb
-        turns[start : start + 64] = np.arctan2(numerator, la * lb * lc + dots).sum(axis=-1) / (2 * np.pi)
-    return turns
+        winding[start : start + 64] = np.arctan2(numerator, la * lb * lc + dots).sum(axis=-1) / (2 * np.pi)
+    return winding
 
 
 # Rotations of the hand's rest frame onto the camera's axes (x right, y down, z forward), fingers upwards: rows are

@@ -217,13 +217,13 @@ def pose_correctives(vertices: Floats, weights: Floats, joints: Floats, axes: Fl
     for joint in range(1, 16):
         follows = weights[:, _descendants(joint)].sum(axis=1)
         blended = np.flatnonzero((follows > 0.02) & (follows < 0.98))
-        turns = _sampled_rotations(joint, axes[joint])
-        features = (turns - np.eye(3)).reshape(-1, 9)
+        rotations = _sampled_rotations(joint, axes[joint])
+        features = (rotations - np.eye(3)).reshape(-1, 9)
         fit = np.linalg.solve(features.T @ features + 2e-2 * np.eye(9), features.T)
         share = follows[blended]
         arm = vertices[blended] - joints[joint]
-        matrix = (1 - share)[:, None, None, None] * np.eye(3) + share[:, None, None, None] * turns
-        spherical = matrix_from_vector(share[:, None, None] * vector_from_matrix(turns))
+        matrix = (1 - share)[:, None, None, None] * np.eye(3) + share[:, None, None, None] * rotations
+        spherical = matrix_from_vector(share[:, None, None] * vector_from_matrix(rotations))
         wanted = (spherical @ arm[:, None, :, None])[..., 0]
         offset = np.linalg.solve(matrix, wanted[..., None])[..., 0] - arm[:, None]
         palmar = 0.5 - 0.5 * (arm @ axes[joint, 1]) / (np.linalg.norm(arm, axis=1) + 1e-9)

@@ -34,7 +34,7 @@ def evaluate(
     ] = None,
     passes: Annotated[int, typer.Option(metavar="N", min=1, help="Crops of each hand under --crop predict.")] = 3,
     tta: Annotated[
-        str, typer.Option(metavar="none|small|metro|SCALES:DEGREES", help="Average over scales and turns.")
+        str, typer.Option(metavar="none|small|metro|SCALES:DEGREES", help="Average over scales and rotations.")
     ] = "none",
     count: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first images of --data.")] = None,
     out: Annotated[

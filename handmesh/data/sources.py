@@ -95,7 +95,7 @@ class ValidationPack:
     """Every render once, with fixed crops: turned anyhow, or the hand roughly upright."""
 
     def __init__(self, pack: Pack, *, upright: bool) -> None:
-        self.pack, self.name = pack, "upright" if upright else "any_turn"
+        self.pack, self.name = pack, "upright" if upright else "any_rotation"
         self.augmentation = Augmentation(upright_prob=1.0 if upright else 0.0)
 
     @cached_property

@@ -58,7 +58,7 @@ PUBLISHED: dict[str, tuple[float | None, ...]] = {
 # What the official tool's README gives for all-zero predictions on the real annotations, cm.
 ZERO_PREDICTOR_CM = {"xyz_mean3d": 70.79, "xyz_al_mean3d": 4.73, "mesh_mean3d": 70.84, "mesh_al_mean3d": 5.07}
 
-_BASELINE_FRAMES = 400  # evenly spaced frames from which the set's own constant hand is made and scored
+_BASELINE_FRAMES = 400  # evenly spaced frames from which the set's own mean-pose baseline is made and scored
 _CHUNK = 32  # frames that a thread scores at a time
 
 
@@ -234,7 +234,7 @@ def scores_json(evaluation: Evaluation, run: Mapping[str, Any]) -> dict[str, Any
         "root_relative_mpjpe_mm": _number(evaluation.root_relative_mpjpe_mm),
         "keypoints_2d": dict(evaluation.keypoints) or None,
         "intervals_95": {key: list(value) for key, value in evaluation.intervals.items()},
-        "constant_mean_hand": {key: _number(value) for key, value in evaluation.mean_pose_baseline.items()},
+        "mean_pose_baseline": {key: _number(value) for key, value in evaluation.mean_pose_baseline.items()},
         "frames": len(evaluation.frames),
         "camera_coordinates": evaluation.camera_coordinates,
         "camera_note": evaluation.camera_note,

@@ -322,11 +322,11 @@ def encode_bvh(track: HandTrack, hand: HandArrays, fps: float) -> bytes:
     root = _BVH_UNITS * (track.translations @ _FLIP) + rest[0]
     columns = [np.stack([np.interp(when, track.times, axis) for axis in root.T], axis=-1)]
     for joint in order:
-        turns = Rotation.from_rotvec(track.rotations[:, joint].astype(np.float64) @ _FLIP)
-        turns = Slerp(track.times, turns)(when) if len(track.times) > 1 else turns
+        rotations = Rotation.from_rotvec(track.rotations[:, joint].astype(np.float64) @ _FLIP)
+        rotations = Slerp(track.times, rotations)(when) if len(track.times) > 1 else rotations
         with warnings.catch_warnings():  # at X = 90 degrees Z and Y turn about one axis: any split of theirs is right
             warnings.simplefilter("ignore", UserWarning)
-            columns.append(turns.as_euler("ZXY", degrees=True))
+            columns.append(rotations.as_euler("ZXY", degrees=True))
     motion = [" ".join(f"{value:.5f}" for value in row) for row in np.hstack(columns)]
     text = ["HIERARCHY", *hierarchy, "MOTION", f"Frames: {count}", f"Frame Time: {1 / fps:.8f}", *motion]
     return ("\n".join(text) + "\n").encode()

@@ -161,11 +161,11 @@ class Intrinsics:
         follow from Rodrigues' formula for the rotation between two unit vectors.
         """
         x, y, z = direction = (ray := self.ray(point_image)) / np.linalg.norm(ray)
-        turn = np.eye(3)
-        turn[:2, :2] -= np.outer(direction[:2], direction[:2]) / (1 + z)
-        turn[:2, 2] = -x, -y
-        turn[2] = direction
-        return turn
+        rotation = np.eye(3)
+        rotation[:2, :2] -= np.outer(direction[:2], direction[:2]) / (1 + z)
+        rotation[:2, 2] = -x, -y
+        rotation[2] = direction
+        return rotation
 
 
 def hand_origin_cam(

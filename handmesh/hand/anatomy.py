@@ -115,8 +115,8 @@ def pose_from_angles(hand: HandArrays, angles: Floats) -> Floats:
     angles = np.asarray(angles, float)
     if angles.shape[-2:] != (MANO_JOINT_COUNT, 3):
         raise ValueError(f"angles have shape {angles.shape}, wanted (*B, 16, 3): flexion, abduction, twist per joint")
-    turns = matrix_from_vector(angles[..., None] * flexion_axes(hand))
-    flexion, abduction, twist = (turns[..., kind, :, :] for kind in range(3))
+    rotations = matrix_from_vector(angles[..., None] * flexion_axes(hand))
+    flexion, abduction, twist = (rotations[..., kind, :, :] for kind in range(3))
     return abduction @ flexion @ twist
 
 

@@ -205,20 +205,21 @@ class ShapedHand:
         """
         R = np.asarray(rotations, np.float64)
         batch = np.broadcast_shapes(R.shape[:-3], self.joints.shape[:-2])
-        turns = np.empty((*batch, MANO_JOINT_COUNT, 3, 3))
+        orientations = np.empty((*batch, MANO_JOINT_COUNT, 3, 3))
         joints = np.empty((*batch, MANO_JOINT_COUNT, 3))
-        turns[..., 0, :, :], joints[..., 0, :] = R[..., 0, :, :], self.joints[..., 0, :]
+        orientations[..., 0, :, :], joints[..., 0, :] = R[..., 0, :, :], self.joints[..., 0, :]
         for joint, parent in enumerate(self.model.parents[1:], start=1):
-            turn, bone = turns[..., parent, :, :], self.joints[..., joint, :] - self.joints[..., parent, :]
-            turns[..., joint, :, :] = turn @ R[..., joint, :, :]
-            joints[..., joint, :] = joints[..., parent, :] + (turn @ bone[..., None])[..., 0]
-        # posed = turn @ rest + shift, blended per vertex.
-        shifts = joints - (turns @ self.joints[..., None])[..., 0]
-        transforms = np.concatenate([turns, shifts[..., None]], axis=-1).reshape(*batch, MANO_JOINT_COUNT, 12)
+            orientation = orientations[..., parent, :, :]
+            bone = self.joints[..., joint, :] - self.joints[..., parent, :]
+            orientations[..., joint, :, :] = orientation @ R[..., joint, :, :]
+            joints[..., joint, :] = joints[..., parent, :] + (orientation @ bone[..., None])[..., 0]
+        # posed = orientation @ rest + shift, blended per vertex.
+        shifts = joints - (orientations @ self.joints[..., None])[..., 0]
+        transforms = np.concatenate([orientations, shifts[..., None]], axis=-1).reshape(*batch, MANO_JOINT_COUNT, 12)
         blended = (self.model.weights @ transforms).reshape(*batch, VERTEX_COUNT, 3, 4)
         rest = self.vertices + self.model.correctives(pose_features(R))
         vertices = (blended[..., :3] @ rest[..., None])[..., 0] + blended[..., 3]
-        return PosedHand(self, R, vertices, joints, turns)
+        return PosedHand(self, R, vertices, joints, orientations)
 
 
 @dataclass(frozen=True, eq=False)

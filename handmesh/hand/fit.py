@@ -217,7 +217,7 @@ class _Posed(NamedTuple):
     """What the joints' derivatives are made of."""
 
     joints: Floats  # (B, 21, 3)
-    turns: Floats  # (B, 16, 3, 3) global rotations
+    orientations: Floats  # (B, 16, 3, 3) global rotations
     places: Floats  # (B, 16, 3) of the kinematic tree's joints
     parts: Floats  # (B, 16, 3, 21) what each bone contributes to each joint
 
@@ -258,25 +258,25 @@ class _JointModel:
         )
         local = (feature @ self.by_feature).reshape(count, MANO_JOINT_COUNT, 3, JOINT_COUNT)
         rest = self.rest + (self.rest_basis @ betas[:, None, :, None])[..., 0]
-        turns, places = np.empty_like(rotations), np.empty_like(rest)
-        turns[:, 0], places[:, 0] = rotations[:, 0], rest[:, 0]
+        orientations, places = np.empty_like(rotations), np.empty_like(rest)
+        orientations[:, 0], places[:, 0] = rotations[:, 0], rest[:, 0]
         for joint in range(1, MANO_JOINT_COUNT):
             parent = self.parents[joint]
-            turns[:, joint] = turns[:, parent] @ rotations[:, joint]
+            orientations[:, joint] = orientations[:, parent] @ rotations[:, joint]
             bone = rest[:, joint] - rest[:, parent]
-            places[:, joint] = places[:, parent] + (turns[:, parent] @ bone[..., None])[..., 0]
-        offsets = places - (turns @ rest[..., None])[..., 0]
-        parts = turns @ local + offsets[..., None] * self.shares[:, None]
-        return _Posed(np.swapaxes(parts.sum(axis=1), 1, 2), turns, places, parts)
+            places[:, joint] = places[:, parent] + (orientations[:, parent] @ bone[..., None])[..., 0]
+        offsets = places - (orientations @ rest[..., None])[..., 0]
+        parts = orientations @ local + offsets[..., None] * self.shares[:, None]
+        return _Posed(np.swapaxes(parts.sum(axis=1), 1, 2), orientations, places, parts)
 
     def derivatives(self, rotations: Floats, posed: _Posed) -> Floats:
         """(B, 3, 21, 58): by a small turn of each joint about its own axes, ``R @ exp(e)``, and by betas."""
         count = len(rotations)
-        turns = posed.turns
+        orientations = posed.orientations
         # A joint's turn carries all that hangs on it about its place.
         arms = (self.below @ posed.parts.reshape(count, MANO_JOINT_COUNT, -1)).reshape(posed.parts.shape)
         arms = arms - posed.places[..., None] * (self.below @ self.shares)[:, None]  # (B, 16, 3, 21)
-        axis = turns[..., :, None, :]  # (B, 16, 3, 1, 3): columns are the turn's axes
+        axis = orientations[..., :, None, :]  # (B, 16, 3, 1, 3): columns are the turn's axes
         arm = arms[..., None]  # (B, 16, 3, 21, 1)
         carried = np.stack(
             [
@@ -286,7 +286,7 @@ class _JointModel:
             axis=1,
         )  # (B, 3, 16, 21, 3)
         # And it changes the correctives, and betas the mesh at rest.
-        by_bone = np.ascontiguousarray(turns.transpose(0, 2, 1, 3)).reshape(count * 3, 3 * MANO_JOINT_COUNT)
+        by_bone = np.ascontiguousarray(orientations.transpose(0, 2, 1, 3)).reshape(count * 3, 3 * MANO_JOINT_COUNT)
         moved = (by_bone @ self.by_bone).reshape(count, 3, JOINT_COUNT, self.features - 1)
         changed = rotations[:, 1:, None] @ _GENERATORS  # (B, 15, 3 angles, 3, 3)
         correctives = moved[..., BETA_COUNT:].reshape(count, 3 * JOINT_COUNT, _FINGERS, 9).transpose(0, 2, 1, 3)
@@ -298,8 +298,9 @@ class _JointModel:
         places[:, 0] = self.rest_basis[0]
         for joint in range(1, MANO_JOINT_COUNT):
             parent = self.parents[joint]
-            places[:, joint] = places[:, parent] + turns[:, parent] @ (self.rest_basis[joint] - self.rest_basis[parent])
-        offsets = places - turns @ self.rest_basis
+            bone = self.rest_basis[joint] - self.rest_basis[parent]
+            places[:, joint] = places[:, parent] + orientations[:, parent] @ bone
+        offsets = places - orientations @ self.rest_basis
         by_betas = moved[..., :BETA_COUNT] + np.einsum("kj,bkcd->bcjd", self.shares, offsets)
         return np.concatenate([by_angles, by_betas], axis=-1)
 
@@ -362,8 +363,8 @@ class _Problem:
             diagonal = np.einsum("bii->bi", matrix)
             diagonal += mu[:, None] * diagonal
             step = -np.linalg.solve(matrix, gradient[..., None])[..., 0]
-            turns = matrix_from_vector(step[:, :_ANGLES].reshape(-1, MANO_JOINT_COUNT, 3))
-            new_pose, new_betas = pose @ turns, betas + step[:, _ANGLES : _ANGLES + BETA_COUNT]
+            rotations = matrix_from_vector(step[:, :_ANGLES].reshape(-1, MANO_JOINT_COUNT, 3))
+            new_pose, new_betas = pose @ rotations, betas + step[:, _ANGLES : _ANGLES + BETA_COUNT]
             new_scale, new_origin = scale * np.exp(np.clip(step[:, -3], -1, 1)), origin + step[:, -2:]
             new_posed = self.model.pose(new_pose, new_betas)
             new_cost = self._cost(new_pose, new_betas, new_scale, new_origin, new_posed.joints, first_pose, first_betas)

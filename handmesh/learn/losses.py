@@ -77,14 +77,14 @@ def hand_loss(
     vertices, joints = output.vertices - wrist, output.joints - wrist
     target_vertices, target_joints = targets.vertices - target_wrist, targets.joints - target_wrist
     # Row vectors times a rotation turn by its transpose: the orientation is taken out.
-    turn, target_turn = output.pose[:, 0], targets.pose[:, 0]
+    orientation, target_orientation = output.pose[:, 0], targets.pose[:, 0]
     errors = {
         "vertices": _errors(vertices, target_vertices, norms.vertices),
         "joints": _errors(joints, target_joints, norms.joints),
-        "root_vertices": _errors(vertices @ turn, target_vertices @ target_turn, norms.vertices),
-        "root_joints": _errors(joints @ turn, target_joints @ target_turn, norms.joints),
+        "root_vertices": _errors(vertices @ orientation, target_vertices @ target_orientation, norms.vertices),
+        "root_joints": _errors(joints @ orientation, target_joints @ target_orientation, norms.joints),
         "keypoints": _errors(camera.project(output.joints), targets.keypoints, norms.keypoints),
-        "orientation": _errors(turn, target_turn),
+        "orientation": _errors(orientation, target_orientation),
         "pose": _errors(output.pose[:, 1:], targets.pose[:, 1:]),
         "betas": _errors(output.betas, targets.betas),
     }

@@ -316,7 +316,7 @@ def write_model(
     training = {
         "steps": steps,
         "samples": steps * config.batch_size,
-        "held_out": scores,
+        "validation": scores,
         "crops": _crops(config),
         "selected_by": {"last": "last evaluation", "validation": "validation", TEST_SET: "test set"}[config.select],
     }
@@ -461,7 +461,7 @@ def _check_finite(sums: dict[str, Tensor], loss: Tensor, norm: Tensor, step: int
 
 
 def _report(log: RunLog, step: int, scores: dict[str, float], averaged: HandMeshNet, data: RunData) -> None:
-    log.add(step, {"held_out": scores}, "held_out")
+    log.add(step, {"validation": scores}, "validation")
     logger.info("step %d  validation: %s", step, "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
     if log.draws():
         for validation_set in data.validation:

@@ -31,8 +31,8 @@ TEST_SET = "test_set"  # the name of the one validation set that no choice may b
 def validate(model: HandMeshNet, sets: Sequence[ValidationSet], ranks: Ranks) -> dict[str, float]:
     """Scores by name, the set's name first: PA-MPJPE and PA-MPVPE (rotations only), 2D error, flipped palms.
 
-    A constant hand is scored beside them: what all true hands of the set have in common. What a set has no labels for
-    is left out. Every process computes its share and returns the scores of all.
+    The mean-pose baseline is scored beside them: what all true hands of the set have in common. What a set has no
+    labels for is left out. Every process computes its share and returns the scores of all.
     """
     scores: dict[str, float] = {}
     for validation_set in sets:
@@ -44,14 +44,14 @@ def validate(model: HandMeshNet, sets: Sequence[ValidationSet], ranks: Ranks) ->
                 scores[f"{validation_set.name}_{name}"] = float(np.mean(values))
         if truths := [row["joints"] for _, row in rows if "joints" in row]:
             errors = metrics.pa_rigid_mean_error(np.stack(truths), metrics.mean_shape(np.stack(truths)))
-            scores[f"{validation_set.name}_constant_hand_pa_mpjpe_mm"] = 1000 * float(errors.mean())
+            scores[f"{validation_set.name}_mean_pose_baseline_pa_mpjpe_mm"] = 1000 * float(errors.mean())
     return scores
 
 
 def selection_score(scores: dict[str, float], by: str) -> float:
     """What a run that keeps its best weights compares, in mm, lower is better: joints on the sets it may look at."""
     ending = "_pa_mpjpe_mm"
-    sets = [name.removesuffix(ending) for name in scores if name.endswith(ending) and "_constant_hand" not in name]
+    sets = [name.removesuffix(ending) for name in scores if name.endswith(ending) and "_mean_pose_baseline" not in name]
     chosen = [name for name in sets if (name == TEST_SET) == (by == TEST_SET)]
     return float(np.mean([scores[name + ending] for name in chosen])) if chosen else float("nan")
 

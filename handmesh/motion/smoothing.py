@@ -66,8 +66,8 @@ class Smoothing:
 
 def smoothing_factor(cutoff: ArrayLike, dt: float) -> Array:
     """The share of the new value in a first-order low pass, for a step of `dt` seconds (Casiez et al., equation 5)."""
-    turn = 2 * math.pi * np.asarray(cutoff, np.float64) * dt
-    return turn / (turn + 1)
+    angle = 2 * math.pi * np.asarray(cutoff, np.float64) * dt
+    return angle / (angle + 1)
 
 
 # Of the speed's own low pass, hertz: the value of the paper.

@@ -139,8 +139,8 @@ def synthetic_crops(resolution: int, count: int, seed: int) -> Crops:
     for index in range(count):
         generator = sample_generator(seed, index)
         sample = renderer.render(generator)
-        turn = generator.uniform(-0.5, 0.5)
-        crop = CropTransform.around_points(sample.keypoints, generator.uniform(1.2, 2.0), turn)
+        rotation = generator.uniform(-0.5, 0.5)
+        crop = CropTransform.around_points(sample.keypoints, generator.uniform(1.2, 2.0), rotation)
         images.append(crop.warp(sample.image, resolution))
         vertices.append(sample.vertices)
     return Crops(np.stack(images), np.stack(vertices))

@@ -139,8 +139,8 @@ def _mix(first: Floats, second: Floats, share: Floats) -> Floats:
 
 def _turned(rng: np.random.Generator, image: Floats, angle: float, zoom: float) -> Floats:
     size = image.shape[0]
-    turn = cv2.getRotationMatrix2D((size / 2, size / 2), angle, zoom)
-    return cv2.warpAffine(image, turn, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    affine = cv2.getRotationMatrix2D((size / 2, size / 2), angle, zoom)
+    return cv2.warpAffine(image, affine, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
 def _point(values: Sequence[float] | Floats) -> tuple[int, int]:
@@ -270,14 +270,14 @@ def _dead_leaves(rng: np.random.Generator, size: int) -> Floats:
     for radius in np.sort(radii)[::-1]:
         center = rng.uniform(-0.1 * size, 1.1 * size, 2)
         color = (palette[rng.integers(len(palette))] * rng.uniform(0.6, 1.25)).tolist()
-        turn = angle + rng.normal(0, 15)
+        rotation = angle + rng.normal(0, 15)
         shape = kind if kind < 3 else rng.integers(3)
         if shape == 0:
             axes = (max(int(radius), 1), max(int(radius * rng.uniform(0.4, 1)), 1))
-            cv2.ellipse(image, _point(center), axes, turn, 0, 360, color, -1, cv2.LINE_AA)
+            cv2.ellipse(image, _point(center), axes, rotation, 0, 360, color, -1, cv2.LINE_AA)
         elif shape == 1:
             extent = (float(2 * radius), float(2 * radius * rng.uniform(0.2, 1)))
-            corners = cv2.boxPoints((tuple(map(float, center)), extent, turn))
+            corners = cv2.boxPoints((tuple(map(float, center)), extent, rotation))
             cv2.fillConvexPoly(image, corners.astype(np.int32), color, cv2.LINE_AA)
         else:
             hull = cv2.convexHull((center + rng.normal(0, radius, (6, 2))).astype(np.int32))
@@ -417,7 +417,7 @@ def _draw_person(rng: np.random.Generator, image: Floats, scale: float, center: 
     for side in (-1, 1):
         blob(side * 0.68, 0.05, 0.1, 0.17, skin * 0.85)
     blob(0, 0, 0.68, 0.9, skin)
-    turn = rng.normal(0, 0.12)  # looking aside; the cheek away from the light is darker
+    yaw = rng.normal(0, 0.12)  # looking aside; the cheek away from the light is darker
     light = rng.choice([-1, 1])
     for step in range(4):
         blob(
@@ -429,15 +429,15 @@ def _draw_person(rng: np.random.Generator, image: Floats, scale: float, center: 
         )
     blob(0, -0.75, 0.55, 0.28, hair)
     for side in (-1, 1):
-        x = side * 0.27 + turn
+        x = side * 0.27 + yaw
         blob(x, -0.12, 0.13, 0.07, skin * 0.82)
         blob(x, -0.12, 0.11, 0.05, np.full(3, 225.0))
-        blob(x + 0.3 * turn, -0.12, 0.05, 0.05, np.array([45.0, 35, 30]))
+        blob(x + 0.3 * yaw, -0.12, 0.05, 0.05, np.array([45.0, 35, 30]))
         cv2.line(image, at(x - 0.14, -0.27), at(x + 0.14, -0.28), (hair * 0.8).tolist(), max(int(scale * 0.05), 1))
-    cv2.line(image, at(turn, -0.05), at(turn * 1.3 + 0.03, 0.22), (skin * 0.86).tolist(), max(int(scale * 0.06), 1))
-    blob(turn, 0.24, 0.12, 0.05, skin * 0.8)
+    cv2.line(image, at(yaw, -0.05), at(yaw * 1.3 + 0.03, 0.22), (skin * 0.86).tolist(), max(int(scale * 0.06), 1))
+    blob(yaw, 0.24, 0.12, 0.05, skin * 0.8)
     lips = skin * np.array([0.85, 0.6, 0.62])
-    blob(turn, 0.47, 0.22, 0.05 + 0.05 * rng.random(), lips)
+    blob(yaw, 0.47, 0.22, 0.05 + 0.05 * rng.random(), lips)
     if rng.random() < 0.6:
         _draw_limb(
             rng, image, skin * rng.uniform(0.85, 1.0), np.array(at(1.2 * light, 1.8)), scale * rng.uniform(0.15, 0.28)

@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import SceneSettings, flat_settings
+from handmesh.config import RENAMED_SCENE_KEYS, SceneSettings, flat_settings
 from handmesh.errors import DataError
 from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, HandArrays, builtin_hand
 from handmesh.synth.backgrounds import Backgrounds
@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
 PACK_FORMAT = 2  # raised when the same seed would give other images or other files
 # Settings that a pack, whose images are clean, does not depend on: it stays valid when they change.
-_AFTER_THE_FOREGROUND = ("shadow", "amplitude_mix", "effects")
+_AFTER_THE_FOREGROUND = ("shadow", "fda_prob", "effects")
 BACKGROUND_COUNT = 256  # that texture things, by default
 _CHUNK = 64  # samples a worker writes at a time; at most this many are lost when a run is killed
 
@@ -416,11 +416,13 @@ def _allocate(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} is not a finished set of synthetic hands: it has no meta.json.") from None
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(f"{path / 'meta.json'} cannot be read ({error}).") from error
+    meta["settings"] = {RENAMED_SCENE_KEYS.get(name, name): value for name, value in meta.get("settings", {}).items()}
+    return meta
 
 
 def _check_same(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:

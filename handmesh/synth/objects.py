@@ -69,8 +69,8 @@ def stray_object(rng: np.random.Generator, segments: Floats, axes: Floats) -> Pa
         bodies = _vessel(rng, float(rng.uniform(0.015, 0.035)))
     away = rng.normal(0, 0.02, 3) + np.array([0, 0, -rng.uniform(0.02, 0.07)])
     center = segments[[4, 10], 0].mean(axis=0) + away @ axes
-    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    return _placed(bodies, center, turn * np.sign(np.linalg.det(turn)))
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    return _placed(bodies, center, rotation * np.sign(np.linalg.det(rotation)))
 
 
 # ------------------------------------------------------------------------------------------------------------- grasps
@@ -113,8 +113,8 @@ def _held_around(rng: np.random.Generator, segments: Floats, radii: Floats, kind
         bodies = _vessel(rng, radius)
     # The thumb's side is up for most things that stand in a hand; a tool's head may be on either.
     frame = _frame_along(axis if rng.random() < 0.8 else -axis)
-    turn = rng.uniform(0, 2 * np.pi)
-    c, s = np.cos(turn), np.sin(turn)
+    angle = rng.uniform(0, 2 * np.pi)
+    c, s = np.cos(angle), np.sin(angle)
     frame = frame @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
     return _placed(bodies, center + axis * rng.normal(0, 0.012), frame)
 
@@ -126,8 +126,8 @@ def _held_ball(rng: np.random.Generator, segments: Floats, radii: Floats) -> Par
     radius = min(radius + 0.0015, _WIDEST)
     if radius < 0.006:
         return None
-    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    turn = turn * np.sign(np.linalg.det(turn))
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    rotation = rotation * np.sign(np.linalg.det(rotation))
     if rng.random() < 0.25:  # the ball that fits inside touches the fingers only at the box's faces: a cube of its size
         body = _scaled(box(), radius * rng.uniform(0.75, 1.0, 3), object_color(rng))
     else:
@@ -136,7 +136,7 @@ def _held_ball(rng: np.random.Generator, segments: Floats, radii: Floats) -> Par
     if rng.random() < 0.2:  # a stalk or a knob: fruit, bulbs, ornaments
         stalk = _scaled(cylinder(), np.array([0.12, 0.12, 0.4]) * radius, object_color(rng))
         bodies.append(_moved(stalk, radius * 1.2))
-    return _placed(bodies, center, turn)
+    return _placed(bodies, center, rotation)
 
 
 def _held_pen(rng: np.random.Generator, segments: Floats, radii: Floats) -> Part:
@@ -216,8 +216,8 @@ def _held_tray(rng: np.random.Generator, segments: Floats, radii: Floats, axes: 
     thickness = rng.uniform(0.002, 0.02)
     center = segments[[4, 10], 0].mean(axis=0) + np.array([rng.normal(0, 0.02), rng.normal(0.02, 0.03), 0]) @ axes
     center = center + dorsal * (lowest - thickness - center @ dorsal)
-    turn = rng.uniform(0, 2 * np.pi)
-    first = np.array([np.cos(turn), np.sin(turn), 0]) @ axes
+    angle = rng.uniform(0, 2 * np.pi)
+    first = np.array([np.cos(angle), np.sin(angle), 0]) @ axes
     frame = np.stack([first, np.cross(dorsal, first), dorsal], axis=1)
     if rng.random() < 0.35:
         radius = rng.uniform(0.03, 0.10)
@@ -420,8 +420,11 @@ def cylinder(columns: int = 20) -> tuple[Floats, Faces]:
 
 @cache
 def sphere(rows: int = 14, columns: int = 20) -> tuple[Floats, Faces]:
-    polar, turn = np.meshgrid(np.linspace(0, np.pi, rows + 1), np.arange(columns) * 2 * np.pi / columns, indexing="ij")
-    vertices = np.stack([np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar)], -1).reshape(-1, 3)
+    polar, around = np.meshgrid(
+        np.linspace(0, np.pi, rows + 1), np.arange(columns) * 2 * np.pi / columns, indexing="ij"
+    )
+    x, y = np.sin(polar) * np.cos(around), np.sin(polar) * np.sin(around)
+    vertices = np.stack([x, y, np.cos(polar)], axis=-1).reshape(-1, 3)
     grid = np.arange(len(vertices)).reshape(rows + 1, columns)
     a, b, c, d = grid[:-1], np.roll(grid[:-1], -1, 1), grid[1:], np.roll(grid[1:], -1, 1)
     faces = np.concatenate([np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)])

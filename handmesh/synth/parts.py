@@ -19,7 +19,7 @@ from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import MANO_JOINT_NAMES, HandArrays
 from handmesh.hand.anatomy import SurfaceAnatomy
 from handmesh.synth import shade as kernels
-from handmesh.synth.shade import ATTRIBUTE_COUNT, Channel, Look, Material
+from handmesh.synth.shade import ATTRIBUTE_COUNT, Appearance, Channel, Material
 
 Floats = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
@@ -140,28 +140,28 @@ class ArmTopology:
         distance = np.cumsum(steps)
         everything = np.empty((self.vertex_count, 3))
         everything[: self.hand_vertices] = vertices
-        centers, turns, at = [center], [np.eye(3)], center
+        centers, rotations, at = [center], [np.eye(3)], center
         columns = len(self.loop)
         for ring in range(1, len(steps)):
             bend = min(ring / 2, 1)
-            turn = (
+            rotation = (
                 matrix_from_vector(lateral * (flexion * bend))
                 @ matrix_from_vector(dorsal * (deviation * bend))
                 @ matrix_from_vector(distal * (twist * ring / len(steps)))
             )
-            at = at - turn @ distal * steps[ring]
+            at = at - rotation @ distal * steps[ring]
             wide = 1 + 0.42 * girth * _ease(distance[ring] / 0.26)
             deep = wide * (1 + 0.25 * _ease(distance[ring] / 0.30))
             flat = np.stack([plane[:, 0] * wide, np.zeros(columns), plane[:, 1] * deep], axis=1)
             rows = slice(self.hand_vertices + (ring - 1) * columns, self.hand_vertices + ring * columns)
-            everything[rows] = at + flat @ self.axes @ turn.T
+            everything[rows] = at + flat @ self.axes @ rotation.T
             centers.append(at)
-            turns.append(turn)
+            rotations.append(rotation)
         attributes = self.attributes.copy()
         share = self.palmar[:, None]
         attributes[:, Channel.ALBEDO : Channel.ALBEDO + 3] = skin.dorsal * (1 - share) + skin.palmar * share
         part = Part(everything, self.faces, attributes, self.materials)
-        return Arm(part, self.axes, np.array(centers), turns, distance, np.abs(plane).max(axis=0), girth)
+        return Arm(part, self.axes, np.array(centers), rotations, distance, np.abs(plane).max(axis=0), girth)
 
     def ring(self, rng: np.random.Generator, vertices: Float32Array) -> Part:
         """A ring on one finger of posed vertices (778, 3), between knuckle and middle joint; some bear a stone."""
@@ -230,7 +230,7 @@ class Arm:
     part: Part
     axes: Floats
     centers: Floats  # (R, 3) of the rings
-    turns: list[Floats]  # R rotations
+    rotations: list[Floats]  # R rotations
     distance: Floats  # (R,) from the wrist's edge, metres
     half_extent: Floats  # (2,) lateral and dorsal half width of the wrist
     girth: float
@@ -244,13 +244,13 @@ class Arm:
             i = int(np.clip(np.searchsorted(self.distance, start) - 1, 0, len(self.distance) - 2))
             t = (start - self.distance[i]) / (self.distance[i + 1] - self.distance[i])
             center = self.centers[i] * (1 - t) + self.centers[i + 1] * t
-            turn = self.turns[min(i + (t > 0.5), len(self.turns) - 1)]
+            rotation = self.rotations[min(i + (t > 0.5), len(self.rotations) - 1)]
             k = width * (1 + 0.42 * self.girth * _ease(start / 0.26))
             deep = k * (1 + 0.25 * _ease(start / 0.30)) * 1.05
             ring = np.stack(
                 [np.cos(angle) * self.half_extent[0] * k, 0 * angle, np.sin(angle) * self.half_extent[1] * deep], axis=1
             )
-            rings.append(center + (ring * relative[:, None]) @ self.axes @ turn.T)
+            rings.append(center + (ring * relative[:, None]) @ self.axes @ rotation.T)
         return np.concatenate(rings)
 
     def sleeve(self, rng: np.random.Generator) -> Part:
@@ -409,7 +409,7 @@ class Skin:
 
 @dataclass(frozen=True, eq=False)
 class Worn:
-    """What changes the look of the skin itself, as `Look` wants it."""
+    """What changes the appearance of the skin itself, as `Appearance` wants it."""
 
     hair: float
     tattoo: float
@@ -429,9 +429,9 @@ class Lights:
 def sphere_directions(count: int) -> Float32Array:
     """(count, 3) evenly spread unit vectors (a Fibonacci lattice)."""
     i = np.arange(count) + 0.5
-    turn, z = np.pi * (1 + 5**0.5) * i, 1 - 2 * i / count
+    azimuth, z = np.pi * (1 + 5**0.5) * i, 1 - 2 * i / count
     r = np.sqrt(1 - z * z)
-    return np.stack([r * np.cos(turn), r * np.sin(turn), z], axis=1).astype(np.float32)
+    return np.stack([r * np.cos(azimuth), r * np.sin(azimuth), z], axis=1).astype(np.float32)
 
 
 def _linear_from_lab(lightness: float, a: float, b: float) -> Floats:
@@ -527,12 +527,12 @@ def sample_lights(rng: np.random.Generator, directions: Float32Array, settings: 
     return Lights(radiance.astype(np.float32), direction.astype(np.float32), key)
 
 
-def sample_look(
+def sample_appearance(
     rng: np.random.Generator, skin: Skin, worn: Worn, key: Floats, exposure: float, settings: SkinSettings
-) -> Look:
+) -> Appearance:
     """Surface detail of one person under one light."""
     wrap, specular = rng.uniform(*settings.scatter), rng.uniform(*settings.specular)
-    values = Look(
+    values = Appearance(
         seed=rng.integers(1, 60000),
         bump=rng.uniform(*settings.relief),
         knuckle_wrinkles=min(0.15 + rng.gamma(2, 0.33), 1.6),
@@ -572,7 +572,7 @@ def sample_look(
         glove_green=worn.glove_color[1],
         glove_blue=worn.glove_color[2],
     )
-    return Look(*(np.float32(value) for value in values))
+    return Appearance(*(np.float32(value) for value in values))
 
 
 def _unit(vector: Floats) -> Floats:

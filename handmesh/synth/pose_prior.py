@@ -196,13 +196,13 @@ class PosePrior:
 
     def rotations(self, angles: Floats) -> Floats:
         """(16, 3) angles -> (16, 3, 3) rotations; the same as `anatomy.pose_from_angles`, with the axes at hand."""
-        turns = matrix_from_vector(angles[:, :, None] * self._axes)
-        return turns[:, 1] @ turns[:, 0] @ turns[:, 2]
+        rotations = matrix_from_vector(angles[:, :, None] * self._axes)
+        return rotations[:, 1] @ rotations[:, 0] @ rotations[:, 2]
 
     def penetration(self, rotations: Floats) -> float:
         """How deep the hand's bones, thickened to its width, pass through each other, metres (0 or more)."""
-        turns, places = forward_kinematics(rotations, self._rest)
-        return float(_deepest(turns, places, self._rest, self._ends, self.radii, self._pairs))
+        orientations, places = forward_kinematics(rotations, self._rest)
+        return float(_deepest(orientations, places, self._rest, self._ends, self.radii, self._pairs))
 
     def sample(self, rng: np.random.Generator) -> SampledPose:
         """A random pose. Always returns: when a pose passes through itself the thumb gives way first, then another
@@ -360,19 +360,19 @@ def forward_kinematics(rotations, rest):  # type: ignore[no-untyped-def]
 
     The root joint stays where it rests. Same float type in and out.
     """
-    turns, places = np.empty_like(rotations), np.empty_like(rest)
-    turns[0], places[0] = rotations[0], rest[0]
+    orientations, places = np.empty_like(rotations), np.empty_like(rest)
+    orientations[0], places[0] = rotations[0], rest[0]
     for j in range(1, 16):
         p = MANO_PARENTS[j]
         for a in range(3):
             places[j, a] = places[p, a]
             for b in range(3):
-                places[j, a] += turns[p, a, b] * (rest[j, b] - rest[p, b])
-                total = turns[p, a, 0] * rotations[j, 0, b]
-                total += turns[p, a, 1] * rotations[j, 1, b]
-                total += turns[p, a, 2] * rotations[j, 2, b]
-                turns[j, a, b] = total
-    return turns, places
+                places[j, a] += orientations[p, a, b] * (rest[j, b] - rest[p, b])
+                total = orientations[p, a, 0] * rotations[j, 0, b]
+                total += orientations[p, a, 1] * rotations[j, 1, b]
+                total += orientations[p, a, 2] * rotations[j, 2, b]
+                orientations[j, a, b] = total
+    return orientations, places
 
 
 @kernel()
@@ -395,7 +395,7 @@ def _segment_distance(p, q, r, s):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def bone_segments(turns, places, rest, ends):  # type: ignore[no-untyped-def]
+def bone_segments(orientations, places, rest, ends):  # type: ignore[no-untyped-def]
     """(20, 2, 3) posed ends of the 16 bones and of the four metacarpals (wrist to knuckle), in joint order."""
     segments = np.empty((20, 2, 3))
     for j in range(16):
@@ -403,7 +403,7 @@ def bone_segments(turns, places, rest, ends):  # type: ignore[no-untyped-def]
         for a in range(3):
             total = places[j, a]
             for b in range(3):
-                total += turns[j, a, b] * (ends[j, b] - rest[j, b])
+                total += orientations[j, a, b] * (ends[j, b] - rest[j, b])
             segments[j, 1, a] = total
     for k in range(4):
         segments[16 + k, 0] = places[0]
@@ -412,8 +412,8 @@ def bone_segments(turns, places, rest, ends):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _deepest(turns, places, rest, ends, radii, pairs):  # type: ignore[no-untyped-def]
-    segments = bone_segments(turns, places, rest, ends)
+def _deepest(orientations, places, rest, ends, radii, pairs):  # type: ignore[no-untyped-def]
+    segments = bone_segments(orientations, places, rest, ends)
     deepest = 0.0
     for n in range(pairs.shape[0]):
         a, b = pairs[n, 0], pairs[n, 1]

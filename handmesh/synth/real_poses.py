@@ -75,8 +75,8 @@ class RealPoses:
             if self.prior.penetration(changed) <= limit:
                 rotations = changed
                 break
-        turn = matrix_from_vector(rng.normal(0, _VIEW_NOISE, 3))
-        return SampledPose(rotations, "real", ""), turn @ matrix_from_vector(views[index])
+        noise = matrix_from_vector(rng.normal(0, _VIEW_NOISE, 3))
+        return SampledPose(rotations, "real", ""), noise @ matrix_from_vector(views[index])
 
     def _rotations(self, angles: Floats) -> Floats:
         """(15, 3) about the anatomical axes -> (16, 3, 3), the wrist's the identity."""

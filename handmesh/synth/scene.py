@@ -26,7 +26,7 @@ from handmesh.synth.backgrounds import Backgrounds, skin_color
 from handmesh.synth.camera_effects import camera_effects, mix_amplitude, place_on_background
 from handmesh.synth.pose_prior import PosePrior, bone_segments, forward_kinematics
 from handmesh.synth.real_poses import RealPoses, palm_axes
-from handmesh.synth.shade import Channel, Look, Material
+from handmesh.synth.shade import Appearance, Channel, Material
 
 Floats = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
@@ -145,7 +145,7 @@ class SceneRenderer:
         sample = self.render_foreground(rng, shot)
         background = self.backgrounds.sample(rng, self.size)
         image = place_on_background(rng, sample.image, sample.alpha, background, self.settings.shadow)
-        if rng.random() < self.settings.amplitude_mix:
+        if rng.random() < self.settings.fda_prob:
             image = mix_amplitude(rng, image, self.backgrounds.sample(rng, self.size))
         return replace(sample, image=camera_effects(rng, image, self.settings.effects))
 
@@ -155,7 +155,7 @@ class SceneRenderer:
         `camera_effects.composite` puts it on any background.
         """
         for _ in range(_ATTEMPTS - 1):
-            if (sample := self._draw(rng, shot, self.settings.least_clear, self.settings.least_visible)) is not None:
+            if (sample := self._draw(rng, shot, self.settings.min_unoccluded, self.settings.min_visible)) is not None:
                 return sample
         sample = self._draw(rng, shot, 0.0, 0.0)
         assert sample is not None
@@ -164,7 +164,7 @@ class SceneRenderer:
     # ----------------------------------------------------------------------------------------------------- steps
 
     def _draw(
-        self, rng: np.random.Generator, shot: Shot | None, least_clear: float, least_visible: float
+        self, rng: np.random.Generator, shot: Shot | None, min_unoccluded: float, min_visible: float
     ) -> SyntheticSample | None:
         """One scene, or None when too small a share of its joints is clear of other things, or visible."""
         settings = self.settings
@@ -209,29 +209,29 @@ class SceneRenderer:
         place = view.distance * np.array([np.tan(view.off_axis[0]), np.tan(view.off_axis[1]), 1.0])
         shift = place - orientation @ (center - hand.rest_wrist)  # where the wrist lands
         translation = shift - hand.rest_wrist
-        vertices = _turn_and_move(hand.vertices, hand.rest_wrist, orientation, shift)
+        vertices = _rotate_and_move(hand.vertices, hand.rest_wrist, orientation, shift)
         intrinsics = _crop_intrinsics(rng, vertices, self.size, settings) if shot is None else shot.intrinsics
         rotations = hand.rotations.copy()
         rotations[0] = orientation
 
         lights = parts.sample_lights(rng, self._directions, settings.lights)
         scene = _assemble([arm.part, *extras])
-        scene.vertices = _turn_and_move(scene.vertices, hand.rest_wrist, orientation, shift)
-        if scene.vertices[:, 2].min() < _NEAREST and least_clear > 0:
+        scene.vertices = _rotate_and_move(scene.vertices, hand.rest_wrist, orientation, shift)
+        if scene.vertices[:, 2].min() < _NEAREST and min_unoccluded > 0:
             return None  # the forearm would pass the camera, and its open end be seen
         if rng.random() < settings.second_hand:
             scene = self._with_second_hand(rng, scene, view.rotation, skin)
             facts["second_hand"] = 1.0
-        look = self._light_and_rasterize(rng, scene, lights, skin, worn, intrinsics)
+        appearance = self._light_and_rasterize(rng, scene, lights, skin, worn, intrinsics)
         joints = np.concatenate([self._regressor @ vertices, vertices[list(FINGERTIP_VERTICES)]])[
             list(JOINTS_FROM_MANO)
         ]
         projected = joints @ intrinsics.T
         keypoints = (projected[:, :2] / projected[:, 2:]).astype(np.float32)
         visible, clear = self._visible(keypoints, joints, scene.materials)
-        if clear.mean() < least_clear or visible.mean() < least_visible:
+        if clear.mean() < min_unoccluded or visible.mean() < min_visible:
             return None
-        image, alpha, mask = self._shade(scene, lights, look)
+        image, alpha, mask = self._shade(scene, lights, appearance)
         if rng.random() < settings.occluder:
             cover = self._occlude(rng, image, alpha, mask, keypoints)
             visible &= ~_covered(cover, keypoints)
@@ -268,14 +268,14 @@ class SceneRenderer:
         rotations = finger_rotations.astype(np.float32)
         features = (rotations[1:] - np.eye(3, dtype=np.float32)).reshape(135)
         bent = shaped + (self._pose_basis @ features).reshape(-1, 3)
-        turns, places = forward_kinematics(rotations, rest)
+        orientations, places = forward_kinematics(rotations, rest)
         transforms = np.empty((16, 3, 4), np.float32)
-        transforms[:, :, :3] = turns
-        transforms[:, :, 3] = places - (turns @ rest[:, :, None])[:, :, 0]
+        transforms[:, :, :3] = orientations
+        transforms[:, :, 3] = places - (orientations @ rest[:, :, None])[:, :, 0]
         vertices = np.empty_like(shaped)
         kernels.skin_vertices(bent, self._weights, transforms, vertices)
         ends = self._ends + (rest - self.hand.J)
-        segments = bone_segments(turns.astype(float), places.astype(float), rest.astype(float), ends)
+        segments = bone_segments(orientations.astype(float), places.astype(float), rest.astype(float), ends)
         return _Hand(finger_rotations, betas, vertices, segments, rest[0].astype(float), name, holds)
 
     def _with_second_hand(
@@ -295,14 +295,14 @@ class SceneRenderer:
             points[:, 0] *= -1
             faces = faces[:, ::-1]
         if rng.random() < 0.45:  # as hands meet: about the same direction, or facing each other
-            turn, _ = np.linalg.qr(np.eye(3) + rng.normal(0, 0.35, (3, 3)))
-            turn = turn * np.sign(np.diag(turn))  # near the identity
+            other_rotation, _ = np.linalg.qr(np.eye(3) + rng.normal(0, 0.35, (3, 3)))
+            other_rotation = other_rotation * np.sign(np.diag(other_rotation))  # near the identity
             facing = np.diag([-1.0, 1.0, -1.0]) if rng.random() < 0.5 else np.eye(3)
-            turn = rotation @ facing @ turn * np.sign(np.linalg.det(turn))
+            other_rotation = rotation @ facing @ other_rotation * np.sign(np.linalg.det(other_rotation))
         else:
-            turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-            turn = turn * np.sign(np.linalg.det(turn))
-        placed = points @ turn.T
+            other_rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+            other_rotation = other_rotation * np.sign(np.linalg.det(other_rotation))
+        placed = points @ other_rotation.T
         first = scene.vertices[: len(self._template)].astype(float)
         center, hand_points = first.mean(axis=0), placed[: len(self._template)]
         placed = placed + center - hand_points.mean(axis=0)
@@ -329,7 +329,7 @@ class SceneRenderer:
         skin: parts.Skin,
         worn: parts.Worn,
         intrinsics: Floats,
-    ) -> Look:
+    ) -> Appearance:
         """Fill the scene's light attributes, tessellate it in place and fill the z-buffer."""
         vertices, faces = scene.vertices, scene.faces
         normals = np.empty_like(vertices)
@@ -364,10 +364,10 @@ class SceneRenderer:
         scene.inverse_depth = inverse_depth
         self._z.fill(0)
         kernels.rasterize(x, y, inverse_depth, scene.faces, self._z, self._face_id, self._weight_0, self._weight_1)
-        return parts.sample_look(rng, skin, worn, lights.key * gains, exposure, self.settings.skin)
+        return parts.sample_appearance(rng, skin, worn, lights.key * gains, exposure, self.settings.skin)
 
     def _shade(
-        self, scene: parts.Scene, lights: parts.Lights, look: Look
+        self, scene: parts.Scene, lights: parts.Lights, appearance: Appearance
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
         size = self.size
         normals = np.empty_like(scene.vertices)
@@ -380,8 +380,8 @@ class SceneRenderer:
         kernels.shade(
             scene.inverse_depth, self._z, self._face_id, self._weight_0, self._weight_1, scene.faces, scene.materials,
             scene.vertices, normals, scene.attributes, gradients, lights.direction, self._shadow, right, up, low_a,
-            low_b, scale, self._arm.nails, self._arm.creases, self._arm.tendons, self._noise, look, self.supersample,
-            color, alpha, hand_share,
+            low_b, scale, self._arm.nails, self._arm.creases, self._arm.tendons, self._noise, appearance,
+            self.supersample, color, alpha, hand_share,
         )  # fmt: skip
         kernels.encode_premultiplied(color, alpha, image)
         return image, (alpha * 255 + 0.5).astype(np.uint8), (hand_share * 255 + 0.5).astype(np.uint8)
@@ -466,7 +466,7 @@ def _depth_to_touch(first: Floats, second: Floats, behind: bool) -> float:
     return float(gaps.max()) + 0.004 if behind else float(gaps.min()) - 0.004
 
 
-def _turn_and_move(points: Floats | Float32Array, pivot: Floats, rotation: Floats, target: Floats) -> Float32Array:
+def _rotate_and_move(points: Floats | Float32Array, pivot: Floats, rotation: Floats, target: Floats) -> Float32Array:
     """Turn about `pivot`, which lands on `target`."""
     return ((points - pivot) @ rotation.T + target).astype(np.float32)
 

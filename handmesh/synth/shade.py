@@ -53,7 +53,7 @@ class Material(IntEnum):
     OTHER_HAND = 4  # a second hand and its forearm: skin, but nothing of what the labels say
 
 
-class Look(NamedTuple):
+class Appearance(NamedTuple):
     """Everything about one scene's materials and key light that the pixel shader needs. Scalars are float32."""
 
     seed: Any  # offsets the noise table
@@ -94,6 +94,10 @@ class Look(NamedTuple):
     glove_red: Any
     glove_green: Any
     glove_blue: Any
+
+
+# Its former name: numba reads what it cached under that before it finds it to be of an older source.
+Look = Appearance
 
 
 def noise_table() -> Float32Array:
@@ -415,14 +419,14 @@ def rasterize(x, y, inverse_depth, faces, depth, face_id, weight_0, weight_1):
 
 
 @kernel(**_FAST)
-def _skin_relief(table, x, y, z, finger, dorsal, hand, low_noise, tendons, look):
+def _skin_relief(table, x, y, z, finger, dorsal, hand, low_noise, tendons, appearance):
     """Gradient of the micro relief (millimetres): along rest x, y, z and along the finger coordinate."""
-    seed = int(look.seed)
+    seed = int(appearance.seed)
     _, ax, ay, az = _noise_gradient(table, x * f4(0.42), y * f4(0.30), z * f4(0.42), seed)
     _, bx, by, bz = _noise_gradient(table, x * f4(0.95), y * f4(0.70), z * f4(0.95), seed + 1)
-    gx = look.bump * (ax * f4(0.231) + bx * f4(0.2375))
-    gy = look.bump * (ay * f4(0.165) + by * f4(0.175))
-    gz = look.bump * (az * f4(0.231) + bz * f4(0.2375))
+    gx = appearance.bump * (ax * f4(0.231) + bx * f4(0.2375))
+    gy = appearance.bump * (ay * f4(0.165) + by * f4(0.175))
+    gz = appearance.bump * (az * f4(0.231) + bz * f4(0.2375))
     along_finger = f4(0)
     if hand > f4(0.02):
         back = hand * _smoothstep(f4(-0.1), f4(0.7), dorsal)
@@ -432,8 +436,8 @@ def _skin_relief(table, x, y, z, finger, dorsal, hand, low_noise, tendons, look)
                 if abs(t) < f4(0.37):
                     w, phase = np.exp(-t * t * f4(28)), t * f4(38) + f4(2) * low_noise
                     slope = f4(38) * np.cos(phase) - f4(56) * t * np.sin(phase)
-                    along_finger += look.knuckle_wrinkles * back * f4(0.55) * w * slope
-            if finger < f4(0.2) and look.tendons > f4(0):  # ridges of 0.5 mm from the knuckles towards the wrist
+                    along_finger += appearance.knuckle_wrinkles * back * f4(0.55) * w * slope
+            if finger < f4(0.2) and appearance.tendons > f4(0):  # ridges of 0.5 mm from the knuckles towards the wrist
                 for e in range(tendons.shape[0]):
                     bx, by = tendons[e, 2] - tendons[e, 0], tendons[e, 3] - tendons[e, 1]
                     dx, dy = x - tendons[e, 0], y - tendons[e, 1]
@@ -444,14 +448,14 @@ def _skin_relief(table, x, y, z, finger, dorsal, hand, low_noise, tendons, look)
                     q = f4(1) / np.sqrt(length)
                     d = (dx * by - dy * bx) * q  # millimetres beside the tendon
                     if abs(d) < f4(6):
-                        k = look.tendons * back * (f4(1) - _smoothstep(f4(0.45), f4(1), t))
+                        k = appearance.tendons * back * (f4(1) - _smoothstep(f4(0.45), f4(1), t))
                         k *= _smoothstep(f4(-0.12), f4(0), t) * f4(-0.19) * d * np.exp(-d * d * f4(0.16))
                         gx += k * by * q
                         gy -= k * bx * q
-            if finger < f4(0.3) and look.veins > f4(0):  # veins run along the back of the hand
+            if finger < f4(0.3) and appearance.veins > f4(0):  # veins run along the back of the hand
                 n, vx, vy, vz = _noise_gradient(table, x * f4(0.11), y * f4(0.028), z * f4(0.11), seed + 3)
                 if abs(n) < f4(0.25):
-                    k = -look.veins * back * f4(3.2) * (f4(1) - _smoothstep(f4(0), f4(0.3), finger))
+                    k = -appearance.veins * back * f4(3.2) * (f4(1) - _smoothstep(f4(0), f4(0.3), finger))
                     k = k if n > f4(0) else -k
                     gx += k * vx * f4(0.11)
                     gy += k * vy * f4(0.028)
@@ -461,39 +465,39 @@ def _skin_relief(table, x, y, z, finger, dorsal, hand, low_noise, tendons, look)
             for joint in range(3):
                 t = (finger - (f4(0.42) if joint == 0 else f4(joint))) * f4(26)
                 if abs(t) < f4(2.5):
-                    along_finger += look.creases * palm * f4(52) * t * np.exp(-t * t)
+                    along_finger += appearance.creases * palm * f4(52) * t * np.exp(-t * t)
     return gx, gy, gz, along_finger
 
 
 @kernel(**_FAST)
-def _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2, look):
+def _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2, appearance):
     """Optical density to add per colour channel: blood, pigment, veins, palm lines, dark wrinkles."""
-    seed = int(look.seed)
-    blood = look.mottle * (m1 * f4(0.75) + m2 * f4(0.45)) + look.redness * redness
-    pigment = look.mottle * (f4(0.35) * m2 - f4(0.3) * m1)
+    seed = int(appearance.seed)
+    blood = appearance.mottle * (m1 * f4(0.75) + m2 * f4(0.45)) + appearance.redness * redness
+    pigment = appearance.mottle * (f4(0.35) * m2 - f4(0.3) * m1)
     freckle = _noise(table, x * f4(0.8), y * f4(0.8), z * f4(0.8), seed + 10) - f4(0.72)
     if freckle > f4(0):
-        pigment += freckle * look.mottle * f4(2.2)
+        pigment += freckle * appearance.mottle * f4(2.2)
     red = blood * f4(0.10) + pigment * f4(0.55)
     green = blood * f4(0.62) + pigment * f4(0.85)
     blue = blood * f4(0.50) + pigment * f4(1.05)
-    if look.hair > f4(0) and dorsal > f4(0) and finger < f4(1.9):
+    if appearance.hair > f4(0) and dorsal > f4(0) and finger < f4(1.9):
         # Hairs lie along the arm; none over the joints, few near the wrist's palm side.
         n = _noise(table, x * f4(1.9) + y * f4(0.4), y * f4(0.30), z * f4(1.9), seed + 12)
-        k = look.hair * _smoothstep(f4(0.0), f4(0.7), n) * _smoothstep(f4(0), f4(0.5), dorsal)
+        k = appearance.hair * _smoothstep(f4(0.0), f4(0.7), n) * _smoothstep(f4(0), f4(0.5), dorsal)
         if hand > f4(0.5):
             between = abs(finger - np.floor(finger) - f4(0.5))
             k *= f4(0.75) * (f4(1) - f4(2) * between) if finger > f4(0.05) else f4(0.45)
         red += k * f4(0.8)
         green += k * f4(0.9)
         blue += k
-    if look.tattoo > f4(0) and dorsal > f4(-0.2):  # hardly anyone has one on the palm
-        c = look.tattoo_scale
+    if appearance.tattoo > f4(0) and dorsal > f4(-0.2):  # hardly anyone has one on the palm
+        c = appearance.tattoo_scale
         where = _noise(table, x * f4(0.02) + f4(3), y * f4(0.02), z * f4(0.02), seed + 14)
         n = _noise(table, x * c, y * c, z * c, seed + 15)
         if where > f4(0) and abs(n) < f4(0.16):
             k = (
-                look.tattoo
+                appearance.tattoo
                 * _smoothstep(f4(-0.2), f4(0.1), dorsal)
                 * _smoothstep(f4(0), f4(0.15), where)
                 * (f4(1) - _smoothstep(f4(0.08), f4(0.16), abs(n)))
@@ -505,9 +509,9 @@ def _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2
         return red, green, blue
     back = hand * _smoothstep(f4(0.1), f4(0.8), dorsal)
     if back > f4(0):
-        if finger < f4(0.25) and look.veins > f4(0):
+        if finger < f4(0.25) and appearance.veins > f4(0):
             n = _noise(table, x * f4(0.07) + f4(9), y * f4(0.03), z * f4(0.07), seed + 5)
-            k = (f4(1) - min(abs(n) * f4(9), f4(1))) * look.veins * back * (f4(1) - finger * f4(4)) * f4(0.35)
+            k = (f4(1) - min(abs(n) * f4(9), f4(1))) * appearance.veins * back * (f4(1) - finger * f4(4)) * f4(0.35)
             red += k * f4(0.4)
             green += k * f4(0.10)
             blue += k * f4(0.06)
@@ -515,7 +519,7 @@ def _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2
             t = finger - f4(joint)
             if abs(t) < f4(0.3):
                 stripes = f4(0.6) + f4(0.4) * np.sin(t * f4(38) + f4(2) * m1)
-                k = np.exp(-t * t * f4(40)) * back * look.knuckle_wrinkles * f4(0.35) * stripes
+                k = np.exp(-t * t * f4(40)) * back * appearance.knuckle_wrinkles * f4(0.35) * stripes
                 red += k * f4(0.4)
                 green += k * f4(0.6)
                 blue += k * f4(0.65)
@@ -536,7 +540,7 @@ def _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2
                 squared = (dx * dx + dy * dy) * f4(0.8)
                 if squared < f4(5):
                     k = max(k, creases[e, 4] * np.exp(-squared))
-        k *= look.creases * palm * f4(0.9)
+        k *= appearance.creases * palm * f4(0.9)
         red += k * f4(0.30)
         green += k * f4(0.55)
         blue += k * f4(0.55)
@@ -544,7 +548,7 @@ def _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2
 
 
 @kernel(**_FAST)
-def _nail(x, y, z, nails, look, red, green, blue):
+def _nail(x, y, z, nails, appearance, red, green, blue):
     """Colour with the nail plate drawn in, and how much of a nail this point is (0..1).
 
     nails (5, 14): centre, distal, lateral and dorsal axes, half length and half width, in rest millimetres.
@@ -564,8 +568,8 @@ def _nail(x, y, z, nails, look, red, green, blue):
             green *= f4(1) - f4(0.28) * rim
             blue *= f4(1) - f4(0.28) * rim
             if plate > f4(0):
-                tr, tg, tb = look.nail_red, look.nail_green, look.nail_blue
-                if look.nail_polish < f4(0.5):  # a pink plate over the skin, a white free edge, a pale lunula
+                tr, tg, tb = appearance.nail_red, appearance.nail_green, appearance.nail_blue
+                if appearance.nail_polish < f4(0.5):  # a pink plate over the skin, a white free edge, a pale lunula
                     tr = red * f4(0.35) + tr * f4(0.65)
                     tg = green * f4(0.35) + tg * f4(0.65)
                     tb = blue * f4(0.35) + tb * f4(0.65)
@@ -613,7 +617,7 @@ def _key_light_share(px, py, pz, direction, depth, right, up, low_a, low_b, scal
 @kernel(**_FAST)
 def _shade_sample(
     row, column, inverse_depth, face_id, weight_0, weight_1, faces, materials, vertices, normals, attributes,
-    gradients, light, depth, right, up, low_a, low_b, scale, nails, creases, tendons, table, look, out,
+    gradients, light, depth, right, up, low_a, low_b, scale, nails, creases, tendons, table, appearance, out,
 ):  # fmt: skip
     """Linear RGB of one sample, written to `out` (3,)."""
     f = face_id[row, column]
@@ -637,19 +641,23 @@ def _shade_sample(
     red, green, blue = w0 * p0[10] + w1 * p1[10] + w2 * p2[10], w0 * p0[11] + w1 * p1[11] + w2 * p2[11], w0 * p0[12] + w1 * p1[12] + w2 * p2[12]  # fmt: skip  # noqa: E501
     q = f4(1) / np.sqrt(nx * nx + ny * ny + nz * nz + f4(1e-12))
     nx, ny, nz = nx * q, ny * q, nz * q
-    material, seed = materials[f], int(look.seed)
-    specular, roughness = look.specular, look.roughness
-    wrap_r, wrap_g, wrap_b = look.wrap_red, look.wrap_green, look.wrap_blue
+    material, seed = materials[f], int(appearance.seed)
+    specular, roughness = appearance.specular, appearance.roughness
+    wrap_r, wrap_g, wrap_b = appearance.wrap_red, appearance.wrap_green, appearance.wrap_blue
     skin = material <= 1 or material == 4
-    if material <= 1 and look.glove > f4(0) and y > look.glove_cuff and finger < look.glove_end:
-        thin, knit = look.glove > f4(1.5), f4(0)
+    if material <= 1 and appearance.glove > f4(0) and y > appearance.glove_cuff and finger < appearance.glove_end:
+        thin, knit = appearance.glove > f4(1.5), f4(0)
         if not thin:
             knit = f4(0.7) * np.sin(x * f4(2.2)) * np.sin(y * f4(1.6)) * np.sin(z * f4(2.2))
         n = _noise(table, x * f4(0.12), y * f4(0.12), z * f4(0.12), seed + 24)
         shade_of = f4(0.9) + f4(0.16) * n + f4(0.18) * knit
-        if y - look.glove_cuff < f4(5) or look.glove_end - finger < f4(0.12):
+        if y - appearance.glove_cuff < f4(5) or appearance.glove_end - finger < f4(0.12):
             shade_of *= f4(0.72)  # the hem
-        red, green, blue = look.glove_red * shade_of, look.glove_green * shade_of, look.glove_blue * shade_of
+        red, green, blue = (
+            appearance.glove_red * shade_of,
+            appearance.glove_green * shade_of,
+            appearance.glove_blue * shade_of,
+        )
         skin = False
         specular, roughness = (f4(0.04), f4(0.38)) if thin else (f4(0.008), f4(0.75))
         wrinkle = f4(0.22) if thin else f4(0.35)
@@ -661,9 +669,9 @@ def _shade_sample(
         redness = w0 * p0[13] + w1 * p1[13] + w2 * p2[13]
         m1 = _noise(table, x * f4(0.16), y * f4(0.16), z * f4(0.16), seed + 7)
         m2 = _noise(table, x * f4(0.5), y * f4(0.5), z * f4(0.5), seed + 8)
-        dr, dg, db = _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2, look)
+        dr, dg, db = _skin_density(table, x, y, z, finger, dorsal, hand, redness, creases, m1, m2, appearance)
         red, green, blue = red * np.exp(-dr), green * np.exp(-dg), blue * np.exp(-db)
-        gx, gy, gz, gs = _skin_relief(table, x, y, z, finger, dorsal, hand, m1, tendons, look)
+        gx, gy, gz, gs = _skin_relief(table, x, y, z, finger, dorsal, hand, m1, tendons, appearance)
         da = (gx * (p1[0] - p0[0]) + gy * (p1[1] - p0[1]) + gz * (p1[2] - p0[2]) + gs * (p1[7] - p0[7])) * f4(0.001)
         db = (gx * (p2[0] - p0[0]) + gy * (p2[1] - p0[1]) + gz * (p2[2] - p0[2]) + gs * (p2[7] - p0[7])) * f4(0.001)
         gx = da * gradients[f, 0] + db * gradients[f, 3]
@@ -675,17 +683,17 @@ def _shade_sample(
         q = f4(1) / np.sqrt(nx * nx + ny * ny + nz * nz + f4(1e-12))
         nx, ny, nz = nx * q, ny * q, nz * q
         if hand > f4(0.5) and finger > f4(2.25) and dorsal > f4(-0.1):
-            red, green, blue, plate = _nail(x, y, z, nails, look, red, green, blue)
-            specular += plate * look.nail_gloss
+            red, green, blue, plate = _nail(x, y, z, nails, appearance, red, green, blue)
+            specular += plate * appearance.nail_gloss
             roughness += (f4(0.30) - roughness) * plate
     elif material == 2:
-        c = look.cloth_scale
+        c = appearance.cloth_scale
         weave = f4(0.82) + f4(0.10) * np.sin(x * c) * np.sin(y * c * f4(0.7))
         weave += f4(0.12) * _noise(table, x * f4(0.08), y * f4(0.05), z * f4(0.08), seed + 20)
         weave += f4(0.08) * _noise(table, x * f4(1.1), y * f4(1.1), z * f4(1.1), seed + 21)
-        if look.cloth_pattern > f4(0.5) and np.sin(y * c * f4(0.2)) > f4(0.3):
+        if appearance.cloth_pattern > f4(0.5) and np.sin(y * c * f4(0.2)) > f4(0.3):
             weave *= f4(0.45)
-        if look.cloth_pattern > f4(1.5) and np.sin(x * c * f4(0.2)) > f4(0.3):
+        if appearance.cloth_pattern > f4(1.5) and np.sin(x * c * f4(0.2)) > f4(0.3):
             weave *= f4(0.55)
         red, green, blue = red * weave, green * weave, blue * weave
         specular, roughness = f4(0.004), f4(0.8)
@@ -694,30 +702,30 @@ def _shade_sample(
         q = f4(1) / np.sqrt(nx * nx + ny * ny + nz * nz)
         nx, ny, nz = nx * q, ny * q, nz * q
     else:
-        c = look.object_scale
+        c = appearance.object_scale
         n = _noise(table, x * c, y * c, z * c, seed + 30)
-        if look.object_pattern > f4(0.5):
+        if appearance.object_pattern > f4(0.5):
             if np.sin(x * c * f4(3)) + np.sin(y * c * f4(3)) + n > f4(0.3):
                 red, green, blue = blue * f4(0.8) + f4(0.1), red * f4(0.5), green * f4(0.9)
         else:
             red, green, blue = red * (f4(1) + f4(0.25) * n), green * (f4(1) + f4(0.25) * n), blue * (f4(1) + f4(0.25) * n)  # fmt: skip  # noqa: E501
-        specular, roughness = look.object_specular, f4(0.3)
+        specular, roughness = appearance.object_specular, f4(0.3)
         wrap_r, wrap_g, wrap_b = f4(0), f4(0), f4(0)
 
     facing, arrives = nx * light[0] + ny * light[1] + nz * light[2], f4(0)
-    if facing + wrap_r > f4(0) and look.key_red > f4(0):
+    if facing + wrap_r > f4(0) and appearance.key_red > f4(0):
         arrives = _key_light_share(
             px + nx * f4(0.0015), py + ny * f4(0.0015), pz + nz * f4(0.0015),
-            light, depth, right, up, low_a, low_b, scale, look.shadow_softness,
+            light, depth, right, up, low_a, low_b, scale, appearance.shadow_softness,
         )  # fmt: skip
     diffuse_r = max((facing + wrap_r) / (f4(1) + wrap_r), f4(0))
     diffuse_g = max((facing + wrap_g) / (f4(1) + wrap_g), f4(0))
     diffuse_b = max((facing + wrap_b) / (f4(1) + wrap_b), f4(0))
     # A shadow's edge on skin is reddish: red light travels farthest inside.
     arrives_r = np.sqrt(arrives) * f4(0.18) + arrives * f4(0.82) if skin else arrives
-    light_r = sky_r + look.key_red * diffuse_r * arrives_r
-    light_g = sky_g + look.key_green * diffuse_g * arrives
-    light_b = sky_b + look.key_blue * diffuse_b * arrives
+    light_r = sky_r + appearance.key_red * diffuse_r * arrives_r
+    light_g = sky_g + appearance.key_green * diffuse_g * arrives
+    light_b = sky_b + appearance.key_blue * diffuse_b * arrives
     # GGX highlight of the key light, and a Fresnel rim of the surroundings.
     q = -f4(1) / np.sqrt(px * px + py * py + pz * pz)
     vx, vy, vz = px * q, py * q, pz * q
@@ -733,20 +741,24 @@ def _shade_sample(
     masking = f4(1) / ((cos_view * (f4(1) - k) + k) * (max(facing, f4(0.02)) * (f4(1) - k) + k) * f4(4))
     grazing = f4(1) - light_half
     grazing = grazing * grazing * grazing * grazing * grazing
-    reflected = specular + (f4(1) - specular) * grazing * look.fresnel
+    reflected = specular + (f4(1) - specular) * grazing * appearance.fresnel
     highlight = a2 / (d * d) * masking * reflected * max(facing, f4(0)) * arrives
     grazing = f4(1) - cos_view
     grazing = grazing * grazing * grazing * grazing * grazing
-    rim = (specular + (f4(1) - specular) * grazing * look.fresnel * f4(0.4)) * (f4(1) - roughness * f4(0.6)) * openness
-    out[0] = (red * light_r + look.key_red * highlight + rim * sky_r) * look.exposure
-    out[1] = (green * light_g + look.key_green * highlight + rim * sky_g) * look.exposure
-    out[2] = (blue * light_b + look.key_blue * highlight + rim * sky_b) * look.exposure
+    rim = (
+        (specular + (f4(1) - specular) * grazing * appearance.fresnel * f4(0.4))
+        * (f4(1) - roughness * f4(0.6))
+        * openness
+    )
+    out[0] = (red * light_r + appearance.key_red * highlight + rim * sky_r) * appearance.exposure
+    out[1] = (green * light_g + appearance.key_green * highlight + rim * sky_g) * appearance.exposure
+    out[2] = (blue * light_b + appearance.key_blue * highlight + rim * sky_b) * appearance.exposure
 
 
 @kernel(**_FAST)
 def shade(
     inverse_depth, z_buffer, face_id, weight_0, weight_1, faces, materials, vertices, normals, attributes, gradients,
-    light, depth, right, up, low_a, low_b, scale, nails, creases, tendons, table, look, supersample, color, alpha,
+    light, depth, right, up, low_a, low_b, scale, nails, creases, tendons, table, appearance, supersample, color, alpha,
     hand_share,
 ):  # fmt: skip
     """Shade every covered pixel: once where its samples agree, sample by sample at edges of depth or material.
@@ -790,7 +802,7 @@ def shade(
                         _shade_sample(
                             j, i, inverse_depth, face_id, weight_0, weight_1, faces, materials, vertices, normals,
                             attributes, gradients, light, depth, right, up, low_a, low_b, scale, nails, creases,
-                            tendons, table, look, out,
+                            tendons, table, appearance, out,
                         )  # fmt: skip
                         for c in range(3):
                             color[y, x, c] += out[c] * weight

@@ -164,7 +164,7 @@ class Hand(_Answer):
     handedness_source: Literal["given", "found", "assumed"] = Field(
         description="By the query, by the model, or by nobody: this model cannot tell, so a right hand is assumed."
     )
-    handedness_score: float = Field(ge=0, le=1, description="How sure it is that this is the side; 1 if given.")
+    handedness_score: float = Field(ge=0, le=1, description="Confidence that this is the side; 1 if given.")
     score: float = Field(
         ge=0,
         le=1,

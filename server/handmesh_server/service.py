@@ -229,7 +229,7 @@ class HandService:
             raise DeadlineExpired(f"No answer within {seconds:g} s, the deadline. Try again when there is less to do.")
         except BaseException:  # also when this task is cancelled
             admission.context.gone = True
-            running.add_done_callback(_look_away)
+            running.add_done_callback(_discard_exception)
             raise
         finally:
             watching.cancel()
@@ -334,6 +334,6 @@ def _warm_up(predictor: Predictor) -> None:
             encode_answer(hands, photo, media_type, query, "")
 
 
-def _look_away(running: asyncio.Future[Any]) -> None:
+def _discard_exception(running: asyncio.Future[Any]) -> None:
     if not running.cancelled():
         running.exception()  # asyncio would report one that nobody asked for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.config import Augmentation, SyntheticData, TrainConfig, TrainingScenes, load_config, parse_config
+from handmesh.config import (
+    RENAMED_SCENE_KEYS,
+    Augmentation,
+    SyntheticData,
+    TrainConfig,
+    TrainingScenes,
+    load_config,
+    parse_config,
+)
 from handmesh.data.augment import augment, labels_in, sample_crop, scaled_effects, without_hand
 from handmesh.data.sample import HandSample
 from handmesh.data.sources import (
@@ -394,6 +403,11 @@ def test_a_pack_that_a_former_version_named_is_found(tmp_path):
     pack = training_pack(settings, 1)
     former = pack.path.with_name("train-2-64px-seed0-scenes12345678")
     pack.path.rename(former)
+    meta = json.loads((former / "meta.json").read_text())
+    former_names = {new: old for old, new in RENAMED_SCENE_KEYS.items()}
+    meta["settings"] = {former_names.get(name, name): value for name, value in meta["settings"].items()}
+    (former / "meta.json").write_text(json.dumps(meta))
+    assert {"least_clear", "least_visible"} < meta["settings"].keys()
     assert training_pack(settings, 1).path == former
     other = settings.model_copy(update={"scenes": scenes_of({"object": 0.1})})
     assert training_pack(other, 1).path not in (former, pack.path)

@@ -108,8 +108,8 @@ def test_the_journey_from_archives_to_scores(freihand, tmp_path):
     path = train(config, tmp_path / "run")
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert scores["selected_by"] == "last evaluation"
-    assert {name for name in scores["held_out"] if name.endswith("pa_mpvpe_mm")} == {"freihand_pa_mpvpe_mm"}
-    assert 0 < scores["held_out"]["freihand_pa_mpjpe_mm"] < 60
+    assert {name for name in scores["validation"] if name.endswith("pa_mpvpe_mm")} == {"freihand_pa_mpvpe_mm"}
+    assert 0 < scores["validation"]["freihand_pa_mpjpe_mm"] < 60
 
     request = EvaluationRequest(data=freihand, model=str(path), protocol="metro", out=tmp_path / "scores", report=False)
     assert "trained on" not in run_evaluation(request).run
@@ -124,8 +124,8 @@ def test_the_journey_from_archives_to_scores(freihand, tmp_path):
 
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("training/total")] == [5, 10, 15, 20]
-    assert events.Scalars("held_out/freihand_pa_mpjpe_mm")[0].value == pytest.approx(
-        scores["held_out"]["freihand_pa_mpjpe_mm"], rel=1e-5
+    assert events.Scalars("validation/freihand_pa_mpjpe_mm")[0].value == pytest.approx(
+        scores["validation"]["freihand_pa_mpjpe_mm"], rel=1e-5
     )
     assert [image.step for image in events.Images("freihand")] == [20]
 
@@ -197,9 +197,9 @@ def test_two_processes_make_the_run_of_one(settings, tmp_path):
     one, two = records(tmp_path / "one"), records(tmp_path / "two")
     assert [record["step"] for record in two] == [record["step"] for record in one] == [1, 2, 3, 3]
     for ours, theirs in zip(one, two, strict=True):
-        for name, value in (ours | ours.get("held_out", {})).items():
-            if name != "held_out":
-                assert (theirs | theirs.get("held_out", {}))[name] == pytest.approx(value, rel=2e-3, abs=1e-6), name
+        for name, value in (ours | ours.get("validation", {})).items():
+            if name != "validation":
+                assert (theirs | theirs.get("validation", {}))[name] == pytest.approx(value, rel=2e-3, abs=1e-6), name
     assert two[0]["total"] == pytest.approx(one[0]["total"], rel=1e-5), "before any step, rounding alone"
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
     assert sorted(path.name for path in (tmp_path / "two").glob("state-*")) == ["state-00000003.pt"]
@@ -403,7 +403,7 @@ def test_every_shipped_config_runs(path, prepared, tiny_pack_directory, few_back
     train(small(path, "fastvit_t8", prepared, tiny_pack_directory), tmp_path / "run")
     final = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert final["steps"] == 2
-    assert all(np.isfinite(value) for value in final["held_out"].values())
+    assert all(np.isfinite(value) for value in final["validation"].values())
 
 
 @pytest.mark.slow
@@ -466,5 +466,5 @@ def test_eight_photographs_can_be_learnt_by_heart(prepared, tmp_path, monkeypatc
         "test",
     )
     train(config, tmp_path / "run")
-    scores = json.loads((tmp_path / "run" / "scores.json").read_text())["held_out"]
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())["validation"]
     assert scores["freihand_pa_mpvpe_mm"] < 2, scores

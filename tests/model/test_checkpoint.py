@@ -283,7 +283,7 @@ def test_the_mean_of_models_has_the_mean_of_every_weight(reparameterized, lively
     paths = []
     for number, change in enumerate((0.0, 0.02, -0.05)):
         paths.append(tmp_path / f"{number}.safetensors")
-        training = {"steps": 10 + number, "samples": 80, "crops": crops, "held_out": {"any": 1.0}}
+        training = {"steps": 10 + number, "samples": 80, "crops": crops, "validation": {"any": 1.0}}
         save_model(paths[-1], other_network(network, change), training=training)
     model, training = average_models(paths)
     assert model.reparameterized == reparameterized

@@ -246,8 +246,8 @@ def test_selfies_show_the_palm_or_the_back_as_asked(backgrounds):
 def test_tripod_cameras_see_the_hand_from_all_around(backgrounds):
     """Palm, back and edge are equally common, and the arm is seldom seen end on."""
     settings = SceneSettings(
-        uniform_views=0, selfie_views=0, egocentric_views=0, table_views=0, room_views=0, least_clear=1e-9,
-        least_visible=0,
+        uniform_views=0, selfie_views=0, egocentric_views=0, table_views=0, room_views=0, min_unoccluded=1e-9,
+        min_visible=0,
     )  # fmt: skip
     renderer = SceneRenderer(builtin_hand(), settings, 32, backgrounds=backgrounds)
     palm = palm_frame(builtin_hand())
@@ -430,10 +430,10 @@ def test_a_distracting_arm_leaves_the_picture():
 
 
 def test_the_held_out_look_shares_hands_and_views_but_no_light_and_no_background_with_training():
-    training, held_out = SceneSettings(), SceneSettings.held_out_look()
+    training, held_out = SceneSettings(), SceneSettings.held_out_appearance()
     assert held_out.pose == training.pose
     for name in vars(training):
-        if name.endswith("_views") or name in ("crop_share", "object", "second_hand", "least_clear"):
+        if name.endswith("_views") or name in ("crop_share", "object", "second_hand", "min_unoccluded"):
             assert getattr(held_out, name) == getattr(training, name), name
     # No skin of the held-out look could have come up in training.
     for name in ("relief", "mottle", "roughness", "specular", "scatter"):

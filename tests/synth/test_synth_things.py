@@ -16,7 +16,7 @@ SIZE = 80
 # Nothing but an arm, and no scene refused for what it hides, so that the same seed is the same hand in the same view.
 BARE = SceneSettings(
     sleeve=0, bracelet=0, object=0, stray_object=0, occluder=0, second_hand=0, ring=0, hair=0, tattoo=0, glove=0,
-    least_clear=1e-9, least_visible=0,
+    min_unoccluded=1e-9, min_visible=0,
 )  # fmt: skip
 HOLDING = [name for name, pose in BASE_POSES.items() if pose.holds]
 

@@ -1,5 +1,8 @@
+import pickle
+
 import numpy as np
 
+from handmesh.synth.shade import Appearance
 from handmesh.system.kernels import kernel
 
 
@@ -10,3 +13,8 @@ def test_without_a_place_for_machine_code_it_is_compiled_anew():
     values = np.zeros(3)
     kernel()(namespace["fill"])(values, 2.0)  # type: ignore[arg-type]
     assert (values == 2).all()
+
+
+def test_machine_code_that_a_former_version_cached_does_not_end_in_a_traceback():
+    """numba unpickles an index of other sources, with the types that kernels were called with, before it drops it."""
+    assert pickle.loads(b"chandmesh.synth.shade\nLook\n.") is Appearance

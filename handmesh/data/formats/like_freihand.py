@@ -119,12 +119,12 @@ class _Frame:
         old_K = sample.intrinsics.astype(np.float64)
         box = np.concatenate([sample.keypoints.min(axis=0), sample.keypoints.max(axis=0)]).astype(np.float64)
         center = (box[:2] + box[2:]) / 2
-        turn = Intrinsics.from_matrix(old_K).virtual_camera_rotation(center)
+        rotation = Intrinsics.from_matrix(old_K).virtual_camera_rotation(center)
         enlargement = rng.uniform(*_HAND_PIXELS) / float((box[2:] - box[:2]).max())
         # fx and fy of real cameras differ by up to 0.2 %.
         focal = old_K[0, 0] * enlargement * np.exp(rng.normal(0, 0.0005, 2))
         self.K = np.array([[focal[0], 0, _PRINCIPAL_POINT[0]], [0, focal[1], _PRINCIPAL_POINT[1]], [0, 0, 1.0]])
-        homography = self.K @ turn @ np.linalg.inv(old_K)
+        homography = self.K @ rotation @ np.linalg.inv(old_K)
 
         def warped(image: NDArray[Any], border: int) -> NDArray[Any]:
             size, flags = (IMAGE_SIZE, IMAGE_SIZE), cv2.INTER_LINEAR
@@ -138,7 +138,7 @@ class _Frame:
         # Labels from the parameters in float64, not from the render's float32.
         self.hand = hand
         pose = sample.pose.astype(np.float64)
-        pose[0] = turn @ pose[0]
+        pose[0] = rotation @ pose[0]
         self.vectors = vector_from_matrix(pose)
         self.betas = sample.betas.astype(np.float64)
         shaped = hand.shaped(self.betas)
@@ -146,7 +146,7 @@ class _Frame:
         old_pose = sample.pose.astype(np.float64)
         wrist = shaped.joints[0]
         assert np.abs(old_pose[1:] - pose[1:]).max() == 0
-        translation = turn @ (wrist + sample.translation.astype(np.float64)) - wrist
+        translation = rotation @ (wrist + sample.translation.astype(np.float64)) - wrist
         self.vertices = shaped.posed(pose).vertices + translation
         self.joints = hand.joints_of(self.vertices)
 

@@ -371,7 +371,7 @@ async function openSample(sample) {
   }
 }
 
-async function loadLook() {
+async function loadHandModel() {
   const topology = await (await request("v1/topology")).json();
   const faces = Object.fromEntries(Object.entries(topology.faces).map(([side, list]) => [side, Uint16Array.from(list.flat())]));
   const css = ([red, green, blue]) => `rgb(${red} ${green} ${blue})`;
@@ -389,8 +389,8 @@ async function start() {
   if (stage) return showModel(); // the rest was done at the first try
   page ??= await (await request("static/page.json")).json();
   if (!document.querySelector("[data-sample]")) addSamples();
-  const look = await loadLook();
-  stage = new Stage($("stage"), look, { onBox });
+  const handModel = await loadHandModel();
+  stage = new Stage($("stage"), handModel, { onBox });
   live = new Live($("video"), {
     onFrame,
     onMessage: (text) => setStatus(text, true),

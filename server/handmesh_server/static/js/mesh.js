@@ -4,15 +4,15 @@ import { middle } from "./view.js";
 
 const VERTEX = `#version 300 es
 in vec3 position, normal;
-uniform mat3 turn;
+uniform mat3 rotation;
 uniform vec3 pivot;
 uniform vec4 map;          // clip = map.xy + map.zw * hand
 uniform float depthRange;  // metres, nearest to farthest
 out vec3 facing;
 void main() {
-  vec3 turned = turn * (position - pivot);
-  facing = turn * normal;
-  gl_Position = vec4(map.xy + map.zw * (turned.xy + pivot.xy), 2.0 * turned.z / depthRange, 1.0);
+  vec3 rotated = rotation * (position - pivot);
+  facing = rotation * normal;
+  gl_Position = vec4(map.xy + map.zw * (rotated.xy + pivot.xy), 2.0 * rotated.z / depthRange, 1.0);
 }`;
 
 // x right, y down, z away: the eye looks along +z. A key light from the upper left, the sky, a rim, a soft highlight.
@@ -65,7 +65,7 @@ export class MeshView {
     if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(program) || "WebGL2 failed");
     gl.useProgram(program);
     this.uniform = {};
-    for (const name of ["turn", "pivot", "map", "depthRange", "color", "flat_"]) this.uniform[name] = gl.getUniformLocation(program, name);
+    for (const name of ["rotation", "pivot", "map", "depthRange", "color", "flat_"]) this.uniform[name] = gl.getUniformLocation(program, name);
     this.attribute = { position: gl.getAttribLocation(program, "position"), normal: gl.getAttribLocation(program, "normal") };
     for (const name of Object.values(this.attribute)) gl.enableVertexAttribArray(name);
     this.buffers = [];
@@ -100,7 +100,7 @@ export class MeshView {
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
     if (!this.show.mesh && !this.show.wires) return;
     const R = view.rotation;
-    gl.uniformMatrix3fv(this.uniform.turn, true, R.flat());
+    gl.uniformMatrix3fv(this.uniform.rotation, true, R.flat());
     gl.uniform1f(this.uniform.depthRange, DEPTH_RANGE);
     this.hands.forEach((hand, index) => {
       const { faceBuffer, edgeBuffer, faces, edges } = this.topology[hand.handedness];

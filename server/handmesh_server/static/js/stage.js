@@ -4,16 +4,16 @@ import { MeshView, prepared } from "./mesh.js";
 import { View } from "./view.js";
 
 const RADIANS_PER_PIXEL = 0.01;
-const KEY_TURN = 0.12; // radians
+const KEY_ROTATION = 0.12; // radians
 const ZOOM_STEP = 1.25;
 const SMALLEST_BOX = 10; // stage pixels
 const MOST_RATIO = 2; // device pixels per CSS pixel: beyond, phones only get warm
 
 export class Stage {
-  /** `look`: { bones, faces, colors, jointColors }. `onBox(box | null)`: a box was drawn or taken back. */
-  constructor(root, look, { onBox }) {
+  /** `handModel`: { bones, faces, colors, jointColors }. `onBox(box | null)`: a box was drawn or taken back. */
+  constructor(root, handModel, { onBox }) {
     this.root = root;
-    this.look = look;
+    this.handModel = handModel;
     this.onBox = onBox;
     this.view = new View();
     this.picture = root.querySelector("#picture");
@@ -27,7 +27,7 @@ export class Stage {
     this.pointers = new Map();
     this.frame = 0;
     try {
-      this.mesh = new MeshView(root.querySelector("#mesh"), look);
+      this.mesh = new MeshView(root.querySelector("#mesh"), handModel);
       this.mesh.canvas.addEventListener("webglcontextrestored", () => this.redraw());
     } catch {
       this.mesh = null;
@@ -99,7 +99,7 @@ export class Stage {
   #draw() {
     const view = this.view;
     const ratio = Math.min(MOST_RATIO, window.devicePixelRatio || 1);
-    this.picture.style.opacity = view.turned ? "0.25" : "1"; // turned, the hand is no longer over its picture
+    this.picture.style.opacity = view.rotated ? "0.25" : "1"; // turned, the hand is no longer over its picture
     this.mesh?.draw(view, ratio);
     const [picture, lines] = [this.picture, this.lines].map((canvas) => {
       const size = { width: Math.round(view.stage.width * ratio), height: Math.round(view.stage.height * ratio) };
@@ -130,10 +130,10 @@ export class Stage {
     const extent = Math.max(Math.max(...x) - Math.min(...x), Math.max(...y) - Math.min(...y));
     const width = Math.max(2, Math.min(6, extent / 70));
     context.lineCap = "round";
-    const bones = [...this.look.bones].sort(([, a], [, b]) => joints[b][2] - joints[a][2]); // far ones first
+    const bones = [...this.handModel.bones].sort(([, a], [, b]) => joints[b][2] - joints[a][2]); // far ones first
     for (const [stroke, extra] of [["#0009", 2], [null, 0]]) {
       for (const [parent, joint] of bones) {
-        context.strokeStyle = stroke ?? this.look.jointColors[joint];
+        context.strokeStyle = stroke ?? this.handModel.jointColors[joint];
         context.lineWidth = width + extra;
         context.beginPath();
         context.moveTo(x[parent], y[parent]);
@@ -144,7 +144,7 @@ export class Stage {
     joints.forEach((_, joint) => {
       context.beginPath();
       context.arc(x[joint], y[joint], width * 1.1, 0, 2 * Math.PI);
-      context.fillStyle = this.look.jointColors[joint];
+      context.fillStyle = this.handModel.jointColors[joint];
       context.fill();
       context.lineWidth = 1;
       context.strokeStyle = "#000a";
@@ -190,7 +190,7 @@ export class Stage {
       this.view.pan.x += dx;
       this.view.pan.y += dy;
     } else if (!this.boxing) {
-      this.view.turn(dx * RADIANS_PER_PIXEL, dy * RADIANS_PER_PIXEL);
+      this.view.rotate(dx * RADIANS_PER_PIXEL, dy * RADIANS_PER_PIXEL);
     }
     pointer.at = [x, y];
     this.redraw();
@@ -213,7 +213,7 @@ export class Stage {
     const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const arrow = arrows[event.key];
     if (this.boxing && (arrow || event.key === "Enter")) this.#keyBox(event, arrow);
-    else if (arrow) this.view.turn(arrow[0] * KEY_TURN, arrow[1] * KEY_TURN);
+    else if (arrow) this.view.rotate(arrow[0] * KEY_ROTATION, arrow[1] * KEY_ROTATION);
     else if (event.key === "+" || event.key === "=") this.zoom(1);
     else if (event.key === "-") this.zoom(-1);
     else if (event.key === "0") this.view.reset();

@@ -17,7 +17,7 @@ export class View {
   zoom = 1;
   pan = { x: 0, y: 0 }; // stage pixels
 
-  get turned() {
+  get rotated() {
     return this.yaw !== 0 || this.pitch !== 0;
   }
 
@@ -27,7 +27,7 @@ export class View {
     this.pan = { x: 0, y: 0 };
   }
 
-  turn(dx, dy) {
+  rotate(dx, dy) {
     this.yaw += (this.mirrored ? -1 : 1) * dx;
     this.pitch = Math.max(-MOST_PITCH, Math.min(MOST_PITCH, this.pitch + dy));
   }
