@@ -194,7 +194,7 @@ def photos_in(folder: str | os.PathLike[str], *, recursive: bool = False) -> tup
             left[file.suffix.lower() or "without suffix"] += 1
     found.sort(key=lambda file: [natural_order(part) for part in file.relative_to(root).parts])
     kinds = ", ".join(sorted(left))
-    return found, f"{left.total()} files that are no photographs were left out: {kinds}" if left else ""
+    return found, f"{left.total()} files of kinds that are not read were left out: {kinds}" if left else ""
 
 
 def natural_order(name: str) -> list[tuple[str, int]]:
@@ -414,14 +414,18 @@ def _format(encoded: bytes, name: str) -> ImageFormat:
         return "TIFF"
     if encoded.startswith(b"BM") and encoded[6:10] == b"\0\0\0\0":
         return "BMP"
-    if encoded[4:8] == b"ftyp" and encoded[8:12] in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"):
-        return "HEIF"
+    if encoded[4:8] == b"ftyp":
+        brand, others = encoded[8:12], encoded[16 : min(256, int.from_bytes(encoded[:4], "big"))]
+        general = brand in (b"mif1", b"msf1") and b"avif" not in others and b"avis" not in others
+        if general or brand in (b"heic", b"heix", b"heim", b"heis"):
+            return "HEIF"
     raise ImageFormatError(f"{name} is {_guess(encoded)}; wanted a {FORMATS_TEXT} image.")
 
 
 def _guess(encoded: bytes) -> str:
     if encoded[4:8] == b"ftyp":
-        return "an AVIF image" if encoded[8:12] in (b"avif", b"avis") else "a video"
+        # Not read, though Pillow has a decoder: what one takes is not bounded by the size in the file's header.
+        return "an AVIF image" if encoded[8:12] in (b"avif", b"avis", b"mif1", b"msf1") else "a video"
     known = {
         b"%PDF": "a PDF document",
         b"<": "a text (HTML, SVG or XML) file",

@@ -207,7 +207,9 @@ def test_damaged_bytes_are_an_image_or_an_image_error(format):
     ("data", "found"),
     [
         (b"\0" * 100, "not an image we know"),
-        (b"\0\0\0\x18ftypavif" + b"\0" * 50, "AVIF"),
+        (b"\0\0\0\x18ftypavif" + b"\0" * 50, "is an AVIF image; wanted a JPEG, PNG,"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + b"\0" * 50, "AVIF"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isomavc1" + b"\0" * 50, "a video"),
         (b"%PDF-1.7 \xff\xd8\xff\xe0", "PDF"),
         (b"<html><img src=x></html>", "text"),
         (b"RIFF\0\0\0\0AVI LIST", "not an image we know"),

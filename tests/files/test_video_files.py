@@ -288,7 +288,7 @@ def test_photographs_of_a_folder_come_in_natural_order(tmp_path):
     """fr_1, fr_10, fr_11, ..., fr_2; and what else is there is said, in one line."""
     for index in range(12):
         write_atomically(tmp_path / f"fr_{index}.png", encode_image(frames(12)[index], "png"))
-    for name in ("._fr_1.png", "notes.txt", "clip.MOV", "README"):
+    for name in ("._fr_1.png", "notes.txt", "clip.MOV", "README", "fr_12.avif"):
         (tmp_path / name).write_bytes(b"?")
     source = FolderSource(tmp_path)
     seen = []
@@ -296,5 +296,5 @@ def test_photographs_of_a_folder_come_in_natural_order(tmp_path):
         seen.append(number(frame.image))
     assert seen == list(range(12))
     assert source.remarks == [
-        f"{tmp_path.name}: 3 files that are no photographs were left out: .mov, .txt, without suffix"
+        f"{tmp_path.name}: 4 files of kinds that are not read were left out: .avif, .mov, .txt, without suffix"
     ]
