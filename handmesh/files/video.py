@@ -400,7 +400,7 @@ class _OpenCvEncoder:
             self._writer = cv2.VideoWriter(str(path.absolute()), cv2.VideoWriter.fourcc(*fourcc), fps, size)
         if not self._writer.isOpened():
             path.unlink(missing_ok=True)
-            raise ExportError(f"OpenCV has no encoder for {fourcc} here.")
+            raise ExportError(f"OpenCV has no encoder for {fourcc} that takes pictures of {size[0]} x {size[1]} here.")
 
     def write(self, image: Image) -> None:
         import cv2
