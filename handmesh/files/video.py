@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import ConfigError, ExportError, ImageError
-from handmesh.files.image import PHOTO_SUFFIXES, photos_in, read_image
+from handmesh.files.image import MAX_PIXELS, PHOTO_SUFFIXES, photos_in, read_image
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +89,7 @@ class ClipSource:
         self.name = _printable(Path(path).name)
         self.digest = _digest_of([file])
         self.fps = _steady_fps(file)
-        _check_frames_are_decoded(file)
-        self._capture = _open_clip(file)
+        self._capture: Any = _open_clip(file) if _frames_are_decoded(file) else _Deinterlaced(file, self.fps)
         import cv2
 
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -492,6 +491,8 @@ def _ffmpeg_has_x264(program: str) -> bool:
 def _open_clip(file: Path, parameters: Sequence[int] = ()) -> Any:
     import cv2
 
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: it prints a line for each damaged picture
+
     with _quiet_opencv(), tempfile.TemporaryDirectory() as folder:
         name = file
         if _printable(str(file)) != str(file):  # OpenCV takes UTF-8 alone; what is open may lose its name
@@ -504,10 +505,87 @@ def _open_clip(file: Path, parameters: Sequence[int] = ()) -> Any:
     raise ImageError(f"{_printable(str(file))} cannot be read as a video.")
 
 
-def _check_frames_are_decoded(file: Path) -> None:
+class _Deinterlaced:
+    """A clip's pictures by the `ffmpeg` on the path, made whole and evenly spaced; to `ClipSource` as OpenCV's capture.
+
+    They come as PPM files one after the other, each with its size: raw pictures would not say how a turned clip lies.
+    """
+
+    def __init__(self, file: Path, fps: float) -> None:
+        """Raises ImageError where there is no ffmpeg, or it makes no picture of the clip."""
+        program = shutil.which("ffmpeg")
+        name = _printable(str(file))
+        if program is None:
+            raise ImageError(
+                f"{name}: its pictures cannot be decoded here, most likely because they are interlaced. Install "
+                f'ffmpeg, which will be used then, or make them whole: ffmpeg -i "{_printable(file.name)}" -vf bwdif '
+                "out.mp4"
+            )
+        command: list[str | Path] = [
+            *(program, "-nostdin", "-hide_banner", "-loglevel", "error"),
+            *("-protocol_whitelist", "file,pipe", "-i", file),  # a playlist in disguise opens nothing else
+            *("-an", "-sn", "-dn", "-vf", "bwdif=mode=send_frame,setpts=N/FRAME_RATE/TB"),
+            *("-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"),
+        ]
+        self._name, self._fps, self._count = name, fps, 0
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115, closed in `release`; a pipe that nobody reads would block
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._said, bufsize=1 << 20
+        )
+        try:
+            self._next = self._picture()
+            if self._next is None:
+                raise ImageError(f"{name}: ffmpeg cannot decode it: {self._words()}")
+        except ImageError:
+            self.release()
+            raise
+
+    def read(self) -> tuple[bool, Image | None]:
+        """(whether there is one, the next picture in BGR)."""
+        picture = self._next
+        if picture is None:
+            return False, None
+        self._count += 1
+        self._next = self._picture()
+        if self._next is None and self._process.wait():
+            logger.warning("%s: ffmpeg stopped after %d pictures: %s", self._name, self._count, self._words())
+        return True, np.ascontiguousarray(picture[..., ::-1])
+
+    def get(self, what: int) -> float:
+        """Of OpenCV's properties: when the last picture is shown, ms. How many there are is not known: 0."""
+        import cv2
+
+        return 1000 * (self._count - 1) / self._fps if what == cv2.CAP_PROP_POS_MSEC else 0.0
+
+    def release(self) -> None:
+        self._process.kill()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process.wait()
+        self._said.close()
+
+    def _picture(self) -> Image | None:
+        """None at the end. Raises ImageError for one that is larger than a photograph may be."""
+        assert self._process.stdout is not None
+        head = b"".join(self._process.stdout.readline(32) for _ in range(3)).split()  # P6, width and height, 255
+        if len(head) != 4 or head[0] != b"P6" or not (head[1] + head[2]).isdigit():
+            return None
+        width, height = int(head[1]), int(head[2])
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"{self._name} has pictures of {width} x {height}; the limit is {MAX_PIXELS:,} pixels.")
+        pixels = self._process.stdout.read(3 * width * height)
+        whole = 0 < len(pixels) == 3 * width * height
+        return np.frombuffer(pixels, np.uint8).reshape(height, width, 3) if whole else None
+
+    def _words(self) -> str:
+        self._said.seek(0)
+        return self._said.read(10_000).decode(errors="replace").strip()[-300:] or "it does not say why"
+
+
+def _frames_are_decoded(file: Path) -> bool:
     """Some builds of FFmpeg do not convert interlaced pictures, and OpenCV then hands out memory nobody wrote to.
 
-    Told by pictures that are equal to the last bit though their encoded data say that much changes. Raises ImageError.
+    Told by pictures that are equal to the last bit though their encoded data say that much changes.
     """
     import cv2
 
@@ -519,17 +597,13 @@ def _check_frames_are_decoded(file: Path) -> None:
             done, image = capture.read()
             there, packet = packets.read()
             if not (done and there) or not np.array_equal(image, first) or np.array_equal(packet, key):
-                return
+                return True
             sizes.append(packet.size)
     finally:
         capture.release()
         packets.release()
     # Where nothing moves, an encoded picture says "as before" for each block of 16 x 16, in a few dozen bytes.
-    if max(sizes) > max(100, first.shape[0] * first.shape[1] / 1000):
-        raise ImageError(
-            f"{_printable(str(file))}: its pictures cannot be decoded here, most likely because they are interlaced. "
-            f'Make them whole: ffmpeg -i "{_printable(file.name)}" -vf bwdif out.mp4'
-        )
+    return max(sizes) <= max(100, first.shape[0] * first.shape[1] / 1000)
 
 
 def _printable(text: str) -> str:
