@@ -314,7 +314,7 @@ class FreiHandData(Settings):
 
 
 class PhotoData(Settings):
-    """Photographs of your own: a JSONL file (docs/data.md), or the folder of one."""
+    """Photographs of your own: a JSONL file (docs/data.md), the folder of one, or another of `data.formats.FORMATS`."""
 
     path: Path = Field(strict=False)
     weight: float = Field(default=1.0, gt=0)

@@ -54,7 +54,7 @@ def data_prepare(
 
 @app.command("check", cls=Command)
 def data_check(
-    path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="A prepared FreiHAND folder, or a JSONL file.")],
+    path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Prepared FreiHAND, or a JSONL file.")],
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures to decode, spread over the set.")] = 200,
     everything: Annotated[bool, typer.Option("--all", help="Decode every picture.")] = False,
 ) -> None:
@@ -94,7 +94,7 @@ def data_check(
 
 @app.command("show", cls=Command)
 def data_show(
-    path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="A prepared FreiHAND folder, or a JSONL file.")],
+    path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Prepared FreiHAND, or a JSONL file.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PICTURE", help="The picture.")] = Path(
         "handmesh_out/data.jpg"
     ),

@@ -132,11 +132,11 @@ def _hands_in_photos(paths: list[Path], max_hands: int) -> Iterator[tuple[Path, 
 def _hands_in_labels(paths: list[Path]) -> Iterator[tuple[Path, SeenHand]]:
     import numpy as np
 
-    from handmesh.data.formats.jsonl import JsonlData
+    from handmesh.data.formats import open_photos
     from handmesh.label import SeenHand
 
     for path in paths:
-        data = JsonlData(path)
+        data = open_photos(path)
         for index in range(len(data)):
             labels = data.labels(index)
             if labels.hand.present and (seen := labels.keypoints_or_projection()) is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.data.formats import holds_photos, open_photos
 from handmesh.data.formats.freihand import (
     IMAGE_SIZE,
     OFFICIAL_COUNTS,
@@ -18,7 +19,7 @@ from handmesh.data.formats.freihand import (
     decode_mano,
     root_from_mano,
 )
-from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData, parse_labels
+from handmesh.data.formats.records import LabelledPhotos, parse_labels
 from handmesh.data.sample import PhotoLabels
 from handmesh.errors import AssetError, ConfigError, DataError, ImageError
 from handmesh.files.image import read_image
@@ -55,13 +56,13 @@ class CheckRow:
 
 
 def check(path: Path, images: int | None = 200, progress: Progress | None = None) -> list[CheckRow]:
-    """Check a prepared FreiHAND folder, or a JSONL file (or a folder with labels.jsonl in it).
+    """Check a prepared FreiHAND folder, or photographs in one of `FORMATS`.
 
     `images` is how many pictures are decoded, spread over the set; None: all. Raises DataError when `path` is neither.
     """
     path = Path(path)
-    if path.is_file() or (path / LABELS_FILE).is_file():
-        return check_jsonl(path, images, progress)
+    if holds_photos(path):
+        return check_photos(open_photos(path), images, progress)
     return check_freihand(path, images=images, progress=progress)
 
 
@@ -309,12 +310,11 @@ def _share_on_mask(data: FreiHand, index: int) -> float:
     return float(data.mask(index)[pixels[inside, 1], pixels[inside, 0]].mean())
 
 
-# ---------------------------------------------------------------------------------------------------- JSONL
+# ---------------------------------------------------------------------------------------------------- photographs
 
 
-def check_jsonl(path: Path, images: int | None = 200, progress: Progress | None = None) -> list[CheckRow]:
-    """Every line is read and every label checked; `images` pictures, spread over the file, are decoded."""
-    data = JsonlData(path)
+def check_photos(data: LabelledPhotos, images: int | None = 200, progress: Progress | None = None) -> list[CheckRow]:
+    """Every record is read and every label checked; `images` pictures, spread over the set, are decoded."""
     count = len(data)
     chosen = set(_spread(count, images).tolist())
     problems: list[str] = []
@@ -360,17 +360,17 @@ def check_jsonl(path: Path, images: int | None = 200, progress: Progress | None 
                 points += len(pixels)
                 outside += int(((pixels < -0.5) | (pixels > np.array(size) - 0.5)).any(axis=1).sum())
         if progress is not None:
-            progress("lines", index + 1, count)
+            progress("samples", index + 1, count)
     there = ", ".join(f"{name} {tally}" for name, tally in tallies.items() if tally) or "no labels at all"
     rows = [
-        CheckRow("lines", "objects with known keys and sound values", _problems(problems, count), not problems),
+        CheckRow("samples", "known keys and sound values", _problems(problems, count), not problems),
         CheckRow("labels", "any subset", f"{there}; {left} left hands of {count}", None),
         CheckRow(
             f"{decoded} images decoded, {count} looked for", "photographs", _problems(image_problems, count),
             not image_problems,
         ),
         CheckRow(
-            "a box or keypoints", "on every line, for crops around the hand",
+            "a box or keypoints", "on every one, for crops around the hand",
             f"on {croppable} of {count}" + ("" if croppable == count else ": crop: frame will do, crop: box will not"),
             croppable == count or None,
         ),

@@ -8,8 +8,9 @@ what reads it and pays for it; all that lies between hands it on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -177,7 +178,11 @@ class RawSample:
 
 
 class RawData(Protocol):
-    """A set of photographs: what `FreiHand` and `JsonlData` are."""
+    """A set of photographs: what `FreiHand` and `LabelledPhotos` are."""
+
+    def files(self) -> Iterable[Path]:
+        """Those that say what is in it: all, or a record of their SHA-256."""
+        ...
 
     def __len__(self) -> int: ...
 

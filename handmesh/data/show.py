@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.data.crops import CropProtocol, crop_protocol
+from handmesh.data.formats import holds_photos, open_photos
 from handmesh.data.formats.freihand import FreiHand, available_splits
-from handmesh.data.formats.jsonl import LABELS_FILE, JsonlData
 from handmesh.data.sample import RawData, RawSample
 from handmesh.draw.render import HAND_COLORS, overlay
 from handmesh.draw.sheet import captioned, contact_sheet
@@ -38,19 +38,19 @@ def show(
     hand: str = "builtin",
     indices: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
-    """A sheet of `count` random samples (or of `indices`) of a prepared FreiHAND or a JSONL file, RGB.
+    """A sheet of `count` random samples (or of `indices`) of a prepared FreiHAND or of `FORMATS`, RGB.
 
-    Cropped by a `CropProtocol`'s name: by default the frame for FreiHAND, the box around the hand for a JSONL file.
+    Cropped by a `CropProtocol`'s name: by default the frame for FreiHAND, the box around the hand for others.
     With `mesh`, labelled vertices are drawn instead of bones, where they and the camera are known, with the triangles
-    of `hand` for a JSONL file (FreiHAND's are known). For FreiHAND each photograph stands with all its versions. Raises
+    of `hand` (FreiHAND's are known). For FreiHAND each photograph stands with all its versions. Raises
     DataError when there is nothing to show.
     """
     path = Path(path)
-    if path.is_file() or (path / LABELS_FILE).is_file():
-        jsonl = JsonlData(path)
-        chosen = _choose(len(jsonl), count, seed) if indices is None else list(indices)
+    if holds_photos(path):
+        photos = open_photos(path)
+        chosen = _choose(len(photos), count, seed) if indices is None else list(indices)
         faces = load_hand(hand).faces if mesh else None
-        return _sheet(jsonl, chosen, crop_protocol(protocol or "box"), faces, lenient=protocol is None)
+        return _sheet(photos, chosen, crop_protocol(protocol or "box"), faces, lenient=protocol is None)
     splits = available_splits(path)
     if split not in (None, *splits):
         raise DataError(f"{path} has no {split!r} set, only {', '.join(splits)}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,9 @@ from handmesh.config import (
 )
 from handmesh.data.augment import CropJitter, augment, changed_photo, downscaled_side, enlarged, negative_crop
 from handmesh.data.crops import PROTOCOLS, CropProtocol, crop_sample
+from handmesh.data.formats import open_photos
 from handmesh.data.formats.freihand import FreiHand, Split, split_by_annotation
-from handmesh.data.formats.jsonl import JsonlData
+from handmesh.data.formats.records import LabelledPhotos
 from handmesh.data.sample import HandSample, LabelledHand, RawData, RawSample, without
 from handmesh.errors import ConfigError, DataError, ImageError
 from handmesh.hand import HandArrays, builtin_hand
@@ -52,6 +54,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]: ...
+
+    def files(self) -> Iterable[Path]:
+        """Those that say what is in it, see `RawData`."""
+        ...
 
     def take_skipped(self) -> list[str]:
         """Why, of each sample in whose place another was given since the last call."""
@@ -83,6 +89,9 @@ class PackSource:
 
     def __len__(self) -> int:
         return len(self.pack)
+
+    def files(self) -> list[Path]:
+        return sorted(self.pack.path.glob("*.npy"))
 
     def take_skipped(self) -> list[str]:
         return []
@@ -164,6 +173,9 @@ class PhotoSource:
             logger.warning("skipped in validation: %s", reason)
         return crop_sample(sample, self.protocol.crop(sample), resolution)
 
+    def files(self) -> Iterable[Path]:
+        return self.data.files()
+
     def take_skipped(self) -> list[str]:
         """What was skipped since the last call, and why."""
         found = [*self.skipped]
@@ -192,21 +204,9 @@ class PhotoSource:
         )
 
 
-def source_sha256(source: Source) -> str | None:
-    """Identity of what a source reads: of all its files, or of the record that holds theirs. None: of another kind.
-
-    Prepared FreiHAND's meta.json has the SHA-256 of every file that `handmesh data prepare` wrote: of the photographs
-    too where they were packed.
-    """
-    if isinstance(source, PackSource):
-        files = sorted(source.pack.path.glob("*.npy"))
-    elif isinstance(source, PhotoSource) and isinstance(source.data, FreiHand):
-        files = [source.data.path / "meta.json"]
-    elif isinstance(source, PhotoSource) and isinstance(source.data, JsonlData):
-        files = [source.data.path, *(source.data.image_path(index) for index in range(len(source.data)))]
-    else:
-        return None
-    return sha256_of("".join(map(sha256_of_file, files)).encode())
+def source_sha256(source: Source) -> str:
+    """Identity of what a source reads."""
+    return sha256_of("".join(map(sha256_of_file, source.files())).encode())
 
 
 class RunData(NamedTuple):
@@ -227,7 +227,7 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
     test_set: PhotoSource | None = None
     # Photographs first: what is wrong with them is known in seconds, while rendering may take hours.
     photos = [] if data.freihand is None else [freihand_source(data.freihand, config, hand)]
-    photos += [jsonl_source(settings, number, config, hand) for number, settings in enumerate(data.photos)]
+    photos += [photo_source(settings, number, config, hand) for number, settings in enumerate(data.photos)]
     if config.select == "test_set" and data.freihand is not None:
         test_set = freihand_test_set(data.freihand, config, hand)
     if data.synthetic is not None:
@@ -350,11 +350,11 @@ def _say_other_hand(path: Path, labelled: LabelledHand) -> None:
     )
 
 
-def jsonl_source(
+def photo_source(
     settings: PhotoData, number: int, config: TrainConfig, hand: HandArrays
 ) -> tuple[PhotoSource, PhotoSource | None]:
-    """Photographs of a JSONL file, and what of them is held out."""
-    data = JsonlData(settings.path)
+    """Photographs in one of `FORMATS`, and what of them is held out."""
+    data = open_photos(settings.path)
     same_hand = data.labelled_hand is None or data.labelled_hand.matches(hand)
     if not same_hand and data.labelled_hand is not None:
         _say_other_hand(data.path, data.labelled_hand)
@@ -383,7 +383,7 @@ def jsonl_source(
     return source, watched if kept else None
 
 
-def _check_lines(data: JsonlData, protocol: CropProtocol, *, images: bool) -> None:
+def _check_lines(data: LabelledPhotos, protocol: CropProtocol, *, images: bool) -> None:
     """Rather now than after hours: is every label sound, every image there, and a crop to be had of it?"""
     for index in range(len(data)):
         labels, image = data.labels(index), data.image_path(index)

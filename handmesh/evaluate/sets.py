@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.data.formats import holds_photos, open_photos
 from handmesh.data.formats.freihand import PREPARED, FreiHand, labelled_hand_of
-from handmesh.data.formats.jsonl import JsonlData, parse_labels
+from handmesh.data.formats.records import LabelledPhotos, parse_labels
 from handmesh.data.sample import HandLabels, LabelledHand, PhotoLabels, RawSample, hand_labels
 from handmesh.errors import DataError
 from handmesh.evaluate.official_files import HandPoints, read_points
@@ -52,7 +53,7 @@ class EvaluationSet:
     """N images and the hands in them. Metres and pixels, cam and image frames."""
 
     path: Path
-    kind: str  # "FreiHAND" or "JSONL"
+    kind: str  # "FreiHAND", or the kind of one of `FORMATS`
     truth: HandPoints  # of a set `in_space`; without joints and vertices otherwise: not-a-number
     handedness: tuple[Handedness, ...]  # (N,)
     intrinsics: Array | None  # (N, 3, 3) px
@@ -118,8 +119,8 @@ def open_evaluation_set(path: Path, hand: HandArrays | None = None) -> Evaluatio
     Raises DataError when the folder is none of these, or damaged.
     """
     path = Path(path)
-    if (path / "labels.jsonl").is_file() or (path.suffix == ".jsonl" and path.is_file()):
-        return _open_jsonl(path, hand)
+    if holds_photos(path):
+        return _with_labels(path, open_photos(path, for_scoring=True), hand)
     missing = [name for name in _FREIHAND_FILES if not (path / name).is_file()]
     if not missing:
         return _open_freihand(path)
@@ -234,8 +235,7 @@ def _freihand(
     )
 
 
-def _open_jsonl(path: Path, hand: HandArrays | None) -> EvaluationSet:
-    data = JsonlData(path, for_scoring=True)
+def _with_labels(path: Path, data: LabelledPhotos, hand: HandArrays | None) -> EvaluationSet:
     records = [data.record(index) for index in range(len(data))]
     labels = [parse_labels(record, data.where(index)) for index, record in enumerate(records)]
     in_space = any(known.hand.joints_known for known in labels)
@@ -265,7 +265,7 @@ def _open_jsonl(path: Path, hand: HandArrays | None) -> EvaluationSet:
         vertices, labelled_hand, meshes = posed.vertices, posed.hand, posed.how
     return EvaluationSet(
         path=path,
-        kind="JSONL",
+        kind=data.kind,
         truth=HandPoints(joints, vertices),
         handedness=handedness,
         intrinsics=_stacked([None if known.intrinsics is None else known.intrinsics.matrix for known in labels]),

@@ -20,7 +20,7 @@ from handmesh.data.check import check
 from handmesh.data.crops import BOX, FRAME, crop_sample
 from handmesh.data.formats.jsonl import MAX_LINE_BYTES, JsonlData
 from handmesh.data.show import show
-from handmesh.data.sources import PhotoSource, jsonl_source
+from handmesh.data.sources import PhotoSource, photo_source
 from handmesh.data.stream import BLOCK, Mixture, TrainingStream, training_batches
 from handmesh.errors import ConfigError, DataError
 from handmesh.hand import Handedness, builtin_hand
@@ -220,10 +220,10 @@ def test_what_is_wrong_is_listed(folder):
     off_image = [[500.0 + 3 * joint, 500.0] for joint in range(21)]
     written(folder, {"box": [1, 2, 3]}, {"image": "none.png"}, {"keypoints": off_image}, {"keypoint": 1}, LEFT)
     rows = {row.subject: row for row in check(folder)}
-    assert rows["lines"].passed is False
-    assert "2 of 5 are not" in rows["lines"].found
-    assert "labels.jsonl:1" in rows["lines"].found
-    assert "did you mean 'keypoints'" in rows["lines"].found
+    assert rows["samples"].passed is False
+    assert "2 of 5 are not" in rows["samples"].found
+    assert "labels.jsonl:1" in rows["samples"].found
+    assert "did you mean 'keypoints'" in rows["samples"].found
     decoded = rows["3 images decoded, 5 looked for"]
     assert decoded.passed is False
     assert "labels.jsonl:2" in decoded.found
@@ -234,7 +234,7 @@ def test_what_is_wrong_is_listed(folder):
 def test_boxes_that_no_hand_of_the_photo_can_be_in_are_listed(folder):
     """A box of a million pixels passed, and its crop took gigabytes."""
     written(folder, {"box": [10, 10, 70, 60]}, {"box": [-1e6, -1e6, 1e6, 1e6]}, {"box": [5000, 20, 5100, 90]})
-    lines = next(row for row in check(folder) if row.subject == "lines")
+    lines = next(row for row in check(folder) if row.subject == "samples")
     assert lines.passed is False
     assert "2 of 3 are not" in lines.found
     assert "larger than anything of the photo" in lines.found
@@ -398,11 +398,11 @@ def test_meshes_of_another_hand_are_left_out(sources):
 def test_labels_of_another_hand_are_known_from_their_record(synthetic, folder, stand_in_mano, caplog):
     """A set that `handmesh synth` drew says whose hand it is; of others nothing is known but what the run trains."""
     settings, config = PhotoData(path=synthetic), TrainConfig()
-    assert jsonl_source(settings, 0, config, builtin_hand())[0].same_hand
-    assert not jsonl_source(settings, 0, config, stand_in_mano)[0].same_hand
+    assert photo_source(settings, 0, config, builtin_hand())[0].same_hand
+    assert not photo_source(settings, 0, config, stand_in_mano)[0].same_hand
     assert "are those of the hand builtin" in caplog.text
     unnamed = written(folder, {"betas": [0.0] * 10, "box": [10, 10, 70, 60]})
-    assert jsonl_source(PhotoData(path=unnamed.path), 0, config, stand_in_mano)[0].same_hand
+    assert photo_source(PhotoData(path=unnamed.path), 0, config, stand_in_mano)[0].same_hand
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -427,7 +427,7 @@ def test_an_image_that_breaks_while_training_is_one_clear_error(workers, folder)
 def test_lines_that_a_run_would_stumble_over_are_named_before_it(line, crop, message, folder):
     data = written(folder, {"keypoints": KEYPOINTS}, line)
     with pytest.raises(DataError, match=message):
-        jsonl_source(PhotoData(path=data.path, crop=crop), 0, TrainConfig(), builtin_hand())
+        photo_source(PhotoData(path=data.path, crop=crop), 0, TrainConfig(), builtin_hand())
 
 
 def test_gains_change_colours_and_no_label(sources):
@@ -551,7 +551,7 @@ def test_a_photograph_without_a_hand_is_an_example_of_that_and_of_nothing_else(p
         assert not sample.labels.present
         assert not any(np.any(flag) for flag in known)
     assert len({sample.image.tobytes() for sample in samples}) == len(samples), "another part of it every time"
-    jsonl_source(PhotoData(path=data.path), 0, TrainConfig(), builtin_hand())  # needs no box
+    photo_source(PhotoData(path=data.path), 0, TrainConfig(), builtin_hand())  # needs no box
 
 
 @pytest.mark.parametrize(
@@ -618,7 +618,7 @@ def test_a_check_decodes_what_it_says_it_decodes(torn):
 def test_a_run_goes_on_without_bad_images_if_it_is_told_to(torn, workers, caplog):
     """One of them once ended a run hours in, and again at every --resume. They are counted, and named at the end."""
     config = run_of(torn, skip_bad_images=True).model_copy(update={"loader_workers": workers})
-    source, _ = jsonl_source(config.data.photos[0], 0, config, builtin_hand())
+    source, _ = photo_source(config.data.photos[0], 0, config, builtin_hand())
     batches = list(training_batches([source], config, 0))
     assert len(batches) == 6
     assert "2 images could not be read and were skipped: " in caplog.messages[-1]
@@ -635,14 +635,14 @@ def test_a_run_goes_on_without_bad_images_if_it_is_told_to(torn, workers, caplog
 
 def test_bad_images_end_a_run_that_is_not_told_so(torn):
     config = run_of(torn)
-    source, _ = jsonl_source(config.data.photos[0], 0, config, builtin_hand())
+    source, _ = photo_source(config.data.photos[0], 0, config, builtin_hand())
     with pytest.raises(DataError, match=r"labels\.jsonl:[25]: .*truncated"):
         list(training_batches([source], config, 0))
 
 
 def test_a_folder_that_is_gone_is_not_skipped(torn):
     config = run_of(torn, skip_bad_images=True)
-    source, _ = jsonl_source(config.data.photos[0], 0, config, builtin_hand())
+    source, _ = photo_source(config.data.photos[0], 0, config, builtin_hand())
     for number in range(6):
         (torn.path.parent / f"{number}.jpg").unlink()
     with pytest.raises(DataError, match="photos0: of 6 photographs, 6 in a row cannot be read"):

@@ -1,1 +1,24 @@
-"""Data sets on disk, one module each."""
+"""Data sets on disk, one module each, and the table of the forms that photographs with labels have."""
+
+from pathlib import Path
+
+from handmesh.data.formats.jsonl import JsonlData
+from handmesh.data.formats.records import LabelledPhotos
+
+# Asked in this order whether a path is one of theirs. FreiHAND, with its versions, its splits and its official test
+# set, is a kind of its own: `handmesh.data.formats.freihand`.
+FORMATS: tuple[type[LabelledPhotos], ...] = (JsonlData,)
+
+
+def holds_photos(path: Path) -> bool:
+    """Whether there are photographs with labels at `path`, in one of `FORMATS`."""
+    return any(form.recognizes(path) for form in FORMATS)
+
+
+def open_photos(path: Path, *, for_scoring: bool = False) -> LabelledPhotos:
+    """The photographs at `path`; what no form recognizes is taken for JSONL, which says what is wrong with it.
+
+    Raises DataError.
+    """
+    form = next((form for form in FORMATS if form.recognizes(path)), JsonlData)
+    return form(path, for_scoring=for_scoring)

@@ -553,6 +553,10 @@ class FreiHand:
         self.split: Split = split
         self.hands_mean = None if hand is None else hand.hands_mean
 
+    def files(self) -> list[Path]:
+        """meta.json, which has the SHA-256 of all that `handmesh data prepare` wrote: of photographs where packed."""
+        return [self.path / "meta.json"]
+
     @property
     def labelled_hand(self) -> LabelledHand:
         """Whose vertices, poses and shapes it holds. The published data are MANO's."""
