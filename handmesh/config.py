@@ -122,6 +122,7 @@ class PoseSettings(SceneGroup):
     joint_noise: float = 0.10  # standard deviation of each flexion: people differ by 5 to 8 degrees in the same grasp
     spread_noise: float = 0.06  # standard deviation of each abduction
     fan_noise: float = 0.07  # standard deviation of the index finger's share in spreading all fingers or closing them
+    touch: float = 0.0  # probability that the thumb truly touches a finger: OK signs, pinches, keys
     penetration: float = 0.005  # metres: deeper is redone; soft fingertips give 3 to 4 mm, capsules err by 1 to 2
 
 

@@ -245,8 +245,9 @@ class _Job:
     def meta(self, kind: str) -> dict[str, Any]:
         """What the result depends on, and the versions that made it."""
         settings = self.settings.model_dump(mode="json")
-        if not settings["real_poses"]:  # as in the records of former versions, which had no such setting
-            del settings["real_poses"]
+        for group, name in ((settings, "real_poses"), (settings["pose"], "touch")):
+            if not group[name]:  # as in the records of former versions, which had no such setting
+                del group[name]
         if kind == "pack":  # holds foregrounds alone
             settings = {name: value for name, value in settings.items() if name not in _AFTER_THE_FOREGROUND}
         return {

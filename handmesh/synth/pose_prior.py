@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from handmesh.config import PoseSettings
 from handmesh.geometry.rotation import matrix_from_vector
-from handmesh.hand import MANO_PARENTS, HandArrays
+from handmesh.hand import FINGER_NAMES, MANO_PARENTS, HandArrays
 from handmesh.hand.anatomy import (
     FINGER_ROOTS,
     JOINT_LIMITS,
@@ -169,6 +169,20 @@ _THUMB_STEP[1, 0] = -0.12
 _THUMB_STEP[2, 0] = -0.05
 
 
+# Poses in which the thumb can touch: the finger, and which of its bones (0 next to the palm, 2 the last).
+TOUCHING_POSES: tuple[tuple[str, str, int], ...] = (
+    *(("ok", "index", 2), ("pinch", "index", 2), ("pinch_curled", "index", 2), ("letter_f", "index", 2)),
+    *(("pinch_middle", "middle", 2), ("pinch_ring", "ring", 2), ("pinch_pinky", "pinky", 2)),
+    *(("tripod", "index", 2), ("tripod", "middle", 2), ("letter_o", "index", 2), ("letter_o", "middle", 2)),
+    *(("letter_d", "middle", 2), ("beak", "index", 2), ("key", "index", 1), ("fist_thumb_aside", "index", 1)),
+    *(("fist", "middle", 1), ("letter_s", "index", 1), ("three", "pinky", 1), ("two", "ring", 1)),
+)
+_TOUCHES = 0.0006  # metres between skins that touch
+_PRESSED = 0.003  # metres: soft fingertips give so much
+_TOUCH_STEPS = 8
+_STEP = 1e-3  # radians
+
+
 class SampledPose(NamedTuple):
     rotations: Floats  # (16, 3, 3); [0] is the identity
     name: str  # of the base pose that counts most, or "free"
@@ -208,6 +222,10 @@ class PosePrior:
         """A random pose. Always returns: when a pose passes through itself the thumb gives way first, then another
         pose is drawn, and at last the hand is opened up step by step.
         """
+        if self.settings.touch and rng.random() < self.settings.touch:
+            touching = self.sample_touching(rng)
+            if touching is not None:
+                return touching
         thumb = slice(FINGER_ROOTS[0], FINGER_ROOTS[0] + 3)
         for _ in range(3):
             angles, name, holds = self._draw(rng)
@@ -223,6 +241,46 @@ class PosePrior:
             if self.penetration(rotations) <= self.settings.penetration:
                 return SampledPose(rotations, name, holds)
         return SampledPose(self.rotations(relaxed), "relaxed", "")
+
+    def sample_touching(self, rng: np.random.Generator) -> SampledPose | None:
+        """A pose whose thumb touches a finger, on its tip or its side: from one of `TOUCHING_POSES`, varied, thumb and
+
+        finger closed until skin meets skin. None where they do not meet, or pass through something else.
+        """
+        name, finger, bone = TOUCHING_POSES[rng.integers(len(TOUCHING_POSES))]
+        angles = BASE_POSES[name].angles.copy()
+        _vary(rng, angles, self.settings)
+        angles = limit_angles(angles)
+        thumb, root = FINGER_ROOTS[0], FINGER_ROOTS[FINGER_NAMES.index(finger)]
+        moved = [(thumb, 0), (thumb, 1), (thumb, 2), (thumb + 1, 0), (thumb + 2, 0)]
+        moved += [(root, 0), (root, 1), (root + 1, 0), (root + 2, 0)]
+        index = tuple(np.array(moved).T)
+        target = root + bone
+        press = rng.uniform(0.0, _PRESSED)
+
+        def gap(values: Floats) -> float:
+            angles[index] = values
+            turns, places = forward_kinematics(self.rotations(angles), self._rest)
+            segments = bone_segments(turns, places, self._rest, self._ends)
+            tip = segments[thumb + 2, 1]
+            distance = _segment_distance(tip, tip + 1e-9, segments[target, 0], segments[target, 1])
+            return float(distance - self.radii[thumb + 2] - self.radii[target] + press)
+
+        low, high = JOINT_LIMITS[index][:, 0], JOINT_LIMITS[index][:, 1]
+        values = angles[index]
+        found = gap(values)
+        for _ in range(_TOUCH_STEPS):
+            if abs(found) < _TOUCHES:
+                break
+            slope = np.array([(gap(values + step) - found) / _STEP for step in _STEP * np.eye(len(moved))])
+            # The smallest change that closes the gap, as far as it grows evenly with the angles.
+            change = -found * slope / max(float(slope @ slope), 1e-8)
+            values = np.clip(values + np.clip(change, -0.35, 0.35), low, high)
+            found = gap(values)
+        rotations = self.rotations(angles)
+        if abs(found) >= 2 * _TOUCHES or self.penetration(rotations) > self.settings.penetration + press:
+            return None
+        return SampledPose(rotations, name, BASE_POSES[name].holds if rng.random() < 0.3 else "")
 
     def _draw(self, rng: np.random.Generator) -> tuple[Floats, str, str]:
         settings = self.settings

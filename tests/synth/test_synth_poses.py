@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from handmesh.hand import MANO_JOINT_NAMES, builtin_hand
 from handmesh.hand.anatomy import FINGER_ROOTS, JOINT_LIMITS, hand_angles, pose_from_angles
 from handmesh.synth.pose_prior import (
     BASE_POSES,
+    TOUCHING_POSES,
     PosePrior,
     PoseSettings,
     _detach,
@@ -139,3 +141,29 @@ def test_neighbours_of_a_single_finger_follow_a_little_and_the_ring_fingers_most
     assert all(0 < value < 0.35 for value in mean)
     assert mean[2] == max(mean)
     assert mean[0] == min(mean)
+
+
+def test_a_thumb_that_touches_truly_touches():
+    """On the mesh: no further from the finger than vertices are from each other, and not through it."""
+    hand = builtin_hand()
+    prior, rng = PosePrior(hand, PoseSettings(touch=1.0)), np.random.default_rng(4)
+    sampled = [pose for _ in range(24) if (pose := prior.sample_touching(rng)) is not None]
+    assert len(sampled) >= 12
+    fingers = {name: (finger, bone) for name, finger, bone in TOUCHING_POSES}
+    assert len({pose.name for pose in sampled}) >= 6
+    assert {pose.name for pose in sampled} <= fingers.keys()
+    vertices = hand.shaped().posed(np.array([pose.rotations for pose in sampled])).vertices
+    bone_of = hand.weights.argmax(axis=1)
+    thumb = bone_of == FINGER_ROOTS[0] + 2
+    others = np.isin(bone_of, [root + bone for root in FINGER_ROOTS[1:] for bone in range(3)])
+    gaps = [cKDTree(mesh[others]).query(mesh[thumb])[0].min() for mesh in vertices]
+    assert np.max(gaps) < 0.004
+    for pose in sampled:
+        assert prior.penetration(pose.rotations) <= prior.settings.penetration + 0.003
+
+
+def test_without_touching_the_same_seed_gives_the_same_poses():
+    """Packs of former versions stay what they were."""
+    poses = [PosePrior(builtin_hand(), settings) for settings in (PoseSettings(), PoseSettings(touch=0.0))]
+    first, second = (prior.sample(np.random.default_rng(1)).rotations for prior in poses)
+    np.testing.assert_array_equal(first, second)
