@@ -1,4 +1,6 @@
-"""2D error and sides on photographs whose keypoints are known:  python benchmarks/photographs.py LABELS.jsonl [--model M]
+"""2D error and sides on photographs whose keypoints are known:
+
+    python benchmarks/photographs.py LABELS.jsonl [--model M]
 
 Lines of LABELS need "image", "handedness" and "keypoints" (21 x [x, y], pixels, FreiHAND's order); "source" splits the
 tables. Keypoints by MediaPipe are compared as they are and (`--keypoints-by mediapipe`, the default) also with the tips
