@@ -119,6 +119,7 @@ def train(
     `should_stop` is asked in every step: once it says yes the run scores, saves and ends there, to be gone on with
     later as if it had never stopped.
     """
+    config = _with_model_of_start(config)
     with joined_ranks() as ranks, ExitStack() as stack:
         settings, device = config.model_dump(mode="json"), ranks.device
         _set_up(config, ranks)
@@ -345,6 +346,15 @@ def _is_stopped(should_stop: Callable[[], bool] | None, done: int, ranks: Ranks)
     if should_stop is None or (ranks.count > 1 and done % _STEPS_BETWEEN_AGREEMENTS):
         return False
     return any(ranks.gather(should_stop()))
+
+
+def _with_model_of_start(config: TrainConfig) -> TrainConfig:
+    """Where settings name a model to start from and no backbone, its network is meant, but for what they say of it."""
+    if config.start_from is None or "backbone" in config.model.model_fields_set:
+        return config
+    path = find_model(config.start_from)
+    said = {name: getattr(config.model, name) for name in config.model.model_fields_set}
+    return config.model_copy(update={"model": config_of(read_record(path), path).model_copy(update=said)})
 
 
 def _check_start(config: TrainConfig) -> None:

@@ -416,6 +416,14 @@ def assert_begins_as(config: Any, start: Any) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_a_model_to_start_from_brings_its_network(model_file, tiny_config, tmp_path):
+    """Without a backbone in the settings it was "fastvit_t8 cannot grow into fastvit_ma36", the default one."""
+    start = load_model(model_file)[0].config
+    path = train(tiny_config(steps=1, model={"confidence_head": True}, start_from=str(model_file)), tmp_path / "run")
+    assert start != type(start)()
+    assert load_model(path)[0].config == start.model_copy(update={"confidence_head": True})
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "deploy.safetensors"])
 def test_training_goes_on_from_another_runs_model(name, tiny_config, tmp_path):
     """As trained, or reparameterized for shipping (then it is unreparameterized); a head that the other lacks starts
