@@ -6,6 +6,8 @@ import json
 import re
 import struct
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pygltflib
@@ -336,3 +338,19 @@ def test_normals_of_a_sphere_point_outward():
 def test_the_command_line_offers_every_format():
     """It lists them without importing this module, which would make `--help` slow."""
     assert {f".{name}" for name in FORMATS} == {*MESH_SUFFIXES, ".png", ".jpg"}
+
+
+def test_the_manuals_lines_about_npz_run(tmp_path, monkeypatch):
+    """On NumPy 1.26, too, which has no `.mT`: the page asked for it."""
+    monkeypatch.chdir(tmp_path)
+    axes = Rotation.from_rotvec([0.1, 0.5, -0.2]).as_matrix()
+    hands = [replace(one, cam_from_hand_axes=axes) for one in BOTH]
+    save_hands("hand.npz", hands)
+    page = (Path(__file__).parents[2] / "docs" / "outputs.md").read_text(encoding="utf-8")
+    (block,) = (text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "hand.npz" in text)
+    assert ".mT" not in page
+    namespace: dict[str, Any] = {}
+    exec(block, namespace)
+    assert namespace["points_cam"].shape == (2, 778, 3)
+    moved = [one.cam_from_hand_axes @ one.vertices[5] + one.translation for one in hands]
+    np.testing.assert_allclose(namespace["points_cam"][:, 5], moved, atol=1e-6)
