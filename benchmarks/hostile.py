@@ -30,6 +30,7 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,6 +171,12 @@ def photos() -> Iterator[tuple[str, str, str, bytes | Callable[[Path], object]]]
     )
     yield "no_end.jpg", "lacks its last two bytes", "answered", jpeg[:-2]
     yield "half.jpg", "a copy that broke off", "refused", jpeg[: len(jpeg) // 2]
+    yield (
+        "zeros.jpg",
+        "a copy that broke off, in a file of full size",
+        "refused",
+        jpeg[: len(jpeg) // 2].ljust(len(jpeg), b"\0"),
+    )
     yield "half.png", "a copy that broke off", "refused", encoded("PNG")[:2000]
     yield "bad_crc.png", "one flipped bit in the pixels", "either", flipped(encoded("PNG"), 0.5)
     yield "flipped.jpg", "one flipped bit in the pixels", "either", flipped(jpeg, 0.5)
@@ -874,11 +881,10 @@ def main() -> int:
         serve_door(wanted.door)
         return 0
     cases = list(all_cases(*wanted.only or ()))
-    counts: dict[str, int] = {}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     with tempfile.TemporaryDirectory(prefix="handmesh-hostile-") as folder:
         for case, outcome, judged in run_cases(cases, Path(folder)):
-            counts[outcome.came] = counts.get(outcome.came, 0) + 1
-            counts["wrong"] = counts.get("wrong", 0) + (judged != "right")
+            counts[case.door].update([_column(outcome.came), "right" if judged == "right" else "wrong"])
             if judged != "right" or not wanted.wrong:
                 name = ascii(case.name)[1:-1]
                 print(
@@ -886,8 +892,21 @@ def main() -> int:
                     f"{'' if judged == 'right' else 'WRONG: ' + judged + '  '}{case.story}: {outcome.says[:150]}",
                     flush=True,
                 )
-    print(f"{len(cases)} files: " + ", ".join(f"{count} {came}" for came, count in counts.items()))
-    return 1 if counts["wrong"] else 0
+    print_table(counts)
+    return 1 if any(count["wrong"] for count in counts.values()) else 0
+
+
+def _column(came: str) -> str:
+    return came if came in ("refused", "answered", "crashed", "hung") else "killed"
+
+
+def print_table(counts: dict[str, Counter[str]]) -> None:
+    """How many came to what, by door, and how many of those are as their stories say."""
+    columns = ("answered", "refused", "crashed", "killed", "hung", "right", "wrong")
+    print(f"{'door':9}{'files':>10}" + "".join(f"{column:>10}" for column in columns))
+    for door, count in (*counts.items(), ("all", sum(counts.values(), Counter()))):
+        numbers = (count["right"] + count["wrong"], *(count[column] for column in columns))
+        print(f"{door:9}" + "".join(f"{number:10}" for number in numbers))
 
 
 if __name__ == "__main__":
