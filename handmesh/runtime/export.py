@@ -12,6 +12,7 @@ synthetic crops; parts of the network that cost too much stay in float32.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import shutil
@@ -100,22 +101,25 @@ def export_model(
         raise ExportError(f"Cannot write {target}: there is no folder {target.parent}. Create it first.")
     if target.is_dir() and not (format == "coreml" and (target / "Manifest.json").is_file()):
         raise ExportError(f"Cannot write {target}: it is a folder that no export made. Give another name.")
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
-        written = Path(folder) / target.name  # beside the target: moving it there is one step
-        if precision == "int8":
-            exported = _write_int8(path, format, written)
-        else:
-            exported = {
-                "onnx": _write_onnx,
-                "openvino": _write_openvino,
-                "torch-export": _write_torch_export,
-                "coreml": _write_coreml,
-            }[format](path, written)
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part == written):  # weights, then the graph
-            final = target.parent / part.name
-            if final.is_dir():
-                shutil.rmtree(final)
-            part.replace(final)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+            written = Path(folder) / target.name  # beside the target: moving it there is one step
+            if precision == "int8":
+                exported = _write_int8(path, format, written)
+            else:
+                exported = {
+                    "onnx": _write_onnx,
+                    "openvino": _write_openvino,
+                    "torch-export": _write_torch_export,
+                    "coreml": _write_coreml,
+                }[format](path, written)
+            for part in sorted(Path(folder).iterdir(), key=lambda part: part == written):  # weights, then the graph
+                final = target.parent / part.name
+                if final.is_dir():
+                    shutil.rmtree(final)
+                part.replace(final)
+    except OSError as error:
+        raise ExportError(f"Cannot write {target}: {error.strerror or error}.") from error
     size = sum(file.stat().st_size for file in _files(target))
     return Exported(**(exported | {"path": target, "format": format, "precision": precision, "megabytes": size / 1e6}))
 
@@ -222,7 +226,10 @@ def _save_openvino(graph: bytes, written: Path, metadata: Mapping[str, str]) -> 
     model = openvino_core().read_model(graph)
     for name, value in metadata.items():
         model.set_rt_info(value, name)
-    openvino.save_model(model, written, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, written, compress_to_fp16=False)
+    except RuntimeError as error:  # its only words for any trouble with a file
+        raise ExportError(f"Cannot write {written.name}: {error}. Is the disk full?") from error
 
 
 def _reparameterized_network(path: Path) -> Any:
@@ -253,7 +260,10 @@ def _write_torch_export(path: Path, written: Path) -> dict[str, Any]:
     program = torch.export.export(Named(), example, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
     def save(extra: Mapping[str, str]) -> None:
-        torch.export.save(program, written, extra_files={"handmesh.json": json.dumps(metadata_of(path) | dict(extra))})
+        # Not straight into the file: on a full disk torch ends the process.
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files={"handmesh.json": json.dumps(metadata_of(path) | dict(extra))})
+        written.write_bytes(content.getvalue())
 
     def run(crops: NDArray[np.uint8]) -> HandOutput:
         with torch.inference_mode():

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from full_disk import disk_with
 from typer.testing import CliRunner
 
 from handmesh.cli import app
@@ -17,7 +18,7 @@ from handmesh.metrics import pa_mean_error
 from handmesh.model.checkpoint import load_model
 from handmesh.runtime import export
 from handmesh.runtime.engine import open_engine
-from handmesh.runtime.export import export_model, synthetic_crops
+from handmesh.runtime.export import SUFFIXES, export_model, synthetic_crops
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +172,17 @@ def test_on_the_command_line(model_file, tmp_path):
     assert run.exit_code == 0, run.output
     assert "mm from PyTorch at any vertex" in run.stdout
     assert isinstance(CliRunner().invoke(app, ["export", "--format", "tflite"]).exception, ConfigError)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch-export"])
+def test_a_full_disk_is_one_line_that_names_the_file(format, model_file, tmp_path):
+    """It was "[Errno 28] No space left on device" alone."""
+    if format == "openvino":
+        pytest.importorskip("openvino", reason='openvino is not installed: pip install "handmesh[openvino]"')
+    target = tmp_path / f"hand{SUFFIXES[format]}"
+    with disk_with(free=50_000), pytest.raises(ExportError, match=f"Cannot write .*{target.name}: "):
+        export_model(model_file, format, target)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_of_the_users_is_not_replaced(model_file, tmp_path):
