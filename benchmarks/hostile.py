@@ -511,7 +511,7 @@ def predictions() -> Iterator[tuple[str, str, str, bytes | Callable[[Path], obje
     yield (
         "spaces.json",
         "5 MB of blanks in between",
-        "answered",
+        "either",
         text.replace(b"], [", b"]," + b" " * 5_000_000 + b"[", 1),
     )
     yield "half.json", "a copy that broke off", "refused", text[: len(text) // 2]
@@ -539,7 +539,9 @@ def predictions() -> Iterator[tuple[str, str, str, bytes | Callable[[Path], obje
     yield "deep.json", "lists nested a million deep", "refused", b"[" * 1_000_000
     yield "flat.json", "numbers alone", "refused", json.dumps(np.arange(9000).tolist()).encode()
     yield "null.json", "null", "refused", b"null"
-    yield "bomb.zip", "1 GB of blanks in 1 MB", "refused", zip_bomb
+    yield "bomb.zip", "1 GB of blanks in 1 MB", "refused", zip_bomb(b"", b" ")
+    yield "zeros.zip", "1 GB of zeros in 1.5 MB", "refused", zip_bomb(b"[[[", b"[0,0,0],")
+    yield "nothing.zip", "1 GB of empty lists in 1 MB", "refused", zip_bomb(b"[[[", b"[],")
     yield "two.zip", "two JSON files", "refused", zipped({"a.json": text, "b.json": text})
     yield "other.zip", "no JSON file", "refused", zipped({"readme.txt": b"hello"})
     yield "broken.zip", "an archive with a flipped bit", "refused", flipped(zipped({"pred.json": text}), 0.5)
@@ -547,10 +549,14 @@ def predictions() -> Iterator[tuple[str, str, str, bytes | Callable[[Path], obje
     yield "folder.json", "a folder", "refused", lambda path: path.mkdir()
 
 
-def zip_bomb(path: Path) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("pred.json", "w") as file:
-        for _ in range(1024):
-            file.write(b" " * (1 << 20))
+def zip_bomb(start: bytes, again: bytes) -> Callable[[Path], object]:
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("pred.json", "w") as file:
+            file.write(start)
+            for _ in range(1000):
+                file.write(again * (1_000_000 // len(again)))
+
+    return write
 
 
 # ---------------------------------------------------------------------------------------------- pickles

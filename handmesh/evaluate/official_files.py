@@ -30,7 +30,8 @@ Progress = Callable[[int, int], None]  # (bytes read, bytes in all)
 
 JOINT_COUNT = len(JOINT_NAMES)
 
-_MAX_NUMBERS = 150_000_000  # 1.2 GB: twelve thousand vertices for each of FreiHAND's 3,960 frames
+_MAX_FRAME_NUMBERS = 37_500  # twelve thousand vertices and the joints
+_MAX_NUMBERS = 150_000_000  # 1.2 GB: so many for each of FreiHAND's 3,960 frames
 
 
 class HandPoints(NamedTuple):
@@ -48,7 +49,8 @@ def read_predictions(path: Path, count: int | None = None, progress: Progress | 
     """
     with ExitStack() as stack:
         file, size = _open_predictions(Path(path), stack)
-        numbers = _read_numbers(file, size, 4, str(path), progress)
+        most = _MAX_NUMBERS if count is None else min(_MAX_NUMBERS, _MAX_FRAME_NUMBERS * count)
+        numbers = _read_numbers(file, size, 4, str(path), progress, most)
     if len(numbers.parts) != 2:
         raise DataError(
             f"{path} is a list of {len(numbers.parts):,}, wanted [xyz, verts]: all frames' joints, then their vertices."
@@ -226,7 +228,9 @@ class _Numbers(NamedTuple):
         return self.values[start : start + 3 * len(points)].reshape(len(sizes), int(sizes[0]), 3)
 
 
-def _read_numbers(file: Any, size: int, depth: int, name: str, progress: Progress | None) -> _Numbers:
+def _read_numbers(
+    file: Any, size: int, depth: int, name: str, progress: Progress | None, most: int = _MAX_NUMBERS
+) -> _Numbers:
     """All numbers of a JSON file of lists that are nested `depth` deep (3: frames; 4: parts of frames)."""
     form = "[xyz, verts]: lists of frames of points of three numbers" if depth == 4 else "a list of frames of points"
     values: list[Array] = []
@@ -244,8 +248,9 @@ def _read_numbers(file: Any, size: int, depth: int, name: str, progress: Progres
             values.append(piece.values)
             lengths.append(piece.lengths)
             total += len(piece.values)
-            if total > _MAX_NUMBERS:
-                raise DataError(f"{name} holds more than {_MAX_NUMBERS:,} numbers: too many for hands.")
+            if total > most:
+                frames = "hands" if most == _MAX_NUMBERS else f"the hands of {most // _MAX_FRAME_NUMBERS:,} frames"
+                raise DataError(f"{name} holds more than {most:,} numbers: too many for {frames}.")
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise DataError(f"{name} breaks off or is damaged after {done:,} bytes ({error}).") from error
     parts, frames, points = (np.concatenate(level) for level in list(zip(*lengths, strict=True))[-3:])

@@ -56,6 +56,50 @@ def test_very_small_and_large_numbers_are_exact_too(tmp_path):
     np.testing.assert_array_equal(read_points(saved(tmp_path, clouds.tolist())), clouds)
 
 
+class Endless:
+    """A file that begins, and then says the same again and again, as a megabyte of zip can for a gigabyte."""
+
+    def __init__(self, start: bytes, again: bytes) -> None:
+        self.left, self.again, self.given = start, again, 0
+
+    def read(self, size: int) -> bytes:
+        assert self.given < 4 * json_arrays.PIECE_BYTES, "it should have been refused by now"
+        text = self.left + self.again * (size // len(self.again) + 1)
+        self.left, self.given = text[size:], self.given + size
+        return text[:size]
+
+
+@pytest.mark.parametrize("again", [b" ", b"\n\t"])
+@pytest.mark.parametrize("start", [b"", b"[[[[1, 2, 3], ", b"[[[[1, 2", b"[[[[1, 2, 3]]]]"])
+def test_blanks_without_end_are_refused_at_once(start, again):
+    """A gigabyte of them in 1 MB of zip was read to its end before it was refused."""
+    with pytest.raises(DataError, match=r"pred\.zip has [0-9,]+ bytes with hardly a number in them"):
+        list(json_arrays.iterate_json_lists(Endless(start, again), 4, "pred.zip", "[xyz, verts]"))
+
+
+@pytest.mark.parametrize("start", [b"[[[", b"[[", b"["])
+def test_so_are_lists_of_nothing(start):
+    with pytest.raises(DataError, match="hardly a number"):
+        list(json_arrays.iterate_json_lists(Endless(start, b"[],"), 4, "pred.zip", "[xyz, verts]"))
+
+
+def test_more_numbers_than_the_frames_can_have_are_refused_before_all_are_read(tmp_path, monkeypatch):
+    """The zeros in 1.5 MB of zip took half a minute and 1.7 GB."""
+    read = []
+    monkeypatch.setattr(json_arrays, "PIECE_BYTES", 1 << 16)
+    path = saved(tmp_path, "[[[" + "[0,0,0]," * 300_000 + "[0,0,0]]],[]]")
+    with pytest.raises(DataError, match=r"holds more than 75,000 numbers: too many for the hands of 2 frames"):
+        read_predictions(path, 2, lambda done, total: read.append(done))
+    assert read[-1] < 400_000
+
+
+def test_wide_indentation_is_read(tmp_path):
+    clouds = np.random.default_rng(3).normal(size=(400, 21, 3))
+    text = json.dumps(clouds.tolist(), indent=40)
+    assert len(text) > json_arrays.PIECE_BYTES
+    assert np.array_equal(read_points(saved(tmp_path, text)), clouds)
+
+
 def test_a_byte_order_mark_is_no_content(tmp_path, hands):
     """Editors and PowerShell on Windows begin a UTF-8 file with it; such predictions were refused as no JSON."""
     text = "\ufeff" + json.dumps(lists(hands))

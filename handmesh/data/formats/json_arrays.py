@@ -27,6 +27,7 @@ _SPACE = b" \t\r\n"
 _IN_NUMBERS = b"0123456789+-.eE" + b"NaInfinity"
 _TO_SPACES = bytes.maketrans(b"[]", b"  ")
 _LONGEST_NUMBER = 64  # characters; more between two commas is no number
+_MAX_SPREAD = 1_000  # bytes for each number, ten times what indentation takes: 1 MB of zip has a GB of blanks
 
 # Marks: the characters between numbers.
 _START, _OPEN, _CLOSE, _COMMA = range(4)
@@ -123,8 +124,13 @@ def iterate_json_lists(
         # The number at the end may go on in the next piece.
         cut = max(text.rfind(b","), text.rfind(b"]"), text.rfind(b"[")) + 1
         text, left = text[:cut], text[cut:] if text[cut:].strip(_SPACE) else b""
+        numbers = 0
         if text:
-            yield scanner.scan(text)
+            scanned = scanner.scan(text)
+            numbers = len(scanned.values)
+            yield scanned
+        if len(piece) == PIECE_BYTES and numbers < len(piece) // _MAX_SPREAD:
+            raise scanner.refusal(f"has {len(piece):,} bytes with hardly a number in them", scanner.frames)
         if len(left) > _LONGEST_NUMBER:
             raise scanner.refusal(f"has {_shown(left)} where a number should be", scanner.frames)
     if scanner.last == _START:
