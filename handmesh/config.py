@@ -447,9 +447,9 @@ class TrainConfig(Settings):
     seed: int = Field(default=0, ge=0)
     # Name under which `handmesh weights add` stored ImageNet weights of this backbone; None starts from random ones.
     pretrained: str | None = None
-    # A model file, or the name of the bundled model, to start from instead; a reparameterized one is unreparameterized,
-    # and one with a smaller backbone grows: fastvit_t8 into fastvit_t12 or fastvit_s12, fastvit_sa12 into sa24, sa36 or
-    # ma36. Without a `model.backbone` the network is that model's.
+    # A model file, or the name of the bundled model, to start from instead. What `model` does not say is as that
+    # model's, but for its drop path; a reparameterized one is unreparameterized, and one with a smaller backbone grows:
+    # fastvit_t8 into fastvit_t12 or fastvit_s12, fastvit_sa12 into sa24, sa36 or ma36.
     start_from: str | None = None
     # Train the network as it is shipped, its branches and batch norms folded away: 1.5 times as fast on a CPU, and
     # without the noise of small batches' statistics. To go on from a trained model, at a low learning rate.

@@ -125,6 +125,13 @@ def test_a_file_that_is_no_table_of_settings_is_refused_by_name(text, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_settings_load_without_a_warning(name, caplog):
+    """One of them went on with names of settings that had changed."""
+    load_config(name)
+    assert not caplog.messages
+
+
 def test_shipped_settings_are_found_by_name(tmp_path, monkeypatch):
     """From a wheel there is no folder configs/ to give a path in."""
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from handmesh.config import TrainConfig, flat_settings, parse_config
+from handmesh.config import TrainConfig, flat_settings, load_config, parse_config
 from handmesh.data.live import live_batches
 from handmesh.data.sources import RunData, open_data
 from handmesh.data.stream import HandBatch, batch_to_device, collate, split, training_batches
@@ -119,8 +119,8 @@ def train(
     `should_stop` is asked in every step: once it says yes the run scores, saves and ends there, to be gone on with
     later as if it had never stopped.
     """
-    config = _with_model_of_start(config)
     with joined_ranks() as ranks, ExitStack() as stack:
+        config = with_architecture(config, directory if resume else None)
         settings, device = config.model_dump(mode="json"), ranks.device
         _set_up(config, ranks)
         hand = ranks.run_on_main(lambda: load_hand(config.model.hand)) or load_hand(config.model.hand)
@@ -251,6 +251,23 @@ def train(
     return directory / "model.safetensors"
 
 
+def with_architecture(config: TrainConfig, resumed: Path | None = None) -> TrainConfig:
+    """The settings with those of `model` that they do not give taken from the model that they start from.
+
+    A run that is `resumed`, in that folder, needs that model's file no more: it has its settings in its own record.
+    Drop path is no part of a network. Raises CheckpointError, ConfigError.
+    """
+    if config.start_from is None:
+        return config
+    if resumed is not None and (resumed / "config.yaml").is_file():
+        start = load_config(resumed / "config.yaml").model
+    else:
+        path = find_model(config.start_from)
+        start = config_of(read_record(path), path)
+    taken = start.model_dump(exclude=config.model.model_fields_set | {"drop_path"})
+    return config.model_copy(update={"model": config.model.model_copy(update=taken)})
+
+
 def count_steps(config: TrainConfig, data: RunData) -> int:
     """`steps`, or as many as `epochs` times all samples of all sources are."""
     if config.epochs is None:
@@ -346,15 +363,6 @@ def _is_stopped(should_stop: Callable[[], bool] | None, done: int, ranks: Ranks)
     if should_stop is None or (ranks.count > 1 and done % _STEPS_BETWEEN_AGREEMENTS):
         return False
     return any(ranks.gather(should_stop()))
-
-
-def _with_model_of_start(config: TrainConfig) -> TrainConfig:
-    """Where settings name a model to start from and no backbone, its network is meant, but for what they say of it."""
-    if config.start_from is None or "backbone" in config.model.model_fields_set:
-        return config
-    path = find_model(config.start_from)
-    said = {name: getattr(config.model, name) for name in config.model.model_fields_set}
-    return config.model_copy(update={"model": config_of(read_record(path), path).model_copy(update=said)})
 
 
 def _check_start(config: TrainConfig) -> None:
