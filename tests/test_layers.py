@@ -176,6 +176,7 @@ def test_describing_and_predicting_hands_does_not_import_torch():
         "synth",
         "data",
         "handmesh_server",
+        "bench",
     }
     with_torch = {"handmesh.hand.layer", "handmesh.hand.mano_check", "handmesh.draw.pytorch3d"}
     with_torch |= {f"handmesh.data.{name}" for name in ("stream", "augment_gpu", "live")}

@@ -18,7 +18,9 @@ NEEDED_FOR = {  # what needs torch, and how it calls itself when it says so
     "train smoke": "handmesh train",
     "export": "handmesh export",
     "weights list": "handmesh weights",
-    "bench": "handmesh bench",
+    "bench --model fastvit_t8": "fastvit_t8",
+    "bench --engines onnx-int8": "int8",
+    "bench --engines torch": "the torch engine",
 }
 
 # Commands one after the other, as from a shell, in a process where some packages are as if they were not installed.
@@ -118,6 +120,7 @@ def test_everything_that_uses_a_model_runs(folder):
         "evaluate --data set --out scores --save-predictions pred.zip --threads 1",
         "evaluate --predictions pred.zip --ground-truth set --out again --threads 1",
         "mano add MANO_RIGHT.npz",
+        "bench --runs 2 --threads 1 --no-cold --json bench.json",
         serve,
     ]
     outcomes, answers = run(commands, folder)
@@ -126,6 +129,8 @@ def test_everything_that_uses_a_model_runs(folder):
     assert "not installed" in outcomes["doctor"][1]
     assert "not compared with smplx" in outcomes["mano add MANO_RIGHT.npz"][1]
     assert len(answers[0]["hands"][0]["vertices"]) == 778
+    (row,) = json.loads((folder / "bench.json").read_text())["rows"]
+    assert (row["engine"], row["distance_mm"]) == ("onnx", 0), "of itself: there is nothing else to compare with"
     written = ["handmesh_out/demo/demo.jpg", "handmesh_out/2.glb", "clip/hand.glb", "set.jpg"]
     assert all((folder / name).stat().st_size > 100 for name in written)
     first, again = (json.loads((folder / name / "scores.json").read_text()) for name in ("scores", "again"))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.bench.timing import count_multiply_adds, count_parameters, torch_threads
+from handmesh.bench.timing import count_multiply_adds, count_parameters, has_torch, torch_threads
 from handmesh.config import BACKBONES
 from handmesh.errors import ConfigError
 from handmesh.files.image import encode_image, read_photo
@@ -29,6 +29,7 @@ from handmesh.model.bundled import find_model
 from handmesh.runtime.engine import Engine, open_engine
 from handmesh.runtime.timing import Clock, lead_in, time_in_turns
 from handmesh.system.cpus import default_threads
+from handmesh.system.extras import extra
 
 # engine, precision; "torch-train-time" is the network as it is trained, and needs a bare architecture.
 VARIANTS = {
@@ -41,7 +42,6 @@ VARIANTS = {
     "openvino-bf16": ("openvino", "bfloat16"),
     "openvino-int8": ("openvino", "int8"),
 }
-DEFAULT_VARIANTS = ("torch", "onnx")
 PHOTO_SIZE = (640, 480)
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class EngineRow:
     runs: int
     crops_per_s: float  # at the median
     ratio: float  # of the median to reparameterized torch's in float32, or to the first row's without that
-    distance_mm: float  # mean distance of a vertex from float32 torch's
+    distance_mm: float  # mean distance of a vertex from float32 torch's, or without torch from float32 ONNX's
     cold_start_ms: float | None  # fresh process to first answer; None: not measured for this row
     memory_mb: float | None  # peak of that process
     parameters: int | None  # of the backbone in this form; None: not of a bare architecture
@@ -94,7 +94,7 @@ class StageRow:
 
 def bench_engines(
     model: str | None,
-    variants: Sequence[str] = DEFAULT_VARIANTS,
+    variants: Sequence[str] | None = None,
     *,
     batches: Sequence[int] = (1,),
     size: int = 224,
@@ -103,11 +103,13 @@ def bench_engines(
     clock: Clock = "wall",
     cold: bool = True,
 ) -> Iterator[list[EngineRow]]:
-    """The rows of one batch size after the other.
+    """The rows of one batch size after the other. variants: None for torch, where it is installed, and onnx.
 
     model: a model file, None for the bundled one, or a bare architecture, "fastvit_ma36", which gets random weights
     and crops of `size`. Raises ConfigError for what cannot be measured, before anything is.
     """
+    if variants is None:
+        variants = ("torch", "onnx") if has_torch() else ("onnx",)
     if unknown := [name for name in variants if name not in VARIANTS]:
         raise ConfigError(f"There is no engine {', '.join(map(repr, unknown))}. Known: {', '.join(VARIANTS)}.")
     if not variants or not batches:
@@ -119,7 +121,7 @@ def bench_engines(
         raise ConfigError("torch-train-time needs a bare architecture, such as --model fastvit_ma36.")
     threads = threads or default_threads()
     if clock == "cpu" and threads != 1:
-        raise ConfigError(f"Processor time of {threads} threads adds up: give one thread, or use the wall clock.")
+        raise ConfigError(f"CPU time of {threads} threads adds up: give one thread, or use the wall clock.")
     return _bench_engines(model, bare, variants, batches, size, threads, runs, clock, cold)
 
 
@@ -139,7 +141,8 @@ def _bench_engines(
         sizes: dict[str, tuple[int, int]] = {}
         if bare:
             assert model is not None
-            path, trained, backbone = random_model(model, size, Path(folder))
+            with extra("train", f"{model}, which gets random weights,"):
+                path, trained, backbone = random_model(model, size, Path(folder))
             for form, of_form in (("train-time", backbone), ("reparameterized", backbone.reparameterize())):
                 sizes[form] = count_parameters(of_form), count_multiply_adds(of_form, size)
         else:
@@ -155,7 +158,7 @@ def _bench_engines(
             source = _int8_graph(path, Path(folder)) if variant.endswith("int8") else path
             engines[variant] = _open(source, variant, threads)
             starts[variant] = cold_start(source, variant, threads) if cold else None
-        reference = open_engine(path, "cpu", engine="torch", threads=threads)
+        reference = open_engine(path, "cpu", engine="torch" if has_torch() else "onnx", threads=threads)
         for batch in batches:
             images = np.random.default_rng(batch).integers(
                 0, 256, (batch, reference.resolution, reference.resolution, 3), dtype=np.uint8
@@ -245,9 +248,10 @@ def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run, Backbon
 
 def _int8_graph(path: Path, folder: Path) -> Path:
     """All that can be is quantised, with the ranges of noise: for its time. `handmesh export` also weighs its cost."""
-    from handmesh.runtime.export import plain_graph, quantisable, quantised
-    from handmesh.runtime.graph import metadata_of
-    from handmesh.runtime.trace import with_metadata
+    with extra("train", "int8"):
+        from handmesh.runtime.export import plain_graph, quantisable, quantised
+        from handmesh.runtime.graph import metadata_of
+        from handmesh.runtime.trace import with_metadata
 
     target = folder / f"{path.stem}.int8.onnx"
     if not target.exists():
@@ -293,9 +297,13 @@ def cold_start(path: Path, variant: str, threads: int) -> tuple[float, float]:
 
 
 def bench_stages(model: str | None, *, size: int = 224, runs: int = 20, clock: Clock = "wall") -> list[StageRow]:
-    """What one look at one hand in a photo of `PHOTO_SIZE` is made of, on one thread; the stages take turns."""
+    """What one pass over one hand in a photo of `PHOTO_SIZE` is made of, on one thread; the stages take turns."""
     with tempfile.TemporaryDirectory() as folder:
-        path = random_model(str(model), size, Path(folder))[0] if is_bare(model) else find_model(model)
+        if is_bare(model):
+            with extra("train", f"{model}, which gets random weights,"):
+                path = random_model(str(model), size, Path(folder))[0]
+        else:
+            path = find_model(model)
         return _bench_stages(path, runs, clock)
 
 

@@ -4,7 +4,11 @@ A measurement is a row of plain values; `as_json` turns rows into the one shape 
 ``{"machine": {...}, "rows": [{"model": ..., "engine": ..., "network_ms": ..., ...}]}``.
 """
 
+from __future__ import annotations
+
 import copy
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -12,26 +16,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
-from handmesh.model.backbone import Backbone
 from handmesh.runtime.onnx import import_onnxruntime
 from handmesh.system.cpus import usable_cores
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from handmesh.model.backbone import Backbone
+
+
+def has_torch() -> bool:
+    """Whether torch is installed: the ONNX engine is measured without it."""
+    return importlib.util.find_spec("torch") is not None
+
 
 def describe_machine() -> dict[str, str | int | float | None]:
-    """What a reader must know to compare: processor, cores that this process may use, load, systems and versions."""
+    """What a reader must know to compare: CPU, cores that this process may use, load, systems and versions."""
     return {
         "cpu": _cpu_name(),
         "cores": usable_cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # before the measurement
         "system": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": importlib.metadata.version("torch") if has_torch() else None,
         "onnxruntime": import_onnxruntime().__version__,
     }
 
@@ -61,6 +70,9 @@ def count_multiply_adds(backbone: Backbone, size: int) -> int:
 
     Without a classifier. Nothing is computed.
     """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
     shadow = copy.deepcopy(backbone).to("meta")
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -70,7 +82,12 @@ def count_multiply_adds(backbone: Backbone, size: int) -> int:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """PyTorch on this many threads, then on as many as before."""
+    """PyTorch, where it is installed, on this many threads, then on as many as before."""
+    if not has_torch():
+        yield
+        return
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,8 @@ def bench(
         ),
     ] = None,
     engines: Annotated[
-        str | None, typer.Option(metavar="torch,onnx,...", help="Engines, separated by commas; default: torch,onnx.")
+        str | None,
+        typer.Option(metavar="torch,onnx,...", help="Engines, with commas; default: torch, if there, and onnx."),
     ] = None,
     stages: Annotated[
         bool, typer.Option("--stages", help="Also every stage of a prediction, from bytes to files.")
@@ -56,10 +57,7 @@ def bench(
 
       handmesh bench --backbones --names fastvit_t8,fastvit_ma36 --size 224 --batch 8 --threads 2
     """
-    from handmesh.system.extras import extra
-
-    with extra("train", "`handmesh bench`"):
-        from handmesh.bench.engines import is_bare
+    from handmesh.bench.engines import is_bare
 
     batches = _batches(batch)
     clock: Literal["wall", "cpu"] = "cpu" if cpu_time else "wall"
@@ -94,14 +92,14 @@ def _bench_engines(
     cold: bool,
     json: Path | None,
 ) -> None:
-    from handmesh.bench.engines import DEFAULT_VARIANTS, bench_engines, bench_stages
+    from handmesh.bench.engines import bench_engines, bench_stages
     from handmesh.bench.timing import as_json, describe_machine
     from handmesh.system.atomic import write_atomically
 
     machine = describe_machine()
     measured = bench_engines(
         model,
-        parse_list(engines) if engines else DEFAULT_VARIANTS,
+        parse_list(engines) if engines else None,
         batches=batches,
         size=size,
         threads=threads,
@@ -132,7 +130,7 @@ def _bench_engines(
                 lines.append(line)
     first = rows[0]
     say(f"{first.model}, {first.size} px, {first.threads} thread(s); {clock} time of a batch, {runs} runs in turns")
-    say(f"{machine['cpu']}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}")
+    _say_machine(machine)
     _say_table(columns, lines)
     if stages:
         say(f"One crop of one hand in a 640x480 photo, onnx, 1 thread; {clock} time, {runs} runs")
@@ -143,6 +141,11 @@ def _bench_engines(
     if json is not None:
         write_atomically(json, as_json(machine, rows).encode())
         say(f"Written: {json}")
+
+
+def _say_machine(machine: Mapping[str, Any]) -> None:
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime") if machine[name])
+    say(f"{machine['cpu']}, {versions}")
 
 
 def _say_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
@@ -188,7 +191,7 @@ def _bench_backbones(
     say(
         f"{size} px, batch {batch}, {rows[0].threads} thread(s); {clock} time of a whole network, median of {runs} runs"
     )
-    say(f"{machine['cpu']}, torch {machine['torch']}, onnxruntime {machine['onnxruntime']}")
+    _say_machine(machine)
     lines = [
         (
             row.model,
