@@ -18,9 +18,9 @@ NEEDED_FOR = {  # what needs torch, and how it calls itself when it says so
     "train smoke": "handmesh train",
     "export": "handmesh export",
     "weights list": "handmesh weights",
-    "bench --model fastvit_t8": "fastvit_t8",
-    "bench --engines onnx-int8": "int8",
-    "bench --engines torch": "the torch engine",
+    "bench --model fastvit_t8": "onnx of fastvit_t8",
+    "bench --engines onnx,onnx-int8": "onnx-int8 of the bundled model",
+    "bench --engines torch": "torch of the bundled model",
 }
 
 # Commands one after the other, as from a shell, in a process where some packages are as if they were not installed.

@@ -29,7 +29,7 @@ from handmesh.model.bundled import find_model
 from handmesh.runtime.engine import Engine, open_engine
 from handmesh.runtime.timing import Clock, lead_in, time_in_turns
 from handmesh.system.cpus import default_threads
-from handmesh.system.extras import extra
+from handmesh.system.extras import missing
 
 # engine, precision; "torch-train-time" is the network as it is trained, and needs a bare architecture.
 VARIANTS = {
@@ -119,6 +119,9 @@ def bench_engines(
         raise ConfigError(f"{path} is an exported file, for one engine: give the model file it was made from.")
     if "torch-train-time" in variants and not bare:
         raise ConfigError("torch-train-time needs a bare architecture, such as --model fastvit_ma36.")
+    needing_torch = [name for name in variants if bare or name.startswith("torch") or name.endswith("int8")]
+    if needing_torch and not has_torch():
+        raise missing("torch", "train", f"{needing_torch[0]} of {model or 'the bundled model'}")
     threads = threads or default_threads()
     if clock == "cpu" and threads != 1:
         raise ConfigError(f"CPU time of {threads} threads adds up: give one thread, or use the wall clock.")
@@ -141,8 +144,7 @@ def _bench_engines(
         sizes: dict[str, tuple[int, int]] = {}
         if bare:
             assert model is not None
-            with extra("train", f"{model}, which gets random weights,"):
-                path, trained, backbone = random_model(model, size, Path(folder))
+            path, trained, backbone = random_model(model, size, Path(folder))
             for form, of_form in (("train-time", backbone), ("reparameterized", backbone.reparameterize())):
                 sizes[form] = count_parameters(of_form), count_multiply_adds(of_form, size)
         else:
@@ -248,10 +250,9 @@ def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run, Backbon
 
 def _int8_graph(path: Path, folder: Path) -> Path:
     """All that can be is quantised, with the ranges of noise: for its time. `handmesh export` also weighs its cost."""
-    with extra("train", "int8"):
-        from handmesh.runtime.export import plain_graph, quantisable, quantised
-        from handmesh.runtime.graph import metadata_of
-        from handmesh.runtime.trace import with_metadata
+    from handmesh.runtime.export import plain_graph, quantisable, quantised
+    from handmesh.runtime.graph import metadata_of
+    from handmesh.runtime.trace import with_metadata
 
     target = folder / f"{path.stem}.int8.onnx"
     if not target.exists():
@@ -299,11 +300,7 @@ def cold_start(path: Path, variant: str, threads: int) -> tuple[float, float]:
 def bench_stages(model: str | None, *, size: int = 224, runs: int = 20, clock: Clock = "wall") -> list[StageRow]:
     """What one pass over one hand in a photo of `PHOTO_SIZE` is made of, on one thread; the stages take turns."""
     with tempfile.TemporaryDirectory() as folder:
-        if is_bare(model):
-            with extra("train", f"{model}, which gets random weights,"):
-                path = random_model(str(model), size, Path(folder))[0]
-        else:
-            path = find_model(model)
+        path = random_model(str(model), size, Path(folder))[0] if is_bare(model) else find_model(model)
         return _bench_stages(path, runs, clock)
 
 

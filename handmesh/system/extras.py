@@ -24,6 +24,9 @@ def extra(name: str, wanted_by: str) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package in ("", "handmesh", "handmesh_server"):  # a slip of ours, not a package to install
             raise
-        raise MissingPackageError(
-            f'{wanted_by} needs {package}, which is not installed: pip install "handmesh[{name}]"'
-        ) from error
+        raise missing(package, name, wanted_by) from error
+
+
+def missing(package: str, name: str, wanted_by: str) -> MissingPackageError:
+    """The error to raise where a package of the extra `name` is not installed."""
+    return MissingPackageError(f'{wanted_by} needs {package}, which is not installed: pip install "handmesh[{name}]"')
