@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time as clock
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 
 from handmesh.errors import ConfigError, ExportError, ImageError
 from handmesh.files.image import MAX_PIXELS, PHOTO_SUFFIXES, photos_in, read_image
+from handmesh.system.read_ahead import ReadAhead
 
 logger = logging.getLogger(__name__)
 
@@ -268,71 +268,38 @@ class Capture:
     is never older than it must be. Otherwise every frame comes, a few are read ahead.
     """
 
-    _AHEAD = 4
-
     def __init__(self, source: FrameSource, *, newest: bool | None = None, paced: bool = False) -> None:
         """`paced`: a clip's frames come when it would show them, as from a camera."""
         self._source = source
-        self._newest = source.live if newest is None else newest
         self._paced = paced and not source.live
-        self._frames: list[Frame] = []
-        self._error: BaseException | None = None
-        self._ended = False
-        self._stop = False
-        self._changed = threading.Condition()
-        self.dropped = 0
+        self._start = clock.perf_counter()
         self.seconds = 0.0  # spent reading and decoding
-        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
-        self._thread.start()
+        keeps_all = not (source.live if newest is None else newest)
+        self._frames = ReadAhead(self._take, "capture", most=4 if keeps_all else None)
+
+    @property
+    def dropped(self) -> int:
+        return self._frames.dropped
 
     def read(self, timeout: float | None = None) -> Frame | None:
         """The next frame; None at the end. Raises what the source raised, TimeoutError when nothing came in time."""
-        with self._changed:
-            ready = self._changed.wait_for(lambda: self._frames or self._ended, timeout)
-            if not ready:
-                raise TimeoutError(f"{self._source.name} sent no picture for {timeout:g} s.")
-            if self._frames:
-                frame = self._frames.pop(0)
-                self._changed.notify_all()
-                return frame
-            if self._error is not None:
-                raise self._error
-            return None
+        try:
+            return self._frames.read(timeout)
+        except TimeoutError:
+            raise TimeoutError(f"{self._source.name} sent no picture for {timeout:g} s.") from None
 
     def close(self) -> None:
-        with self._changed:
-            self._stop = True
-            self._changed.notify_all()
-        # A stream that hangs is left to itself: its thread is a daemon.
-        self._thread.join(timeout=2.0)
-        if not self._thread.is_alive():
+        if self._frames.stop(timeout=2.0):
             self._source.close()
 
-    def _run(self) -> None:
-        start = clock.perf_counter()
-        try:
-            while not self._stop:
-                before = clock.perf_counter()
-                frame = self._source.read()
-                self.seconds += clock.perf_counter() - before
-                if frame is None:
-                    break
-                if self._paced and (early := frame.time - (clock.perf_counter() - start)) > 0:
-                    clock.sleep(early)
-                    frame = Frame(frame.index, frame.time, frame.image, clock.perf_counter())
-                with self._changed:
-                    if self._newest:
-                        self.dropped += len(self._frames)
-                        self._frames.clear()
-                    else:
-                        self._changed.wait_for(lambda: len(self._frames) < self._AHEAD or self._stop)
-                    self._frames.append(frame)
-                    self._changed.notify_all()
-        except Exception as error:  # handed to whoever reads
-            self._error = error
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+    def _take(self) -> Frame | None:
+        before = clock.perf_counter()
+        frame = self._source.read()
+        self.seconds += clock.perf_counter() - before
+        if frame is not None and self._paced and (early := frame.time - (clock.perf_counter() - self._start)) > 0:
+            clock.sleep(early)
+            return Frame(frame.index, frame.time, frame.image, clock.perf_counter())
+        return frame
 
 
 class VideoWriter:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time as clock
-from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from handmesh.files.video import Capture, Frame, FrameSource
 from handmesh.hand import Handedness
 from handmesh.motion.follow import HandFollower, Tracked
 from handmesh.predict import HandPrediction, parse_handedness
+from handmesh.system.read_ahead import ReadAhead
 
 
 class LiveResult(NamedTuple):
@@ -40,26 +40,19 @@ class LivePipeline:
         self.newest = source.live if newest is None else newest
         self._follower = follower
         self._lock = threading.Lock()  # held while hands are followed
-        self._changed = threading.Condition()
-        self._results: deque[tuple[Frame, Tracked, float]] = deque()
-        self._error: BaseException | None = None
-        self._ended = self._stop = False
         self.frame_count = 0  # frames that hands were followed in
         self.tracking_cpu_seconds = 0.0  # of the network's thread
-        self._thread = threading.Thread(target=self._run, name="network", daemon=True)
-        self._thread.start()
+        self._results = ReadAhead(self._follow, "network", most=None if self.newest else 2)
 
     def read(self, timeout: float = 10.0) -> LiveResult | None:
         """The next result; None at the end. Raises what went wrong in a thread, HandMeshError when nothing comes."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._results or self._ended, timeout):
-                raise HandMeshError(f"{self.source.name} sent no picture for {timeout:g} s.")
-            if not self._results:
-                if self._error is not None:
-                    raise self._error
-                return None
-            frame, tracked, seconds = self._results.popleft()
-            self._changed.notify_all()
+        try:
+            result = self._results.read(timeout)
+        except TimeoutError:
+            raise HandMeshError(f"{self.source.name} sent no picture for {timeout:g} s.") from None
+        if result is None:
+            return None
+        frame, tracked, seconds = result
         # Smoothed here, in the thread that draws: the network's has enough to do.
         return LiveResult(frame, self._follower.smooth(tracked), seconds)
 
@@ -75,36 +68,20 @@ class LivePipeline:
             self._follower.forget()
 
     def close(self) -> None:
-        with self._changed:
-            self._stop = True
-            self._changed.notify_all()
         self.capture.close()
-        self._thread.join(timeout=5.0)
+        self._results.stop(timeout=5.0)
 
-    def _run(self) -> None:
-        try:
-            while not self._stop:
-                frame = self.capture.read()
-                if frame is None:
-                    break
-                before, cpu = clock.perf_counter(), clock.thread_time()
-                with self._lock:
-                    tracked = self._follower.track(frame.image, frame.time)
-                seconds = clock.perf_counter() - before
-                self.tracking_cpu_seconds += clock.thread_time() - cpu
-                self.frame_count += 1
-                with self._changed:
-                    if self.newest:
-                        self._results.clear()
-                    else:
-                        self._changed.wait_for(lambda: len(self._results) < 2 or self._stop)
-                    self._results.append((frame, tracked, seconds))
-                    self._changed.notify_all()
-        except Exception as error:  # handed to whoever reads
-            self._error = error
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+    def _follow(self) -> tuple[Frame, Tracked, float] | None:
+        frame = self.capture.read()
+        if frame is None:
+            return None
+        before, cpu = clock.perf_counter(), clock.thread_time()
+        with self._lock:
+            tracked = self._follower.track(frame.image, frame.time)
+        seconds = clock.perf_counter() - before
+        self.tracking_cpu_seconds += clock.thread_time() - cpu
+        self.frame_count += 1
+        return frame, tracked, seconds
 
 
 def run_headless(pipeline: LivePipeline, *, max_frames: int | None, seen: Callable[[LiveResult], None]) -> int:

@@ -138,7 +138,7 @@ def test_from_a_live_source_comes_the_newest(tmp_path):
     source = FolderSource(tmp_path, fps=50.0)
     capture = Capture(source, newest=True, paced=True)
     first = capture.read()
-    capture._thread.join(timeout=20)  # all frames have passed by now
+    capture._frames._thread.join(timeout=20)  # all frames have passed by now
     assert first.index == 0
     assert capture.read().index == 8
     assert capture.dropped == 7
@@ -153,7 +153,7 @@ def test_from_a_clip_comes_every_frame_and_no_thread_stays(tmp_path):
     assert [frame.index for frame in iter(capture.read, None)] == list(range(9))
     capture = Capture(FolderSource(tmp_path))
     capture.close()
-    assert not capture._thread.is_alive()
+    assert not capture._frames._thread.is_alive()
 
 
 def test_what_breaks_in_the_thread_is_told_to_the_reader(tmp_path):

@@ -49,7 +49,7 @@ def run(pictures, keys, out, **options):
     pipeline = pipeline_of(pictures, predictor)
     count = run_window(pipeline, predictor, LiveOptions(out=out, **options), say=said.append, show=show)
     assert count == len(shown)
-    assert not pipeline._thread.is_alive()
+    assert not pipeline._results._thread.is_alive()
     return shown, said
 
 
