@@ -116,10 +116,10 @@ def compressed(content: bytes, gzip: bool) -> tuple[bytes, dict[str, str]]:
 def encode_answer(
     hands: Sequence[HandPrediction],
     photo: Photo,
-    media_type: str,
     query: HandsQuery,
-    request_id: str,
     *,
+    media_type: str,
+    request_id: str = "",
     gzip: bool = False,
 ) -> Answer:
     """Raises ExportError when a number is not finite. `gzip`: JSON is compressed; of the others most are already."""

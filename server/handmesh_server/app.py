@@ -7,7 +7,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
@@ -31,7 +31,7 @@ from handmesh_server.middleware import REQUEST_ID, RequestMiddleware
 from handmesh_server.page import page_routes
 from handmesh_server.problems import PROBLEM_TYPE, ProblemDetails, problem_of, problem_response
 from handmesh_server.schemas import HandsAnswer, HandsQuery, Health, ModelCard, Problem, Topology
-from handmesh_server.service import HandService, PhotoRequest
+from handmesh_server.service import Encode, HandService, PhotoRequest
 from handmesh_server.settings import Settings
 from handmesh_server.sockets import StreamSocket
 
@@ -166,6 +166,37 @@ def _binary(media_types: list[str]) -> dict[str, Any]:
     return {name: {"schema": {"type": "string", "format": "binary"}} for name in media_types}
 
 
+async def _answer_photo(
+    service: HandService, request: Request, query: HandsQuery, encode: Encode, *, draws: bool = False
+) -> Response:
+    """What any route does with a photo that is posted to it: its hands, in the form that `encode` gives them."""
+    content_type = request.headers.get("content-type", "")
+    if not content_type.lower().startswith("multipart/"):  # else the form may have the rest
+        query.check()
+    service.check_open(query.hands)
+    settings, metrics, admission = service.settings, service.metrics, request.state.admission
+    context = admission.context
+    try:
+        with metrics.stage("read", context):
+            body = await read_body(
+                request.stream(), request.headers, settings.max_body_bytes, settings.body_seconds, admission.upload
+            )
+    except ClientDisconnect:
+        raise ClientGone("The client went away during the upload.") from None
+    admission.upload.shrink_to(len(body))
+    context.deadline = time.monotonic() + settings.deadline_seconds
+    posted = PhotoRequest(body, content_type, query, encode, draws)
+    del body  # `posted` lets go of it when the photo is decoded
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer = await service.answer(posted, admission, disconnected)
+    metrics.finish(context)
+    return _HandsResponse(answer, context)
+
+
 def _hands_routes(service: HandService) -> APIRouter:
     router = APIRouter()
     settings = service.settings
@@ -211,39 +242,14 @@ def _hands_routes(service: HandService) -> APIRouter:
         openapi_extra={"requestBody": body},
     )
     async def hands(request: Request, query: Annotated[HandsQuery, Query()]) -> Response:
-        content_type = request.headers.get("content-type", "")
-        if not content_type.lower().startswith("multipart/"):  # else the form may have the rest
-            query.check()
         media_type = answers.negotiate(request.headers.get("accept"))
-        service.check_open(query.hands)
-        metrics, admission = service.metrics, request.state.admission
-        context = admission.context
-        try:
-            with metrics.stage("read", context):
-                body = await read_body(
-                    request.stream(), request.headers, settings.max_body_bytes, settings.body_seconds, admission.upload
-                )
-        except ClientDisconnect:
-            raise ClientGone("The client went away during the upload.") from None
-        admission.upload.shrink_to(len(body))
-        context.deadline = time.monotonic() + settings.deadline_seconds
-        posted = PhotoRequest(
-            body=body,
-            content_type=content_type,
-            query=query,
+        encode = partial(
+            answers.encode_answer,
             media_type=media_type,
-            gzip=answers.takes_gzip(request.headers.get("accept-encoding")),
             request_id=request.state.request_id,
+            gzip=answers.takes_gzip(request.headers.get("accept-encoding")),
         )
-        del body  # `posted` lets go of it when the photo is decoded
-
-        async def disconnected() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-
-        answer = await service.answer(posted, admission, disconnected)
-        metrics.finish(context)
-        return _HandsResponse(answer, context)
+        return await _answer_photo(service, request, query, encode, draws=media_type.startswith("image/"))
 
     @cache
     def topology(gzip: bool) -> tuple[bytes, dict[str, str]]:

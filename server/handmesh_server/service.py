@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -54,6 +54,10 @@ FRAME_PIXELS: Final = 2**22
 _CUDA_BATCH: Final = 16
 
 
+# The answer of its hands to a photograph, asked for by a query, as a form completed it.
+Encode = Callable[[Sequence[HandPrediction], Photo, HandsQuery], Answer]
+
+
 @dataclass(eq=False)
 class PhotoRequest:
     """What was posted, ready for its thread."""
@@ -61,9 +65,8 @@ class PhotoRequest:
     body: bytes  # let go when the photo is decoded
     content_type: str
     query: HandsQuery
-    media_type: str
-    gzip: bool  # the client takes compressed JSON
-    request_id: str
+    encode: Encode
+    draws: bool = False  # the answer is a picture: memory for another one is set aside
 
 
 class HandService:
@@ -241,15 +244,14 @@ class HandService:
             encoded, fields = read_form(request.body, request.content_type)
             query = request.query.with_fields(fields)
             admission.enter_queue(query.hands - request.query.hands)  # boxes that only the form had
-            kept_bytes = OVERLAY_BYTES if request.media_type.startswith("image/") else PHOTO_BYTES
-            photo = self._decode(encoded, admission, kept_bytes)
+            photo = self._decode(encoded, admission, OVERLAY_BYTES if request.draws else PHOTO_BYTES)
             del encoded
             request.body = b""
             admission.upload.shrink_to(0)
         with self._predicting(context) as predictor:
             hands = _predict(predictor, photo, query, self.settings.search)
         with self._cpu(context), self.metrics.stage("encode", context):
-            answer = encode_answer(hands, photo, request.media_type, query, request.request_id, gzip=request.gzip)
+            answer = request.encode(hands, photo, query)
         self.metrics.hands.inc(len(hands))
         return answer
 
@@ -331,7 +333,7 @@ def _warm_up(predictor: Predictor) -> None:
     for query in (HandsQuery(), HandsQuery(hand=["left"])):
         hands = _predict(predictor, photo, query, search=False)
         for media_type in MEDIA_TYPES:
-            encode_answer(hands, photo, media_type, query, "")
+            encode_answer(hands, photo, query, media_type=media_type)
 
 
 def _discard_exception(running: asyncio.Future[Any]) -> None:
