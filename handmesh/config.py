@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from handmesh.errors import ConfigError
 from handmesh.hand.models import HAND_MODELS
+from handmesh.system.cpus import MAX_THREADS
 
 logger = logging.getLogger(__name__)
 
@@ -281,7 +282,7 @@ class SyntheticData(Settings):
     count: int = Field(default=60_000, ge=1)
     seed: int = Field(default=0, ge=0)
     size: int = Field(default=160, ge=64, le=512)  # pixels; larger than the crop, so that tight crops stay sharp
-    workers: int = Field(default=0, ge=0)  # rendering processes; 0 = one per available core
+    workers: int = Field(default=0, ge=0, le=MAX_THREADS)  # rendering processes; 0 = one per available core
     weight: float = Field(default=1.0, gt=0)  # how often it is drawn in comparison with the other sources
     scenes: TrainingScenes = TrainingScenes()  # what is drawn, as in {second_hand: 0, pose: {single_fingers: 0}}
 
@@ -292,7 +293,9 @@ class LiveData(Settings):
     directory: Path = Field(default=Path("data/synthetic"), strict=False)  # of the validation renders
     seed: int = Field(default=0, ge=0)
     size: int = Field(default=160, ge=64, le=512)  # pixels; larger than the crop, so that tight crops stay sharp
-    workers: int = Field(default=0, ge=0)  # rendering processes; 0 = one per available core but one, which trains
+    workers: int = Field(
+        default=0, ge=0, le=MAX_THREADS
+    )  # rendering processes; 0 = one per available core but one, which trains
     capacity: int = Field(default=100_000, ge=1)  # renders on the training device, 0.1 MB each at 160 px
     start: int = Field(default=4096, ge=1)  # renders that are there before the first step
     # How often a render is seen, on average, at most: beyond that training waits for new ones.
@@ -465,8 +468,8 @@ class TrainConfig(Settings):
     # bfloat16: autocast on a GPU; on a CPU the backbone's perceptrons alone, because nothing else gains there.
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False  # torch.compile: minutes at the start, fewer of them later; worth it for hours on a GPU
-    threads: int = Field(default=1, ge=1)  # torch intra-op threads on a CPU
-    loader_workers: int = Field(default=1, ge=0)  # per process
+    threads: int = Field(default=1, ge=1, le=MAX_THREADS)  # torch intra-op threads on a CPU
+    loader_workers: int = Field(default=1, ge=0, le=MAX_THREADS)  # per process
     log_every: int = Field(default=50, ge=1)
     tensorboard: bool = True  # scalars and overlays too, where it is installed
     checkpoint_every: int = Field(default=500, ge=1)

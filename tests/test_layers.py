@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "system": "errors",
     "geometry": "errors",
     "hand": "errors system geometry",
-    "config": "errors hand",
+    "config": "errors system hand",
     "metrics": "errors hand",
     "draw": "errors system geometry hand",
     "files": "errors system geometry hand draw",

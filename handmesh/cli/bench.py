@@ -10,6 +10,7 @@ import typer
 
 from handmesh.cli.shell import parse_list, progress_bar, say
 from handmesh.errors import ConfigError
+from handmesh.system.cpus import MAX_THREADS
 
 
 def bench(
@@ -36,7 +37,8 @@ def bench(
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,...", help="Crops at a time; several sizes with commas.")] = "1",
     threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Threads of each engine; default: all usable.")
+        int | None,
+        typer.Option(metavar="N", min=1, max=MAX_THREADS, help="Threads of each engine; default: all usable."),
     ] = None,
     runs: Annotated[int, typer.Option(metavar="N", min=1, help="Timed runs of each.")] = 20,
     cpu_time: Annotated[

@@ -9,6 +9,7 @@ import typer
 
 from handmesh.cli.shell import ModelOption, console, progress_bar
 from handmesh.errors import ConfigError
+from handmesh.system.cpus import MAX_THREADS
 
 
 def evaluate(
@@ -48,7 +49,8 @@ def evaluate(
     ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html, too.")] = True,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Of the network and of scoring; default: the cores.")
+        int | None,
+        typer.Option(metavar="N", min=1, max=MAX_THREADS, help="Of the network and of scoring; default: the cores."),
     ] = None,
 ) -> None:
     """Score a model, or anybody's prediction file, as FreiHAND's official tool does.

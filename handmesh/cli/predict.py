@@ -27,6 +27,7 @@ from handmesh.cli.shell import (
     say_error,
 )
 from handmesh.errors import ConfigError, HandMeshError, ImageError
+from handmesh.system.cpus import MAX_THREADS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +81,12 @@ def predict(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="In all: for photos side by side, or for one alone; default: the cores."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=MAX_THREADS,
+            help="In all: for photos side by side, or for one alone; default: the cores.",
+        ),
     ] = None,
     model: ModelOption = None,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from handmesh.cli.shell import ModelOption, say
+from handmesh.system.cpus import MAX_THREADS
 
 
 def serve(
@@ -31,7 +32,8 @@ def serve(
         int | None, typer.Option(metavar="N", min=1, max=10, help="Crops of each hand; default: 3.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Threads of the network; default: the cores.")
+        int | None,
+        typer.Option(metavar="N", min=1, max=MAX_THREADS, help="Threads of the network; default: the cores."),
     ] = None,
     max_batch: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=1024, help="Crops per batch; default: 1 on a CPU, 16 on CUDA.")

@@ -11,6 +11,7 @@ import typer
 
 from handmesh.cli.shell import IMAGE_SUFFIXES, progress_bar, say
 from handmesh.errors import ConfigError
+from handmesh.system.cpus import MAX_THREADS
 
 
 def synth(
@@ -30,7 +31,7 @@ def synth(
     backgrounds: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of images to use as backgrounds too.")
     ] = None,
-    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes that render.")] = 1,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, max=MAX_THREADS, help="Processes that render.")] = 1,
     like_freihand: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a data set in FreiHAND's own folder layout.")
     ] = None,
@@ -62,6 +63,13 @@ def synth(
         raise ConfigError("--evaluation and --hand-model go with --like-freihand only.")
     if sheet is not None and sheet.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"--sheet {sheet}: wanted a picture's name that ends in {', '.join(IMAGE_SUFFIXES)}.")
+    from handmesh.files.image import MAX_PIXELS
+
+    if sheet is not None and count * size**2 > MAX_PIXELS:
+        raise ConfigError(
+            f"A sheet of {count:,} hands of {size} px has {count * size**2:,} pixels; the limit is {MAX_PIXELS:,}. "
+            "Give a smaller --count or --size, or --out FOLDER."
+        )
     from handmesh.draw.sheet import contact_sheet
     from handmesh.draw.skeleton import draw_skeleton
     from handmesh.files.image import encode_image

@@ -24,6 +24,7 @@ from handmesh.cli.shell import (
     say,
 )
 from handmesh.errors import ConfigError
+from handmesh.system.cpus import MAX_THREADS
 
 
 def video(
@@ -47,9 +48,9 @@ def video(
     bvh: Annotated[bool, typer.Option("--bvh", help="Write a .bvh for each hand, too.")] = False,
     focal: FocalOption = None,
     fov: FovOption = None,
-    fps: Annotated[float, typer.Option(metavar="FPS", min=1, help="Rate of a folder of photographs.")] = 30.0,
+    fps: Annotated[float, typer.Option(metavar="FPS", min=1, max=1000, help="Rate of a folder of photographs.")] = 30.0,
     restart: Annotated[bool, typer.Option("--restart", help="Do not go on with an interrupted run.")] = False,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the network.")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, max=MAX_THREADS, help="Of the network.")] = 1,
     model: ModelOption = None,
 ) -> None:
     """Follow hands through a clip: overlay video, log of hands, animated hand for Blender, three.js and Unity.

@@ -23,6 +23,7 @@ from handmesh.cli.shell import (
     say,
 )
 from handmesh.errors import ConfigError
+from handmesh.system.cpus import MAX_THREADS
 
 
 def webcam(
@@ -48,7 +49,7 @@ def webcam(
         bool, typer.Option("--benchmark", help="With --headless and a clip: milliseconds of each stage.")
     ] = False,
     frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after so many.")] = None,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the network.")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, max=MAX_THREADS, help="Of the network.")] = 1,
     model: ModelOption = None,
 ) -> None:
     """Follow hands live in a window: h which hand, m mesh/bones, f mirror, c record, s screenshot, r search, q quit.

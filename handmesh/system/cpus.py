@@ -9,6 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Final
+
+MAX_THREADS: Final = (
+    1024  # that may be asked for, of processes too: more is a slip, and its start takes a machine with it
+)
 
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS = Path("/proc/self/cgroup")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from handmesh.errors import ConfigError
+from handmesh.system.cpus import MAX_THREADS
 
 PREFIX: Final = "HANDMESH_"
 
@@ -37,7 +38,7 @@ class Settings(BaseModel):
     model: str | None = None  # a model file; None: the bundled model
     passes: int = Field(3, ge=1, le=10)  # crops of each hand; see handmesh.predict.Predictor
     search: bool = True  # search tiles of a photo for small hands, where the whole gives no good one; takes longer
-    threads: int | None = Field(None, ge=1)  # of the network; None: one for each usable core
+    threads: int | None = Field(None, ge=1, le=MAX_THREADS)  # of the network; None: one for each usable core
     max_batch: int | None = Field(None, ge=1, le=1024)  # crops; None: 16 on CUDA, and 1 on a CPU, which gains nothing
 
     # How much at once

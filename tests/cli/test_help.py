@@ -86,3 +86,28 @@ def test_a_shell_can_complete():
     environment = {"_HANDMESH_COMPLETE": "complete_bash", "COMP_WORDS": "handmesh pre", "COMP_CWORD": "1"}
     answer = CliRunner().invoke(app, [], prog_name="handmesh", env=environment)
     assert "predict" in answer.output.split()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "predict photo.jpg --threads 100000",
+        "serve --threads 100000",
+        "video clip --threads 100000",
+        "evaluate --data . --threads 100000",
+        "synth --out hands --workers 100000",
+        "video clip --fps 1e300",
+        "synth --sheet sheet.png --count 1000000000",
+        "train smoke --set threads=100000",
+        "train smoke --set loader_workers=100000",
+    ],
+)
+def test_a_slip_in_a_number_is_no_load_on_the_machine(arguments, tmp_path, monkeypatch):
+    """A hundred thousand threads were started, or a billion pictures begun."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip").mkdir()
+    result = CliRunner().invoke(app, arguments.split())
+    said = result.output + str(result.exception)
+    assert result.exit_code != 0
+    assert re.search(r"less than or equal to 10(00|24)|1<=x<=1024|the limit is 64,000,000", said), said
+    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
