@@ -249,8 +249,8 @@ def _read_numbers(
             lengths.append(piece.lengths)
             total += len(piece.values)
             if total > most:
-                frames = "hands" if most == _MAX_NUMBERS else f"the hands of {most // _MAX_FRAME_NUMBERS:,} frames"
-                raise DataError(f"{name} holds more than {most:,} numbers: too many for {frames}.")
+                whose = "hands" if most == _MAX_NUMBERS else f"the hands of {most // _MAX_FRAME_NUMBERS:,} frames"
+                raise DataError(f"{name} holds more than {most:,} numbers: too many for {whose}.")
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise DataError(f"{name} breaks off or is damaged after {done:,} bytes ({error}).") from error
     parts, frames, points = (np.concatenate(level) for level in list(zip(*lengths, strict=True))[-3:])
