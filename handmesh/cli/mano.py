@@ -41,6 +41,9 @@ def mano_add(
 
     # All are read before any is kept; right hands first, since a left one is compared with them.
     sides = {file: handedness_of(read_mano(file)) for file in files}
+    for side in Handedness:
+        if len(same := [str(file) for file in sides if sides[file] == side]) > 1:
+            raise ConfigError(f"{' and '.join(same)} are both {side} hands, of which one can be kept: add one of them.")
     for file in sorted(files, key=lambda name: sides[name] == Handedness.LEFT):
         added = add_mano(file, fix_left_shape=fix_left_shape and sides[file] == Handedness.LEFT)
         kind = "the published file" if added.original else "not byte for byte the published file, but sound"

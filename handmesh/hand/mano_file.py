@@ -20,9 +20,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -37,6 +39,8 @@ from handmesh.hand import FINGER_ROTATION_COUNT, HandArrays, Handedness
 from handmesh.hand.anatomy import palm_frame
 from handmesh.system.atomic import write_atomically
 from handmesh.system.paths import folder_in, user_data_folder
+
+logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 64 << 20  # the originals have 3.8 MB
 _LENGTHS = (0.05, 0.5)  # metres, the longest side at rest; MANO's has about 0.2
@@ -144,6 +148,9 @@ def add_mano(path: Path, *, fix_left_shape: bool = False, directory: Path | None
             arrays = replace(arrays, shapedirs=arrays.shapedirs * np.array([-1.0, 1.0, 1.0])[:, None])
     provenance = {"source_sha256": sha256, "left_shape_fixed": bool(fix_left_shape and bug), "licence": "MANO"}
     target = directory / f"MANO_{handedness.upper()}.npz"
+    called = [side for side in Handedness if side in re.split("[^a-z]+", path.name.lower())]
+    if called and handedness not in called:
+        logger.warning("%s is called a %s hand, but is a %s one: kept as %s", path, called[0], handedness, target.name)
     buffer = io.BytesIO()
     values = {item.name: getattr(arrays, item.name) for item in fields(arrays)}
     np.savez_compressed(buffer, **values, provenance=np.array(json.dumps(provenance)))

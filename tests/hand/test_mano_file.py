@@ -475,10 +475,11 @@ def test_a_pickle_laid_beside_needs_no_adding(right_bytes, home):
     assert same(load_hand("mano"), RIGHT)
 
 
-def test_the_side_comes_from_the_geometry_not_from_the_name(tmp_path, home):
+def test_the_side_comes_from_the_geometry_not_from_the_name(tmp_path, home, caplog):
     path = tmp_path / "MANO_RIGHT.pkl"
     path.write_bytes(write(original_form(LEFT)))
     assert add_mano(path).path.name == "MANO_LEFT.npz"
+    assert "MANO_RIGHT.pkl is called a right hand, but is a left one: kept as MANO_LEFT.npz" in caplog.text
     home.joinpath("MANO_LEFT.npz").rename(home / "MANO_RIGHT.npz")
     with pytest.raises(AssetError, match="is not a right hand"):
         load_hand("mano")
@@ -614,6 +615,16 @@ def test_the_command_adds_both_sides_and_says_what_it_found(right_file, home, tm
     assert "mended" in mended.output
     assert sorted(path.name for path in home.iterdir()) == ["MANO_LEFT.npz", "MANO_RIGHT.npz"]
     assert same(load_hand("mano", Handedness.LEFT), LEFT)
+
+
+def test_the_command_takes_no_side_twice(right_file, home, tmp_path):
+    """The second took the first one's place, without a word."""
+    other = tmp_path / "MANO_LEFT.pkl"
+    other.write_bytes(right_file.read_bytes())
+    error = run(right_file, other).exception
+    assert isinstance(error, ConfigError)
+    assert "are both right hands" in str(error)
+    assert not home.exists()
 
 
 def test_the_command_keeps_nothing_when_one_file_is_bad(right_file, home, tmp_path):
