@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.draw.render import HAND_COLORS, ImageMesh, overlay_meshes
+from handmesh.draw.colors import HAND_COLORS
+from handmesh.draw.render import ImageMesh, overlay_meshes
 from handmesh.draw.sheet import captioned
 from handmesh.draw.skeleton import draw_skeleton
 from handmesh.errors import ImageError

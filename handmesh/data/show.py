@@ -15,7 +15,8 @@ from handmesh.data.crops import CropProtocol, crop_protocol
 from handmesh.data.formats import holds_photos, open_photos
 from handmesh.data.formats.freihand import FreiHand, available_splits
 from handmesh.data.sample import RawData, RawSample
-from handmesh.draw.render import HAND_COLORS, overlay
+from handmesh.draw.colors import HAND_COLORS
+from handmesh.draw.render import overlay
 from handmesh.draw.sheet import captioned, contact_sheet
 from handmesh.draw.skeleton import draw_skeleton
 from handmesh.errors import AssetError, ConfigError, DataError

@@ -22,16 +22,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from handmesh.draw.colors import HAND_COLORS
 from handmesh.errors import ImageError
 from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import Handedness
 from handmesh.system.kernels import kernel
 
-Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]  # pixels x0 <= x < x1, y0 <= y < y1
-
-# Blue and amber: far from every skin tone and from each other, also for eyes that do not tell red from green.
-HAND_COLORS: Final[dict[Handedness, Color]] = {Handedness.RIGHT: (128, 176, 246), Handedness.LEFT: (250, 186, 104)}
 
 # Coordinates are drawn up to this many pixels from the image's corner: beyond it float32 cannot tell half pixels apart.
 MAX_COORDINATE: Final = 1e6

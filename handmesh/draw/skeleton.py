@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.draw.render import MAX_COORDINATE, Color, check_image
+from handmesh.draw.colors import FINGER_COLORS, WRIST_COLOR, Color
+from handmesh.draw.render import MAX_COORDINATE, check_image
 from handmesh.hand import BONES, FINGER_NAMES, JOINT_COUNT, JOINT_NAMES
-
-# Five hues of the Okabe-Ito palette for colour-blind readers, brightened for dark photographs; grey for the wrist.
-FINGER_COLORS: Final[dict[str, Color]] = {
-    "thumb": (255, 92, 66),
-    "index": (255, 190, 40),
-    "middle": (46, 214, 134),
-    "ring": (74, 176, 255),
-    "pinky": (232, 120, 222),
-}
-WRIST_COLOR: Final[Color] = (236, 236, 236)
 
 
 def draw_skeleton(

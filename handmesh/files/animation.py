@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.draw.render import HAND_COLORS
+from handmesh.draw.colors import HAND_COLORS
 from handmesh.errors import ExportError
 from handmesh.files.glb import Glb, gltf_normals, linear_from_srgb
 from handmesh.geometry.rotation import matrix_from_vector

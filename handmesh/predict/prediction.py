@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.detect import Box, Source
-from handmesh.draw.render import HAND_COLORS, ImageMesh, overlay_meshes
-from handmesh.draw.skeleton import draw_skeleton
+from handmesh.draw.colors import HAND_COLORS
 from handmesh.errors import ExportError, ImageError
 from handmesh.files.image import ImageSource, encode_image, read_image
 from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, save_hands
@@ -27,6 +26,8 @@ from handmesh.system.atomic import write_atomically
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
+
+    from handmesh.draw.render import ImageMesh
 
 Floats = NDArray[np.float32]
 HandednessSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
@@ -100,6 +101,8 @@ class HandPrediction:
     @cached_property
     def mesh(self) -> ImageMesh:
         """Ready to draw."""
+        from handmesh.draw.render import ImageMesh  # on first use: its compiler takes a third of a cold start
+
         normals = vertex_normals(self.vertices, self.faces)
         return ImageMesh(self.vertices_image(), self.faces, normals, HAND_COLORS[self.handedness])
 
@@ -135,6 +138,9 @@ def overlay_hands(
     image: NDArray[np.uint8], hands: Sequence[HandPrediction], *, skeleton: bool = False
 ) -> NDArray[np.uint8]:
     """All meshes, or all skeletons, drawn over a copy of their photograph."""
+    from handmesh.draw.render import overlay_meshes
+    from handmesh.draw.skeleton import draw_skeleton
+
     if not skeleton:
         return overlay_meshes(image, [hand.mesh for hand in hands])
     drawn = image.copy()

@@ -17,8 +17,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from handmesh.draw.render import HAND_COLORS
-from handmesh.draw.skeleton import FINGER_COLORS, WRIST_COLOR
+from handmesh.draw.colors import FINGER_COLORS, HAND_COLORS, WRIST_COLOR
 from handmesh.hand import FINGER_NAMES, JOINT_NAMES
 from handmesh_server.settings import Settings
 
