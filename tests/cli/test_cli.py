@@ -413,3 +413,14 @@ def test_the_demo_and_doctor_run_with_what_is_bundled(handmesh, tmp_path):
     assert handmesh("demo", "--out", "shown").code == 0
     assert (tmp_path / "shown" / "demo.jpg").stat().st_size > 10_000
     assert handmesh("doctor").code == 0
+
+
+@needs_bundled_model
+def test_a_photo_that_may_show_no_hand_is_said_to_be_doubtful(handmesh, tmp_path):
+    """A black one was "1 of 1 images done", with a mesh and no word of a score of 0.0007."""
+    Image.new("RGB", (300, 200)).save(tmp_path / "black.png")
+    shutil.copy(bundled_model_path().parent / "samples" / "palm.jpg", tmp_path)
+    told = handmesh("predict", "black.png", "palm.jpg", "--format", "json", "--out", "out").out
+    lines = {line.partition(":")[0]: line for line in told.splitlines()}
+    assert "perhaps no hand" in lines["black.png"]
+    assert "perhaps" not in lines["palm.jpg"]
