@@ -87,11 +87,13 @@ def test_everyone_gets_their_own_answer(echo, engine):
 
 
 def test_a_single_caller_does_not_wait_for_others(echo, engine):
-    """No window in which a batch might still fill: the time is the engine's own."""
-    started = time.monotonic()
+    """No window in which a batch might still fill: the fastest answer, for others may use the processor, is at once."""
+    seconds = []
     for number in range(50):
+        started = time.monotonic()
         ask(engine, number + 20)
-    assert time.monotonic() - started < 1.0
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 0.005
     assert echo.batches == [[number + 20] for number in range(50)]
 
 

@@ -193,11 +193,12 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads memory t
 @needs_linux
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_in_milliseconds(server, name):
+    """Of a processor: the server is a thread of this process."""
     content, wanted = BOMBS[name][0](), BOMBS[name][1]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.monotonic()
+    started = time.process_time()
     response = server.client.post("/v1/hands", content=content)
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     assert response.status_code == wanted, response.text
     assert seconds < 0.5
@@ -427,10 +428,10 @@ def is_text(content: bytes) -> bool:
 
 def test_a_hostile_form_is_read_in_linear_time():
     """24 MB of what looks like the beginning of a delimiter; a parser in Python would hold the lock for seconds."""
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UploadInvalid):
         read_form(b"\r\n--" * 6_000_000, "multipart/form-data; boundary=" + "-" * 70)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 # Settings
