@@ -118,6 +118,12 @@ def test_each_runtime_has_one_door():
     assert not past
 
 
+def test_compiled_functions_have_one_door():
+    """Compiled past it, a function has no place for its machine code where there is no home."""
+    compiling = [file for file in FILES if re.search(r"\b(?:njit|jit|vectorize)\(", file.read_text(encoding="utf-8"))]
+    assert [file.relative_to(ROOT).as_posix() for file in compiling] == ["handmesh/system/kernels.py"]
+
+
 def test_few_modules_lie_beside_the_folders():
     assert len(list((ROOT / "handmesh").glob("*.py"))) <= 8
 
