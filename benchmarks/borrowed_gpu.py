@@ -167,7 +167,7 @@ def toy_config(config: TrainConfig, directory: Path) -> TrainConfig:
     tree = config.model_dump(mode="json")
     tree["model"]["resolution"] = 64
     tree["data"]["live"].update(
-        directory=str(directory / "renders"), size=96, workers=2, capacity=48, start=8, reuse=16.0, backgrounds=4
+        directory=str(directory / "renders"), size=96, workers=1, capacity=48, start=8, reuse=16.0, backgrounds=4
     )
     tree["optimizer"]["warmup_steps"] = 5
     tree.update(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import pytest
+from filelock import FileLock
 
 RESOLUTION = 64  # px, the smallest crop a network takes
 
@@ -26,18 +28,53 @@ def cache_of_these_tests(tmp_path_factory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_pack_directory(tmp_path_factory) -> Path:
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """once(name, make) -> the file or folder that `make(path)` wrote, in one of pytest's processes for all of them."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def made_once(name: str, make: Callable[[Path], object]) -> Path:
+        path, half = folder / name, folder / f"half-{name}"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                make(half)
+                half.rename(path)
+        return path
+
+    return made_once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once(once) -> Iterator[None]:
+    """Tracing takes seconds: what one of pytest's processes has traced the others read."""
+    from handmesh.runtime import trace
+
+    traced = trace._traced
+
+    @functools.cache
+    def found_or_traced(config: Any) -> bytes:
+        name = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+        return once(f"{name}.onnx", lambda path: path.write_bytes(traced(config))).read_bytes()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "_traced", found_or_traced)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_pack_directory(once) -> Path:
     """Where a run with `data.synthetic: {count: 16, size: 96}` and 8 held-out images finds its renders."""
     from handmesh.config import SyntheticData
     from handmesh.data.sources import training_pack, validation_pack
 
-    directory = tmp_path_factory.mktemp("packs")
-    settings = SyntheticData(directory=directory, count=16, size=96)
-    with pytest.MonkeyPatch.context() as patch:  # hundreds of backgrounds that texture objects take seconds to draw
-        patch.setattr("handmesh.synth.dataset.Backgrounds", lambda seed, *_: _two_backgrounds(seed))
-        training_pack(settings, workers=1)
-        validation_pack(settings, 8, workers=1)
-    return directory
+    def render(directory: Path) -> None:
+        settings = SyntheticData(directory=directory, count=16, size=96)
+        with pytest.MonkeyPatch.context() as patch:  # hundreds of backgrounds that texture objects take seconds to draw
+            patch.setattr("handmesh.synth.dataset.Backgrounds", lambda seed, *_: _two_backgrounds(seed))
+            training_pack(settings, workers=1)
+            validation_pack(settings, 8, workers=1)
+
+    return once("packs", render)
 
 
 @pytest.fixture(scope="session")
@@ -69,9 +106,29 @@ def tiny_config(tiny_pack_directory, few_backgrounds) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def weights_alone(monkeypatch) -> None:
+    """Training without the graphs that it writes beside its models: tracing takes longer than the runs of tests."""
+    from handmesh.model.checkpoint import save_model
+
+    monkeypatch.setattr("handmesh.learn.train.write_with_graph", save_model)
+
+
+@pytest.fixture
 def few_backgrounds(monkeypatch) -> None:
     """Training keeps hundreds of backgrounds in memory; here two, drawn once."""
     monkeypatch.setattr("handmesh.data.sources.Backgrounds", _two_backgrounds)
+
+
+@pytest.fixture
+def quick_scenes(monkeypatch) -> None:
+    """Commands and packs draw 256 backgrounds before the first scene; here two."""
+    from handmesh.synth import Backgrounds
+
+    def few(seed: int = 0, count: int = 2, folder: Path | None = None) -> Backgrounds:
+        return Backgrounds(seed, 2, folder)
+
+    monkeypatch.setattr("handmesh.synth.Backgrounds", few)
+    monkeypatch.setattr("handmesh.synth.dataset.Backgrounds", few)
 
 
 @functools.cache
@@ -107,13 +164,15 @@ def lively_network() -> Any:
 
 
 @pytest.fixture(scope="session")
-def model_file(lively_network, tmp_path_factory) -> Path:
+def model_file(once, lively_network) -> Path:
     """`lively_network` as a model file, with its graph beside it."""
     from handmesh.runtime.graph import write_with_graph
 
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    write_with_graph(path, lively_network, training={"steps": 0})
-    return path
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        write_with_graph(folder / "tiny.safetensors", lively_network, training={"steps": 0})
+
+    return once("model", write) / "tiny.safetensors"
 
 
 @pytest.fixture

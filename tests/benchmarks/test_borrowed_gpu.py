@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", ["synthetic_t8_gpu", pytest.param("synthetic_ma36_gpu", marks=pytest.mark.slow)])
-def test_the_whole_way_at_toy_size(name, tmp_path):
+def test_the_whole_way_at_toy_size(name, weights_alone, tmp_path):
     """Render, train, stop, pack, unpack, resume; then the same parts as they may arrive."""
     done = rehearse(load_config(ROOT / "configs" / f"{name}.yaml"), tmp_path)
     kind = "whole" if "t8" in name else "averaged weights"

@@ -397,7 +397,7 @@ def test_a_scene_setting_that_is_none_is_refused_by_name(changes, message):
         scenes_of(changes)
 
 
-def test_a_pack_that_a_former_version_named_is_found(tmp_path):
+def test_a_pack_that_a_former_version_named_is_found(quick_scenes, tmp_path):
     """The name came from the text of the changes ("0", "0.0"); what a pack holds is in its meta.json."""
     settings = SyntheticData(directory=tmp_path, count=2, size=64, scenes=scenes_of({"object": 0}))
     pack = training_pack(settings, 1)
@@ -413,7 +413,7 @@ def test_a_pack_that_a_former_version_named_is_found(tmp_path):
     assert training_pack(other, 1).path not in (former, pack.path)
 
 
-def test_sets_of_other_scenes_lie_beside_each_other(tmp_path):
+def test_sets_of_other_scenes_lie_beside_each_other(quick_scenes, tmp_path):
     plain = SyntheticData(directory=tmp_path, count=2, size=64)
     bare = plain.model_copy(update={"scenes": scenes_of({"object": 0, "stray_object": 0})})
     assert training_pack(bare, 1).meta["settings"]["object"] == 0

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,7 +61,7 @@ def prepared(freihand) -> Path:
     return freihand
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(prepared) -> Callable[..., dict[str, Any]]:
     """make(key=value, ...) -> plain settings of a small run on it."""
 
@@ -82,16 +83,12 @@ def settings(prepared) -> Callable[..., dict[str, Any]]:
     return make
 
 
-def run(*command: str, folder: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, env=surroundings() | (environment or {}), capture_output=True, text=True)
-
-
 def surroundings() -> dict[str, str]:
     """Subprocesses find this checkout first."""
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server"), *sys.path])}
 
 
-def test_the_journey_from_archives_to_scores(freihand, tmp_path):
+def test_the_journey_from_archives_to_scores(freihand, graphs_too, tmp_path):
     """Prepare, check, train, evaluate, and look at what is left: every file on the way is a real one."""
     prepare(freihand)
     rows = check(freihand)
@@ -176,69 +173,99 @@ def test_loader_processes_need_no_shared_memory_where_there_is_little(settings, 
         assert all(map(torch.equal, one.labels, other.labels))
 
 
-def test_two_processes_make_the_run_of_one(settings, tmp_path):
+# Three runs one after the other in the same two processes: starting those takes longer than the runs.
+IN_TWO_PROCESSES = """
+import os, sys
+import handmesh.learn.train as training
+from handmesh.cli import run
+from handmesh.errors import DataError
+from handmesh.model.checkpoint import save_model
+
+training.write_with_graph = save_model
+rank, loss, steps, ports = os.environ["RANK"], training.hand_loss, [], sys.argv[1:]
+
+def broken(*arguments):
+    steps.append(1)
+    if rank == "1" and len(steps) == 2:
+        raise DataError("photos/7.jpg is broken")
+    return loss(*arguments)
+
+def attempt(name, out, port=None):
+    if port is not None:  # torchrun's own store still holds where the processes met before
+        os.environ.update(TORCHELASTIC_USE_AGENT_STORE="False", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    for number, stream in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{name}-{rank}.{stream}", os.O_CREAT | os.O_WRONLY), number)
+    sys.argv = ["handmesh", "train", "two.yaml", "--out", out]
+    try:
+        run()
+    except SystemExit as leaving:
+        return leaving.code
+
+if __name__ == "__main__":
+    assert attempt("whole", "two") == 0
+    assert attempt("again", "two", ports[0]) == 1
+    training.hand_loss = broken
+    sys.exit(attempt("broken", "other", ports[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(settings, tmp_path_factory) -> Path:
+    """Where torchrun has been: two.yaml, the run `two`, and what each process said of each attempt."""
+    folder = tmp_path_factory.mktemp("two")
+    plain = settings(steps=3, evaluate_every=3, batch_size=4, checkpoint_every=3)
+    (folder / "two.yaml").write_text(yaml.safe_dump(plain))
+    (folder / "attempts.py").write_text(IN_TWO_PROCESSES)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [str(free.getsockname()[1]) for free in (one, other)]
+    outcome = subprocess.run(
+        [*torchrun, "attempts.py", *ports], cwd=folder, env=surroundings(), capture_output=True, text=True, timeout=300
+    )
+    assert outcome.returncode == 1, outcome.stderr
+    assert (folder / "broken-0.err").exists(), outcome.stderr + said(folder, "whole") + said(folder, "again")
+    return folder
+
+
+def said(folder: Path, attempt: str, stream: str = "err") -> str:
+    """By both processes."""
+    return "".join((folder / f"{attempt}-{rank}.{stream}").read_text() for rank in range(2))
+
+
+def test_two_processes_make_the_run_of_one(two_processes, tmp_path):
     """torchrun against one process: losses, averaged weights, and scores of as many samples as do not divide by two.
 
     Batch norm is synced, so only rounding differs: sums over 4 samples against means of sums over 2.
     """
-    plain = settings(steps=3, evaluate_every=3, batch_size=4, checkpoint_every=3)
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(plain))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    outcome = run(*torchrun, "-m", "handmesh", "train", "two.yaml", "--out", "two", folder=tmp_path)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "Warning" not in outcome.stderr
-    assert outcome.stdout.count("Done") == 1
-    again = run(*torchrun, "-m", "handmesh", "train", "two.yaml", "--out", "two", folder=tmp_path)
-    assert again.returncode == 1
-    assert again.stderr.count("already holds a run") == 1
-    assert "handmesh/" not in again.stderr, "the other process leaves without a traceback"
-    train(parse_config(plain, "test"), tmp_path / "one")
+    assert "Warning" not in said(two_processes, "whole")
+    assert said(two_processes, "whole", "out").count("Done") == 1
+    train(load_config(two_processes / "two.yaml"), tmp_path / "one")
 
-    one, two = records(tmp_path / "one"), records(tmp_path / "two")
+    runs = (tmp_path / "one", two_processes / "two")
+    one, two = map(records, runs)
     assert [record["step"] for record in two] == [record["step"] for record in one] == [1, 2, 3, 3]
     for ours, theirs in zip(one, two, strict=True):
         for name, value in (ours | ours.get("validation", {})).items():
             if name != "validation":
                 assert (theirs | theirs.get("validation", {}))[name] == pytest.approx(value, rel=2e-3, abs=1e-6), name
     assert two[0]["total"] == pytest.approx(one[0]["total"], rel=1e-5), "before any step, rounding alone"
-    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
-    assert sorted(path.name for path in (tmp_path / "two").glob("state-*")) == ["state-00000003.pt"]
-    states = [load_latest_state(tmp_path / name) for name in ("one", "two")]
-    steps = [state["average"]["camera_head.bias"] - torch.tensor([6.5, 0, 0]) for state in states]
+    assert json.loads((two_processes / "two" / "environment.json").read_text())["processes"] == 2
+    assert sorted(path.name for path in (two_processes / "two").glob("state-*")) == ["state-00000003.pt"]
+    steps = [load_latest_state(run)["average"]["camera_head.bias"] - torch.tensor([6.5, 0, 0]) for run in runs]
     torch.testing.assert_close(steps[1], steps[0], rtol=0.02, atol=1e-6)
 
 
-BROKEN_IN_ONE = """
-import os, sys
-import handmesh.learn.train as training
-from handmesh.cli import run
-from handmesh.errors import DataError
-
-loss, steps = training.hand_loss, []
-
-def broken(*arguments):
-    steps.append(1)
-    if os.environ["RANK"] == "1" and len(steps) == 2:
-        raise DataError("photos/7.jpg is broken")
-    return loss(*arguments)
-
-if __name__ == "__main__":
-    training.hand_loss = broken
-    sys.argv = ["handmesh", "train", "two.yaml", "--out", "two"]
-    run()
-"""
+def test_what_one_process_refuses_ends_the_others_without_a_word(two_processes):
+    assert said(two_processes, "again").count("already holds a run") == 1
+    assert "handmesh/" not in said(two_processes, "again"), "the other process leaves without a traceback"
 
 
-def test_an_error_in_one_process_ends_the_others_with_a_word(settings, tmp_path):
+def test_an_error_in_one_process_ends_the_others_with_a_word(two_processes):
     """The other is in the middle of a step then, and waits for gradients that never come."""
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(settings(steps=3, evaluate_every=3, batch_size=4)))
-    (tmp_path / "broken.py").write_text(BROKEN_IN_ONE)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    outcome = run(*torchrun, "broken.py", folder=tmp_path)
-    assert outcome.returncode == 1
-    assert outcome.stderr.count("error: photos/7.jpg is broken") == 1
-    assert outcome.stderr.count("error: Another process of this run ended") <= 1  # torchrun may end it before
-    assert "handmesh/learn/train.py" not in outcome.stderr, "neither with a traceback; torchrun has one of its own"
+    told = said(two_processes, "broken")
+    assert told.count("error: photos/7.jpg is broken") == 1
+    assert told.count("error: Another process of this run ended") <= 1  # torchrun may end it before
+    assert "handmesh/learn/train.py" not in told, "neither with a traceback"
 
 
 def test_batches_that_cannot_be_shared_are_refused(settings, tmp_path, monkeypatch):
@@ -391,6 +418,7 @@ def small(path: Path, backbone: str, freihand: Path, packs: Path) -> Any:
         overrides += [f"data.freihand.directory={freihand}", "data.freihand.validation=0.1"]
     if shipped.data.synthetic is not None:
         overrides += [f"data.synthetic.directory={packs}", "data.synthetic.count=16", "data.synthetic.size=96"]
+        overrides += ["data.synthetic.seed=0"]  # of which there are renders
     if shipped.data.live is not None:  # as shipped, its ring alone takes 10 GB
         overrides += [f"data.live.directory={packs}", "data.live.size=96", "data.live.capacity=32"]
         overrides += ["data.live.start=8", "data.live.backgrounds=4", "data.live.workers=1"]

@@ -41,7 +41,7 @@ def run(toy, tiny_config, tmp_path):
     return tmp_path / "run"
 
 
-def test_a_backbone_of_ones_own_goes_all_the_way(run, tiny_config, scene, tmp_path, monkeypatch):
+def test_a_backbone_of_ones_own_goes_all_the_way(run, tiny_config, scene, quick_scenes, tmp_path, monkeypatch):
     """Training, its scores, the default engine, predict, every export, evaluation, and further training."""
     assert {"model.onnx", "deploy.onnx", "deploy.safetensors", "scores.json"} <= {file.name for file in run.iterdir()}
     crops = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
