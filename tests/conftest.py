@@ -19,6 +19,12 @@ from filelock import FileLock
 RESOLUTION = 64  # px, the smallest crop a network takes
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes; none for files or tests that are named: they would have to start first."""
+    return 0 if any(".py" in argument for argument in config.args) else 2
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_these_tests(tmp_path_factory) -> Iterator[None]:
     """What would go into the user's cache goes elsewhere."""
