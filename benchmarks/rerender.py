@@ -6,7 +6,7 @@ view; what it gets wrong on the photo alone, in how the photo looks (and in how 
 "fit" is what the fit leaves). Then they are corrupted in one way at a time, which tells what the model cannot bear.
 
 PHOTOS: as for benchmarks/real_photos.py; photos with the same labels have the same counterparts, which count once. All
-figures: 2D error over the keypoints' box, the box given. Takes about four minutes on one core.
+figures: 2D error over the keypoints' box, the box given. The fit is `handmesh.fit_hand`, under weak perspective.
 """
 
 from __future__ import annotations
@@ -19,23 +19,18 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from real_photos import box_of
-from scipy.spatial.transform import Rotation
 
 from handmesh import metrics
 from handmesh.files.image import read_image
-from handmesh.geometry.rotation import vector_from_matrix
 from handmesh.hand import builtin_hand
-from handmesh.hand.layer import HandModel
+from handmesh.hand.fit import fit_hand
 from handmesh.predict import Predictor, load_predictor
-from handmesh.synth import PosePrior, SceneRenderer, SceneSettings, SyntheticSample
+from handmesh.synth import SceneRenderer, SceneSettings, SyntheticSample
 from handmesh.synth.scene import Shot
 
 SIDE = 224  # px of a render
-CANDIDATES = 4000  # poses of our prior that a fit chooses its beginning from
-FIRST_GUESSES = 10  # that are refined; the best counts
 FOCAL = 2.1  # of the photo's longer side, where labels have no camera matrix
 
 Floats = NDArray[np.float64]
@@ -58,10 +53,8 @@ def main() -> None:
     parser.add_argument("--left", nargs="*", default=[], help="files whose hand of unknown side is a left one")
     parser.add_argument("--renders", type=int, default=8, help="of each photo")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     predictor = load_predictor(arguments.model)
     labels = json.loads((arguments.photos / "labels.json").read_text())
-    fitter = Fitter()
     renders: dict[bytes, tuple[Fit, list[SyntheticSample]]] = {}
     rows = []
     print(f"{'photo':28} {'fit':>6} {'photo':>6} {'again':>6}")
@@ -70,7 +63,7 @@ def main() -> None:
         left = label["handedness"] == "left" or label["file"] in arguments.left
         key = keypoints.tobytes()
         if key not in renders:
-            fit = fitter.fit(label, image.shape[:2], left)
+            fit = fit_to(label, image.shape[:2], left)
             renders[key] = fit, render_again(fit, arguments.renders)
         fit, samples = renders[key]
         seen = keypoints[:, 2] > 0
@@ -144,98 +137,21 @@ def error_on(
     return float(np.mean(errors))
 
 
-class Fitter:
-    """Fits pose, shape and place of our hand to labels, near a pose that our prior knows."""
-
-    def __init__(self) -> None:
-        self.hand = HandModel(builtin_hand())
-        prior, rng = PosePrior(builtin_hand()), np.random.default_rng(0)
-        self.poses = torch.tensor(np.stack([prior.sample(rng).rotations for _ in range(CANDIDATES)])).float()
-        with torch.no_grad():
-            self.joints = self.hand(self.poses, torch.zeros(CANDIDATES, 10))[1].numpy().astype(float)
-
-    def fit(self, label: dict[str, Any], shape: tuple[int, ...], left: bool) -> Fit:
-        keypoints, side = np.array(label["keypoints"], float), max(shape)
-        if left:
-            keypoints[:, 0] = shape[1] - 1 - keypoints[:, 0]
-        seen, points = keypoints[:, 2] > 0, keypoints[:, :2]
-        K = np.array([[FOCAL * side, 0, shape[1] / 2], [0, FOCAL * side, shape[0] / 2], [0, 0, 1]])
-        known = np.array(label["joints_m"]) if "joints_m" in label else None
-        if known is None:
-            guesses = self._from_keypoints(points[seen], seen, K)
-        else:
-            K, guesses = np.array(label["K"], float), self._from_joints(known)
-        refined = [self._refine(guess, points, seen, K, known, side) for guess in guesses]
-        _, pose, betas, translation, error = min(refined, key=lambda result: result[0])
-        intrinsics = K * SIDE / side
-        intrinsics[2, 2] = 1
-        return Fit(pose, betas, translation, intrinsics, seen, error)
-
-    def _from_joints(self, joints: Floats) -> list[tuple[int, Floats, Floats]]:
-        """(number of the pose, orientation, middle) of those that lie nearest once turned."""
-        found = []
-        for number, own in enumerate(self.joints):
-            turn, _ = Rotation.align_vectors(joints - joints.mean(axis=0), own - own.mean(axis=0))
-            distance = np.linalg.norm(turn.apply(own - own.mean(axis=0)) - (joints - joints.mean(axis=0)), axis=-1)
-            found.append((distance.mean(), number, turn.as_matrix()))
-        found.sort(key=lambda row: row[0])
-        return [(number, R, joints.mean(axis=0)) for _, number, R in found[:FIRST_GUESSES]]
-
-    def _from_keypoints(self, points: Floats, seen: NDArray[np.bool_], K: Floats) -> list[tuple[int, Floats, Floats]]:
-        """The same from 2D, among random orientations and under weak perspective."""
-        middle = points.mean(axis=0)
-        wanted = points - middle
-        turns = Rotation.random(600, random_state=1).as_matrix()
-        found = []
-        for number in range(0, CANDIDATES, 4):
-            own = self.joints[number][seen]
-            flat = (turns @ (own - own.mean(axis=0)).T)[:, :2].transpose(0, 2, 1)
-            scale = (flat * wanted).sum(axis=(1, 2)) / (flat**2).sum(axis=(1, 2))
-            error = ((scale[:, None, None] * flat - wanted) ** 2).sum(axis=(1, 2))
-            error[scale <= 0] = np.inf
-            best = int(error.argmin())
-            found.append((error[best], number, turns[best], K[0, 0] / scale[best]))
-        found.sort(key=lambda row: row[0])
-        ray = np.array([*((middle - K[:2, 2]) / K[[0, 1], [0, 1]]), 1.0])
-        return [(number, R, ray * depth) for _, number, R, depth in found[:FIRST_GUESSES]]
-
-    def _refine(
-        self,
-        guess: tuple[int, Floats, Floats],
-        points: Floats,
-        seen: NDArray[np.bool_],
-        K: Floats,
-        joints: Floats | None,
-        side: int,
-    ) -> tuple[float, Floats, Floats, Floats, float]:
-        number, R, middle = guess
-        first = torch.tensor(vector_from_matrix(self.poses[number, 1:].numpy())).float()
-        fingers, turn = first.clone().requires_grad_(), torch.tensor(vector_from_matrix(R)).float().requires_grad_()
-        betas = torch.zeros(10, requires_grad=True)
-        place = torch.tensor(middle - R @ self.joints[number].mean(axis=0)).float().requires_grad_()
-        optimizer = torch.optim.Adam([{"params": [fingers, turn, betas]}, {"params": [place], "lr": 0.003}], lr=0.02)
-        wanted, camera, mask = torch.tensor(points).float(), torch.tensor(K).float(), torch.tensor(seen)
-        for _ in range(250):
-            pose = torch.linalg.matrix_exp(cross_matrix(torch.cat([turn[None], fingers])))
-            found = self.hand(pose[None], betas[None])[1][0] + place
-            projected = found @ camera.T
-            drawn = projected[:, :2] / projected[:, 2:]
-            # In tenths of the photo's side, centimetres and radians; pose and shape stay near what is likely.
-            loss = ((10 * (drawn - wanted) / side) ** 2).sum(dim=1)[mask].mean()
-            loss = loss + 0.3 * ((fingers - first) ** 2).mean() + 0.005 * (betas**2).mean()
-            if joints is not None:
-                loss = loss + ((100 * (found - torch.tensor(joints).float())) ** 2).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        error = metrics.keypoint_box_error(points[seen], drawn.detach().numpy()[seen])
-        parts = (part.detach().numpy().astype(float) for part in (pose, betas, place))
-        return (float(loss.detach()), *parts, float(error))
-
-
-def cross_matrix(vectors: torch.Tensor) -> torch.Tensor:
-    """(N, 3) -> (N, 3, 3); their matrix exponentials are the rotations, with gradients."""
-    return torch.linalg.cross(torch.eye(3)[None], vectors[:, None], dim=-1)
+def fit_to(label: dict[str, Any], shape: tuple[int, ...], left: bool) -> Fit:
+    """Our right hand fitted to labels; a left one is mirrored."""
+    keypoints, side = np.array(label["keypoints"], float), max(shape)
+    if left:
+        keypoints[:, 0] = shape[1] - 1 - keypoints[:, 0]
+    seen = keypoints[:, 2] > 0
+    K = np.array([[FOCAL * side, 0, shape[1] / 2], [0, FOCAL * side, shape[0] / 2], [0, 0, 1]])
+    if "joints_m" in label:
+        K = np.array(label["K"], float)
+    fit = fit_hand(np.where(seen[:, None], keypoints[:, :2], np.nan), joints=label.get("joints_m"))
+    scale, *origin = fit.camera
+    place = np.linalg.inv(K) @ [scale * origin[0], scale * origin[1], 1] * K[0, 0] / scale
+    intrinsics = K * SIDE / side
+    intrinsics[2, 2] = 1
+    return Fit(fit.pose, fit.betas, place, intrinsics, seen, float(fit.error))
 
 
 if __name__ == "__main__":
