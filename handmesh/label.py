@@ -28,10 +28,10 @@ from handmesh.errors import ImageError
 from handmesh.files.image import read_image
 from handmesh.geometry.crop import CropTransform
 from handmesh.geometry.normals import vertex_normals
-from handmesh.geometry.rotation import vector_from_matrix
+from handmesh.geometry.rotation import nearest_rotation, vector_from_matrix
 from handmesh.hand import JOINT_NAMES, Handedness, upright_rotation
 from handmesh.hand.arrays import HandArrays, both_sides
-from handmesh.hand.fit import FEWEST_KEYPOINTS, FitStart, HandFit, fit_hand
+from handmesh.hand.fit import MIN_KEYPOINTS, FitStart, HandFit, fit_hand
 from handmesh.predict import HandPrediction, Predictor
 
 Floats = NDArray[np.float64]
@@ -182,7 +182,8 @@ def _label_chunk(
             continue
         points = np.stack([definition.apply(chunk[index][1].keypoints) for index in rows])
         start = FitStart(
-            _orthonormal(np.stack([predictions[index].pose for index in rows]).astype(np.float64)),
+            # A network's float32 ones are off by more than a fit's own steps.
+            nearest_rotation(np.stack([predictions[index].pose for index in rows]).astype(np.float64)),
             np.stack([predictions[index].betas for index in rows]).astype(np.float64),
         )
         fits = fit_hand(points, definition.weights, start=start, hand=hand)
@@ -194,8 +195,8 @@ def _label_chunk(
 
 def _unusable(seen: SeenHand, limits: LabelThresholds) -> str:
     known = seen.keypoints[np.isfinite(seen.keypoints).all(axis=1)]
-    if len(known) < FEWEST_KEYPOINTS:
-        return f"{len(known)} keypoints are known, a fit needs {FEWEST_KEYPOINTS}"
+    if len(known) < MIN_KEYPOINTS:
+        return f"{len(known)} keypoints are known, a fit needs {MIN_KEYPOINTS}"
     side = float(np.ptp(known, axis=0).max())
     if side < limits.smallest:
         return f"the hand's box is {side:.0f} px, labels need {limits.smallest:.0f}"
@@ -245,12 +246,6 @@ def _judged(
         record["betas"] = np.round(fit.betas, 3).tolist()
     record["facts"] = {"fit_error": round(error, 4), "score": round(float(prediction.score), 3)}
     return LabelledHand(path, seen, record, reason, fit, prediction)
-
-
-def _orthonormal(rotations: Floats) -> Floats:
-    """The nearest rotations: a network's float32 ones are off by more than a fit's own steps."""
-    u, _, vt = np.linalg.svd(rotations)
-    return np.asarray(u @ vt)
 
 
 def draw_label(labelled: LabelledHand, right_hand: HandArrays) -> NDArray[np.uint8]:

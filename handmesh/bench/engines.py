@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,7 @@ def _bench_engines(
                 0, 256, (batch, reference.resolution, reference.resolution, 3), dtype=np.uint8
             )
             expected = reference(images).vertices
-            tasks = {variant: _task(engine, images) for variant, engine in engines.items()}
+            tasks = {variant: partial(engine, images) for variant, engine in engines.items()}
             timings = time_in_turns(tasks, runs=runs, clock=clock, lead_in_s=lead_in(threads))
             base = timings["torch" if "torch" in timings else next(iter(timings))].median_ms
             rows = []
@@ -201,10 +202,6 @@ def _bench_engines(
                     )
                 )
             yield rows
-
-
-def _task(engine: Run, images: NDArray[np.uint8]) -> Callable[[], HandOutput]:
-    return lambda: engine(images)
 
 
 def _open(path: Path, variant: str, threads: int) -> Engine:

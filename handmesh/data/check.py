@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,11 @@ def check_freihand(
         why_no_hand, hand = f"not checked: of the hand {labelled}, and here is {hand.sha256[:12]}", None
     for split in splits:
         data = FreiHand(directory, split)
-        rows += [_labelled(row, split) for row in _check_split(data, hand, why_no_hand, synthetic, images, progress)]
+        rows += [
+            replace(row, subject=f"{split}: {row.subject}")
+            for row in _check_split(data, hand, why_no_hand, synthetic, images, progress)
+        ]
     return rows
-
-
-def _labelled(row: CheckRow, split: str) -> CheckRow:
-    return CheckRow(f"{split}: {row.subject}", row.wanted, row.found, row.passed)
 
 
 def _check_split(
@@ -117,7 +116,7 @@ def _check_split(
     )  # fmt: skip
     if not synthetic or "xyz" in arrays:
         missing = [name for name in ("xyz", "verts", "mano", "scale") if name not in arrays]
-        found = _or_none("missing ", missing, "all there")
+        found = "missing " + ", ".join(missing) if missing else "all there"
         if missing and data.split == "evaluation":
             found += ": they come in a second archive, FreiHAND_pub_v2_eval.zip"
         yield CheckRow("labels", "K, scale, xyz, verts, mano", found, not missing)
@@ -133,10 +132,6 @@ def _check_split(
     if data.split == "evaluation" and "xyz" in arrays:
         yield from _check_zero_predictor(arrays, count == official and not synthetic)
     yield from _check_images(data, images, progress)
-
-
-def _or_none(prefix: str, names: list[str], none: str) -> str:
-    return prefix + ", ".join(names) if names else none
 
 
 def _check_camera(K: NDArray[np.float64]) -> Iterator[CheckRow]:

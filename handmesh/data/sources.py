@@ -119,7 +119,7 @@ class ValidationPack:
         return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
 
 
-_MOST_SKIPPED = 100  # in a row: then it is not the pictures, but the folder that is gone
+_MAX_SKIPPED = 100  # in a row: then it is not the pictures, but the folder that is gone
 _OF_ITS_OWN_HAND = ("vertices", "pose", "betas")  # labels that mean nothing in another hand's model
 
 
@@ -190,7 +190,7 @@ class PhotoSource:
 
     def _readable(self, position: int) -> RawSample:
         """In place of one that is skipped, the next in order: what is seen depends on nothing but the files."""
-        for tried in range(min(len(self), _MOST_SKIPPED)):
+        for tried in range(min(len(self), _MAX_SKIPPED)):
             at = (position + tried) % len(self)
             try:
                 return self.data[at if self.indices is None else int(self.indices[at])]
@@ -199,7 +199,7 @@ class PhotoSource:
                     raise
                 self.skipped.append(str(error))
         raise DataError(
-            f"{self.name}: of {len(self)} photographs, {min(len(self), _MOST_SKIPPED)} in a row cannot be read. The "
+            f"{self.name}: of {len(self)} photographs, {min(len(self), _MAX_SKIPPED)} in a row cannot be read. The "
             f"last: {self.skipped[-1]}"
         )
 

@@ -10,7 +10,8 @@ import math
 import pickle
 import shutil
 from collections.abc import Generator, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import cv2
@@ -118,11 +119,7 @@ def batch_to_device(batch: HandBatch, device: torch.device) -> HandBatch:
 def split(batch: HandBatch, count: int) -> list[HandBatch]:
     """`count` equal pieces, in order."""
     size = len(batch.image) // count
-    return [batch.map(partial(_piece, start=size * number, size=size)) for number in range(count)]
-
-
-def _piece(values: Tensor, start: int, size: int) -> Tensor:
-    return values[start : start + size]
+    return [batch.map(itemgetter(slice(size * number, size * (number + 1)))) for number in range(count)]
 
 
 def training_batches(

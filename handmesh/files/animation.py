@@ -42,7 +42,7 @@ Array = NDArray[np.floating[Any]]
 # The largest distance by which morph targets may miss a pose corrective, metres: half of what the whole file may err.
 CORRECTIVE_ERROR: Final = 5e-5
 # Skinning weights below this are left out; what remains sums to one again.
-_LEAST_WEIGHT = 1e-5
+_MIN_WEIGHT = 1e-5
 _BLOCK = 512  # frames whose correctives are held at a time
 
 _FLIP = np.diag([1.0, -1.0, -1.0])  # y_up_from_camera, its own inverse
@@ -198,7 +198,7 @@ def _influences(weights: Array) -> list[tuple[NDArray[np.uint8], NDArray[np.floa
     """Joints and weights per vertex in sets of four, the strongest first; as many sets as the hand needs."""
     order = np.argsort(-weights, axis=1, kind="stable")
     sorted_weights = np.take_along_axis(weights, order, axis=1)
-    sorted_weights = np.where(sorted_weights > _LEAST_WEIGHT, sorted_weights, 0)
+    sorted_weights = np.where(sorted_weights > _MIN_WEIGHT, sorted_weights, 0)
     most = int((sorted_weights > 0).sum(axis=1).max())
     count = 4 * math.ceil(most / 4)
     shares = (sorted_weights / sorted_weights.sum(axis=1, keepdims=True))[:, :count].astype(np.float32)

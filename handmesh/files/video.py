@@ -275,7 +275,7 @@ class Capture:
         self._start = clock.perf_counter()
         self.seconds = 0.0  # spent reading and decoding
         keeps_all = not (source.live if newest is None else newest)
-        self._frames = ReadAhead(self._take, "capture", most=4 if keeps_all else None)
+        self._frames = ReadAhead(self._take, "capture", max_items=4 if keeps_all else None)
 
     @property
     def dropped(self) -> int:

@@ -34,9 +34,9 @@ Floats = NDArray[np.floating[Any]]
 
 # From this ratio of image pixels to crop pixels on, block means reduce the image first, which takes a third of the time
 # of sampling all of it, and far less for a photograph of 12 megapixels.
-_SMALLEST_BLOCK = 2
+_MIN_BLOCK = 2
 # Up to this ratio the image is sampled as it is: bilinear sampling looks at every pixel, if not equally hard.
-_LARGEST_STEP = 1.25
+_MAX_STEP = 1.25
 
 FARTHEST_PX = 1e9  # no pixel of a picture lies further out; with larger numbers sums of coordinates lose pixels
 
@@ -195,12 +195,12 @@ class CropTransform:
         if self.mirror:
             part = cv2.flip(part, 1)
             center, rotation = (x1 - 1 - x, y - y0), -self.rotation
-        if shrink >= _SMALLEST_BLOCK:
+        if shrink >= _MIN_BLOCK:
             factor = int(shrink)
             part = _block_means(part, factor, border)
             center = ((center[0] - (factor - 1) / 2) / factor, (center[1] - (factor - 1) / 2) / factor)
             shrink /= factor
-        if shrink > _LARGEST_STEP:
+        if shrink > _MAX_STEP:
             # Means over 2 x 2 pixels in place of the image: what lies between two samples counts for both.
             part = cv2.copyMakeBorder(part, 1, 1, 1, 1, border)
             part = cv2.blur(part, (2, 2), anchor=(0, 0), borderType=border)

@@ -29,3 +29,9 @@ def vector_from_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
 
     R = np.asarray(matrix, np.float64)
     return Rotation.from_matrix(R.reshape(-1, 3, 3)).as_rotvec().reshape(R.shape[:-1])
+
+
+def nearest_rotation(matrix: ArrayLike) -> NDArray[np.float64]:
+    """(*B, 3, 3) of rotations that rounding has bent -> the rotations."""
+    left, _, right = np.linalg.svd(np.asarray(matrix, np.float64))
+    return np.asarray(left @ right)

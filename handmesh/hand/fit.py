@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from handmesh.errors import DataError
-from handmesh.geometry.rotation import matrix_from_vector
+from handmesh.geometry.rotation import matrix_from_vector, nearest_rotation
 from handmesh.hand.anatomy import JOINT_LIMITS, flexion_axes
 from handmesh.hand.arrays import (
     BETA_COUNT,
@@ -41,7 +41,7 @@ from handmesh.hand.skeleton import FINGERTIP_VERTICES, JOINTS_FROM_MANO
 
 Floats = NDArray[np.float64]
 
-FEWEST_KEYPOINTS = 4  # with fewer not even orientation and camera are determined
+MIN_KEYPOINTS = 4  # with fewer not even orientation and camera are determined
 _FINGERS = MANO_JOINT_COUNT - 1  # joints that bend: all but the wrist
 _ANGLES = 3 * MANO_JOINT_COUNT
 _PARAMETERS = _ANGLES + BETA_COUNT + 3  # ... and log scale and the origin's place in the picture
@@ -128,10 +128,10 @@ def fit_hand(
     count = int(np.prod(batch, dtype=np.int64))
     points, weight = points.reshape(count, JOINT_COUNT, 2), weight.reshape(count, JOINT_COUNT)
     used = (weight > 0).sum(axis=-1)
-    if (few := used < FEWEST_KEYPOINTS).any():
+    if (few := used < MIN_KEYPOINTS).any():
         raise DataError(
             f"Hand {int(few.argmax())} of {count} has {int(used[few][0])} known keypoints: a fit needs "
-            f"{FEWEST_KEYPOINTS} or more."
+            f"{MIN_KEYPOINTS} or more."
         )
     center, side = _boxes(points, weight > 0)
     if not (side > 0).all():
@@ -386,7 +386,7 @@ class _Problem:
                     for new, old in zip(new_posed, posed, strict=True)
                 )
             )
-        return _State(_orthonormal(pose), betas, scale, origin, posed.joints, cost)
+        return _State(nearest_rotation(pose), betas, scale, origin, posed.joints, cost)
 
     def _camera(self, joints: Floats) -> tuple[Floats, Floats]:
         """The scale and shift that bring the joints nearest to the points."""
@@ -548,12 +548,6 @@ def _views() -> Floats:
 def _turn_in_picture(angle: Floats) -> Floats:
     """(B,) -> (B, 3, 3)"""
     return matrix_from_vector(angle[:, None] * np.array([0.0, 0.0, 1.0]))
-
-
-def _orthonormal(pose: Floats) -> Floats:
-    """Rounding taken out."""
-    left, _, right = np.linalg.svd(pose)
-    return left @ right
 
 
 def _vector_from_rotation(rotation: Floats) -> Floats:

@@ -16,7 +16,7 @@ from torch.nn import functional
 # grows as 1 / length.
 _SHORTEST_ROW = 1e-4
 # Two rows whose angle has a sine below this (within a factor of sqrt 3) are taken as parallel.
-_SMALLEST_SINE = 1e-3
+_MIN_SINE = 1e-3
 
 
 def matrix_from_6d(sixd: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def matrix_from_6d(sixd: Tensor) -> Tensor:
     x = functional.normalize(torch.where(has_direction, first, axis_x), dim=-1)
 
     second, has_direction = _scaled(sixd[..., 3:])
-    independent = torch.linalg.vector_norm(_reject(second, x).detach(), dim=-1, keepdim=True) > _SMALLEST_SINE
+    independent = torch.linalg.vector_norm(_reject(second, x).detach(), dim=-1, keepdim=True) > _MIN_SINE
     other_axis = torch.where(x[..., :1].abs() < 0.9, axis_x, axis_y)
     second = torch.where(torch.logical_and(has_direction, independent), second, other_axis)
     # The part of the second row across x, through a cross product: that is orthogonal to x to the last bit even where

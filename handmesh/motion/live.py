@@ -42,7 +42,7 @@ class LivePipeline:
         self._lock = threading.Lock()  # held while hands are followed
         self.frame_count = 0  # frames that hands were followed in
         self.tracking_cpu_seconds = 0.0  # of the network's thread
-        self._results = ReadAhead(self._follow, "network", most=None if self.newest else 2)
+        self._results = ReadAhead(self._follow, "network", max_items=None if self.newest else 2)
 
     def read(self, timeout: float = 10.0) -> LiveResult | None:
         """The next result; None at the end. Raises what went wrong in a thread, HandMeshError when nothing comes."""

@@ -6,7 +6,7 @@ shown a wall draws a hand there all the same. So every answer is judged:
 
 * by itself: its size in the crop, its jump, how much of it lies outside the picture, the network's own score;
 * by a check crop, when something surprises and every 0.8 s in any case: one that is moved, rotated and larger.
-  A real hand stays where it is, an imagined one moves with the crop. (The bundled model's two answers agree to 0.88 in
+  A real hand stays where it is, a false positive moves with the crop. (The bundled model's two answers agree to 0.88 in
   the median on hands and 0.33 on backgrounds; see docs/video.md.)
 
 A hand that fails is kept in mind for a moment, its crop waiting where it was, then given up and searched for: by the
@@ -396,7 +396,7 @@ class Tracker:
             if len(hands) >= room:
                 break
             found = self._find_at(image, place, time, intrinsics)
-            if found is not None and not any(_is_same(found.hand, other.hand) for other in hands.values()):
+            if found is not None and not any(box_iou(found.hand.box, other.hand.box) > 0.7 for other in hands.values()):
                 hands[found.id] = found
         return hands
 
@@ -522,10 +522,6 @@ def _is_one_hand(first: _Track, second: _Track) -> bool:
     apart = float(np.linalg.norm(first.keypoints - second.keypoints, axis=1).mean())
     near = apart < 0.25 * max(first.extent, second.extent)
     return near or box_iou(first.box, second.box) > 0.7
-
-
-def _is_same(first: HandPrediction, second: HandPrediction) -> bool:
-    return box_iou(first.box, second.box) > 0.7
 
 
 def _log_odds(probability: float) -> float:

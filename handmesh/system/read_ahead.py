@@ -13,10 +13,10 @@ Item = TypeVar("Item")
 class ReadAhead(Generic[Item]):
     """Calls `take` in a thread until it gives None; `read` hands out what it gave, in order."""
 
-    def __init__(self, take: Callable[[], Item | None], name: str, *, most: int | None) -> None:
-        """`most`: how many are taken ahead before `take` waits; None: it never does, and only the newest is kept."""
+    def __init__(self, take: Callable[[], Item | None], name: str, *, max_items: int | None) -> None:
+        """`max_items`: taken ahead, before `take` waits; None: it never does, and only the newest is kept."""
         self.dropped = 0  # newer ones came before they were read
-        self._take, self._most = take, most
+        self._take, self._max_items = take, max_items
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -48,7 +48,7 @@ class ReadAhead(Generic[Item]):
         try:
             while not self._stop and (item := self._take()) is not None:
                 with self._changed:
-                    if self._most is None:
+                    if self._max_items is None:
                         self.dropped += len(self._items)
                         self._items.clear()
                     self._changed.wait_for(self._has_room)
@@ -61,4 +61,4 @@ class ReadAhead(Generic[Item]):
             self._changed.notify_all()
 
     def _has_room(self) -> bool:
-        return self._stop or self._most is None or len(self._items) < self._most
+        return self._stop or self._max_items is None or len(self._items) < self._max_items

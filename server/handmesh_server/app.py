@@ -162,10 +162,6 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": meaning[status], "content": _PROBLEM_CONTENT} for status in statuses}
 
 
-def _binary(media_types: list[str]) -> dict[str, Any]:
-    return {name: {"schema": {"type": "string", "format": "binary"}} for name in media_types}
-
-
 async def _answer_photo(
     service: HandService, request: Request, query: HandsQuery, encode: Encode, *, draws: bool = False
 ) -> Response:
@@ -235,7 +231,7 @@ def _hands_routes(service: HandService) -> APIRouter:
                 "description": "What Accept asked for; JSON when it asked for nothing. Server-Timing says where the "
                 "time went. A photo without hands is answered with an empty list, an empty scene, or itself.",
                 "model": HandsAnswer,
-                "content": _binary([name for name in answers.MEDIA_TYPES if name != answers.JSON]),
+                "content": {name: binary for name in answers.MEDIA_TYPES if name != answers.JSON},
             },
             **_problems(*unauthorised, 406, 408, 413, 415, 422, 429, 503, 504),
         },

@@ -26,7 +26,7 @@ from handmesh.motion.follow import HandFollower
 from handmesh.motion.smoothing import Smoothing
 from handmesh.predict import HandPrediction, Predictor
 
-_LEAST_STEP: Final = 1e-3  # s between frames, for clocks that stand still
+_MIN_STEP: Final = 1e-3  # s between frames, for clocks that stand still
 
 
 class StreamOptions(BaseModel):
@@ -73,7 +73,7 @@ class StreamFollower:
             if self._follower is None or made_for != self._made_for:
                 self._follower, self._made_for = _follower(predictor, options), made_for
             self._follower.tracker.predictor = predictor  # it knows for which request it works
-            self._time = max(time, self._time + _LEAST_STEP)
+            self._time = max(time, self._time + _MIN_STEP)
             return list(self._follower(photo.image, self._time).values())
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handmesh.geometry.rotation import matrix_from_vector, vector_from_matrix
+from handmesh.geometry.rotation import matrix_from_vector, nearest_rotation, vector_from_matrix
 
 ANGLES = [0.0, 1e-12, 1e-8, 1e-4, 1.0, np.pi / 2, 3.0, np.pi - 1e-4, np.pi - 1e-8, np.pi]
 
@@ -47,3 +47,11 @@ def test_what_a_network_answers_in_float32_is_taken_as_the_nearest_rotation():
     R = matrix_from_vector([0.3, -1.0, 2.0])
     rough = (R + np.random.default_rng(0).normal(0, 1e-6, (3, 3))).astype(np.float32)
     np.testing.assert_allclose(vector_from_matrix(rough), [0.3, -1.0, 2.0], atol=1e-5)
+
+
+def test_the_nearest_rotation_takes_rounding_out():
+    exact = Rotation.random(5, random_state=0).as_matrix()
+    bent = exact.astype(np.float32) + np.random.default_rng(0).normal(0, 1e-4, exact.shape)
+    found = nearest_rotation(bent.reshape(5, 1, 3, 3))[:, 0]
+    np.testing.assert_allclose(found @ np.swapaxes(found, -1, -2), np.broadcast_to(np.eye(3), exact.shape), atol=1e-12)
+    np.testing.assert_allclose(found, exact, atol=1e-3)

@@ -3,7 +3,7 @@
 import { Problem, request } from "./api.js";
 
 const SENT_AS_THEY_ARE = ["image/jpeg", "image/png", "image/webp"];
-const LARGEST_SHOWN = 2560; // pixels of the longer side on the screen; the server gets all of them
+const MAX_SHOWN = 2560; // pixels of the longer side on the screen; the server gets all of them
 
 /** Calls `onFile(file)` for what is dropped on the page, pasted, or chosen. */
 export function listen({ page, drop, input, onFile, onProblem }) {
@@ -55,8 +55,8 @@ export async function openPhoto(file, mostBytes) {
     throw new Problem("This photo is too large", `It has ${size} MB; the server takes ${most} MB. Save it smaller and try again.`);
   }
   let bitmap = full;
-  if (Math.max(width, height) > LARGEST_SHOWN) {
-    const scale = LARGEST_SHOWN / Math.max(width, height);
+  if (Math.max(width, height) > MAX_SHOWN) {
+    const scale = MAX_SHOWN / Math.max(width, height);
     bitmap = await createImageBitmap(full, {
       resizeWidth: Math.round(width * scale),
       resizeHeight: Math.round(height * scale),

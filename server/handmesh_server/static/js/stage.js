@@ -6,8 +6,8 @@ import { View } from "./view.js";
 const RADIANS_PER_PIXEL = 0.01;
 const KEY_ROTATION = 0.12; // radians
 const ZOOM_STEP = 1.25;
-const SMALLEST_BOX = 10; // stage pixels
-const MOST_RATIO = 2; // device pixels per CSS pixel: beyond, phones only get warm
+const MIN_BOX = 10; // stage pixels
+const MAX_RATIO = 2; // device pixels per CSS pixel: beyond, phones only get warm
 
 export class Stage {
   /** `handModel`: { bones, faces, colors, jointColors }. `onBox(box | null)`: a box was drawn or taken back. */
@@ -98,7 +98,7 @@ export class Stage {
 
   #draw() {
     const view = this.view;
-    const ratio = Math.min(MOST_RATIO, window.devicePixelRatio || 1);
+    const ratio = Math.min(MAX_RATIO, window.devicePixelRatio || 1);
     this.picture.style.opacity = view.rotated ? "0.25" : "1"; // turned, the hand is no longer over its picture
     this.mesh?.draw(view, ratio);
     const [picture, lines] = [this.picture, this.lines].map((canvas) => {
@@ -240,7 +240,7 @@ export class Stage {
     const { width, height } = this.view.image;
     const clip = (value, size) => Math.max(-0.5, Math.min(size - 0.5, value));
     const box = [clip(x[0], width), clip(y[0], height), clip(x[1], width), clip(y[1], height)];
-    const large = (Math.min(box[2] - box[0], box[3] - box[1]) * this.view.scale) >= SMALLEST_BOX;
+    const large = (Math.min(box[2] - box[0], box[3] - box[1]) * this.view.scale) >= MIN_BOX;
     this.setBoxing(false);
     this.setBox(large ? box : null);
     this.onBox(this.box);

@@ -4,9 +4,9 @@
 // a point p of the hand frame (metres; x right, y down, z away) is at
 // cropCenter + cropSize / 2 * scale * (p.xy + translation).
 
-const LEAST_ZOOM = 0.5;
-const MOST_ZOOM = 16;
-const MOST_PITCH = 1.5; // radians
+const MIN_ZOOM = 0.5;
+const MAX_ZOOM = 16;
+const MAX_PITCH = 1.5; // radians
 
 export class View {
   image = { width: 1, height: 1 };
@@ -29,12 +29,12 @@ export class View {
 
   rotate(dx, dy) {
     this.yaw += (this.mirrored ? -1 : 1) * dx;
-    this.pitch = Math.max(-MOST_PITCH, Math.min(MOST_PITCH, this.pitch + dy));
+    this.pitch = Math.max(-MAX_PITCH, Math.min(MAX_PITCH, this.pitch + dy));
   }
 
   /** Zoom so that what is at stage point (x, y) stays there. */
   zoomBy(factor, x = this.stage.width / 2, y = this.stage.height / 2) {
-    const zoom = Math.max(LEAST_ZOOM, Math.min(MOST_ZOOM, this.zoom * factor));
+    const zoom = Math.max(MIN_ZOOM, Math.min(MAX_ZOOM, this.zoom * factor));
     const ratio = zoom / this.zoom;
     this.pan.x = x - this.stage.width / 2 - (x - this.stage.width / 2 - this.pan.x) * ratio;
     this.pan.y = y - this.stage.height / 2 - (y - this.stage.height / 2 - this.pan.y) * ratio;
