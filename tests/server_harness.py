@@ -94,7 +94,7 @@ def photo(format: str = "JPEG", orientation: int = 1, image: np.ndarray | None =
 
 
 def settings(**changes: Any) -> Settings:
-    return Settings(**{"port": 0, "passes": 2, "deadline_seconds": 20, "drain_seconds": 0, **changes})
+    return Settings(**{"port": 0, "passes": 2, "deadline_seconds": 50, "drain_seconds": 0, **changes})
 
 
 @contextlib.contextmanager

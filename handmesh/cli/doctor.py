@@ -19,7 +19,7 @@ def doctor() -> None:
 
     table = Table(show_header=False)
     for _ in range(3):
-        table.add_column()
+        table.add_column(overflow="fold")  # of a path, the end says most
     healthy = True
     for finding in examine():
         healthy &= finding.good is not False
