@@ -94,9 +94,8 @@ def parse_views(text: str) -> Views:
 class ModelAnswers(NamedTuple):
     """What a model says about a test set."""
 
-    points: HandPoints  # metres; in the cam frame where `in_camera`, else about the hand's own origin
+    points: HandPoints  # metres; in the cam frame where the set knows its cameras, else about the hand's own origin
     keypoints: Array  # (N, 21, 2) px
-    in_camera: bool  # the set knows its cameras
     passes: int  # runs of the network per image
     seconds_per_image: float  # reading, cropping and all passes
     remark: str | None  # what every report of these scores has to say
@@ -153,7 +152,6 @@ def predict_set(
     return ModelAnswers(
         points=HandPoints(joints, vertices),
         keypoints=keypoints,
-        in_camera=data.intrinsics is not None,
         passes=network_passes,
         seconds_per_image=(time.perf_counter() - started) / count,
         remark=remark,
