@@ -1,4 +1,5 @@
-"""The web page at /, as files: plain HTML, CSS and JavaScript modules in `static/`, sent as they are.
+"""The web page at /, as files: plain HTML, CSS and JavaScript modules in `static/`, sent as they are, and the viewer of
+handmesh (`handmesh/assets/viewer`) as `static/viewer`.
 
 Nothing is built, and nothing comes from elsewhere: the page works without a network. What it must know that Python
 knows better (colours, samples, limits) it reads from `static/page.json`.
@@ -42,11 +43,11 @@ _HEADERS: Final = {
 
 def page_routes(settings: Settings) -> APIRouter:
     """`/` and `/static/...`. Open without a token, for there is nothing in them."""
-    static, samples = files("handmesh_server") / "static", files("handmesh") / "assets" / "samples"
+    static, assets = files("handmesh_server") / "static", files("handmesh") / "assets"
     # Only names that are there now are ever opened, so that no name leads elsewhere.
     known: dict[str, Callable[[], bytes]] = {
         **{name: file.read_bytes for name, file in _walk(static, "")},
-        **{name: file.read_bytes for name, file in _walk(samples, "samples/")},
+        **{name: file.read_bytes for part in ("samples", "viewer") for name, file in _walk(assets / part, f"{part}/")},
     }
     sample_names = sorted(name for name in known if name.startswith("samples/"))
     known["page.json"] = partial(_facts, settings, sample_names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import posixpath
 import re
 import zipfile
 from importlib.resources import files
@@ -15,7 +16,11 @@ from server_harness import running, settings
 from handmesh.hand import JOINT_NAMES
 
 STATIC = Path(str(files("handmesh_server") / "static"))
-FILES = sorted(str(path.relative_to(STATIC)) for path in STATIC.rglob("*") if path.is_file())
+VIEWER = Path(str(files("handmesh") / "assets" / "viewer"))
+FILES = {
+    **{path.relative_to(STATIC).as_posix(): path for path in sorted(STATIC.rglob("*")) if path.is_file()},
+    **{f"viewer/{path.name}": path for path in sorted(VIEWER.iterdir())},
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +75,12 @@ def test_the_page_is_open_and_strict(server):
 def test_every_file_is_sent_and_asks_for_nothing_elsewhere(server, name):
     response = server.client.get(f"/static/{name}")
     assert response.status_code == 200
-    assert response.content == (STATIC / name).read_bytes()
+    assert response.content == FILES[name].read_bytes()
     kind = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
     assert response.headers["content-type"].startswith(kind[name.rpartition(".")[2]])
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)[^\s\"'`]+", response.text) == []
     for module in re.findall(r'from "(.*?)"', response.text):
-        assert (STATIC / name).parent.joinpath(module).exists()
+        assert posixpath.normpath(posixpath.join(posixpath.dirname(name), module)) in FILES
     again = server.client.get(f"/static/{name}", headers={"If-None-Match": response.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
 
@@ -116,7 +121,10 @@ def test_the_wheel_has_the_page(tmp_path):
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=root, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f"handmesh_server/static/{name}" for name in FILES} <= set(names)
+    packages = {STATIC: STATIC.parents[1], VIEWER: VIEWER.parents[2]}
+    for folder, package in packages.items():
+        wanted = {path.relative_to(package).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert wanted <= set(names)
     assert "handmesh/assets/samples/palm.jpg" in names
 
 

@@ -1,7 +1,7 @@
 // The picture, the mesh and the lines over each other, and what pointers and keys do to them.
 
-import { MeshView, prepared } from "./mesh.js";
-import { View } from "./view.js";
+import { MeshView, prepared } from "../viewer/mesh.js";
+import { View } from "../viewer/view.js";
 
 const RADIANS_PER_PIXEL = 0.01;
 const KEY_ROTATION = 0.12; // radians
