@@ -116,7 +116,7 @@ def running(
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
     try:
-        assert listening.wait(20)
+        assert listening.wait(60)
         url = address[0].rstrip("/")
         host, port = url.removeprefix("http://").split(":")
         with talk_to(url) as client:
