@@ -1,15 +1,14 @@
 // The mesh on the graphics card: WebGL2, one draw call for each hand, no library.
 
-import { middle } from "./view.js";
-
 const VERTEX = `#version 300 es
-in vec3 position, normal;
+in vec3 position, normal, color;
 uniform mat3 rotation;
 uniform vec3 pivot;
 uniform vec4 map;          // clip = map.xy + map.zw * hand
 uniform float depthRange;  // metres, nearest to farthest
-out vec3 facing;
+out vec3 facing, skin;
 void main() {
+  skin = color;
   vec3 rotated = rotation * (position - pivot);
   facing = rotation * normal;
   gl_Position = vec4(map.xy + map.zw * (rotated.xy + pivot.xy), 2.0 * rotated.z / depthRange, 1.0);
@@ -18,9 +17,9 @@ void main() {
 // x right, y down, z away: the eye looks along +z. A key light from the upper left, the sky, a rim, a soft highlight.
 const FRAGMENT = `#version 300 es
 precision highp float;
-in vec3 facing;
-uniform vec3 color;
-uniform float flat_;
+in vec3 facing, skin;
+uniform bool lit;
+uniform float dimmed;  // of lines, which no light falls on
 out vec4 pixel;
 const vec3 EYE = vec3(0.0, 0.0, -1.0);
 const vec3 KEY = normalize(vec3(-0.45, -0.75, -0.75));
@@ -31,18 +30,18 @@ void main() {
   float light = 0.26 + 0.16 * (0.5 - 0.5 * n.y) + 0.62 * max(dot(n, KEY), 0.0) + 0.16 * max(dot(n, FILL), 0.0);
   float gloss = 0.20 * pow(max(dot(n, normalize(KEY + EYE)), 0.0), 36.0);
   float rim = 0.16 * pow(1.0 - max(dot(n, EYE), 0.0), 3.0);
-  vec3 linear = pow(color, vec3(2.2)) * light + gloss + rim;
-  pixel = vec4(mix(pow(linear, vec3(1.0 / 2.2)), color, flat_), 1.0);
+  vec3 linear = pow(skin, vec3(2.2)) * light + gloss + rim;
+  pixel = vec4(lit ? pow(linear, vec3(1.0 / 2.2)) : skin * dimmed, 1.0);
 }`;
 
-const DEPTH_RANGE = 1.2; // metres: a hand is 0.2 m long, whatever way it is turned
+const NAMES = { attributes: ["position", "normal", "color"], uniforms: ["rotation", "pivot", "map", "depthRange", "lit", "dimmed"] };
 
 export class MeshView {
-  /** Throws when the browser has no WebGL2. `faces` by handedness: flat Uint16Arrays. */
-  constructor(canvas, { faces, colors }) {
+  depthRange = 1.2; // metres: a hand is 0.2 m long, whatever way it is turned
+
+  /** Throws when the browser has no WebGL2. */
+  constructor(canvas) {
     this.canvas = canvas;
-    this.topology = Object.fromEntries(Object.entries(faces).map(([side, list]) => [side, { faces: list, edges: edgesOf(list) }]));
-    this.colors = colors;
     this.hands = [];
     this.show = { mesh: true, wires: false };
     this.gl = canvas.getContext("webgl2", { alpha: true, antialias: true, powerPreference: "low-power" });
@@ -64,29 +63,28 @@ export class MeshView {
     gl.linkProgram(program);
     if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(program) || "WebGL2 failed");
     gl.useProgram(program);
-    this.uniform = {};
-    for (const name of ["rotation", "pivot", "map", "depthRange", "color", "flat_"]) this.uniform[name] = gl.getUniformLocation(program, name);
-    this.attribute = { position: gl.getAttribLocation(program, "position"), normal: gl.getAttribLocation(program, "normal") };
-    for (const name of Object.values(this.attribute)) gl.enableVertexAttribArray(name);
-    this.buffers = [];
-    for (const topology of Object.values(this.topology)) {
-      topology.faceBuffer = indexBuffer(gl, topology.faces);
-      topology.edgeBuffer = indexBuffer(gl, topology.edges);
-    }
+    this.uniform = Object.fromEntries(NAMES.uniforms.map((name) => [name, gl.getUniformLocation(program, name)]));
+    this.attribute = Object.fromEntries(NAMES.attributes.map((name) => [name, gl.getAttribLocation(program, name)]));
+    this.buffers = []; // of each hand
+    this.topologies = new Map(); // by faces
     gl.enable(gl.DEPTH_TEST);
     gl.depthFunc(gl.LEQUAL);
     gl.clearColor(0, 0, 0, 0);
     this.setHands(this.hands);
   }
 
+  /**
+   * Each with vertices (flat x, y, z; metres), faces (flat Uint32Array; the same array for the same topology), colors (sRGB
+   * bytes, of all or of each vertex), and what `View.handMap` and `pivot` want.
+   */
   setHands(hands) {
     const gl = this.gl;
     this.hands = hands;
-    hands.forEach((hand, index) => {
-      this.buffers[index] ??= { position: gl.createBuffer(), normal: gl.createBuffer() };
-      const normals = normalsOf(hand.vertices, this.topology[hand.handedness].faces);
-      for (const [name, values] of [["position", hand.vertices], ["normal", normals]]) {
-        gl.bindBuffer(gl.ARRAY_BUFFER, this.buffers[index][name]);
+    hands.forEach(({ vertices, faces, colors }, index) => {
+      const buffers = (this.buffers[index] ??= Object.fromEntries(NAMES.attributes.map((name) => [name, gl.createBuffer()])));
+      if (!this.topologies.has(faces)) this.topologies.set(faces, topologyOf(gl, faces));
+      for (const [name, values] of Object.entries({ position: vertices, normal: normalsOf(vertices, faces), color: colors })) {
+        gl.bindBuffer(gl.ARRAY_BUFFER, buffers[name]);
         gl.bufferData(gl.ARRAY_BUFFER, values, gl.DYNAMIC_DRAW);
       }
     });
@@ -101,13 +99,10 @@ export class MeshView {
     if (!this.show.mesh && !this.show.wires) return;
     const R = view.rotation;
     gl.uniformMatrix3fv(this.uniform.rotation, true, R.flat());
-    gl.uniform1f(this.uniform.depthRange, DEPTH_RANGE);
+    gl.uniform1f(this.uniform.depthRange, this.depthRange);
     this.hands.forEach((hand, index) => {
-      const { faceBuffer, edgeBuffer, faces, edges } = this.topology[hand.handedness];
-      for (const name of ["position", "normal"]) {
-        gl.bindBuffer(gl.ARRAY_BUFFER, this.buffers[index][name]);
-        gl.vertexAttribPointer(this.attribute[name], 3, gl.FLOAT, false, 0, 0);
-      }
+      const { faces, edges } = this.topologies.get(hand.faces);
+      for (const name of NAMES.attributes) this.#connect(name, this.buffers[index][name], hand);
       const map = view.handMap(hand);
       gl.uniform4f(
         this.uniform.map,
@@ -117,47 +112,55 @@ export class MeshView {
         (-2 * map.y.factor) / view.stage.height,
       );
       gl.uniform3fv(this.uniform.pivot, hand.pivot);
-      const color = this.colors[hand.handedness].map((value) => value / 255);
       // Without the mesh its faces still hide the lines behind them.
       gl.colorMask(this.show.mesh, this.show.mesh, this.show.mesh, this.show.mesh);
       gl.enable(gl.POLYGON_OFFSET_FILL);
       gl.polygonOffset(1, 1);
-      gl.uniform3fv(this.uniform.color, color);
-      gl.uniform1f(this.uniform.flat_, 0);
-      gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, faceBuffer);
-      gl.drawElements(gl.TRIANGLES, faces.length, gl.UNSIGNED_SHORT, 0);
+      gl.uniform1i(this.uniform.lit, 1);
+      gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, faces.buffer);
+      gl.drawElements(gl.TRIANGLES, faces.count, gl.UNSIGNED_INT, 0);
       gl.colorMask(true, true, true, true);
       gl.disable(gl.POLYGON_OFFSET_FILL);
       if (!this.show.wires) return;
-      gl.uniform3fv(this.uniform.color, this.show.mesh ? color.map((value) => value * 0.35) : color);
-      gl.uniform1f(this.uniform.flat_, 1);
-      gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, edgeBuffer);
-      gl.drawElements(gl.LINES, edges.length, gl.UNSIGNED_SHORT, 0);
+      gl.uniform1i(this.uniform.lit, 0);
+      gl.uniform1f(this.uniform.dimmed, this.show.mesh ? 0.35 : 1);
+      gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, edges.buffer);
+      gl.drawElements(gl.LINES, edges.count, gl.UNSIGNED_INT, 0);
     });
+  }
+
+  #connect(name, buffer, { colors }) {
+    const [gl, at, isColor] = [this.gl, this.attribute[name], name === "color"];
+    if (isColor && colors.length === 3) {
+      gl.disableVertexAttribArray(at);
+      gl.vertexAttrib3fv(at, Array.from(colors, (value) => value / 255));
+    } else {
+      gl.enableVertexAttribArray(at);
+      gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
+      gl.vertexAttribPointer(at, 3, isColor ? gl.UNSIGNED_BYTE : gl.FLOAT, isColor, 0, 0);
+    }
   }
 }
 
-/** What drawing needs to know about a hand beside the server's numbers. */
-export function prepared(hand) {
-  return { ...hand, pivot: middle(hand.vertices) };
-}
-
-function indexBuffer(gl, indices) {
-  const buffer = gl.createBuffer();
-  gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, buffer);
-  gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, indices, gl.STATIC_DRAW);
-  return buffer;
+function topologyOf(gl, faces) {
+  const [drawnFaces, drawnEdges] = [faces, edgesOf(faces)].map((indices) => {
+    const buffer = gl.createBuffer();
+    gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, buffer);
+    gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, indices, gl.STATIC_DRAW);
+    return { buffer, count: indices.length };
+  });
+  return { faces: drawnFaces, edges: drawnEdges };
 }
 
 function edgesOf(faces) {
-  const seen = new Set();
+  const seen = new Map();
   for (let at = 0; at < faces.length; at += 3) {
     for (const [from, to] of [[0, 1], [1, 2], [2, 0]]) {
-      const [a, b] = [faces[at + from], faces[at + to]];
-      seen.add(a < b ? a * 65536 + b : b * 65536 + a);
+      const [a, b] = [faces[at + from], faces[at + to]].sort((one, other) => one - other);
+      seen.set(a * 2 ** 26 + b, [a, b]);
     }
   }
-  return Uint16Array.from([...seen].flatMap((edge) => [Math.floor(edge / 65536), edge % 65536]));
+  return Uint32Array.from([...seen.values()].flat());
 }
 
 /** Outward, weighted by area; faces are counter-clockwise seen from outside. The shader makes them unit length. */

@@ -373,7 +373,7 @@ async function openSample(sample) {
 
 async function loadHandModel() {
   const topology = await (await request("v1/topology")).json();
-  const faces = Object.fromEntries(Object.entries(topology.faces).map(([side, list]) => [side, Uint16Array.from(list.flat())]));
+  const faces = Object.fromEntries(Object.entries(topology.faces).map(([side, list]) => [side, Uint32Array.from(list.flat())]));
   const css = ([red, green, blue]) => `rgb(${red} ${green} ${blue})`;
   return { faces, bones: topology.bones, colors: page.hand_colors, jointColors: page.joint_colors.map(css) };
 }

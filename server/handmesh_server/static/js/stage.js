@@ -1,45 +1,21 @@
-// The picture, the mesh and the lines over each other, and what pointers and keys do to them.
+// The picture, the mesh and the lines over each other; beside turning the hand, a pointer may draw a box.
 
-import { MeshView, prepared } from "../viewer/mesh.js";
-import { View } from "../viewer/view.js";
+import { middle } from "../viewer/view.js";
+import { ARROWS, Viewer } from "../viewer/viewer.js";
 
-const RADIANS_PER_PIXEL = 0.01;
-const KEY_ROTATION = 0.12; // radians
-const ZOOM_STEP = 1.25;
 const MIN_BOX = 10; // stage pixels
-const MAX_RATIO = 2; // device pixels per CSS pixel: beyond, phones only get warm
 
-export class Stage {
+export class Stage extends Viewer {
   /** `handModel`: { bones, faces, colors, jointColors }. `onBox(box | null)`: a box was drawn or taken back. */
   constructor(root, handModel, { onBox }) {
-    this.root = root;
-    this.handModel = handModel;
-    this.onBox = onBox;
-    this.view = new View();
-    this.picture = root.querySelector("#picture");
-    this.lines = root.querySelector("#lines");
-    this.show = { bones: false };
-    this.hands = [];
+    const [picture, mesh, lines] = ["#picture", "#mesh", "#lines"].map((name) => root.querySelector(name));
+    super(root, mesh, lines);
+    Object.assign(this, { handModel, onBox, picture, lines });
+    this.show = { bones: !this.hasMesh };
     this.source = null;
     this.box = null; // image pixels
     this.boxing = false;
     this.drawing = null; // the box in the making, stage pixels
-    this.pointers = new Map();
-    this.frame = 0;
-    try {
-      this.mesh = new MeshView(root.querySelector("#mesh"), handModel);
-      this.mesh.canvas.addEventListener("webglcontextrestored", () => this.redraw());
-    } catch {
-      this.mesh = null;
-      this.show.bones = true;
-    }
-    new ResizeObserver(() => this.#resize()).observe(root);
-    this.#listen();
-    this.#resize();
-  }
-
-  get hasMesh() {
-    return this.mesh !== null;
   }
 
   /** A bitmap, canvas or video frame, and the size in pixels of the image that the server saw. */
@@ -49,10 +25,12 @@ export class Stage {
     this.redraw();
   }
 
+  /** Of the server's answers. */
   setHands(hands) {
-    this.hands = hands.map(prepared);
-    this.mesh?.setHands(this.hands);
-    this.redraw();
+    const { faces, colors } = this.handModel;
+    super.setHands(
+      hands.map((hand) => ({ ...hand, pivot: middle(hand.vertices), faces: faces[hand.handedness], colors: colors[hand.handedness] })),
+    );
   }
 
   setBox(box) {
@@ -68,39 +46,10 @@ export class Stage {
     this.redraw();
   }
 
-  reset() {
-    this.view.reset();
-    this.redraw();
-  }
-
-  zoom(direction) {
-    this.view.zoomBy(ZOOM_STEP ** direction);
-    this.redraw();
-  }
-
-  /** Resolves when it is on the screen. */
-  redraw() {
-    this.drawn ??= new Promise((resolve) => {
-      requestAnimationFrame(() => {
-        this.drawn = null;
-        this.#draw();
-        resolve();
-      });
-    });
-    return this.drawn;
-  }
-
-  #resize() {
-    const { width, height } = this.root.getBoundingClientRect();
-    this.view.stage = { width: Math.max(1, width), height: Math.max(1, height) };
-    this.redraw();
-  }
-
-  #draw() {
-    const view = this.view;
-    const ratio = Math.min(MAX_RATIO, window.devicePixelRatio || 1);
+  draw() {
+    super.draw();
+    const { view, ratio } = this;
     this.picture.style.opacity = view.rotated ? "0.25" : "1"; // turned, the hand is no longer over its picture
-    this.mesh?.draw(view, ratio);
     const [picture, lines] = [this.picture, this.lines].map((canvas) => {
       const size = { width: Math.round(view.stage.width * ratio), height: Math.round(view.stage.height * ratio) };
       if (canvas.width !== size.width || canvas.height !== size.height) Object.assign(canvas, size);
@@ -120,8 +69,6 @@ export class Stage {
     if (this.show.bones) for (const hand of this.hands) this.#drawBones(lines, hand);
     const box = this.drawing ?? (this.box && [...view.toStage(this.box.slice(0, 2)), ...view.toStage(this.box.slice(2))]);
     if (box) drawBox(lines, box);
-    this.frame++;
-    this.root.dataset.frame = String(this.frame);
   }
 
   #drawBones(context, hand) {
@@ -154,70 +101,32 @@ export class Stage {
 
   // Pointers and keys
 
-  #listen() {
-    const canvas = this.lines;
-    canvas.addEventListener("pointerdown", (event) => this.#down(event));
-    canvas.addEventListener("pointermove", (event) => this.#move(event));
-    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.#up(event));
-    canvas.addEventListener("dblclick", () => this.boxing || this.reset());
-    canvas.addEventListener("contextmenu", (event) => event.preventDefault());
-    canvas.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
-    canvas.addEventListener("keydown", (event) => this.#key(event));
-  }
-
-  #down(event) {
-    this.lines.setPointerCapture(event.pointerId);
+  pointerdown(event) {
+    super.pointerdown(event);
     const at = [event.offsetX, event.offsetY];
-    this.pointers.set(event.pointerId, { at, panning: event.shiftKey || event.button > 0 });
     if (this.boxing && this.pointers.size === 1) this.drawing = [...at, ...at];
     if (this.pointers.size > 1) this.drawing = null;
   }
 
-  #move(event) {
-    const pointer = this.pointers.get(event.pointerId);
-    if (!pointer) return;
-    const [x, y] = [event.offsetX, event.offsetY];
-    const [dx, dy] = [x - pointer.at[0], y - pointer.at[1]];
-    if (this.pointers.size === 2) {
-      const other = [...this.pointers].find(([id]) => id !== event.pointerId)[1].at;
-      const [before, now] = [distance(pointer.at, other), distance([x, y], other)];
-      if (before > 0) this.view.zoomBy(now / before, (x + other[0]) / 2, (y + other[1]) / 2);
-      this.view.pan.x += dx / 2;
-      this.view.pan.y += dy / 2;
-    } else if (this.drawing) {
-      this.drawing = [...this.drawing.slice(0, 2), x, y];
-    } else if (pointer.panning) {
-      this.view.pan.x += dx;
-      this.view.pan.y += dy;
-    } else if (!this.boxing) {
-      this.view.rotate(dx * RADIANS_PER_PIXEL, dy * RADIANS_PER_PIXEL);
-    }
-    pointer.at = [x, y];
-    this.redraw();
+  drag(pointer, dx, dy) {
+    if (this.drawing) this.drawing = [...this.drawing.slice(0, 2), ...pointer.at];
+    else if (!this.boxing || pointer.panning) super.drag(pointer, dx, dy);
   }
 
-  #up(event) {
-    this.pointers.delete(event.pointerId);
-    if (this.drawing && event.type === "pointerup") this.#finishBox(this.drawing);
+  pointerup(event) {
+    super.pointerup(event);
+    if (this.drawing) this.#finishBox(this.drawing);
   }
 
-  #wheel(event) {
-    event.preventDefault();
-    const lines = event.deltaMode === 1 ? 16 : 1;
-    this.view.zoomBy(Math.exp(-event.deltaY * lines * 0.0015), event.offsetX, event.offsetY);
-    this.redraw();
+  dblclick() {
+    if (!this.boxing) super.dblclick();
   }
 
-  #key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-    const arrow = arrows[event.key];
-    if (this.boxing && (arrow || event.key === "Enter")) this.#keyBox(event, arrow);
-    else if (arrow) this.view.rotate(arrow[0] * KEY_ROTATION, arrow[1] * KEY_ROTATION);
-    else if (event.key === "+" || event.key === "=") this.zoom(1);
-    else if (event.key === "-") this.zoom(-1);
-    else if (event.key === "0") this.view.reset();
-    else return;
+  keydown(event) {
+    const arrow = ARROWS[event.key];
+    const other = event.ctrlKey || event.metaKey || event.altKey || !(arrow || event.key === "Enter");
+    if (!this.boxing || other) return super.keydown(event);
+    this.#keyBox(event, arrow);
     event.preventDefault();
     this.redraw();
   }
@@ -245,10 +154,6 @@ export class Stage {
     this.setBox(large ? box : null);
     this.onBox(this.box);
   }
-}
-
-function distance([x0, y0], [x1, y1]) {
-  return Math.hypot(x1 - x0, y1 - y0);
 }
 
 function drawBox(context, [x0, y0, x1, y1]) {
