@@ -5,18 +5,21 @@ the way from there to the camera. Scenes (.glb, .obj, .ply, .stl, .html) hold it
 that several hands are placed to each other; and since 3D programs want y up, as (x, -y, -z): a half turn about x, which
 mirrors nothing. A hand seen from the camera is then seen from +z, the way three.js looks at a new scene. All lengths
 are metres. Faces are counter-clockwise seen from outside, for right hands and left ones alike. docs/outputs.md
-describes every format. trimesh writes .obj, .ply, .stl and the page of .html; its other formats are one
-`MeshHand.to_trimesh()` away.
+describes every format. trimesh writes .obj, .ply and .stl; its other formats are one `MeshHand.to_trimesh()` away.
 """
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -322,29 +325,47 @@ def _rounded(metres: NDArray[np.floating[Any]]) -> Any:
     return (np.round(metres.astype(np.float64), 6) + 0.0).tolist()
 
 
+# Each may use those before it.
+_VIEWER_MODULES: Final = ("view.js", "mesh.js", "viewer.js")
+
+
 def _html(hands: Sequence[MeshHand]) -> bytes:
-    """A page that shows the hands and can be turned with the mouse; trimesh's viewer, which needs no network."""
+    """A page that shows the hands and can be turned; its viewer, the server's page's too, and the meshes are in it."""
     if not hands:
         raise ExportError("Cannot write .html: there is no hand to show.")
-    import trimesh
-    from trimesh.viewer.notebook import scene_to_html
-    from trimesh.visual import TextureVisuals
-    from trimesh.visual.material import PBRMaterial
+    meshes = [_y_up(hand.vertices_cam()) for hand in hands]
+    points = np.concatenate(meshes).astype(np.float64)
+    center = (points.min(axis=0) + points.max(axis=0)) / 2
+    radius = np.linalg.norm(points - center, axis=-1).max()
+    document = {
+        "center": center.tolist(),
+        "radius": 1.05 * max(float(radius), 1e-6),  # of the ball that is seen: somewhat larger than theirs
+        "hands": [
+            {
+                "name": hand.name,
+                "handedness": str(hand.handedness),
+                "vertices": _base64(vertices, "<f4"),
+                "faces": _base64(np.asarray(hand.faces), "<u4"),
+                "colors": _base64(_colors(hand), "u1"),
+            }
+            for hand, vertices in zip(hands, meshes, strict=True)
+        ],
+    }
+    assets = resources.files("handmesh") / "assets"
+    modules = [(assets / "viewer" / name).read_text(encoding="utf-8") for name in _VIEWER_MODULES]
+    parts = {
+        "title": html.escape(", ".join(hand.name for hand in hands)),
+        "generator": html.escape(generator()),
+        "hands": to_json(document).decode().replace("<", "\\u003c"),  # no name ends the script
+        # One script instead of modules, which browsers do not read beside a file.
+        "viewer": re.sub(r"^import .*\n|^export ", "", "\n".join(modules), flags=re.MULTILINE),
+    }
+    page = (assets / "hands.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], page).encode()
 
-    # glTF's default material is a metal, which is black where there is nothing to reflect: say that skin is none.
-    # The viewer's light is 1.75 strong and its output not encoded, so colours are sRGB as they are, that much darker.
-    skin = PBRMaterial(metallicFactor=0.0, roughnessFactor=0.7, doubleSided=True, baseColorFactor=[0.57] * 3 + [1.0])
-    meshes = [hand.to_trimesh() for hand in hands]
-    # Its light shines from the camera to the origin: that is where the hands must be, or they stay dark.
-    center = np.mean([mesh.vertices.mean(axis=0) for mesh in meshes], axis=0)
-    scene = trimesh.Scene()
-    for hand, mesh in zip(hands, meshes, strict=True):
-        mesh.visual = TextureVisuals(material=skin)
-        opaque = np.full((len(hand.vertices), 1), 255, np.uint8)
-        mesh.visual.vertex_attributes["color"] = np.hstack([_colors(hand), opaque])
-        scene.add_geometry(mesh.apply_translation(-center), node_name=hand.name, geom_name=hand.name)
-    page: str = scene_to_html(scene)
-    return page.encode()
+
+def _base64(array: NDArray[Any], dtype: str) -> str:
+    return base64.b64encode(array.astype(dtype).tobytes()).decode()
 
 
 # Another format is another line here: `save`, the command line and the messages read it from this table.
