@@ -91,6 +91,7 @@ class ModelConfig(Settings):
     # Two more single layers on the pooled features; the paper has neither.
     confidence_head: bool = False  # a hand, and well found?
     handedness_head: bool = False  # does the crop show a right hand, or (unmirrored) a left one?
+    joint_confidence_head: bool = False  # which of the joints are well found?
     # The camera's first guess: 2 f / (r z) for a median FreiHAND frame, f = 730 px-metres per metre, r = 224 px.
     initial_scale: float = Field(default=6.5, gt=0)
 
@@ -415,6 +416,7 @@ class LossWeights(Settings):
     heatmap_depths: float = 0.3  # decimetres, relative to the wrist
     confidence: float = 0.1  # cross-entropies of the optional heads
     handedness: float = 0.2
+    joint_confidence: float = 0.1
 
 
 class LossNorms(Settings):

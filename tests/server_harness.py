@@ -62,6 +62,7 @@ class DotEngine:
             joints=np.broadcast_to(self.joints, (count, 21, 3)),
             confidence=np.ones(count, np.float32),
             handedness=np.ones(count, np.float32),
+            joint_confidence=np.ones((count, 21), np.float32),
         )
 
 

@@ -58,6 +58,7 @@ class HandOutput(NamedTuple):
     joints: Any  # (B, 21, 3)     metres, hand
     confidence: Any  # (B,)       0..1: that there is a hand and it was found; 1 of a network without that head
     handedness: Any  # (B,)      0..1: that the crop shows a right hand; 1 of a network without that head
+    joint_confidence: Any  # (B, 21)  0..1: that there is a hand and this joint of it was found; 1 without that head
 
 
 _SHAPES: dict[str, tuple[int | None, ...]] = {

@@ -39,6 +39,7 @@ class HandMeshNet(nn.Module):
         self.betas_head = nn.Linear(channels, BETA_COUNT)
         self.confidence_head = nn.Linear(channels, 1) if config.confidence_head else None
         self.handedness_head = nn.Linear(channels, 1) if config.handedness_head else None
+        self.joint_confidence_head = nn.Linear(channels, len(JOINT_NAMES)) if config.joint_confidence_head else None
         self.hand = hand
         self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
@@ -71,9 +72,10 @@ class HandMeshNet(nn.Module):
             pose = matrix_from_6d(self.pose_head(pooled).unflatten(-1, (_ROTATIONS, 6)))
             betas = self.betas_head(pooled)
             vertices, joints = self.hand(pose, betas)
-            confidence = _probability(self.confidence_head, pooled)
-            handedness = _probability(self.handedness_head, pooled)
-        return HandOutput(camera, pose, betas, vertices, joints, confidence, handedness)
+            confidence = _probabilities(self.confidence_head, pooled, 1)[:, 0]
+            handedness = _probabilities(self.handedness_head, pooled, 1)[:, 0]
+            joint_confidence = _probabilities(self.joint_confidence_head, pooled, len(JOINT_NAMES))
+        return HandOutput(camera, pose, betas, vertices, joints, confidence, handedness, joint_confidence)
 
     def reparameterize(self) -> HandMeshNet:
         """A copy with every train-time branch of the backbone folded away: same outputs, faster, not for training."""
@@ -83,11 +85,11 @@ class HandMeshNet(nn.Module):
         return deployed.requires_grad_(False)
 
 
-def _probability(head: nn.Linear | None, pooled: Tensor) -> Tensor:
-    """(B,) from a head of one logit; ones where there is no such head."""
+def _probabilities(head: nn.Linear | None, pooled: Tensor, count: int) -> Tensor:
+    """(B, count) from a head of so many logits; ones where there is no such head."""
     if head is None:
-        return torch.ones_like(pooled[:, 0])
-    logits: Tensor = head(pooled)[:, 0]
+        return torch.ones_like(pooled[:, :count])
+    logits: Tensor = head(pooled)
     return logits.sigmoid()
 
 

@@ -87,6 +87,7 @@ def hand_of(
         handedness_source="given",
         handedness_score=1.0,
         score=record["score"],
+        joint_scores=None,
         box=(x0, y0, x1, y1),
         crop=crop,
         camera=WeakPerspectiveCamera(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from handmesh.draw.render import ImageMesh
 
 Floats = NDArray[np.float32]
+_JOINT_RADIUS = 0.010  # metres: how far a joint's doubt spreads over the skin
+_MOST_PALE = 0.8  # share of white
 HandednessSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
 
 
@@ -48,6 +50,7 @@ class HandPrediction:
     # 0..1: that there is a hand and its joints are drawn within 0.15 of its size. Of a network without that head: how
     # well the last two passes agree in the image (1 with a single pass), which is no probability.
     score: float
+    joint_scores: Floats | None  # (21,) 0..1: that the joint is drawn within 0.06 of the hand's size; None: not known
     box: Box  # x0, y0, x1, y1 in pixels, around the keypoints
     crop: CropTransform  # the square that `camera` belongs to
     camera: WeakPerspectiveCamera
@@ -104,7 +107,17 @@ class HandPrediction:
         from handmesh.draw.render import ImageMesh  # on first use: its compiler takes a third of a cold start
 
         normals = vertex_normals(self.vertices, self.faces)
-        return ImageMesh(self.vertices_image(), self.faces, normals, HAND_COLORS[self.handedness])
+        return ImageMesh(self.vertices_image(), self.faces, normals, self._colors())
+
+    def _colors(self) -> NDArray[np.floating[Any]]:
+        """(3,) RGB; (778, 3) where some joints are more likely misplaced than not: paler around those."""
+        color = np.array(HAND_COLORS[self.handedness], np.float32)
+        if self.joint_scores is None or not (doubt := np.clip(1 - 2 * self.joint_scores, 0, 1)).any():
+            return color
+        distances = np.linalg.norm(self.vertices[:, None] - self.joints, axis=-1)
+        nearness = np.exp(-((distances / _JOINT_RADIUS) ** 2) / 2) + 1e-12
+        paleness = _MOST_PALE * (nearness @ doubt) / nearness.sum(axis=1)
+        return color + paleness[:, None] * (255 - color)
 
     def overlay(self, image: ImageSource) -> NDArray[np.uint8]:
         """The mesh drawn over a copy of its photograph, (H, W, 3) uint8 RGB."""
@@ -137,7 +150,10 @@ class HandPrediction:
 def overlay_hands(
     image: NDArray[np.uint8], hands: Sequence[HandPrediction], *, skeleton: bool = False
 ) -> NDArray[np.uint8]:
-    """All meshes, or all skeletons, drawn over a copy of their photograph."""
+    """All meshes, or all skeletons, drawn over a copy of their photograph.
+
+    Where joints are more likely misplaced than not, meshes are paler, and joints of skeletons are rings.
+    """
     from handmesh.draw.render import overlay_meshes
     from handmesh.draw.skeleton import draw_skeleton
 
@@ -145,7 +161,8 @@ def overlay_hands(
         return overlay_meshes(image, [hand.mesh for hand in hands])
     drawn = image.copy()
     for hand in hands:
-        drawn = draw_skeleton(drawn, hand.keypoints_image())
+        unsure = None if hand.joint_scores is None else hand.joint_scores < 0.5
+        drawn = draw_skeleton(drawn, hand.keypoints_image(), occluded=unsure)
     return drawn
 
 
@@ -173,6 +190,7 @@ def as_mesh_hand(hand: HandPrediction, index: int = 0) -> MeshHand:
         "handedness_source": hand.handedness_source,
         "handedness_score": hand.handedness_score,
         "score": hand.score,
+        **({} if hand.joint_scores is None else {"joint_scores": hand.joint_scores}),
         "source": hand.source,
         "box_px": np.asarray(hand.box),
         "keypoints_px": hand.keypoints_image(),

@@ -72,6 +72,7 @@ class Predictor:
         # What the network has heads for.
         self.predicts_handedness = bool(heads.get("handedness_head"))
         self.predicts_confidence = bool(heads.get("confidence_head"))
+        self.predicts_joint_confidence = bool(heads.get("joint_confidence_head"))
         self._hands = {Handedness.RIGHT: engine.hand, Handedness.LEFT: engine.hand.mirrored()}
         # The root joint at rest, as a function of the shape.
         regressor = engine.hand.J_regressor[0].astype(np.float64)
@@ -308,6 +309,9 @@ class Predictor:
             handedness_source=query.handedness_source,
             handedness_score=query.handedness_score,
             score=answer.score,
+            joint_scores=np.asarray(output.joint_confidence[row], np.float32)
+            if self.predicts_joint_confidence
+            else None,
             box=(float(x0), float(y0), float(x1), float(y1)),
             crop=crop.upright,
             camera=WeakPerspectiveCamera(np.float32(camera.scale), camera.translation.astype(np.float32)),

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from handmesh.errors import CheckpointError, ExportError
 from handmesh.hand import BETA_COUNT, FACE_COUNT, JOINT_NAMES, MANO_JOINT_NAMES, VERTEX_COUNT, HandOutput
@@ -197,8 +200,14 @@ _OUTPUTS: dict[str, dict[str, Any]] = {
     },
     "confidence": {"shape": ["batch"], "meaning": "0 to 1: that there is a hand and it was found; 1: cannot tell"},
     "handedness": {"shape": ["batch"], "meaning": "0 to 1: that the crop shows a right hand; 1: cannot tell"},
+    "joint_confidence": {
+        "shape": ["batch", len(JOINT_NAMES)],
+        "order": JOINT_NAMES,
+        "meaning": "0 to 1: that there is a hand and this joint was found; 1: cannot tell",
+    },
 }
 assert tuple(_OUTPUTS) == HandOutput._fields
+_NEW_OUTPUTS = ("joint_confidence",)  # of this version
 
 
 def record_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
@@ -216,9 +225,17 @@ def precision_of(record: Mapping[str, Any]) -> str:
 
 
 def outputs_in(names: Iterable[str]) -> list[str]:
-    """What the fields of `HandOutput` are called among a graph's outputs."""
+    """What the fields of `HandOutput` are called among a graph's outputs; what former versions had not is left out."""
     there = set(names)
-    return [field if field in there else OLD_OUTPUT_NAMES.get(field, field) for field in HandOutput._fields]
+    fields = [field if field in there else OLD_OUTPUT_NAMES.get(field, field) for field in HandOutput._fields]
+    return [field for field in fields if field in there or field not in _NEW_OUTPUTS]
+
+
+def hand_output(answers: Sequence[NDArray[Any]]) -> HandOutput:
+    """Of the values of `outputs_in`: a graph of a former version cannot tell which joints were found."""
+    if len(answers) < len(HandOutput._fields):
+        answers = [*answers, np.ones((len(answers[0]), len(JOINT_NAMES)), np.float32)]
+    return HandOutput(*answers)
 
 
 def scope_of(name: str) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from handmesh.errors import ConfigError
 from handmesh.hand import HandOutput
 from handmesh.model.file import config_of, hand_of, read_record
-from handmesh.runtime.graph import is_exported, open_graph, outputs_in, precision_of, record_in
+from handmesh.runtime.graph import hand_output, is_exported, open_graph, outputs_in, precision_of, record_in
 from handmesh.system.cpus import default_threads
 
 
@@ -70,4 +70,4 @@ class OnnxEngine:
         self.name = f"onnxruntime {version} {precision_of(self.record)} on {device}"
 
     def __call__(self, crops: NDArray[np.uint8]) -> HandOutput:
-        return HandOutput(*self._session.run(self._outputs, {"crops": np.ascontiguousarray(crops)}))
+        return hand_output(self._session.run(self._outputs, {"crops": np.ascontiguousarray(crops)}))

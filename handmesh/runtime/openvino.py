@@ -16,6 +16,7 @@ from handmesh.model.file import config_of, hand_of, read_record
 from handmesh.runtime.graph import (
     RECORD,
     WEIGHTS_SHA256,
+    hand_output,
     is_exported,
     open_graph,
     outputs_in,
@@ -133,6 +134,6 @@ class OpenVinoEngine:
         for request in before:
             values = request.infer([values])[0]
         answers = last.infer([values])
-        output = HandOutput(*(np.array(answers[name]) for name in self._outputs))
+        output = hand_output([np.array(answers[name]) for name in self._outputs])
         self._idle.append(requests)
         return output

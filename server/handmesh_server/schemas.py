@@ -171,6 +171,9 @@ class Hand(_Answer):
         description="How likely it is that there is a hand and that its joints are within 0.15 of its size. Of a model "
         "without that output: how well the last two passes agree.",
     )
+    joint_scores: _array(JOINT_COUNT, text="How likely each joint is within 0.06 of the hand's size.") | None = Field(
+        default=None, description="Not there when the model cannot tell."
+    )
     source: str = Field(description='How the box was found: "given box", "whole image", ...')
     box_px: _array(4, text="x0, y0, x1, y1 around the keypoints.")
     keypoints_px: _array(JOINT_COUNT, 2, text="x, y of the 21 joints.")

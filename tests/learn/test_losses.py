@@ -20,6 +20,7 @@ from handmesh.learn.losses import (
     found,
     hand_loss,
     heatmap_cross_entropies,
+    joints_found,
     label_counts,
     read_heatmaps,
 )
@@ -44,7 +45,8 @@ def random_hands(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]
 
 def answer(camera: Tensor, pose: Tensor, betas: Tensor) -> HandOutput:
     likely = torch.full((len(camera),), 0.8)
-    return HandOutput(camera, pose, betas, *HAND(pose, betas), confidence=likely, handedness=likely)
+    said = {"confidence": likely, "handedness": likely, "joint_confidence": likely[:, None].expand(-1, 21)}
+    return HandOutput(camera, pose, betas, *HAND(pose, betas), **said)
 
 
 def truth_of(output: HandOutput) -> HandLabels:
@@ -202,8 +204,9 @@ def test_a_missing_label_switches_its_losses_off_for_that_sample_alone(label, ou
 
 
 def with_heads(output: HandOutput, confidence: list[float], right: list[float]) -> HandOutput:
-    values = (torch.tensor(numbers, requires_grad=True) for numbers in (confidence, right))
-    return output._replace(**dict(zip(("confidence", "handedness"), values, strict=True)))
+    joints = [[likely] * 21 for likely in confidence]
+    values = (torch.tensor(numbers, requires_grad=True) for numbers in (confidence, right, joints))
+    return output._replace(**dict(zip(("confidence", "handedness", "joint_confidence"), values, strict=True)))
 
 
 def test_confidence_learns_what_is_found():
@@ -219,6 +222,31 @@ def test_confidence_learns_what_is_found():
     _, parts = hand_loss(headed, None, targets, LossWeights())
     expected = -np.mean(np.log([0.9, 0.8, 1 - 0.7, 1 - 0.6]))
     assert parts["confidence"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_joints_confidence_learns_whether_that_joint_is_found():
+    """A joint beyond 0.06 of the box is missed, the others are not; of a joint nobody labelled nothing is learnt; where
+    there is no hand none is found.
+    """
+    output = answer(*random_hands(2))
+    targets = truth_of(output)
+    side = (targets.keypoints.amax(dim=1) - targets.keypoints.amin(dim=1)).amax(dim=-1)
+    tip, wrist = 8, 0
+    keypoints = targets.keypoints.clone()
+    middle = keypoints.mean(dim=1)
+    inward = (middle - keypoints[:, tip]) / (middle - keypoints[:, tip]).norm(dim=-1, keepdim=True)
+    keypoints[:, tip] += 0.062 * side[:, None] * inward  # inward, or the box would change
+    known = torch.ones(2, 21, dtype=torch.bool)
+    known[0, wrist] = False
+    targets = targets._replace(keypoints=keypoints, keypoints_known=known, present=torch.tensor([True, False]))
+    expected_found = torch.ones(21, dtype=torch.bool)
+    expected_found[tip] = False
+    assert joints_found(output, targets)[0, 1:].tolist() == expected_found[1:].tolist()
+    assert not joints_found(output, targets)[1].any()
+    said = torch.full((2, 21), 0.8, requires_grad=True)
+    _, parts = hand_loss(output._replace(joint_confidence=said), None, targets, LossWeights())
+    expected = -(19 * np.log(0.8) + np.log(0.2) + 21 * np.log(0.2)) / 41
+    assert parts["joint_confidence"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_left_hand_teaches_its_side_and_its_heatmaps_only():

@@ -363,7 +363,7 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
         monkeypatch.setattr("handmesh.learn.validation.predict_samples", lambda *_: (output, targets))
         return validate(lively_network, [SixHands("upright"), SixHands("any_rotation")], ALONE)
 
-    perfect = scores(HandOutput(camera, pose, betas, vertices, joints, sure, sure))
+    perfect = scores(HandOutput(camera, pose, betas, vertices, joints, sure, sure, torch.ones(6, 21)))
     for name in ("upright", "any_rotation"):
         assert perfect[f"{name}_pa_mpjpe_mm"] < 1e-3
         assert perfect[f"{name}_pa_mpvpe_mm"] < 1e-3
@@ -374,12 +374,18 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
     flipped = pose.clone()
     flipped[:2, 0] = pose[:2, 0] @ torch.diag(torch.tensor([1.0, -1.0, -1.0]))
     turned = 2 * vertices @ torch.from_numpy(matrix_from_vector([0.3, 1.0, 0.2])).float() + 1
-    found = scores(HandOutput(camera + torch.tensor([0.0, 0.01, 0.0]), flipped, betas, turned, joints, sure, sure))
+    found = scores(
+        HandOutput(
+            camera + torch.tensor([0.0, 0.01, 0.0]), flipped, betas, turned, joints, sure, sure, torch.ones(6, 21)
+        )
+    )
     assert found["upright_pa_mpvpe_mm"] < 1e-2
     assert found["upright_palm_flipped_share"] == pytest.approx(2 / 6)
     sides = (keypoints.amax(1) - keypoints.amin(1)).amax(-1)
     assert found["upright_keypoint_box_error"] == pytest.approx((0.06 / sides).mean().item(), rel=1e-4)
-    mirrored = scores(HandOutput(camera, pose, betas, vertices * torch.tensor([-1.0, 1, 1]), joints, sure, sure))
+    mirrored = scores(
+        HandOutput(camera, pose, betas, vertices * torch.tensor([-1.0, 1, 1]), joints, sure, sure, torch.ones(6, 21))
+    )
     assert mirrored["upright_pa_mpvpe_mm"] > 5, "a mirrored hand is wrong here"
 
 

@@ -16,7 +16,7 @@ from handmesh.learn.targets import complete_targets
 from handmesh.model.network import DenseHead, HandMeshNet, to_device
 
 SHAPES = {"camera": (3,), "pose": (16, 3, 3), "betas": (10,), "vertices": (778, 3), "joints": (21, 3)}
-SHAPES |= {"confidence": (), "handedness": ()}
+SHAPES |= {"confidence": (), "handedness": (), "joint_confidence": (21,)}
 
 
 def crops(count: int, resolution: int = 64, seed: int = 0) -> torch.Tensor:
@@ -183,21 +183,26 @@ def test_the_dense_head_answers_at_stride_8_in_float32(lively_network):
     assert logits.dtype == depths.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("confidence", "handedness"), [(True, False), (False, True), (True, True)])
-def test_optional_heads_answer_probabilities_and_change_nothing_else(confidence, handedness):
+@pytest.mark.parametrize(
+    ("confidence", "handedness", "joints"), [(True, False, True), (False, True, True), (True, True, False)]
+)
+def test_optional_heads_answer_probabilities_and_change_nothing_else(confidence, handedness, joints):
     """Each has its own layer: the hand is the same with and without it, and a network without it answers 1."""
     plain = network("fastvit_t8").eval()
-    headed = network("fastvit_t8", confidence_head=confidence, handedness_head=handedness).eval()
+    heads = {"confidence_head": confidence, "handedness_head": handedness, "joint_confidence_head": joints}
+    headed = network("fastvit_t8", **heads).eval()
     unknown = headed.load_state_dict(plain.state_dict(), strict=False)
     assert not unknown.unexpected_keys
     with torch.no_grad():
-        for head in (headed.confidence_head, headed.handedness_head):
+        for head in (headed.confidence_head, headed.handedness_head, headed.joint_confidence_head):
             if head is not None:
                 head.weight.normal_(std=10)
         images = crops(5)
         without, answer = plain(images), headed(images)
     for name in ("camera", "pose", "betas", "vertices", "joints"):
         torch.testing.assert_close(getattr(answer, name), getattr(without, name), rtol=0, atol=0)
-    for values, there in ((answer.confidence, confidence), (answer.handedness, handedness)):
-        assert values.shape == (5,)
+    assert answer.joint_confidence.shape == (5, 21)
+    said = ((answer.confidence, confidence), (answer.handedness, handedness), (answer.joint_confidence, joints))
+    for values, there in said:
+        assert values.shape[0] == 5
         assert ((values > 0) & (values < 1)).all() if there else (values == 1).all()

@@ -81,7 +81,7 @@ class DotEngine:
         vertices, joints = posed(Handedness.RIGHT, pose, np.zeros(10))
         scale = np.linalg.norm(seen) / np.linalg.norm(resting)
         camera = np.array([scale, *(wrist / scale - joints[WRIST, :2])])
-        return camera, pose, np.zeros(10), vertices, joints, np.ones(()), np.ones(())
+        return camera, pose, np.zeros(10), vertices, joints, np.ones(()), np.ones(()), np.ones(21)
 
     def _dot(self, crop: np.ndarray, channel: int) -> np.ndarray:
         """(2,) ndc: the middle of what is brighter in this channel than in the others."""
@@ -101,7 +101,7 @@ class SidedEngine(DotEngine):
         (ax, ay), (bx, by) = knuckle - wrist, thumb - wrist
         right = 0.9 if ax * by - ay * bx > 0 else 0.1
         confidence = np.clip(crop[..., 2] - crop[..., :2].max(axis=-1), 0, None).max() / 255
-        return *super()._answer(crop)[:5], np.array(confidence), np.array(right)
+        return *super()._answer(crop)[:5], np.array(confidence), np.array(right), np.ones(21)
 
 
 def dotted(
@@ -220,6 +220,34 @@ def test_the_score_is_the_networks_own_confidence_if_it_has_one():
     faint = SIDED.copy()
     faint[..., 2] = 60 + (faint[..., 2] - 60) // 2
     assert one(Predictor(SidedEngine(), passes=1), faint).score == pytest.approx(confidence / 2, abs=0.05)
+
+
+class DoubtfulEngine(SidedEngine):
+    """Takes the index finger's tip for misplaced."""
+
+    record: dict[str, Any] = {"model": {**SidedEngine.record["model"], "joint_confidence_head": True}}  # noqa: RUF012
+
+    def _answer(self, crop: np.ndarray) -> tuple[np.ndarray, ...]:
+        joints = np.where(np.arange(21) == JOINT_NAMES.index("index_tip"), 0.1, 0.9)
+        return *super()._answer(crop)[:7], joints
+
+
+def test_an_unsure_finger_is_said_and_drawn_paler(tmp_path):
+    hand = one(Predictor(DoubtfulEngine()), SIDED)
+    sure = one(Predictor(SidedEngine()), SIDED)
+    assert sure.joint_scores is None
+    assert hand.joint_scores is not None
+    assert int(hand.joint_scores.argmin()) == JOINT_NAMES.index("index_tip")
+    paler = np.asarray(hand.mesh.color).sum(axis=-1) - np.sum(sure.mesh.color)
+    assert paler.shape == (778,)
+    by_distance = np.argsort(np.linalg.norm(hand.vertices - hand.joints[JOINT_NAMES.index("index_tip")], axis=1))
+    assert paler[by_distance[:5]].min() > 100  # of 765
+    assert np.abs(paler[by_distance[-300:]]).max() < 1
+    hand.save(tmp_path / "hand.json")
+    record = json.loads((tmp_path / "hand.json").read_text())["hands"][0]
+    np.testing.assert_allclose(record["joint_scores"], hand.joint_scores, atol=1e-6)
+    sure.save(tmp_path / "sure.json")
+    assert "joint_scores" not in json.loads((tmp_path / "sure.json").read_text())["hands"][0]
 
 
 class MoodyEngine(SidedEngine):

@@ -177,11 +177,12 @@ def test_a_damaged_model_is_refused(model):
 
 
 def test_graphs_of_earlier_versions_keep_running(model_file, tmp_path):
-    """Their last output had another name."""
+    """One output had another name, and none said which joints were found."""
     exported = export_model(model_file, "onnx", tmp_path / "hand.onnx")
     found = onnx.load(exported.path)
     for node in found.graph.node:
         node.output[:] = ["right" if name == "handedness" else name for name in node.output]
+    del found.graph.output[-1]
     found.graph.output[-1].name = "right"
     onnx.save(found, tmp_path / "old.onnx")
     crops = np.full((2, 64, 64, 3), 7, np.uint8)
@@ -190,7 +191,7 @@ def test_graphs_of_earlier_versions_keep_running(model_file, tmp_path):
             pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
         old, new = (open_engine(tmp_path / file, engine=name)(crops) for file in ("old.onnx", "hand.onnx"))
         for field, a, b in zip(HandOutput._fields, old, new, strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=field)
+            np.testing.assert_array_equal(a, b, err_msg=field)  # of all joints 1: it cannot tell, as this model
 
 
 def test_the_bundled_graph_is_of_the_bundled_weights():
