@@ -52,6 +52,17 @@ def test_a_config_survives_its_own_record():
     assert parse_config(yaml.safe_load(yaml.safe_dump(plain)), "record") == config
 
 
+def test_overrides_reach_into_lists(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {photos: [{path: a.jsonl}, {path: b.jsonl}]}")
+    config = load_config(file, ["data.photos.1.path=elsewhere.jsonl", "data.photos.0.weight=2.0"])
+    assert [str(source.path) for source in config.data.photos] == ["a.jsonl", "elsewhere.jsonl"]
+    assert config.data.photos[0].weight == 2
+    for wrong in ("data.photos.2.path=c.jsonl", "data.photos.first.path=c.jsonl"):
+        with pytest.raises(ConfigError, match="none of its list's entries, 0 to 1"):
+            load_config(file, [wrong])
+
+
 def test_overrides_win_over_the_file_and_reach_any_depth(tmp_path):
     path = written(tmp_path, "steps: 5\nmodel: {backbone: fastvit_t8, resolution: 96}\n")
     config = load_config(path, ["model.resolution=128", "optimizer.clip_norm=1", "steps=6", "steps=7"])

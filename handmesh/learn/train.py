@@ -154,6 +154,10 @@ def train(
                 optimizer.load_state_dict(state["optimizer"])
             logger.info("resuming at step %d of %d", first_step, config.steps)
         log = RunLog(directory, first_step, tensorboard=config.tensorboard) if ranks.is_main else None
+        if state is None and config.start_from is not None and data.validation:
+            scores = validate(averaged, data.validation, ranks)  # what the run has to be better than
+            if log is not None:
+                _report(log, 0, scores, averaged, data)
 
         autocast: AbstractContextManager[Any] = nullcontext()
         if config.precision == "bfloat16" and device.type == "cpu":
@@ -220,13 +224,16 @@ def train(
                 sums, distances, started, waited, since = {}, {}, time.perf_counter(), 0.0, done
             if evaluates:
                 scores = validate(averaged, data.validation, ranks)
+                result = averaged
+                if config.average_with_start and done == config.steps and scores:
+                    result, scores = _better_with_start(averaged, scores, config, data, ranks)
                 score = selection_score(scores, config.select)
                 if config.select != "last" and math.isnan(score) and ranks.is_main:
                     logger.warning("no validation set has 3D joints to select by: the last weights become the model")
                 if log is not None:
-                    _report(log, done, scores, averaged, data)
+                    _report(log, done, scores, result, data)
                     if config.select == "last" or not score > best:
-                        write_model(directory, averaged, config, done, scores)
+                        write_model(directory, result, config, done, scores)
                 best = min(best, score)
                 sums, distances, started, waited, since = {}, {}, time.perf_counter(), 0.0, done
             # Last: who resumes from a state finds all that its step should have written.
@@ -313,6 +320,42 @@ def start_weights(model: HandMeshNet, config: TrainConfig, data: RunData) -> Non
         name: value for name, value in other.state_dict().items() if name in own or not name.startswith(_OPTIONAL_HEADS)
     }
     load_weights(model, {**fresh, **given}, f"start_from: {path}")
+
+
+def _better_with_start(
+    averaged: HandMeshNet, scores: dict[str, float], config: TrainConfig, data: RunData, ranks: Ranks
+) -> tuple[HandMeshNet, dict[str, float]]:
+    """The tuned network or its mean with the one it started from, whichever has the smaller errors, each taken relative
+    to the start's; with its scores. Optional heads stay tuned: the start may lack them.
+    """
+    mean = copy.deepcopy(averaged)
+    start_weights(mean, config, data)
+    before = validate(mean, data.validation, ranks)
+    tuned = averaged.state_dict()
+    weights = {
+        name: tuned[name] if name.startswith(_OPTIONAL_HEADS) else (value + tuned[name]) / 2
+        for name, value in mean.state_dict().items()
+    }
+    mean.load_state_dict(weights)
+    of_mean = validate(mean, data.validation, ranks)
+    errors = [
+        name
+        for name in before
+        if name.endswith(("_pa_mpjpe_mm", "_keypoint_box_error")) and "constant_hand" not in name and before[name] > 0
+    ]
+
+    def relative(found: dict[str, float]) -> float:
+        return float(np.mean([found[name] / before[name] for name in errors])) if errors else 1.0
+
+    better = relative(of_mean) < relative(scores)
+    if ranks.is_main:
+        logger.info(
+            "errors over those of the start: tuned %.3f, its mean with the start %.3f; the %s becomes the model",
+            relative(scores),
+            relative(of_mean),
+            "mean" if better else "tuned one",
+        )
+    return (mean, of_mean) if better else (averaged, scores)
 
 
 def _pictures(config: TrainConfig, data: RunData) -> Iterator[Tensor]:

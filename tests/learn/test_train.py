@@ -31,7 +31,7 @@ from handmesh.learn.run_folder import describe_inputs, write_run_record
 from handmesh.learn.targets import complete_targets
 from handmesh.learn.train import build_network, count_steps, start_weights, train
 from handmesh.learn.validation import validate
-from handmesh.model.checkpoint import load_latest_state, load_model, save_state
+from handmesh.model.checkpoint import load_latest_state, load_model, save_model, save_state
 from handmesh.model.fastvit import build_backbone
 from handmesh.model.network import DenseHead, HandMeshNet
 from handmesh.model.pretrained import add_backbone_weights
@@ -332,6 +332,37 @@ def test_weight_decay_is_for_kernels_only(tiny_config, lively_network):
     assert len(decayed["params"]) + len(others["params"]) == len(names)
     assert not [name for value in decayed["params"] if "bias" in (name := names[id(value)]) or "layer_scale" in name]
     assert {value.ndim for value in decayed["params"]} == {2, 4}
+
+
+@pytest.mark.parametrize(("rate", "averages"), [(0.02, True), (1e-6, False)])
+def test_what_forgets_comes_half_way_back(rate, averages, tiny_config, lively_network, tmp_path, caplog):
+    """A run that ruins the model it started from gives the mean of both, one that does not its own weights; what the
+    start scores is said first.
+    """
+    start = tmp_path / "start.safetensors"
+    save_model(start, lively_network.reparameterize(), training={})
+    optimizer = {"learning_rate": rate, "final_learning_rate": rate / 2, "warmup_steps": 0, "ema_decay": 0.0}
+    settings = {"model": lively_network.config.model_dump(), "optimizer": optimizer, "start_from": str(start)}
+    config = tiny_config(steps=3, log_every=1, reparameterized=True, average_with_start=True, **settings)
+    with caplog.at_level(logging.INFO):
+        result, _ = load_model(train(config, tmp_path / "run"))
+    state = load_latest_state(tmp_path / "run")
+    assert state is not None
+    tuned, before = state["average"]["camera_head.weight"], lively_network.camera_head.weight
+    assert (tuned - before).abs().max() > 0
+    wanted = (tuned + before) / 2 if averages else tuned
+    torch.testing.assert_close(result.camera_head.weight, wanted)
+    assert ("the mean becomes the model" in caplog.text) == averages
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    validations = [line for line in lines if "validation" in line]
+    assert [line["step"] for line in validations] == [0, 3]
+    first, last = (line["validation"]["upright_keypoint_box_error"] for line in validations)
+    assert last != first
+
+
+def test_a_mean_with_the_start_needs_the_form_that_can_be_averaged(tiny_config):
+    with pytest.raises(ConfigError, match="average_with_start goes with reparameterized"):
+        tiny_config(average_with_start=True, start_from="handmesh_t8")
 
 
 def test_the_average_forgets_the_start_and_follows():
