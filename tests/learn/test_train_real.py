@@ -30,7 +30,7 @@ from training_runs import records, tensors_of
 
 from handmesh.config import load_config, parse_config
 from handmesh.data.check import check
-from handmesh.data.formats.freihand import prepare
+from handmesh.data.formats.freihand import FreiHand, prepare
 from handmesh.data.formats.like_freihand import write_like_freihand
 from handmesh.data.sources import open_data
 from handmesh.data.stream import training_batches
@@ -419,10 +419,25 @@ def small(path: Path, backbone: str, freihand: Path, packs: Path) -> Any:
     if shipped.data.synthetic is not None:
         overrides += [f"data.synthetic.directory={packs}", "data.synthetic.count=16", "data.synthetic.size=96"]
         overrides += ["data.synthetic.seed=0"]  # of which there are renders
+    overrides += [f"data.photos.{number}.path={_labelled(freihand)}" for number in range(len(shipped.data.photos))]
     if shipped.data.live is not None:  # as shipped, its ring alone takes 10 GB
         overrides += [f"data.live.directory={packs}", "data.live.size=96", "data.live.capacity=32"]
         overrides += ["data.live.start=8", "data.live.backgrounds=4", "data.live.workers=1"]
     return load_config(path, overrides)
+
+
+def _labelled(freihand: Path) -> Path:
+    """Some of FreiHAND's photographs as somebody's own."""
+    file = freihand / "own.jsonl"
+    data = FreiHand(freihand, "training")
+    lines = []
+    for index in range(10):
+        labels = data[index].labels
+        assert labels.intrinsics is not None
+        record = {"joints": labels.hand.joints.tolist(), "intrinsics": labels.intrinsics.matrix.tolist()}
+        lines.append(json.dumps({"image": f"training/rgb/{index:08d}.jpg", **record}))
+    file.write_text("\n".join(lines))
+    return file
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
