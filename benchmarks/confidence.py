@@ -42,14 +42,14 @@ def main() -> None:
         truth = sample.keypoints.copy()
         if left:
             truth[:, 0] = image.shape[1] - 1 - truth[:, 0]
-        (hand,) = predictor(image, handedness="auto")
+        (hand,) = predictor(image, handedness="auto", min_score=0)
         scores.append(hand.score)
         found.append(float(metrics.keypoint_box_error(truth, hand.keypoints_image())) < FOUND_ERROR)
         present.append(True)
         sides.append((hand.handedness == ("left" if left else "right"), hand.handedness_score))
     for index in range(arguments.count):
         rng = sample_generator(SEED + 1, index)
-        (hand,) = predictor(without_hand(rng, renderer.backgrounds), handedness="auto")
+        (hand,) = predictor(without_hand(rng, renderer.backgrounds), handedness="auto", min_score=0)
         scores.append(hand.score)
         found.append(False)
         present.append(False)

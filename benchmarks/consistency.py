@@ -84,7 +84,7 @@ def main() -> None:
 
     def answer(image: Image, side: str, box: Points | None) -> tuple[Points, Points]:
         boxes = None if box is None else [(*box.min(axis=0), *box.max(axis=0))]
-        hand = predictor(image, handedness=side, boxes=boxes)[0]
+        hand = predictor(image, handedness=side, boxes=boxes, min_score=0)[0]
         return hand.joints.astype(np.float64), hand.keypoints_image().astype(np.float64)
 
     print(f"{'':20} {'protocol':9} {'mm':>6} {'median':>7} {'aligned':>8} {'2D / box':>9}")

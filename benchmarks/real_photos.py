@@ -49,7 +49,7 @@ def main() -> None:
                 seen = keypoints[:, 2] > 0
                 side = "left" if label["handedness"] == "left" or label["file"] in arguments.left else "right"
                 boxes = [box_of(keypoints[seen, :2])] if protocol == "box" else None
-                hand = predictor(image, boxes=boxes, handedness=side)[0]
+                hand = predictor(image, boxes=boxes, handedness=side, min_score=0)[0]
                 errors_2d.append(metrics.keypoint_box_error(keypoints[seen, :2], hand.keypoints_image()[seen]))
                 if "joints_m" in label:
                     errors_3d.append(1000 * metrics.pa_rigid_mean_error(label["joints_m"], hand.joints))

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from handmesh.predict import HandPrediction
 
 # The bundled model gives 60 photographs of hands 0.35 or more; an earlier one 29 of 30 backgrounds less (docs/video.md)
-_DOUBTFUL_SCORE = 0.3
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -71,6 +70,10 @@ def predict(
         bool,
         typer.Option("--search/--no-search", help="Without a good hand in the whole photo, search tiles of it, too."),
     ] = True,
+    min_score: Annotated[
+        float | None,
+        typer.Option(metavar="S", min=0, max=1, help="Without --box, leave out lower scores.  [default: 0.5]"),
+    ] = None,
     skeleton: Annotated[bool, typer.Option("--skeleton", help="Draw bones instead of the mesh in pictures.")] = False,
     renderer: Annotated[
         str,
@@ -131,11 +134,12 @@ def predict(
 
     from handmesh.detect import open_detector
     from handmesh.files.image import LargePhoto, Photo, encode_image, open_photo, read_photo
-    from handmesh.predict import load_predictor, overlay_hands, predict_detected, save_predictions
+    from handmesh.predict import MIN_SCORE, load_predictor, overlay_hands, predict_detected, save_predictions
     from handmesh.system.atomic import write_atomically
     from handmesh.system.cpus import default_threads
 
     finder, finding = open_detector(detector), threading.Lock()
+    lowest = MIN_SCORE if min_score is None else min_score
     # One photo has all threads; of many, each has one: threads that share a photo wait for each other.
     threads = threads or default_threads()
     workers = min(threads, len(jobs))
@@ -156,7 +160,9 @@ def predict(
             if finder is None:
                 photo = open_photo(path)
                 intrinsics = camera_of(focal, fov, photo.size)
-                hands = predictor(photo, boxes=boxes, handedness=side, intrinsics=intrinsics, search=search)
+                hands = predictor(
+                    photo, boxes=boxes, handedness=side, intrinsics=intrinsics, search=search, min_score=lowest
+                )
             else:
                 photo = read_photo(path)
                 intrinsics = camera_of(focal, fov, photo.size)
@@ -170,7 +176,7 @@ def predict(
                     save_predictions(target, hands)
         except (HandMeshError, OSError) as error:
             return False, str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
-        return True, f"{path}: {'; '.join(map(_in_words, hands)) or 'no hand'}"
+        return True, f"{path}: {'; '.join(f'{hand.handedness}, score {hand.score:.2f}' for hand in hands) or 'no hand'}"
 
     failed = 0
     with progress_bar() as progress:
@@ -185,11 +191,6 @@ def predict(
     say(f"{done} of {len(jobs)} images done: {', '.join(formats)} in {out}/")
     if failed:
         raise typer.Exit(1)
-
-
-def _in_words(hand: HandPrediction) -> str:
-    doubt = ", perhaps no hand at all" if hand.score < _DOUBTFUL_SCORE else ""
-    return f"{hand.handedness}, score {hand.score:.2f}{doubt}"
 
 
 def side_by_side(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int) -> Iterator[Answer]:

@@ -129,7 +129,9 @@ def predict_set(
             raise ConfigError('Protocol "predict" chooses its own crops: test-time augmentation goes with the others.')
         for index in range(count):
             camera = data.camera(index)
-            hands = predictor(data.sample(index).image, handedness=data.handedness[index], intrinsics=camera)
+            hands = predictor(
+                data.sample(index).image, handedness=data.handedness[index], intrinsics=camera, min_score=0
+            )
             joints[index], vertices[index], keypoints[index] = (part[0] for part in _points(hands, [camera]))
             if progress is not None:
                 progress(index + 1, count)

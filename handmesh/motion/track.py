@@ -429,7 +429,7 @@ class Tracker:
         side = self._handedness_to_try(place)
         whole = place.source == "whole image"
         boxes = None if whole else [place.box]  # no tiled search: the next picture would have to wait
-        (hand,) = self.predictor(image, boxes=boxes, handedness=side, intrinsics=intrinsics, search=False)
+        (hand,) = self.predictor(image, boxes=boxes, handedness=side, intrinsics=intrinsics, search=False, min_score=0)
         both = side == AUTO and self.predictor.predicts_handedness
         self.crop_count += self.predictor.passes + (min(HANDEDNESS_PASSES, self.predictor.passes) if both else 0)
         points = hand.keypoints_image().astype(np.float64)

@@ -15,6 +15,7 @@ from handmesh.predict.prediction import (
 from handmesh.predict.predictor import (
     BOX_MARGIN,
     HANDEDNESS_PASSES,
+    MIN_SCORE,
     Predictor,
     load_predictor,
     predict_detected,
@@ -24,6 +25,7 @@ __all__ = [
     "AUTO",
     "BOX_MARGIN",
     "HANDEDNESS_PASSES",
+    "MIN_SCORE",
     "HandPrediction",
     "HandednessSource",
     "Predictor",

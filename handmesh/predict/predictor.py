@@ -49,6 +49,8 @@ HANDEDNESS_PASSES = 2
 # A photo whose hand has a score below the first is searched in tiles, and what is found there has to have the second:
 # of many tiles the most confident is often a wrong one (measured: docs/bundled_model.md).
 TILED_SEARCH_BELOW, TILED_SEARCH_MIN_SCORE = 0.7, 0.9
+# Without a box, a hand with a lower score is none: measured in the model card.
+MIN_SCORE = 0.5
 _TILE_SIZE = 0.34  # side of a tile over the longer side of the photo; neighbours overlap by half
 _MIN_TILE_PX = 48.0
 _TILES_REFINED = 3
@@ -97,6 +99,7 @@ class Predictor:
         focal: float | None = None,
         fov: float | None = None,
         search: bool = True,
+        min_score: float = MIN_SCORE,
     ) -> list[HandPrediction]: ...
 
     @overload
@@ -109,6 +112,7 @@ class Predictor:
         focal: float | None = None,
         fov: float | None = None,
         search: bool = True,
+        min_score: float = MIN_SCORE,
     ) -> list[list[HandPrediction]]: ...
 
     @overload
@@ -121,6 +125,7 @@ class Predictor:
         focal: float | None = None,
         fov: float | None = None,
         search: bool = True,
+        min_score: float = MIN_SCORE,
     ) -> Iterator[list[HandPrediction]]: ...
 
     def __call__(
@@ -133,8 +138,9 @@ class Predictor:
         focal: float | None = None,
         fov: float | None = None,
         search: bool = True,
+        min_score: float = MIN_SCORE,
     ) -> list[HandPrediction] | list[list[HandPrediction]] | Iterator[list[HandPrediction]]:
-        """The hands of one photograph: one per box, or one in the whole image. All boxes run as one batch.
+        """The hands of one photograph: one per box, or none or one in the whole image. All boxes run as one batch.
 
         `image`: what `read_photo` takes (a path, the bytes of a file, an array, a PIL image), or a `Photo`. Of a list
         of them the answer is a list, of an iterator an iterator, which reads each photo when its hands are asked for;
@@ -144,16 +150,17 @@ class Predictor:
         `intrinsics` (an `Intrinsics` or K), `focal` (pixels) or `fov` (radians, of the longer side), if known; else the
         photo's EXIF focal length or the default lens is used, and only for positions in space. `search`: where the
         whole image gives no good hand, search tiles of it for a small one, which takes several times as long (networks
-        with a confidence head only).
+        with a confidence head only). `min_score`: a hand with a lower score is left out, so that a photograph without
+        one gives an empty list; the hand in a given box always comes (networks with a confidence head only).
 
         Raises ImageError for an image that cannot be read, ConfigError for any other argument that cannot be meant.
         """
         if isinstance(image, list | tuple | Iterator):
             if boxes is not None:
                 raise ConfigError("Boxes belong to one photo: give the photos with boxes one at a time.")
-            many = (self._predict(one, None, handedness, intrinsics, focal, fov, search) for one in image)
+            many = (self._predict(one, None, handedness, intrinsics, focal, fov, search, min_score) for one in image)
             return many if isinstance(image, Iterator) else list(many)
-        return self._predict(image, boxes, handedness, intrinsics, focal, fov, search)
+        return self._predict(image, boxes, handedness, intrinsics, focal, fov, search, min_score)
 
     def _predict(
         self,
@@ -164,9 +171,12 @@ class Predictor:
         focal: float | None,
         fov: float | None,
         search: bool,
+        min_score: float,
     ) -> list[HandPrediction]:
         photo = image if isinstance(image, Photo | LargePhoto) else read_photo(image)
         known = parse_camera(photo, intrinsics, focal, fov)
+        if not 0 <= min_score <= 1:
+            raise ConfigError(f"min_score is {min_score}, wanted 0 to 1.")
         if boxes is not None:
             places = parse_boxes(boxes, photo.size)
             sides = parse_sides(handedness, len(places))
@@ -176,8 +186,8 @@ class Predictor:
         queries = self._queries([CropTransform.whole_image(*photo.size)], sides)
         hands = self._refine(photo, queries, False, known, self.passes)
         if search and self.predicts_confidence and self.passes > 1 and hands[0].score < TILED_SEARCH_BELOW:
-            return self._search_tiles(photo, sides[0], known) or hands
-        return hands
+            hands = self._search_tiles(photo, sides[0], known) or hands
+        return [hand for hand in hands if hand.score >= min_score] if self.predicts_confidence else hands
 
     def predict_crops(
         self,

@@ -19,6 +19,7 @@ from handmesh.errors import ConfigError
 from handmesh.files.image import ImageFormat
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, VERTEX_COUNT
+from handmesh.predict import MIN_SCORE
 from handmesh_server.errors import QueryInvalid
 
 MAX_HANDS: Final = 16  # boxes in one request
@@ -68,6 +69,10 @@ class HandsQuery(BaseModel):
         float | None,
         Field(ge=1, le=179, description="Angle that the photo's longer side spans, in degrees, instead of focal."),
     ] = None
+    min_score: Annotated[
+        float,
+        Field(ge=0, le=1, description="Without a box, a hand of a lower score is left out, and the list may be empty."),
+    ] = MIN_SCORE
     encoding: Annotated[
         Literal["numbers", "base64"],
         Field(description="How the JSON answer holds arrays: nested lists, or base64 of little-endian float32."),

@@ -322,7 +322,13 @@ class HandService:
 
 def _predict(predictor: Predictor, photo: Photo, query: HandsQuery, search: bool) -> list[HandPrediction]:
     return predictor(
-        photo, boxes=query.boxes, handedness=query.sides, focal=query.focal, fov=query.fov_radians, search=search
+        photo,
+        boxes=query.boxes,
+        handedness=query.sides,
+        focal=query.focal,
+        fov=query.fov_radians,
+        search=search,
+        min_score=query.min_score,
     )
 
 
@@ -330,7 +336,7 @@ def _warm_up(predictor: Predictor) -> None:
     """Everything that a first request would otherwise wait for: imports, compiled kernels, the engine's first run."""
     grey = np.full((64, 48, 3), 128, np.uint8)
     photo = read_photo(encode_image(grey, "jpeg"))
-    for query in (HandsQuery(), HandsQuery(hand=["left"])):
+    for query in (HandsQuery(min_score=0), HandsQuery(min_score=0, hand=["left"])):
         hands = _predict(predictor, photo, query, search=False)
         for media_type in MEDIA_TYPES:
             encode_answer(hands, photo, query, media_type=media_type)

@@ -33,7 +33,7 @@ from handmesh.hand.layer import HandModel
 from handmesh.metrics import pa_rigid_mean_error
 from handmesh.model.bundled import bundled_model_path
 from handmesh.motion.track import Tracker
-from handmesh.predict import HandPrediction, Predictor, load_predictor, overlay_hands, save_predictions
+from handmesh.predict import MIN_SCORE, HandPrediction, Predictor, load_predictor, overlay_hands, save_predictions
 from handmesh.runtime.engine import open_engine
 from handmesh.runtime.torch import TorchEngine
 
@@ -147,7 +147,8 @@ def hand(request, predictor, photo) -> HandPrediction:
 
 
 def one(predictor: Predictor, image: Any, **arguments: Any) -> HandPrediction:
-    (prediction,) = predictor(image, **arguments)
+    """The one hand, however unsure."""
+    (prediction,) = predictor(image, **{"min_score": 0, **arguments})
     return prediction
 
 
@@ -799,6 +800,23 @@ def test_a_hand_too_small_for_the_whole_photo_is_found_in_a_tile():
     wrist, knuckle = hand.keypoints_image()[[WRIST, KNUCKLE]]
     np.testing.assert_allclose(wrist, (2650, 700), atol=1)
     np.testing.assert_allclose(knuckle, (2650 + 40 * math.sin(0.4), 700 - 40 * math.cos(0.4)), atol=1)
+
+
+def test_a_hand_of_a_low_score_is_none_unless_it_is_in_a_given_box():
+    """So a photograph without a hand gives an empty list; one that cannot tell answers as ever."""
+    image = draw([hand_at(160, 160, side="right")])
+    for confidence, least, count in ((0.4, MIN_SCORE, 0), (0.6, MIN_SCORE, 1), (0.6, 0.7, 0), (0.4, 0.3, 1)):
+        assert len(Predictor(sure_engine(confidence))(image, min_score=least)) == count
+    assert Predictor(sure_engine(0.4))(image) == []
+    assert len(Predictor(sure_engine(0.4))(image, boxes=(100, 100, 220, 220))) == 1
+    assert [len(hands) for hands in Predictor(sure_engine(0.4))([image, image], min_score=0.2)] == [1, 1]
+    assert len(Predictor(MarkerEngine())(image, min_score=1)) == 1
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan")])
+def test_a_score_that_no_hand_can_have_is_refused(wrong):
+    with pytest.raises(ConfigError, match="min_score"):
+        Predictor(sure_engine())(FAR, min_score=wrong)
 
 
 def test_a_hand_in_a_tile_needs_a_high_score():

@@ -555,7 +555,7 @@ def test_openapi_names_every_answer(server):
     operation = server.client.get("/openapi.json").json()["paths"]["/v1/hands"]["post"]
     assert set(operation["responses"]["200"]["content"]) == set(MEDIA_TYPES)
     assert {"413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
-    assert {one["name"] for one in operation["parameters"]} == {"box", "hand", "focal", "fov", "encoding"}
+    assert {one["name"] for one in operation["parameters"]} == {"box", "hand", "focal", "fov", "encoding", "min_score"}
 
 
 def test_the_manual_page_fetches_nothing(server):
@@ -695,5 +695,8 @@ def test_small_hands_are_searched_for_unless_the_operator_says_no(search):
     engine.confidence = 0.95
     image = draw([hand_at(2650, 700, length=40, side="right")], size=(3200, 2400))
     with running(settings(search=search), engine) as server:
-        (hand,) = server.client.post("/v1/hands", content=photo(image=image)).json()["hands"]
+        (hand,) = server.client.post("/v1/hands?min_score=0", content=photo(image=image)).json()["hands"]
+        sure = server.client.post("/v1/hands", content=photo(image=image)).json()["hands"]
+        assert server.client.post("/v1/hands?min_score=2", content=photo(image=image)).status_code == 422
     assert hand["score"] == pytest.approx(0.95 if search else 0.05, abs=1e-4)
+    assert len(sure) == (1 if search else 0)
