@@ -50,7 +50,7 @@ HANDEDNESS_PASSES = 2
 # of many tiles the most confident is often a wrong one (measured: docs/bundled_model.md).
 TILED_SEARCH_BELOW, TILED_SEARCH_MIN_SCORE = 0.7, 0.9
 # Without a box, a hand with a lower score is none: measured in the model card.
-MIN_SCORE = 0.5
+MIN_SCORE = 0.7
 _TILE_SIZE = 0.34  # side of a tile over the longer side of the photo; neighbours overlap by half
 _MIN_TILE_PX = 48.0
 _TILES_REFINED = 3

@@ -38,6 +38,7 @@ def prediction(center: tuple[float, float], size: float, shape: tuple[int, int])
         handedness_source="given",
         handedness_score=1.0,
         score=0.9,
+        joint_scores=None,
         box=(0.0, 0.0, float(shape[0]), float(shape[1])),
         crop=CropTransform(center, size),
         camera=WeakPerspectiveCamera(np.float32(6.5), np.zeros(2, np.float32)),
