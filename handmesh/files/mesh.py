@@ -331,10 +331,8 @@ _VIEWER_MODULES: Final = ("view.js", "mesh.js", "viewer.js")
 
 def _html(hands: Sequence[MeshHand]) -> bytes:
     """A page that shows the hands and can be turned; its viewer, the server's page's too, and the meshes are in it."""
-    if not hands:
-        raise ExportError("Cannot write .html: there is no hand to show.")
     meshes = [_y_up(hand.vertices_cam()) for hand in hands]
-    points = np.concatenate(meshes).astype(np.float64)
+    points = np.concatenate(meshes).astype(np.float64) if meshes else np.zeros((1, 3))
     center = (points.min(axis=0) + points.max(axis=0)) / 2
     radius = np.linalg.norm(points - center, axis=-1).max()
     document = {
@@ -354,7 +352,7 @@ def _html(hands: Sequence[MeshHand]) -> bytes:
     assets = resources.files("handmesh") / "assets"
     modules = [(assets / "viewer" / name).read_text(encoding="utf-8") for name in _VIEWER_MODULES]
     parts = {
-        "title": html.escape(", ".join(hand.name for hand in hands)),
+        "title": html.escape(", ".join(hand.name for hand in hands) or "No hand"),
         "generator": html.escape(generator()),
         "hands": to_json(document).decode().replace("<", "\\u003c"),  # no name ends the script
         # One script instead of modules, which browsers do not read beside a file.

@@ -410,7 +410,10 @@ def test_a_photo_without_a_hand_has_none(handmesh, tmp_path):
     """A black one was "1 of 1 images done", with a mesh and no word of a score of 0.0007."""
     Image.new("RGB", (300, 200)).save(tmp_path / "black.png")
     shutil.copy(bundled_model_path().parent / "samples" / "palm.jpg", tmp_path)
-    told = handmesh("predict", "black.png", "palm.jpg", "--format", "json", "--out", "out").out
+    outcome = handmesh("predict", "black.png", "palm.jpg", "--format", ",".join(FORMATS), "--out", "out")
+    assert outcome.code == 0
+    assert len([*(tmp_path / "out").iterdir()]) == 2 * len(FORMATS)
+    told = outcome.out
     lines = {line.partition(":")[0]: line for line in told.splitlines()}
     assert "no hand" in lines["black.png"]
     assert "no hand" not in lines["palm.jpg"]

@@ -362,8 +362,19 @@ def test_no_hands_is_an_answer_too():
     assert b"element vertex 0" in encode_hands([], ".ply")
     assert encode_hands([], ".obj").startswith(b"#")
     assert len(encode_hands([], ".stl")) == 84
-    with pytest.raises(ExportError, match="no hand to show"):
-        encode_hands([], ".html")
+    assert inside_html(encode_hands([], ".html"))["hands"] == []
+
+
+def test_html_of_no_hand_says_so(tmp_path):
+    """An answer as in every other format: a folder of photographs, one of which shows none, is done."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    save_hands(tmp_path / "none.html", [])
+    with chromium(tmp_path / "profile") as page:
+        page.open((tmp_path / "none.html").as_uri(), ready="document.readyState === 'complete'")
+        assert page.run("document.getElementById('help').textContent") == "No hand was found."
+        assert page.run("document.title") == "No hand"
+        assert page.errors == []
 
 
 @pytest.mark.parametrize("suffix", MESH_SUFFIXES)
