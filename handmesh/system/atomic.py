@@ -28,6 +28,8 @@ def written_atomically(
     An OSError, inside the block too, becomes `error`; None lets it pass.
     """
     target = Path(path)
+    if not target.name:  # ".", "..", "/"
+        raise (error or ExportError)(f"Cannot write {target}: it is a folder or a device, wanted the name of a file.")
     name = os.fsencode(target.name)[:_NAME_BYTES].decode("utf-8", "ignore")
     temporary = target.with_name(f".{name}.{secrets.token_hex(6)}.partial")
     try:

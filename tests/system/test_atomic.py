@@ -33,8 +33,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_places_that_cannot_be_written_are_named(tmp_path):
     with pytest.raises(ExportError, match="no folder"):
         write_atomically(tmp_path / "missing" / "a.bin", b"")
-    with pytest.raises(ExportError, match="a folder or a device"):
-        write_atomically(tmp_path, b"")
+    for folder in (tmp_path, ".", "/"):  # of which the last two have no name
+        with pytest.raises(ExportError, match="a folder or a device"):
+            write_atomically(folder, b"")
     with pytest.raises(ExportError, match="a folder or a device"):  # never replaces a device by a file
         write_atomically("/dev/null", b"")
     assert not Path("/dev/null").is_file()
