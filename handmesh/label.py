@@ -38,6 +38,7 @@ Floats = NDArray[np.float64]
 
 CROP_MARGIN = 1.3  # of the keypoints' box: what the network is shown
 _CHUNK = 128  # hands in work at a time
+_LARGEST = 4  # a hand's box over the picture's longer side: beyond, a keypoint is a mistake
 TILE = 224  # px, the height of a picture of a label
 
 
@@ -84,6 +85,8 @@ class SeenHand(NamedTuple):
     # Mean distance from what was said of the mirrored photograph, over the hand's box; infinite: nothing was.
     disagreement: float = 0.0
 
+
+UNSEEN = SeenHand(np.full((len(JOINT_NAMES), 2), np.nan), Handedness.RIGHT)  # nobody pointed a hand out
 
 Landmarker = Callable[[NDArray[np.uint8]], Sequence[tuple[Floats, Handedness, float]]]  # photo -> points, side, score
 
@@ -142,7 +145,8 @@ def label_hands(
 ) -> Iterator[LabelledHand]:
     """One for each hand, in order. About 25 ms each on one core, of which the network takes a third.
 
-    A photograph that cannot be read, and a hand with fewer than four keypoints, are dropped with that reason.
+    A photograph that cannot be read, and a hand with fewer than four keypoints or less than half in the picture,
+    are dropped with that reason.
     """
     limits = LabelThresholds() if thresholds is None else thresholds
     chunk: list[tuple[Path, SeenHand]] = []
@@ -163,12 +167,11 @@ def _label_chunk(
     labels: dict[int, LabelledHand] = {}
     predictions: dict[int, HandPrediction] = {}
     for index, (path, seen) in enumerate(chunk):
-        reason = _unusable(seen, limits)
-        if not reason:
-            try:
-                image = read_image(path)
-            except ImageError as error:
-                reason = str(error)
+        try:
+            image = read_image(path)
+            reason = _unusable(seen, image.shape, limits)
+        except ImageError as error:
+            reason = str(error)
         if reason:
             labels[index] = LabelledHand(path, seen, None, reason, None, None)
             continue
@@ -193,11 +196,17 @@ def _label_chunk(
     return [labels[index] for index in range(len(chunk))]
 
 
-def _unusable(seen: SeenHand, limits: LabelThresholds) -> str:
+def _unusable(seen: SeenHand, shape: tuple[int, ...], limits: LabelThresholds) -> str:
+    """`shape`: of the photograph, height first."""
     known = seen.keypoints[np.isfinite(seen.keypoints).all(axis=1)]
     if len(known) < MIN_KEYPOINTS:
         return f"{len(known)} keypoints are known, a fit needs {MIN_KEYPOINTS}"
+    inside = ((known > -0.5) & (known < np.array([shape[1], shape[0]]) - 0.5)).all(axis=1)
+    if inside.mean() < 0.5:
+        return f"{inside.sum()} of its {len(known)} keypoints are in the picture, labels need half of them"
     side = float(np.ptp(known, axis=0).max())
+    if side > _LARGEST * max(shape[:2]):
+        return f"the hand's box is {side:.4g} px, more than {_LARGEST} times the picture"
     if side < limits.smallest:
         return f"the hand's box is {side:.0f} px, labels need {limits.smallest:.0f}"
     if not np.isfinite(seen.disagreement):

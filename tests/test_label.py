@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,6 +103,12 @@ def test_scrambled_keypoints_give_no_label(drawn, predictor):
     [
         (lambda seen: seen._replace(keypoints=np.full((21, 2), np.nan)), "0 keypoints are known"),
         (lambda seen: seen._replace(keypoints=seen.keypoints * 0.05), "px, labels need"),
+        (
+            lambda seen: seen._replace(keypoints=seen.keypoints + np.array([SIZE, 0])),
+            "0 of its 21 keypoints are in the picture",
+        ),
+        (lambda seen: seen._replace(keypoints=seen.keypoints * 1e9), "are in the picture"),
+        (lambda seen: seen._replace(keypoints=np.vstack([seen.keypoints[:20], [[1e12, 0]]])), "times the picture"),
         (lambda seen: seen._replace(disagreement=0.2), "0.200 of its box elsewhere"),
         (lambda seen: seen._replace(disagreement=np.inf), "not seen"),
     ],
@@ -198,6 +205,31 @@ def test_photographs_without_mediapipe_say_how_to_get_it(drawn, tmp_path, monkey
     assert not (tmp_path / "labels.jsonl").exists()
 
 
+def test_where_no_hand_becomes_a_label_the_old_labels_stay(drawn, tmp_path):
+    """An empty file, which no run reads, took their place; lines without keypoints were not counted."""
+    lines = [{"image": str(drawn.paths[0])}, {"image": str(drawn.paths[1]), "present": False}, {"image": "gone.png"}]
+    (tmp_path / "keypoints.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "labels.jsonl").write_text("old")
+    arguments = ["--out", str(tmp_path / "labels.jsonl"), "--dropped", str(tmp_path / "new" / "dropped.jsonl")]
+    result = CliRunner().invoke(app, ["label", str(tmp_path / "keypoints.jsonl"), *arguments])
+    assert "No hand became a label" in str(result.exception)
+    assert (tmp_path / "labels.jsonl").read_text() == "old"
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "new" / "dropped.jsonl").read_text().splitlines()]
+    assert ["0 keypoints" in reason for reason in reasons] == [True, True, False]
+    assert "gone.png" in reasons[2]
+
+
+def test_a_photograph_that_cannot_be_read_is_among_the_dropped(tmp_path, monkeypatch):
+    """With somebody in MediaPipe's place."""
+    monkeypatch.setattr("handmesh.detect.mediapipe.MediaPipeHands", lambda max_hands: SimpleNamespace(landmarks=None))
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    dropped = tmp_path / "dropped.jsonl"
+    CliRunner().invoke(
+        app, ["label", str(tmp_path), "--out", str(tmp_path / "labels.jsonl"), "--dropped", str(dropped)]
+    )
+    assert [Path(json.loads(line)["image"]).name for line in dropped.read_text().splitlines()] == ["torn.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -205,6 +237,8 @@ def test_photographs_without_mediapipe_say_how_to_get_it(drawn, tmp_path, monkey
         (["a.jsonl", "--sheet", "sheet.txt"], "sheet.txt"),
         (["a.jsonl", "--keypoints-by", "somebody"], "somebody"),
         (["nowhere.jsonl"], "nowhere.jsonl"),
+        (["a.jsonl", "--out", "."], "folder"),
+        (["a.jsonl", "--dropped", ".."], "folder"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message, tmp_path, monkeypatch):

@@ -61,7 +61,11 @@ def label(
     from handmesh.predict import load_predictor
     from handmesh.system.atomic import write_atomically, written_atomically
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    for path in (out, dropped, sheet):
+        if path is not None and path.is_dir():
+            raise ConfigError(f"{path} is a folder: wanted the name of a file.")
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     predictor = load_predictor(model, threads=1)
     with progress_bar() as progress:
         task = progress.add_task("labelling", total=None)
@@ -75,9 +79,10 @@ def label(
         raise DataError("No hand was found in these photographs: nothing to label.")
     kept = [labelled for labelled in labels if labelled.record is not None]
     left_out = [labelled for labelled in labels if labelled.record is None]
-    with written_atomically(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for labelled in kept:
-            file.write(json.dumps({**(labelled.record or {}), "image": _relative(labelled.image, out)}) + "\n")
+    if kept:
+        with written_atomically(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            for labelled in kept:
+                file.write(json.dumps({**(labelled.record or {}), "image": _relative(labelled.image, out)}) + "\n")
     if dropped is not None:
         lines = [json.dumps({"image": str(one.image), "reason": one.reason}) for one in left_out]
         write_atomically(dropped, "".join(line + "\n" for line in lines).encode())
@@ -87,9 +92,10 @@ def label(
         say(f"... and {len(left_out) - _DROPPED_SHOWN} more: --dropped FILE lists them all.")
     for reason, count in Counter(_kind(labelled) for labelled in labels).most_common():
         say(f"{count:6}  {reason}")
-    if sheet is not None and kept:
+    if not kept:
+        raise DataError(f"No hand became a label: {out} is not written.")
+    if sheet is not None:
         chosen = kept[:: max(1, len(kept) // 48)][:48]
-        sheet.parent.mkdir(parents=True, exist_ok=True)
         picture = contact_sheet((draw_label(one, predictor.engine.hand) for one in chosen), columns=4)
         write_atomically(sheet, encode_image(picture, sheet.suffix))
         say(f"{sheet}")
@@ -112,7 +118,7 @@ def _relative(image: Path, out: Path) -> str:
 def _hands_in_photos(paths: list[Path], max_hands: int) -> Iterator[tuple[Path, SeenHand]]:
     from handmesh.detect.mediapipe import MediaPipeHands
     from handmesh.files.image import photos_in, read_image
-    from handmesh.label import seen_twice
+    from handmesh.label import UNSEEN, seen_twice
 
     teacher = MediaPipeHands(max_hands)
     for path in paths:
@@ -122,8 +128,8 @@ def _hands_in_photos(paths: list[Path], max_hands: int) -> Iterator[tuple[Path, 
         for photo in photos:
             try:
                 image = read_image(photo)
-            except ImageError as error:
-                say(f"left out: {error}")
+            except ImageError:
+                yield photo, UNSEEN  # left out with the others, and with that reason
                 continue
             for hand in seen_twice(image, teacher.landmarks):
                 yield photo, hand
@@ -133,12 +139,14 @@ def _hands_in_labels(paths: list[Path]) -> Iterator[tuple[Path, SeenHand]]:
     import numpy as np
 
     from handmesh.data.formats import open_photos
-    from handmesh.label import SeenHand
+    from handmesh.label import UNSEEN, SeenHand
 
     for path in paths:
         data = open_photos(path)
         for index in range(len(data)):
             labels = data.labels(index)
-            if labels.hand.present and (seen := labels.keypoints_or_projection()) is not None:
-                points, known = seen
-                yield data.image_path(index), SeenHand(np.where(known[:, None], points, np.nan), labels.handedness)
+            seen = UNSEEN
+            if labels.hand.present and (found := labels.keypoints_or_projection()) is not None:
+                points, known = found
+                seen = SeenHand(np.where(known[:, None], points, np.nan), labels.handedness)
+            yield data.image_path(index), seen
