@@ -219,6 +219,15 @@ def test_where_no_hand_becomes_a_label_the_old_labels_stay(drawn, tmp_path):
     assert "gone.png" in reasons[2]
 
 
+def test_ones_own_keypoints_are_not_overwritten(drawn, tmp_path, monkeypatch):
+    """With the default --out, too."""
+    monkeypatch.chdir(tmp_path)
+    path = write_keypoints(drawn, tmp_path).rename(tmp_path / "labels.jsonl")
+    before = path.read_bytes()
+    assert "another name" in str(CliRunner().invoke(app, ["label", str(path)]).exception)
+    assert path.read_bytes() == before
+
+
 def test_a_photograph_that_cannot_be_read_is_among_the_dropped(tmp_path, monkeypatch):
     """With somebody in MediaPipe's place."""
     monkeypatch.setattr("handmesh.detect.mediapipe.MediaPipeHands", lambda max_hands: SimpleNamespace(landmarks=None))

@@ -55,6 +55,8 @@ def label(
     given = [path for path in photos if path.suffix.lower() == ".jsonl"]
     if given and len(given) < len(photos):
         raise ConfigError("Photographs and JSONL files at once: label the ones first, then the others.")
+    if any(path.is_file() and out.is_file() and path.samefile(out) for path in photos):
+        raise ConfigError(f"--out {out} is what is to be read: your own labels would be lost. Give another name.")
     from handmesh.draw.sheet import contact_sheet
     from handmesh.files.image import encode_image
     from handmesh.label import MEDIAPIPE, OWN, draw_label, label_hands
