@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 _JOINT_RADIUS = 0.010  # metres: how far a joint's doubt spreads over the skin
-_MOST_PALE = 0.8  # share of white
+_MOST_PALE = 0.8  # share of white ...
+_FULL_DOUBT = 0.25  # ... of a joint whose score is so far below one half
 HandednessSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
 
 
@@ -112,7 +113,7 @@ class HandPrediction:
     def _colors(self) -> NDArray[np.floating[Any]]:
         """(3,) RGB; (778, 3) where some joints are more likely misplaced than not: paler around those."""
         color = np.array(HAND_COLORS[self.handedness], np.float32)
-        if self.joint_scores is None or not (doubt := np.clip(1 - 2 * self.joint_scores, 0, 1)).any():
+        if self.joint_scores is None or not (doubt := np.clip((0.5 - self.joint_scores) / _FULL_DOUBT, 0, 1)).any():
             return color
         distances = np.linalg.norm(self.vertices[:, None] - self.joints, axis=-1)
         nearness = np.exp(-((distances / _JOINT_RADIUS) ** 2) / 2) + 1e-12

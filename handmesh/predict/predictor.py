@@ -175,8 +175,8 @@ class Predictor:
     ) -> list[HandPrediction]:
         photo = image if isinstance(image, Photo | LargePhoto) else read_photo(image)
         known = parse_camera(photo, intrinsics, focal, fov)
-        if not 0 <= min_score <= 1:
-            raise ConfigError(f"min_score is {min_score}, wanted 0 to 1.")
+        if not (isinstance(min_score, int | float) and 0 <= min_score <= 1):
+            raise ConfigError(f"min_score is {min_score!r}, wanted a number from 0 to 1.")
         if boxes is not None:
             places = parse_boxes(boxes, photo.size)
             sides = parse_sides(handedness, len(places))

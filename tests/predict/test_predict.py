@@ -813,7 +813,7 @@ def test_a_hand_of_a_low_score_is_none_unless_it_is_in_a_given_box():
     assert len(Predictor(MarkerEngine())(image, min_score=1)) == 1
 
 
-@pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan"), "0.7", None])
 def test_a_score_that_no_hand_can_have_is_refused(wrong):
     with pytest.raises(ConfigError, match="min_score"):
         Predictor(sure_engine())(FAR, min_score=wrong)
