@@ -38,7 +38,7 @@ from handmesh.learn.losses import distance_sums, hand_loss, label_counts
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_average
 from handmesh.learn.run_folder import RunLog, describe_inputs, write_json, write_run_record
 from handmesh.learn.targets import make_targets
-from handmesh.learn.validation import TEST_SET, draw_samples, selection_score, validate
+from handmesh.learn.validation import TEST_SET, draw_samples, relative_error, selection_score, validate
 from handmesh.model.bundled import find_model
 from handmesh.model.checkpoint import load_latest_state, load_model, load_weights, save_state
 from handmesh.model.fastvit_weights import load_backbone_weights
@@ -338,21 +338,12 @@ def _better_with_start(
     }
     mean.load_state_dict(weights)
     of_mean = validate(mean, data.validation, ranks)
-    errors = [
-        name
-        for name in before
-        if name.endswith(("_pa_mpjpe_mm", "_keypoint_box_error")) and "constant_hand" not in name and before[name] > 0
-    ]
-
-    def relative(found: dict[str, float]) -> float:
-        return float(np.mean([found[name] / before[name] for name in errors])) if errors else 1.0
-
-    better = relative(of_mean) < relative(scores)
+    errors = relative_error(scores, before), relative_error(of_mean, before)
+    better = errors[1] < errors[0]
     if ranks.is_main:
         logger.info(
             "errors over those of the start: tuned %.3f, its mean with the start %.3f; the %s becomes the model",
-            relative(scores),
-            relative(of_mean),
+            *errors,
             "mean" if better else "tuned one",
         )
     return (mean, of_mean) if better else (averaged, scores)

@@ -25,6 +25,7 @@ from handmesh.model.network import HandMeshNet
 Floats = NDArray[np.float64]
 
 _BATCH = 32
+_BASELINE = "_mean_pose_baseline"  # in the names of scores that no model got
 TEST_SET = "test_set"  # the name of the one validation set that no choice may be made on, unless asked for by name
 
 
@@ -44,16 +45,25 @@ def validate(model: HandMeshNet, sets: Sequence[ValidationSet], ranks: Ranks) ->
                 scores[f"{validation_set.name}_{name}"] = float(np.mean(values))
         if truths := [row["joints"] for _, row in rows if "joints" in row]:
             errors = metrics.pa_rigid_mean_error(np.stack(truths), metrics.mean_shape(np.stack(truths)))
-            scores[f"{validation_set.name}_mean_pose_baseline_pa_mpjpe_mm"] = 1000 * float(errors.mean())
+            scores[f"{validation_set.name}{_BASELINE}_pa_mpjpe_mm"] = 1000 * float(errors.mean())
     return scores
 
 
 def selection_score(scores: dict[str, float], by: str) -> float:
     """What a run that keeps its best weights compares, in mm, lower is better: joints on the sets it may look at."""
     ending = "_pa_mpjpe_mm"
-    sets = [name.removesuffix(ending) for name in scores if name.endswith(ending) and "_mean_pose_baseline" not in name]
+    sets = [name.removesuffix(ending) for name in scores if name.endswith(ending) and _BASELINE not in name]
     chosen = [name for name in sets if (name == TEST_SET) == (by == TEST_SET)]
     return float(np.mean([scores[name + ending] for name in chosen])) if chosen else float("nan")
+
+
+def relative_error(scores: dict[str, float], start: dict[str, float]) -> float:
+    """The mean, over all sets, of the joints' errors in 3D and in the picture, each over that of the model that a run
+    started from; lower is better, 1 where there is nothing to compare.
+    """
+    endings = ("_pa_mpjpe_mm", "_keypoint_box_error")
+    errors = [name for name in start if name.endswith(endings) and _BASELINE not in name and start[name] > 0]
+    return float(np.mean([scores[name] / start[name] for name in errors])) if errors else 1.0
 
 
 def _score_samples(

@@ -30,7 +30,7 @@ from handmesh.learn.optimizer import learning_rate_at, make_optimizer, set_learn
 from handmesh.learn.run_folder import describe_inputs, write_run_record
 from handmesh.learn.targets import complete_targets
 from handmesh.learn.train import build_network, count_steps, start_weights, train
-from handmesh.learn.validation import validate
+from handmesh.learn.validation import relative_error, validate
 from handmesh.model.checkpoint import load_latest_state, load_model, save_model, save_state
 from handmesh.model.fastvit import build_backbone
 from handmesh.model.network import DenseHead, HandMeshNet
@@ -358,6 +358,15 @@ def test_what_forgets_comes_half_way_back(rate, averages, tiny_config, lively_ne
     assert [line["step"] for line in validations] == [0, 3]
     first, last = (line["validation"]["upright_keypoint_box_error"] for line in validations)
     assert last != first
+
+
+def test_errors_are_compared_with_the_starts_set_by_set():
+    """A set in millimetres does not outweigh one in shares, and what the mean pose scores is nobody's merit."""
+    start = {"a_pa_mpjpe_mm": 10.0, "b_keypoint_box_error": 0.1, "a_pa_mpvpe_mm": 9.0}
+    start["a_mean_pose_baseline_pa_mpjpe_mm"] = 16.0
+    found = {**start, "a_pa_mpjpe_mm": 12.0, "b_keypoint_box_error": 0.06}
+    assert relative_error(found, start) == pytest.approx((1.2 + 0.6) / 2)
+    assert relative_error({}, {}) == 1
 
 
 def test_a_mean_with_the_start_needs_the_form_that_can_be_averaged(tiny_config):
