@@ -26,7 +26,7 @@ HEATMAP_SIGMA = 0.8  # cells; a joint is one or two cells of the stride-8 map wi
 _DECIMETRE = 0.1
 # What the confidence head calls found: the joints' mean error in the picture, over the longer side of their box.
 FOUND_ERROR = 0.15
-# ... and what the joints' confidence does, of each: on photographs never learnt from, two thirds of the joints.
+# ... and what the joints' confidence does, of each: true of half of the joints on photographs never learnt from.
 JOINT_FOUND_ERROR = 0.06
 
 

@@ -38,8 +38,8 @@ class RealPoseArrays(NamedTuple):
     @classmethod
     def load(cls, path: Path | None = None) -> RealPoseArrays:
         """None: the ones that ship with handmesh."""
-        with resources.as_file(resources.files("handmesh") / "assets" / "real_poses.npz") as shipped:
-            arrays = np.load(shipped if path is None else path)
+        shipped = resources.as_file(resources.files("handmesh") / "assets" / "real_poses.npz")
+        with shipped as file, np.load(file if path is None else path) as arrays:
             return cls(arrays["fingers"].astype(float), arrays["views"].astype(float), tuple(arrays["sources"]))
 
 
