@@ -3,7 +3,8 @@
     python benchmarks/video.py --work runs/video
 
 Prints: how often the hand was followed, how it was lost and found behind the board, jitter (mean acceleration error)
-and lag with and without smoothing, and whether the ids of two hands that pass each other stay. Docs: docs/video.md.
+and lag with and without smoothing, and whether the ids of two hands that pass each other stay. Docs:
+docs/how_to/video.md.
 """
 
 from __future__ import annotations

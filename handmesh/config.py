@@ -261,7 +261,7 @@ class TrainingPoses(PoseSettings):
 class TrainingScenes(SceneSettings):
     """Renders that leave room around the hand, so that training can crop tightly or widely and turn without leaving
     the picture. Half of the views are from anywhere, for real photographs have many that the default mix hardly draws
-    (measured: docs/bundled_model.md).
+    (measured: docs/explain/bundled_model.md).
     """
 
     pose: TrainingPoses = TrainingPoses()
@@ -319,7 +319,7 @@ class FreiHandData(Settings):
 
 
 class PhotoData(Settings):
-    """Photographs of your own: a JSONL file (docs/data.md), the folder of one, or another of `data.formats.FORMATS`."""
+    """Photographs of your own: a JSONL file (docs/how_to/data.md), its folder, or another of `data.formats.FORMATS`."""
 
     path: Path = Field(strict=False)
     weight: float = Field(default=1.0, gt=0)

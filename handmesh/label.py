@@ -1,7 +1,7 @@
 """Labels for photographs of hands, without a studio: 2D keypoints, somebody's or your own, and a hand fitted to them.
 
     labels = label_hands([(Path("photo.jpg"), SeenHand(keypoints, Handedness.LEFT))], load_predictor())
-    labels[0].record                # a line of the JSONL that training reads (docs/data.md)
+    labels[0].record                # a line of the JSONL that training reads (docs/how_to/data.md)
     labels[0].reason                # why there is none, or only a part
 
 Keypoints alone teach a network where joints are drawn, and leave depth to be guessed. So the network that we have looks

@@ -4,7 +4,7 @@
     serve run server.ray_serve:build                               # on this machine, or on the cluster it belongs to
     serve run server.ray_serve:build max_replicas=8 num_gpus=1     # a GPU for each replica
 
-Every other setting is a HANDMESH_... variable of the replicas; see docs/serving.md.
+Every other setting is a HANDMESH_... variable of the replicas; see docs/how_to/serving.md.
 """
 
 from __future__ import annotations

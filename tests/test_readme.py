@@ -51,7 +51,7 @@ def test_commands_and_options_exist(command):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/*.md")))]
+    "page", ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/**/*.md")))]
 )
 def test_the_files_that_a_page_names_exist(page):
     """A benchmark was once renamed in every page and lost in the folder."""

@@ -8,7 +8,7 @@
 public code relies on it), so that every tool for MANO runs on it: `handmesh.builtin_hand.surface` is its skin as a
 signed distance, `handmesh.builtin_hand.remesh` makes 778 vertices of it, `handmesh.builtin_hand.rig` makes it move and
 vary. It is not MANO's shape and its betas and poses are not MANO's. The same machine gives the same bytes;
-docs/builtin_hand.md has the numbers, their sources, the measured quality and the picture.
+docs/explain/builtin_hand.md has the numbers, their sources, the measured quality and the picture.
 
 Generating needs scikit-image (extra `hand`). Using the shipped file needs neither it nor this module.
 """

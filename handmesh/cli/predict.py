@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from handmesh.predict import HandPrediction
 
-# The bundled model gives 60 photographs of hands 0.35 or more; an earlier one 29 of 30 backgrounds less (docs/video.md)
+# The bundled model gives 60 photographs of hands 0.35 or more; an earlier one 29 of 30 backgrounds less
+# (docs/how_to/video.md)
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")

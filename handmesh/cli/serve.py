@@ -50,7 +50,7 @@ def serve(
     """Answer over HTTP: POST a photo to /v1/hands, get JSON, GLB, NPZ or an overlay.
 
     Every option, and several more, can also be set by a variable, such as HANDMESH_QUEUE_SIZE; an option wins.
-    docs/serving.md has the list. SIGTERM or Ctrl-C finishes what is in work and ends.
+    docs/how_to/serving.md has the list. SIGTERM or Ctrl-C finishes what is in work and ends.
 
     Examples:
       handmesh serve

@@ -2,7 +2,7 @@
 them.
 
 Three forms on disk: FreiHAND's folder (evaluation_xyz.json, evaluation_verts.json, evaluation_K.json, evaluation/rgb/),
-what `handmesh data prepare` made of its archives, and a folder with labels.jsonl, one image per line (docs/synth.md).
+what `handmesh data prepare` made of its archives, or a folder with labels.jsonl (docs/explain/synth.md).
 For scoring a prediction file the images need not be there; they are wanted for the report's pictures and for running a
 model.
 """

@@ -4,8 +4,8 @@ Two frames, one rule, here and nowhere else. Data (.npz, .json) are a hand as it
 the way from there to the camera. Scenes (.glb, .obj, .ply, .stl, .html) hold it where it is in the camera frame, so
 that several hands are placed to each other; and since 3D programs want y up, as (x, -y, -z): a half turn about x, which
 mirrors nothing. A hand seen from the camera is then seen from +z, the way three.js looks at a new scene. All lengths
-are metres. Faces are counter-clockwise seen from outside, for right hands and left ones alike. docs/outputs.md
-describes every format. trimesh writes .obj, .ply and .stl; its other formats are one `MeshHand.to_trimesh()` away.
+are metres. Faces are counter-clockwise seen from outside, for right hands and left ones alike. Every format:
+docs/reference/outputs.md. trimesh writes .obj, .ply and .stl; its other formats are one `MeshHand.to_trimesh()` away.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The first line says what the file is; each following one is a frame; the last one says that there are no more. A line is
 written whole and handed to the operating system before the next frame is, so a run that is killed leaves all
-finished frames, and `HandLog` goes on from there. docs/video.md describes every field.
+finished frames, and `HandLog` goes on from there. docs/how_to/video.md describes every field.
 """
 
 from __future__ import annotations

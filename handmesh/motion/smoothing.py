@@ -33,7 +33,7 @@ _MIDDLE_MCP = MANO_JOINT_NAMES.index("middle_mcp")
 
 @dataclass(frozen=True)
 class Smoothing:
-    """How hard to smooth; the defaults are measured in docs/video.md. Frequencies in hertz."""
+    """How hard to smooth; the defaults are measured in docs/how_to/video.md. Frequencies in hertz."""
 
     rotation_cutoff: float = 1.5  # of a resting hand: lower is steadier and later
     rotation_speed: float = 1.2  # added hertz per rad/s: higher follows fast turns sooner

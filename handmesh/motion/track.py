@@ -7,7 +7,7 @@ shown a wall draws a hand there all the same. So every answer is judged:
 * by itself: its size in the crop, its jump, how much of it lies outside the picture, the network's own score;
 * by a check crop, when something surprises and every 0.8 s in any case: one that is moved, rotated and larger.
   A real hand stays where it is, a false positive moves with the crop. (The bundled model's two answers agree to 0.88 in
-  the median on hands and 0.33 on backgrounds; see docs/video.md.)
+  the median on hands and 0.33 on backgrounds; see docs/how_to/video.md.)
 
 A hand that fails is kept in mind for a moment, its crop waiting where it was, then given up and searched for: by the
 detector if there is one, else where it was last seen and in the places that were given (a box, the whole picture).

@@ -41,13 +41,13 @@ OnePhoto = ImageSource | Photo | LargePhoto
 # Crop side over the extent of the hand's keypoints, in the range that training draws (Augmentation.margin). A found
 # hand gets more room than a given box: where the network is unsure it draws the hand too small, and a crop too tight
 # cuts fingers off that the next pass would need. From the third pass on it is known better where the hand is (measured:
-# docs/bundled_model.md).
+# docs/explain/bundled_model.md).
 BOX_MARGIN = 1.5
 SECOND_PASS_MARGIN, LATER_PASS_MARGIN = 1.8, 1.5
 # Where the handedness is to be found, so many passes show the hand as a right and as a left one; the likelier goes on.
 HANDEDNESS_PASSES = 2
 # A photo whose hand has a score below the first is searched in tiles, and what is found there has to have the second:
-# of many tiles the most confident is often a wrong one (measured: docs/bundled_model.md).
+# of many tiles the most confident is often a wrong one (measured: docs/explain/bundled_model.md).
 TILED_SEARCH_BELOW, TILED_SEARCH_MIN_SCORE = 0.7, 0.9
 # Without a box, a hand with a lower score is none: measured in the model card.
 MIN_SCORE = 0.7

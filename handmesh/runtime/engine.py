@@ -2,7 +2,7 @@
 
 Everything above this line of the program (crops, photos, the server) sees only the `Engine` protocol. `open_engine`
 takes the fastest correct engine of this machine: on a CPU ONNX Runtime, which loads no torch; on an NVIDIA GPU torch in
-half precision with CUDA graphs; on Apple's GPU torch. What each costs and is worth: docs/performance.md.
+half precision with CUDA graphs; on Apple's GPU torch. What each costs and is worth: docs/how_to/performance.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     renderer = SceneRenderer(builtin_hand(), size=224)
     sample = renderer.render(np.random.default_rng(1))      # .image, .keypoints, .joints, .pose, ...
 
-`render_pack` makes a set to train from, `write_dataset` one of files. See docs/synth.md.
+`render_pack` makes a set to train from, `write_dataset` one of files. See docs/explain/synth.md.
 """
 
 from handmesh.config import CameraEffects, PoseSettings, SceneSettings

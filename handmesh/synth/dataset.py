@@ -176,7 +176,7 @@ def write_dataset(
     background_folder: Path | None = None,
     background_count: int = BACKGROUND_COUNT,
 ) -> Path:
-    """Write `count` finished photographs as files and return the path of labels.jsonl (format: docs/synth.md).
+    """Write `count` finished photographs as files and return the path of labels.jsonl (format: docs/explain/synth.md).
 
     images/00000000.jpg (quality 95), masks/00000000.png (the hand), alphas/00000000.png (all in front of the
     background), labels.jsonl with one line per image, meta.json. Interruption and errors as in `render_pack`.

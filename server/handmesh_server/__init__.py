@@ -6,5 +6,5 @@
 
 A request goes through: limits on bytes and time (run.py, input.py) -> header probe, decode and crop in a thread of its
 own (service.py) -> one queue of crops, greedily batched by one model thread (batching.py) -> encode (answers.py).
-docs/serving.md is the manual.
+docs/how_to/serving.md is the manual.
 """

@@ -1,7 +1,7 @@
 """The questions and answers of the API as types: what the OpenAPI document says, and what queries are checked against.
 
 Answers are written by answers.py from arrays, not through these models (that is ten times faster); tests check that
-they agree. Names are those of handmesh's own .json files: docs/outputs.md.
+they agree. Names are those of handmesh's own .json files: docs/reference/outputs.md.
 """
 
 # Types of arrays come from a function, `_array`, which pydantic evaluates and mypy cannot.

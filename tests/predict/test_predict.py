@@ -669,7 +669,7 @@ def test_json_and_npz_hold_what_was_found(hand, tmp_path):
             np.testing.assert_allclose(in_cam, hand.vertices_cam(), atol=1e-5)
             assert read["handedness"] == hand.handedness
             assert read["intrinsics_source"] == "default"
-            # A reader needs nothing else to draw it: the formula of docs/outputs.md, written out.
+            # A reader needs nothing else to draw it: the formula of docs/reference/outputs.md, written out.
             ndc = read["camera_scale_ndc_per_m"] * (np.asarray(read["joints"])[:, :2] + read["camera_translation_m"])
             drawn = ndc * read["crop_size_px"] / 2 + read["crop_center_px"]
             np.testing.assert_allclose(drawn, hand.keypoints_image(), atol=0.01)

@@ -156,7 +156,8 @@ def _prepare(sources: _Sources, out: Path, pack: bool, report: Progress) -> Path
         raise DataError(
             f"No FreiHAND in {sources.path}: wanted FreiHAND_pub_v2.zip and FreiHAND_pub_v2_eval.zip, or the folder "
             "that they unpack to (training/, evaluation/, training_K.json, ...). They can be downloaded from "
-            "https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html (see docs/data.md)."
+            "https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html "
+            "(see docs/how_to/data.md)."
         )
     meta = {
         "format": FORMAT,

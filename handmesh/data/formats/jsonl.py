@@ -3,8 +3,8 @@
     {"image": "photos/0001.jpg", "handedness": "left", "box": [40, 30, 210, 200], "keypoints": [[61.5, 180.2, 1], ...]}
 
 Only `image` is required; a label that is missing (or null) switches its losses off for that sample. The keys, their
-shapes and units are in `records.KEYS` and in docs/data.md. A key that is not known is an error, since a misspelt label
-would be a silently missing one; keep what you like under "facts". `handmesh synth --out` writes this form.
+shapes and units are in `records.KEYS` and in docs/how_to/data.md. A key that is not known is an error, since a misspelt
+label would be a silently missing one; keep what you like under "facts". `handmesh synth --out` writes this form.
 
 The file is read once for the places of its lines; labels are parsed when a sample is asked for.
 """
@@ -41,7 +41,7 @@ class JsonlData(LabelledPhotos):
         path = Path(path)
         super().__init__(path / LABELS_FILE if path.is_dir() else path, for_scoring=for_scoring)
         if not len(self):
-            raise DataError(f"{self.path} is empty: wanted one JSON object per line (see docs/data.md).")
+            raise DataError(f"{self.path} is empty: wanted one JSON object per line (see docs/how_to/data.md).")
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Photographs with labels, one record of them for each: the keys of docs/data.md, in whatever form they lie on disk.
+"""Photographs with labels, one record for each: the keys of docs/how_to/data.md, in whatever form they lie on disk.
 
 A form of your own is a class below `LabelledPhotos` that counts its photographs and reads one's record, and its place
 in `handmesh.data.formats.FORMATS`. Training (`data.photos`), `handmesh data check`, `data show`, `evaluate` and `label`

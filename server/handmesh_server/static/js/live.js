@@ -9,7 +9,7 @@ const ANSWER_SECONDS = 12; // the server's own deadline is 10
 const RETRY_SECONDS = [1, 2, 4, 8];
 const REMEMBERED = 30; // answers, for the rates that are shown
 
-// Close codes of the server: docs/serving.md.
+// Close codes of the server: docs/how_to/serving.md.
 const [POLICY, TOO_LARGE, FAILED, IDLE] = [1008, 1009, 1011, 4408];
 
 export class Live {
