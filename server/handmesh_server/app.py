@@ -24,6 +24,7 @@ from handmesh.errors import HandMeshError
 from handmesh.predict import Predictor
 from handmesh_server import answers
 from handmesh_server.admission import RequestContext
+from handmesh_server.batches import batch_routes
 from handmesh_server.errors import ClientGone, RequestError, Unauthorized
 from handmesh_server.input import IMAGE_FIELD, read_body
 from handmesh_server.manual import manual_page
@@ -81,6 +82,8 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     )
     app.state.service = service
     app.include_router(_hands_routes(service), dependencies=_authorisation(settings))
+    refusals = _problems(*((401,) if settings.token else ()), 408, 413, 422, 429, 503, 507)
+    app.include_router(batch_routes(service, refusals), dependencies=_authorisation(settings))
     app.include_router(_health_routes(service))
     app.include_router(_manual_routes(app))
     app.include_router(page_routes(settings))
@@ -158,6 +161,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         429: "The queue is full: try again after Retry-After seconds.",
         503: "The model is being loaded, or the server is shutting down.",
         504: "The deadline passed.",
+        507: "There is no room for the upload.",
     }
     return {status: {"description": meaning[status], "content": _PROBLEM_CONTENT} for status in statuses}
 

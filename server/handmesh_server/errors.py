@@ -84,3 +84,10 @@ class StreamsFull(RequestError):
 
 class Unauthorized(RequestError):
     reason = "unauthorized"
+
+
+class StorageFull(RequestError):
+    """No room on the disk, or none that we may use."""
+
+    reason = "storage_full"
+    retry_after = 60

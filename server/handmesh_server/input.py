@@ -58,13 +58,7 @@ def read_form(body: bytes, content_type: str) -> Form:
     """The body itself is the photograph, or the field `image` of a multipart form. Raises UploadInvalid."""
     if not content_type.lower().startswith("multipart/"):
         return Form(body, [])
-    if not content_type.lower().startswith("multipart/form-data"):
-        raise UploadInvalid("Of multipart bodies only multipart/form-data is read.")
-    # RFC 2046, section 5.1.1: up to 70 characters, quoted when they are not a token.
-    found = re.search(r'boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', content_type, re.IGNORECASE)
-    if found is None:
-        raise UploadInvalid("The multipart Content-Type names no boundary.")
-    delimiter = b"\r\n--" + (found.group(1) or found.group(2)).encode("latin-1")
+    delimiter = delimiter_of(content_type)
     # The first delimiter may be at the very start, without the line break that belongs to it.
     parts = (b"\r\n" + body).split(delimiter, _MAX_PARTS + 2)
     if len(parts) > _MAX_PARTS + 2:
@@ -87,6 +81,17 @@ def read_form(body: bytes, content_type: str) -> Form:
     if image is None:
         raise UploadInvalid(f"The form has no field {IMAGE_FIELD!r}; for example: curl -F {IMAGE_FIELD}=@photo.jpg URL")
     return Form(image, fields)
+
+
+def delimiter_of(content_type: str) -> bytes:
+    """What stands before each part of a multipart/form-data body, line break included. Raises UploadInvalid."""
+    if not content_type.lower().startswith("multipart/form-data"):
+        raise UploadInvalid("Of multipart bodies only multipart/form-data is read.")
+    # RFC 2046, section 5.1.1: up to 70 characters, quoted when they are not a token.
+    found = re.search(r'boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', content_type, re.IGNORECASE)
+    if found is None:
+        raise UploadInvalid("The multipart Content-Type names no boundary.")
+    return b"\r\n--" + (found.group(1) or found.group(2)).encode("latin-1")
 
 
 def _text(name: str, value: bytes) -> str:

@@ -33,6 +33,7 @@ STATUS: Final[tuple[tuple[type[Exception], int, str | None], ...]] = (
     (errors.ClientGone, 499, None),
     (errors.NotReady, 503, None),
     (errors.DeadlineExpired, 504, None),
+    (errors.StorageFull, 507, None),
 )
 
 
@@ -58,19 +59,20 @@ def problem_of(error: Exception) -> ProblemDetails | None:
     return None
 
 
-def problem_response(problem: ProblemDetails, request_id: str) -> JSONResponse:
-    """A problem document; schemas.Problem."""
+def problem_document(problem: ProblemDetails, request_id: str) -> dict[str, object]:
+    """schemas.Problem."""
     known = problem.status in HTTPStatus._value2member_map_
-    return JSONResponse(
-        {
-            "type": "about:blank",
-            "title": HTTPStatus(problem.status).phrase if known else "Client Closed Request",
-            "status": problem.status,
-            "detail": problem.detail,
-            "reason": problem.reason,
-            "request_id": request_id,
-        },
-        problem.status,
-        headers=problem.headers,
-        media_type=PROBLEM_TYPE,
-    )
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase if known else "Client Closed Request",
+        "status": problem.status,
+        "detail": problem.detail,
+        "reason": problem.reason,
+        "request_id": request_id,
+    }
+
+
+def problem_response(problem: ProblemDetails, request_id: str) -> JSONResponse:
+    """A problem document as an answer."""
+    document = problem_document(problem, request_id)
+    return JSONResponse(document, problem.status, headers=problem.headers, media_type=PROBLEM_TYPE)

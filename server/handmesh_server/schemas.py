@@ -40,10 +40,39 @@ BoxText = Annotated[
 ]
 
 
-class HandsQuery(BaseModel):
-    """The query of POST /v1/hands. An unknown name is an error: a misspelt `box` would silently be the whole photo."""
+class _PhotoQuery(BaseModel):
+    """What can be asked of any photo. An unknown name is an error: a misspelt `box` would silently be the whole one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    focal: Annotated[
+        float | None, Field(ge=1, le=1e6, description="Focal length in pixels, for positions in space.")
+    ] = None
+    fov: Annotated[
+        float | None,
+        Field(ge=1, le=179, description="Angle that the photo's longer side spans, in degrees, instead of focal."),
+    ] = None
+    min_score: Annotated[
+        float,
+        Field(ge=0, le=1, description="Without a box, a hand of a lower score is left out, and the list may be empty."),
+    ] = MIN_SCORE
+    encoding: Annotated[
+        Literal["numbers", "base64"],
+        Field(description="How the JSON answer holds arrays: nested lists, or base64 of little-endian float32."),
+    ] = "numbers"
+
+    @property
+    def fov_radians(self) -> float | None:
+        return None if self.fov is None else math.radians(self.fov)
+
+    def check(self) -> None:
+        """What one parameter alone does not show. Raises QueryInvalid."""
+        if self.focal is not None and self.fov is not None:
+            raise QueryInvalid("focal and fov say the same thing in two ways: give one of them.")
+
+
+class HandsQuery(_PhotoQuery):
+    """The query of POST /v1/hands."""
 
     box: Annotated[
         list[BoxText],
@@ -62,21 +91,6 @@ class HandsQuery(BaseModel):
             "out if it can, else a right hand is assumed; `handedness_source` says which.",
         ),
     ] = ["auto"]
-    focal: Annotated[
-        float | None, Field(ge=1, le=1e6, description="Focal length in pixels, for positions in space.")
-    ] = None
-    fov: Annotated[
-        float | None,
-        Field(ge=1, le=179, description="Angle that the photo's longer side spans, in degrees, instead of focal."),
-    ] = None
-    min_score: Annotated[
-        float,
-        Field(ge=0, le=1, description="Without a box, a hand of a lower score is left out, and the list may be empty."),
-    ] = MIN_SCORE
-    encoding: Annotated[
-        Literal["numbers", "base64"],
-        Field(description="How the JSON answer holds arrays: nested lists, or base64 of little-endian float32."),
-    ] = "numbers"
 
     @property
     def boxes(self) -> list[tuple[float, float, float, float]] | None:
@@ -86,10 +100,6 @@ class HandsQuery(BaseModel):
             x0, y0, x1, y1 = map(float, text.split(","))
             boxes.append((x0, y0, x1, y1))
         return boxes or None
-
-    @property
-    def fov_radians(self) -> float | None:
-        return None if self.fov is None else math.radians(self.fov)
 
     @property
     def sides(self) -> list[Literal["auto", "right", "left"]]:
@@ -124,12 +134,22 @@ class HandsQuery(BaseModel):
 
     def check(self) -> None:
         """What one parameter alone does not show. Raises QueryInvalid."""
-        if self.focal is not None and self.fov is not None:
-            raise QueryInvalid("focal and fov say the same thing in two ways: give one of them.")
+        super().check()
         if len(self.hand) not in (1, self.hands):
             raise QueryInvalid(
                 f"hand is given {len(self.hand)} times for {self.hands} hands: once for all, or once for each box."
             )
+
+
+class BatchQuery(_PhotoQuery):
+    """The query of POST /v1/batches: the same for all photos."""
+
+    hand: Annotated[
+        Literal["auto", "right", "left"], Field(description="Which hand the photos show; auto: the model finds out.")
+    ] = "auto"
+
+    def of_a_photo(self) -> HandsQuery:
+        return HandsQuery(hand=[self.hand], **self.model_dump(exclude={"hand"}))
 
 
 _LISTS: Final = ("box", "hand")
@@ -209,6 +229,35 @@ class HandsAnswer(_Answer):
     hands: list[Hand]
 
 
+class Problem(_Answer):
+    """RFC 9457."""
+
+    type: Literal["about:blank"]
+    title: str
+    status: int
+    detail: str
+    reason: str = Field(description="A word for programs.")
+    request_id: str
+
+
+class BatchLine(_Answer):
+    """A line of a batch's answer: one photo's fate, in the order in which they are done."""
+
+    index: int = Field(description="The photo's place in the batch, from 0.")
+    name: str = Field(description="Its file name as it was sent.")
+    status: int = Field(description="What POST /v1/hands answers for this photo alone.")
+    answer: HandsAnswer | None = Field(default=None, description="With status 200.")
+    problem: Problem | None = Field(default=None, description="With every other status.")
+
+
+class BatchEnd(_Answer):
+    """The last line. Where it is missing, the answer was cut off."""
+
+    end: Literal[True]
+    photos: int
+    answered: int = Field(description="Photos with status 200.")
+
+
 class Faces(_Answer):
     right: list[Annotated[list[int], Field(min_length=3, max_length=3)]]
     left: list[Annotated[list[int], Field(min_length=3, max_length=3)]]
@@ -246,14 +295,3 @@ class ModelCard(_Answer):
 
 class Health(_Answer):
     status: Literal["ready", "loading", "draining", "failed", "live"]
-
-
-class Problem(_Answer):
-    """RFC 9457."""
-
-    type: Literal["about:blank"]
-    title: str
-    status: int
-    detail: str
-    reason: str = Field(description="A word for programs.")
-    request_id: str

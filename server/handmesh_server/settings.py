@@ -54,6 +54,12 @@ class Settings(BaseModel):
     stream_frame_bytes: int = Field(2 * 2**20, ge=1024)  # a 1920 x 1080 JPEG of good quality has about 0.6 MB
     stream_idle_seconds: Seconds = 30.0  # without a frame, and the place is given to others
 
+    # Many photos at once: /v1/batches
+    max_batch_photos: int = Field(1000, ge=1, le=100_000)  # in one request
+    max_batches: int = Field(4, ge=0, le=1000)  # in work at a time; more are answered 429, and 0 refuses all
+    max_upload_bytes: int = Field(2**30, ge=1024)  # of a batch; on the disk, not in memory
+    upload_seconds: Seconds = 600.0  # for such an upload
+
     # How long we wait for others
     header_seconds: Seconds = 10.0  # for a client to say what it wants
     body_seconds: Seconds = 30.0  # for an upload
