@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 from handmesh_server.app import create_app
-from handmesh_server.run import make_server
+from handmesh_server.server import make_server
 from handmesh_server.settings import Settings
 from PIL import Image
 

@@ -23,8 +23,8 @@ import yaml
 from handmesh_server.answers import MEDIA_TYPES, negotiate
 from handmesh_server.app import create_app
 from handmesh_server.errors import NotAcceptable
-from handmesh_server.run import make_server
 from handmesh_server.schemas import Hand, HandsAnswer, ModelCard, Problem, Topology
+from handmesh_server.server import make_server
 from handmesh_server.settings import Settings
 from marker_hands import MarkerEngine, draw, hand_at
 from PIL import Image
