@@ -30,6 +30,7 @@ from handmesh.hand.skeleton import (
     MANO_JOINT_NAMES,
     MANO_PARENTS,
     Handedness,
+    joint_index,
     upright_rotation,
 )
 
@@ -57,6 +58,7 @@ __all__ = [
     "ShapedHand",
     "both_sides",
     "builtin_hand",
+    "joint_index",
     "pose_features",
     "upright_rotation",
 ]

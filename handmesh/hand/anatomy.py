@@ -16,7 +16,7 @@ Numbers that are not computed are in tables below, each with its source.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +118,33 @@ def pose_from_angles(hand: HandArrays, angles: Floats) -> Floats:
     rotations = matrix_from_vector(angles[..., None] * flexion_axes(hand))
     flexion, abduction, twist = (rotations[..., kind, :, :] for kind in range(3))
     return abduction @ flexion @ twist
+
+
+class JointAngles(NamedTuple):
+    """How far a joint is bent from the flat rest pose, radians."""
+
+    flexion: float  # positive curls towards the palm
+    abduction: float  # positive swings towards the thumb's side (the thumb: away from the index finger)
+    twist: float  # positive turns the back of the bone towards the thumb's side
+
+
+def angles_from_pose(flexion_axes: NDArray[np.floating[Any]], pose: NDArray[np.floating[Any]]) -> Floats:
+    """(16, 3, 3) axes of a hand model, (*B, 16, 3, 3) rotations -> (*B, 16, 3) flexion, abduction, twist, radians.
+
+    Measured as ISB's joint coordinate system for fingers does (Wu et al., J. Biomech. 2005): flexion about the parent's
+    axis, abduction about the axis that flexion has carried along, twist about the bone, so that the rotation is
+    ``flexion @ abduction @ twist``. Abduction is in the middle, which no joint brings near the 90 degrees where the
+    other two could not be told apart. (`pose_from_angles` swings before it flexes, so it is the inverse where one of
+    the first two is zero.)
+    """
+    axes = np.asarray(flexion_axes, np.float64)
+    R = axes @ np.asarray(pose, np.float64) @ np.swapaxes(axes, -1, -2)  # in coordinates flexion, abduction, twist
+    # A turn about a row of left-handed axes is a turn the other way about the coordinate.
+    sense = np.sign(np.linalg.det(axes))
+    flexion = np.arctan2(-R[..., 1, 2], R[..., 2, 2])
+    abduction = np.arcsin(np.clip(R[..., 0, 2], -1, 1))
+    twist = np.arctan2(-R[..., 0, 1], R[..., 0, 0])
+    return np.stack([flexion, abduction, twist], axis=-1) * sense[:, None]
 
 
 def hand_angles(

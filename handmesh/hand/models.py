@@ -64,11 +64,14 @@ HAND_MODELS: Final = {
 }
 
 
-def load_hand(name: str, handedness: Handedness = Handedness.RIGHT) -> HandArrays:
-    """The arrays of a hand model by name. Raises ConfigError for another name, AssetError with instructions."""
+def load_hand(name: str = "builtin", handedness: Handedness | str = Handedness.RIGHT) -> HandArrays:
+    """The arrays of a hand model by name, "builtin" or "mano": `load_hand().shaped(betas).posed(pose).vertices`.
+
+    Raises ConfigError for another name or side, AssetError with instructions where MANO's files were not added.
+    """
     if name not in HAND_MODELS:
         raise ConfigError(f"Hand model {name!r}: wanted {' or '.join(HAND_MODELS)}.")
-    return HAND_MODELS[name].load(handedness)
+    return HAND_MODELS[name].load(Handedness.parse(handedness))
 
 
 def hands_at_hand() -> Iterator[tuple[HandModelSource, HandArrays]]:

@@ -7,11 +7,14 @@ wrist, then four per finger (three joints and the tip) in the order thumb, index
 
 from __future__ import annotations
 
+import difflib
 import math
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from handmesh.errors import ConfigError
 
 FINGER_NAMES = ("thumb", "index", "middle", "ring", "pinky")
 
@@ -44,9 +47,26 @@ BONES = tuple((parent, joint) for joint, parent in enumerate(JOINT_PARENTS) if p
 JOINTS_FROM_MANO = tuple((MANO_JOINT_NAMES + FINGERTIP_NAMES).index(name) for name in JOINT_NAMES)
 
 
+def joint_index(name: str) -> int:
+    """The place of a joint in `JOINT_NAMES`. Raises ConfigError for a name that is none of them."""
+    if name in JOINT_NAMES:
+        return JOINT_NAMES.index(name)
+    near = difflib.get_close_matches(str(name), JOINT_NAMES, 1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"There is no joint {name!r}: {meant}Joints are {', '.join(JOINT_NAMES)}.")
+
+
 class Handedness(StrEnum):
     RIGHT = "right"
     LEFT = "left"
+
+    @classmethod
+    def parse(cls, text: str) -> Handedness:
+        """Whatever the case of the letters. Raises ConfigError for anything but right and left."""
+        for side in cls:
+            if isinstance(text, str) and text.strip().lower() == side:
+                return side
+        raise ConfigError(f"Handedness {text!r}: wanted 'right' or 'left'.")
 
 
 def upright_rotation(keypoints: ArrayLike) -> float:

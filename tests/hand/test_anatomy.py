@@ -85,6 +85,24 @@ def test_a_bent_joint_has_the_angle_asked_for(hand):
     np.testing.assert_allclose(bends(posed) - bends(rest), [70, 30], atol=2)
 
 
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 4)])
+def test_angles_are_read_from_a_pose_as_they_are_defined(hand, batch):
+    """Flexion, then abduction about the axis that it carried along, then twist; fingers bend beyond 90 degrees."""
+    rng = np.random.default_rng(7)
+    angles = np.stack([rng.uniform(-low, low, (*batch, 16)) for low in (2.8, 1.4, 1.4)], axis=-1)
+    axes = anatomy.flexion_axes(hand)
+    flexion, abduction, twist = np.moveaxis(matrix_from_vector(angles[..., None] * axes), -3, 0)
+    np.testing.assert_allclose(anatomy.angles_from_pose(axes, flexion @ abduction @ twist), angles, atol=1e-9)
+
+
+def test_angles_of_the_fist_are_those_it_was_made_of(hand):
+    angles = anatomy.POSES["fist"]
+    read = anatomy.angles_from_pose(anatomy.flexion_axes(hand), anatomy.pose_from_angles(hand, angles))
+    fingers = np.arange(16) < anatomy.FINGER_ROOTS[0]  # the thumb swings as well, before it flexes
+    np.testing.assert_allclose(read[fingers], angles[fingers], atol=1e-12)
+    assert np.degrees(read[MCPS, 0]).min() > 75
+
+
 def test_turning_the_wrist_turns_the_mesh_about_the_wrist(hand):
     pose = anatomy.pose_from_angles(hand, anatomy.POSES["point"])
     before = hand.shaped().posed(pose).vertices
