@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,7 @@ from typing import Any
 from handmesh.detect import Detector
 from handmesh.errors import DataError, ExportError
 from handmesh.files.animation import encode_animation, encode_bvh
-from handmesh.files.video import Codec, Frame, FrameSource, VideoWriter
+from handmesh.files.video import Codec, Frame, FrameSource, VideoWriter, open_source
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import HandArrays, Handedness, both_sides
 from handmesh.motion.follow import HandFollower
@@ -99,6 +100,48 @@ def with_handedness_settled(
             yield done.frame, done.hands, done.after
     for done in waiting:
         yield done.frame, done.hands, done.after
+
+
+def follow_video(
+    clip: str | os.PathLike[str] | FrameSource,
+    predictor: Predictor,
+    *,
+    detector: Detector | None = None,
+    handedness: Handedness | str = AUTO,
+    intrinsics: Intrinsics | None = None,
+    tracking: Tracking | None = None,
+    smoothing: Smoothing | None = Smoothing(),
+    fps: float = 30.0,
+) -> Iterator[tuple[Frame, dict[int, HandPrediction]]]:
+    """Each frame of a clip with its hands by id: followed from frame to frame, and steadied.
+
+        for frame, hands in follow_video("clip.mp4", predictor):
+            frame.time, frame.image                     # seconds; (H, W, 3) uint8 RGB
+            for id, hand in hands.items(): ...
+
+    `clip`: what `open_source` takes (a file, a folder of photographs, which come at `fps`, a camera's number as text or
+    an address), or a source of your own. Of a clip no hand begins as the one that it is not: while one is new, its
+    frames wait for up to a second. A camera's do not wait, and the newest comes. `detector`: who finds hands; None: the
+    network, in the whole picture, one hand. `smoothing`: None is what the network says. Options are those of
+    `HandFollower`. Raises ImageError for a clip that cannot be read, ConfigError for options that cannot be meant.
+    """
+    source = open_source(os.fspath(clip), fps) if isinstance(clip, str | os.PathLike) else clip
+    follower = HandFollower(predictor, detector=detector, handedness=handedness, tracking=tracking, smoothing=smoothing)
+    return _followed(source, follower, intrinsics)
+
+
+def _followed(
+    source: FrameSource, follower: HandFollower, intrinsics: Intrinsics | None
+) -> Iterator[tuple[Frame, dict[int, HandPrediction]]]:
+    frames = iter(source.read, None)
+    try:
+        if source.live:
+            yield from ((frame, follower(frame.image, frame.time, intrinsics)) for frame in frames)
+        else:
+            for frame, hands, _ in with_handedness_settled(frames, follower, intrinsics):
+                yield frame, hands
+    finally:
+        source.close()
 
 
 def _follow(frame: Frame, follower: HandFollower, before: dict[str, Any], intrinsics: Intrinsics | None) -> _Waiting:

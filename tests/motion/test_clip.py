@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 from handmesh.cli import app
 from handmesh.errors import DataError, ImageError
 from handmesh.files.image import encode_image
-from handmesh.files.video import ClipSource, FolderSource
+from handmesh.files.video import ClipSource, FolderSource, Frame
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import Handedness, both_sides, builtin_hand
-from handmesh.motion.clip import VideoOptions, convert_clip
+from handmesh.motion.clip import VideoOptions, convert_clip, follow_video
 from handmesh.motion.follow import HandFollower
 from handmesh.motion.log import hand_of, read_frames, read_header, read_tracks, record_of
 from handmesh.motion.smoothing import Smoothing
@@ -84,6 +84,38 @@ def test_the_log_says_where_the_hand_is(whole):
             drawn = np.array(hand["joints"]) @ K.T
             drawn = drawn[:, :2] / drawn[:, 2:]
             assert np.abs(drawn - hand["keypoints_px"]).max() < 6, "weak perspective differs from the pinhole by depth"
+
+
+def test_a_clip_is_followed_in_python_as_the_command_does(pictures, whole):
+    followed = list(follow_video(pictures, Predictor(MarkerEngine()), fps=25.0))
+    logged = list(read_frames(whole[0] / "hands.jsonl"))
+    assert [frame.index for frame, _ in followed] == [item["frame"] for item in logged]
+    for (_, hands), item in zip(followed, logged, strict=True):
+        assert list(hands) == [hand["id"] for hand in item["hands"]]
+        for hand, record in zip(hands.values(), item["hands"], strict=True):
+            np.testing.assert_allclose(hand.keypoints_image(), record["keypoints_px"], atol=0.01)
+    assert any(hands for _, hands in followed)
+
+
+def test_a_camera_is_followed_without_waiting():
+    """No frame of it waits until a new hand's side is certain; and it is let go when nobody wants more."""
+
+    class Camera:
+        live, closed, taken = True, False, 0
+
+        def read(self):
+            self.taken += 1
+            return Frame(self.taken - 1, self.taken / 25, draw([place(self.taken)]), 0.0)
+
+        def close(self):
+            self.closed = True
+
+    camera = Camera()
+    frames = follow_video(camera, Predictor(MarkerEngine(heads=True)))
+    frame, hands = next(frames)
+    assert (frame.index, len(hands), camera.taken) == (0, 1, 1)
+    frames.close()
+    assert camera.closed
 
 
 def test_a_record_is_the_hand(pictures):
