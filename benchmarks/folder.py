@@ -20,7 +20,7 @@ from handmesh.bench.engines import is_bare, random_model
 from handmesh.cli.predict import side_by_side
 from handmesh.files.image import encode_image, read_photo
 from handmesh.hand import builtin_hand
-from handmesh.predict import HANDEDNESS_PASSES, Predictor, save_predictions
+from handmesh.predict import HANDEDNESS_PASSES, Predictor, save_hands
 from handmesh.runtime.engine import open_engine
 from handmesh.synth import SceneRenderer, sample_generator
 
@@ -52,9 +52,7 @@ def main() -> None:
         both_sides = arguments.hand == "auto" and engine.record["model"]["handedness_head"]
 
         def predict(path: Path) -> None:
-            save_predictions(
-                path.with_suffix(".json"), predictor(read_photo(path), handedness=arguments.hand, search=False)
-            )
+            save_hands(path.with_suffix(".json"), predictor(read_photo(path), handedness=arguments.hand, search=False))
 
         def network(_: Path) -> None:
             for done in range(1, PASSES + 1):

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "cli": "errors config system geometry hand metrics draw files model synth runtime detect predict data learn motion "
     "label evaluate bench doctor handmesh_server",
 }
-THE_DOOR = "handmesh geometry hand errors predict"  # handmesh/__init__.py: names, loaded at first use
+THE_DOOR = "handmesh geometry hand errors files predict motion"  # handmesh/__init__.py: names, loaded at first use
 FILES = [file for package in PACKAGES for file in sorted(package.rglob("*.py"))]
 
 

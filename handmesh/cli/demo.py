@@ -27,7 +27,7 @@ def demo(
     import numpy as np
 
     from handmesh.files.image import encode_image, read_photo
-    from handmesh.predict import load_predictor, overlay_hands, save_predictions
+    from handmesh.predict import load_predictor, overlay_hands, save_hands
     from handmesh.system.atomic import write_atomically
 
     started = time.perf_counter()
@@ -39,7 +39,7 @@ def demo(
         photo = read_photo(path)
         hands = predictor(photo, handedness="left" if "left" in path.stem else "right")
         for suffix in (".glb", ".json"):
-            save_predictions(out / f"{path.stem}{suffix}", hands)
+            save_hands(out / f"{path.stem}{suffix}", hands)
         mesh, bones = overlay_hands(photo.image, hands), overlay_hands(photo.image, hands, skeleton=True)
         columns.append(np.vstack([photo.image, mesh, bones]))
     picture = out / "demo.jpg"

@@ -135,7 +135,7 @@ def predict(
 
     from handmesh.detect import open_detector
     from handmesh.files.image import LargePhoto, Photo, encode_image, open_photo, read_photo
-    from handmesh.predict import MIN_SCORE, load_predictor, overlay_hands, predict_detected, save_predictions
+    from handmesh.predict import MIN_SCORE, load_predictor, overlay_hands, predict_detected, save_hands
     from handmesh.system.atomic import write_atomically
     from handmesh.system.cpus import default_threads
 
@@ -174,7 +174,7 @@ def predict(
                 if target.suffix in (".png", ".jpg"):  # a large photo is decoded in full only for a picture of it
                     write_atomically(target, encode_image(picture(photo.image, hands), target.suffix))
                 else:
-                    save_predictions(target, hands)
+                    save_hands(target, hands)
         except (HandMeshError, OSError) as error:
             return False, str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
         return True, f"{path}: {'; '.join(f'{hand.handedness}, score {hand.score:.2f}' for hand in hands) or 'no hand'}"

@@ -69,7 +69,7 @@ class MeshHand:
         return _one_mesh([self])
 
 
-def save_hands(path: str | os.PathLike[str], hands: Sequence[MeshHand]) -> None:
+def write_hands(path: str | os.PathLike[str], hands: Sequence[MeshHand]) -> None:
     """Write hands in the format of the path's suffix, one of MESH_SUFFIXES; all or nothing. Raises ExportError."""
     target = Path(path)
     write_atomically(target, encode_hands(hands, target.suffix))
@@ -360,6 +360,18 @@ def _html(hands: Sequence[MeshHand]) -> bytes:
     }
     page = (assets / "hands.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], page).encode()
+
+
+def notebook_html(hands: Sequence[MeshHand], height: int = 400) -> str:
+    """The page of `.html` as an element for a notebook, as wide as its cell and so many pixels high.
+
+    A frame of its own, from which nothing gets out: its script and its style are not the notebook's.
+    """
+    page = html.escape(encode_hands(hands, ".html").decode())
+    return (
+        f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="width: 100%; height: {height}px; border: 0" '
+        'title="hands in 3D"></iframe>'
+    )
 
 
 def _base64(array: NDArray[Any], dtype: str) -> str:

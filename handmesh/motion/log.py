@@ -24,6 +24,7 @@ from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
 from handmesh.geometry.rotation import matrix_from_vector, vector_from_matrix
 from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_COUNT, MANO_JOINT_NAMES, HandArrays, Handedness
+from handmesh.hand.anatomy import flexion_axes
 from handmesh.predict import HandPrediction
 from handmesh.system.atomic import write_atomically
 
@@ -100,6 +101,7 @@ def hand_of(
         faces=models[side].faces,
         source=record["source"],
         intrinsics=intrinsics,
+        flexion_axes=flexion_axes(models[side]).astype(np.float32),
     )
 
 

@@ -5,12 +5,14 @@ pixels, engine, crop and handedness meet.
 """
 
 from handmesh.predict.arguments import AUTO, parse_handedness
+from handmesh.predict.conversions import Keypoints, MediaPipeHand, from_mediapipe, from_openpose, from_smplx
 from handmesh.predict.prediction import (
     HandednessSource,
     HandPrediction,
     as_mesh_hand,
     overlay_hands,
-    save_predictions,
+    save_hands,
+    show_hands,
 )
 from handmesh.predict.predictor import (
     BOX_MARGIN,
@@ -28,11 +30,17 @@ __all__ = [
     "MIN_SCORE",
     "HandPrediction",
     "HandednessSource",
+    "Keypoints",
+    "MediaPipeHand",
     "Predictor",
     "as_mesh_hand",
+    "from_mediapipe",
+    "from_openpose",
+    "from_smplx",
     "load_predictor",
     "overlay_hands",
     "parse_handedness",
     "predict_detected",
-    "save_predictions",
+    "save_hands",
+    "show_hands",
 ]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
+import webbrowser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +19,13 @@ from handmesh.detect import Box, Source
 from handmesh.draw.colors import HAND_COLORS
 from handmesh.errors import ExportError, ImageError
 from handmesh.files.image import ImageSource, encode_image, read_image
-from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, save_hands
+from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, notebook_html, write_hands
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
 from handmesh.geometry.crop import CropTransform
 from handmesh.geometry.normals import vertex_normals
-from handmesh.geometry.rotation import vector_from_matrix
-from handmesh.hand import Handedness
+from handmesh.hand import JOINT_NAMES, MANO_JOINT_NAMES, Handedness, joint_index
+from handmesh.hand.anatomy import JointAngles, angles_from_pose
+from handmesh.predict import conversions
 from handmesh.system.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -62,6 +66,7 @@ class HandPrediction:
     faces: NDArray[np.int32]  # (1538, 3), counter-clockwise seen from outside
     source: Source  # how the box was found
     intrinsics: Intrinsics  # of the full photograph, as well as it is known: `intrinsics.source` says how
+    flexion_axes: Floats  # (16, 3, 3) of the hand model: what `joint_angles` are about; `anatomy.flexion_axes`
 
     def __repr__(self) -> str:
         box = ", ".join(f"{edge:.0f}" for edge in self.box)
@@ -74,11 +79,35 @@ class HandPrediction:
         """(21, 2) px: the joints, drawn."""
         return self.crop.to_image(self.camera.project(self.joints)).astype(np.float32)
 
+    def joint(self, name: str) -> Floats:
+        """(3,) metres, hand frame: the joint of a name in `JOINT_NAMES`, such as "index_tip". Raises ConfigError."""
+        return self.joints[joint_index(name)]
+
+    def distance(self, first: str, second: str) -> float:
+        """Metres between two joints by name: `hand.distance("thumb_tip", "index_tip")` is how far a pinch is open.
+
+        A photograph says little of a hand's true size: of two people's hands, compare it to a length of the same hand,
+        such as `hand.distance("wrist", "middle_mcp")`. Raises ConfigError for another name than `JOINT_NAMES` has.
+        """
+        return float(np.linalg.norm(self.joint(first) - self.joint(second)))
+
+    def joint_angles(self) -> dict[str, JointAngles]:
+        """Flexion, abduction and twist of the 15 joints that bend, radians from the flat rest pose, by name.
+
+        `hand.joint_angles()["index_pip"].flexion`. In the order of `JOINT_NAMES`. What is measured:
+        `anatomy.angles_from_pose`.
+        """
+        angles = angles_from_pose(self.flexion_axes, self.pose)
+        bending = (name for name in JOINT_NAMES if name in MANO_JOINT_NAMES[1:])
+        return {name: JointAngles(*angles[MANO_JOINT_NAMES.index(name)].tolist()) for name in bending}
+
     def vertices_image(self) -> Floats:
         """(778, 3): x and y in pixels, and depth in pixels of the same scale."""
-        pixels_per_metre = float(self.camera.scale) * self.crop.size / 2
         xy = self.crop.to_image(self.camera.project(self.vertices))
-        return np.column_stack([xy, self.vertices[:, 2] * pixels_per_metre]).astype(np.float32)
+        return np.column_stack([xy, self.vertices[:, 2] * self._px_per_metre()]).astype(np.float32)
+
+    def _px_per_metre(self) -> float:
+        return float(self.camera.scale) * self.crop.size / 2
 
     def origin_cam(self, intrinsics: Intrinsics | None = None) -> Floats:
         """(3,) metres: where the hand frame's origin lies in the camera frame of the full image."""
@@ -122,67 +151,120 @@ class HandPrediction:
 
     def overlay(self, image: ImageSource) -> NDArray[np.uint8]:
         """The mesh drawn over a copy of its photograph, (H, W, 3) uint8 RGB."""
-        return overlay_hands(read_image(image), [self])
+        return overlay_hands(image, [self])
 
     def save(self, path: str | os.PathLike[str], image: ImageSource | None = None) -> None:
         """Write by suffix: .glb .obj .ply .stl .npz .json .html, or .png, .jpg (overlays; need `image`, the photo)."""
-        save_predictions(path, [self], image)
+        save_hands(path, [self], image)
 
     def to_trimesh(self) -> Trimesh:
         """A trimesh.Trimesh in the camera frame, y up: for its tools and its other formats."""
         return as_mesh_hand(self).to_trimesh()
 
     def to_smplx(self) -> dict[str, Any]:
-        """Keyword arguments for smplx, numpy with a leading batch dimension of one.
+        """Keyword arguments for smplx, numpy with a leading batch dimension of one; back: `handmesh.from_smplx`.
 
         `MANOLayer` takes "global_orient", "hand_pose" (rotation matrices) and "betas"; `MANO` built with
         `use_pca=False, flat_hand_mean=True` takes the same names from "axis_angle". Both with `is_rhand` as given.
         """
-        vectors = vector_from_matrix(self.pose).astype(np.float32)
-        return {
-            "is_rhand": self.handedness == Handedness.RIGHT,
-            "global_orient": self.pose[None, :1],
-            "hand_pose": self.pose[None, 1:],
-            "betas": self.betas[None],
-            "axis_angle": {"global_orient": vectors[None, 0], "hand_pose": vectors[1:].reshape(1, -1)},
-        }
+        return conversions.to_smplx(self.handedness, self.pose, self.betas)
+
+    def to_mediapipe(self, size: tuple[int, int]) -> conversions.MediaPipeHand:
+        """As MediaPipe's hand landmarker answers of a photo of `size` (width, height) px; back: `from_mediapipe`.
+
+        `hand_landmarks` (21, 3) over the photo's sides, `hand_world_landmarks` (21, 3) metres, `handedness` "Left" or
+        "Right" and its score. Our joints, in MediaPipe's order, which is the same. Raises ConfigError for no size.
+        """
+        points = np.column_stack([self.keypoints_image(), self.joints[:, 2] * self._px_per_metre()])
+        return conversions.to_mediapipe(self.handedness, self.handedness_score, points, self.joints, size)
+
+    def to_openpose(self) -> dict[str, list[float]]:
+        """As one of the `people` in OpenPose's JSON: x, y in pixels and a score of each joint; back: `from_openpose`.
+
+        The file of a photograph is `{"version": 1.3, "people": [hand.to_openpose() for hand in hands]}`.
+        """
+        scores = np.full(len(JOINT_NAMES), self.score) if self.joint_scores is None else self.joint_scores
+        return conversions.to_openpose(self.handedness, self.keypoints_image(), scores)
+
+    def to_pytorch3d(self, size: tuple[int, int]) -> tuple[Any, Any]:
+        """PyTorch3D's `Meshes` in the camera frame, and the `PerspectiveCameras` of a photo of `size` (width, height).
+
+        Raises ConfigError where PyTorch3D is not installed.
+        """
+        return conversions.to_pytorch3d(self.vertices_cam(), self.faces, self.intrinsics, size)
+
+    def show(self) -> None:
+        """The hand in 3D, to be turned: in the notebook, or else in the browser."""
+        show_hands([self])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        return notebook_html([as_mesh_hand(self)])
 
 
-def overlay_hands(
-    image: NDArray[np.uint8], hands: Sequence[HandPrediction], *, skeleton: bool = False
-) -> NDArray[np.uint8]:
-    """All meshes, or all skeletons, drawn over a copy of their photograph.
+def overlay_hands(image: ImageSource, hands: Sequence[HandPrediction], *, skeleton: bool = False) -> NDArray[np.uint8]:
+    """All meshes, or all skeletons, drawn over a copy of their photograph: (H, W, 3) uint8 RGB.
 
-    Where joints are more likely misplaced than not, meshes are paler, and joints of skeletons are rings.
+    `image`: what `read_image` takes, so the array or the path that the predictor was given. Where joints are more
+    likely misplaced than not, meshes are paler, and joints of skeletons are rings. Raises ImageError.
     """
     from handmesh.draw.render import overlay_meshes
     from handmesh.draw.skeleton import draw_skeleton
 
+    photo = read_image(image)
     if not skeleton:
-        return overlay_meshes(image, [hand.mesh for hand in hands])
-    drawn = image.copy()
+        return overlay_meshes(photo, [hand.mesh for hand in hands])
+    drawn = photo.copy()
     for hand in hands:
         unsure = None if hand.joint_scores is None else hand.joint_scores < 0.5
         drawn = draw_skeleton(drawn, hand.keypoints_image(), occluded=unsure)
     return drawn
 
 
-def save_predictions(
-    path: str | os.PathLike[str], hands: Sequence[HandPrediction], image: ImageSource | None = None
+def save_hands(
+    path: str | os.PathLike[str], hands: Sequence[HandPrediction | MeshHand], image: ImageSource | None = None
 ) -> None:
-    """Write all hands of a photograph into one file, by suffix. Raises ExportError."""
+    """Write all hands of a photograph into one file, by suffix: those that `HandPrediction.save` has.
+
+    Hands that nobody predicted come as `MeshHand`; they cannot be drawn over a photograph. Raises ExportError, and
+    ImageError for a picture without its photograph.
+    """
     target = Path(path)
     if target.suffix.lower() in (".png", ".jpg", ".jpeg"):
         if image is None:
             raise ImageError(f"{target} is a picture: give the photograph that the hands are drawn over (image=...).")
-        write_atomically(target, encode_image(overlay_hands(read_image(image), hands), target.suffix))
+        predicted = [hand for hand in hands if isinstance(hand, HandPrediction)]
+        if len(predicted) < len(hands):
+            raise ExportError(f"{target} is a picture: a MeshHand has no place in one. Write a mesh, such as .glb.")
+        write_atomically(target, encode_image(overlay_hands(image, predicted), target.suffix))
         return
     if target.suffix.lower() not in MESH_SUFFIXES:
         raise ExportError(
             f"Cannot write hands as {target.suffix or 'a file without suffix'!r}; wanted one of "
             f"{', '.join(MESH_SUFFIXES)}, or a picture: .png, .jpg."
         )
-    save_hands(target, [as_mesh_hand(hand, index) for index, hand in enumerate(hands)])
+    write_hands(target, _mesh_hands(hands))
+
+
+def _mesh_hands(hands: Sequence[HandPrediction | MeshHand]) -> list[MeshHand]:
+    return [hand if isinstance(hand, MeshHand) else as_mesh_hand(hand, index) for index, hand in enumerate(hands)]
+
+
+def show_hands(hands: Sequence[HandPrediction | MeshHand]) -> None:
+    """Hands in 3D, placed to each other, to be turned: in the notebook that this runs in, or else in the browser."""
+    meshes = _mesh_hands(hands)
+    # A terminal's IPython has no kernel, and no place for a page.
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None and getattr(shell, "kernel", None) is not None:
+        from IPython.display import HTML, display
+
+        display(HTML(notebook_html(meshes)))
+        return
+    page = Path(tempfile.mkdtemp(prefix="handmesh-")) / "hands.html"
+    write_hands(page, meshes)
+    if not webbrowser.open(page.as_uri()):
+        raise ExportError(f"There is no browser to show hands in. The page that it would show is {page}.")
 
 
 def as_mesh_hand(hand: HandPrediction, index: int = 0) -> MeshHand:

@@ -29,6 +29,7 @@ from handmesh.geometry.box import box_problem
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, HandOutput, upright_rotation
+from handmesh.hand.anatomy import flexion_axes
 from handmesh.predict.arguments import AUTO, Boxes, parse_boxes, parse_camera, parse_sides
 from handmesh.predict.prediction import Floats, HandednessSource, HandPrediction
 from handmesh.runtime.engine import Engine, open_engine
@@ -76,6 +77,7 @@ class Predictor:
         self.predicts_confidence = bool(heads.get("confidence_head"))
         self.predicts_joint_confidence = bool(heads.get("joint_confidence_head"))
         self._hands = {Handedness.RIGHT: engine.hand, Handedness.LEFT: engine.hand.mirrored()}
+        self._flexion_axes = {side: flexion_axes(hand).astype(np.float32) for side, hand in self._hands.items()}
         # The root joint at rest, as a function of the shape.
         regressor = engine.hand.J_regressor[0].astype(np.float64)
         self._root, self._root_from_betas = (
@@ -332,6 +334,7 @@ class Predictor:
             faces=self._hands[query.handedness].faces,
             source=source,
             intrinsics=intrinsics,
+            flexion_axes=self._flexion_axes[query.handedness],
         )
 
 

@@ -22,7 +22,8 @@ from handmesh.files.video import VideoWriter
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, builtin_hand
-from handmesh.predict import HandPrediction, save_predictions
+from handmesh.hand.anatomy import flexion_axes
+from handmesh.predict import HandPrediction, save_hands
 
 HAND = builtin_hand()
 SIDES = st.sampled_from([1, 2, 3, 7, 32, 33, 97, 389, 521, 4001, MAX_SIDE])
@@ -49,6 +50,7 @@ def prediction(center: tuple[float, float], size: float, shape: tuple[int, int])
         faces=HAND.faces,
         source="box",
         intrinsics=Intrinsics.default_for(*shape),
+        flexion_axes=flexion_axes(HAND).astype(np.float32),
     )
 
 
@@ -106,7 +108,7 @@ def test_skeletons_are_drawn_on_any_shape(drawn, stretch):
 def test_every_export_of_a_hand_in_any_photograph_is_read_again(suffix, drawn, tmp_path):
     hand, image = drawn
     path = tmp_path / f"hand{suffix}"
-    save_predictions(path, [hand, replace(hand, handedness=Handedness.LEFT)], image)
+    save_hands(path, [hand, replace(hand, handedness=Handedness.LEFT)], image)
     if suffix in (".png", ".jpg"):
         assert read_image(path).shape == image.shape
     elif suffix == ".json":

@@ -1,10 +1,12 @@
 """Every output format, read back by a program that is not ours."""
 
 import base64
+import html
 import io
 import json
 import re
 import struct
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from scipy.spatial.transform import Rotation
 import handmesh
 from handmesh.cli.shell import FORMATS
 from handmesh.errors import ExportError
-from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, encode_hands, save_hands
+from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, encode_hands, notebook_html, write_hands
 from handmesh.geometry.normals import vertex_normals
 from handmesh.hand import BONES, JOINT_NAMES, Handedness, builtin_hand
 
@@ -246,7 +248,7 @@ def opened(tmp_path):
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     path = tmp_path / "hands.html"
-    save_hands(
+    write_hands(
         path, [replace(one, color=color) for one, color in zip(BOTH, ((220, 40, 40), (40, 180, 60)), strict=True)]
     )
     with chromium(tmp_path / "profile") as page:
@@ -365,11 +367,31 @@ def test_no_hands_is_an_answer_too():
     assert inside_html(encode_hands([], ".html"))["hands"] == []
 
 
+def test_a_notebook_shows_the_page_in_a_frame(tmp_path):
+    """With the policy of a notebook's output, whose scripts it does not need."""
+    element = notebook_html(BOTH, height=300)
+    (page,) = re.findall(r'<iframe srcdoc="([^"]*)"', element)
+    assert html.unescape(page).encode() == encode_hands(BOTH, ".html")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    colored = [replace(one, color=color) for one, color in zip(BOTH, ((220, 40, 40), (40, 180, 60)), strict=True)]
+    (tmp_path / "cell.html").write_text(f"<!doctype html><body>{notebook_html(colored)}", encoding="utf-8")
+    with chromium(tmp_path / "profile") as tab:
+        tab.open((tmp_path / "cell.html").as_uri(), ready="document.readyState === 'complete'")
+        until = time.monotonic() + 30  # a frame of another origin is drawn when it likes
+        while min(map(len, (found := shown(tab)).values())) < 500 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert tab.errors == []
+    for points in found.values():
+        assert len(points) > 500
+        assert points[:, 1].max() < 420, "in a frame of 400 px"
+
+
 def test_html_of_no_hand_says_so(tmp_path):
     """An answer as in every other format: a folder of photographs, one of which shows none, is done."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
-    save_hands(tmp_path / "none.html", [])
+    write_hands(tmp_path / "none.html", [])
     with chromium(tmp_path / "profile") as page:
         page.open((tmp_path / "none.html").as_uri(), ready="document.readyState === 'complete'")
         assert page.run("document.getElementById('help').textContent") == "No hand was found."
@@ -380,20 +402,20 @@ def test_html_of_no_hand_says_so(tmp_path):
 @pytest.mark.parametrize("suffix", MESH_SUFFIXES)
 def test_a_file_is_the_bytes(suffix, tmp_path):
     path = tmp_path / f"hand{suffix.upper()}"
-    save_hands(path, BOTH)
+    write_hands(path, BOTH)
     assert path.read_bytes() == encode_hands(BOTH, suffix)
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "hand.json"
-    save_hands(path, [hand()])
+    write_hands(path, [hand()])
     before = path.read_bytes()
     with pytest.raises(ExportError, match="score"):
-        save_hands(path, [hand(extra={"score": float("nan")})])
+        write_hands(path, [hand(extra={"score": float("nan")})])
     assert path.read_bytes() == before
     with pytest.raises(ExportError, match="no folder"):
-        save_hands(tmp_path / "missing" / "hand.glb", [hand()])
+        write_hands(tmp_path / "missing" / "hand.glb", [hand()])
 
 
 @pytest.mark.parametrize(
@@ -428,7 +450,7 @@ def test_what_npz_cannot_stack_is_named():
 @pytest.mark.parametrize("suffix", [".fbx", "", ".png"])
 def test_other_suffixes_are_refused_by_name(suffix):
     with pytest.raises(ExportError, match=r"\.glb"):
-        save_hands(f"hand{suffix}", [hand()])
+        write_hands(f"hand{suffix}", [hand()])
 
 
 def test_normals_of_a_sphere_point_outward():
@@ -451,7 +473,7 @@ def test_the_manuals_lines_about_npz_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     axes = Rotation.from_rotvec([0.1, 0.5, -0.2]).as_matrix()
     hands = [replace(one, cam_from_hand_axes=axes) for one in BOTH]
-    save_hands("hand.npz", hands)
+    write_hands("hand.npz", hands)
     page = (Path(__file__).parents[2] / "docs" / "outputs.md").read_text(encoding="utf-8")
     (block,) = (text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "hand.npz" in text)
     assert ".mT" not in page

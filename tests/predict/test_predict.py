@@ -7,6 +7,7 @@ whose wrist and middle knuckle they are: what it finds must land on the dots, wh
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import math
@@ -28,12 +29,13 @@ from handmesh.errors import ConfigError, ExportError, ImageError
 from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
-from handmesh.hand import BONES, JOINT_NAMES, Handedness, HandOutput, builtin_hand
+from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_NAMES, Handedness, HandOutput, builtin_hand
+from handmesh.hand.anatomy import angles_from_pose, flexion_axes
 from handmesh.hand.layer import HandModel
 from handmesh.metrics import pa_rigid_mean_error
 from handmesh.model.bundled import bundled_model_path
 from handmesh.motion.track import Tracker
-from handmesh.predict import MIN_SCORE, HandPrediction, Predictor, load_predictor, overlay_hands, save_predictions
+from handmesh.predict import MIN_SCORE, HandPrediction, Predictor, load_predictor, overlay_hands, save_hands
 from handmesh.runtime.engine import open_engine
 from handmesh.runtime.torch import TorchEngine
 
@@ -677,11 +679,11 @@ def test_json_and_npz_hold_what_was_found(hand, tmp_path):
 
 def test_several_hands_share_a_file(predictor, photo, tmp_path):
     hands = predictor(photo, boxes=[(10, 20, 90, 100), (50, 60, 150, 180)], handedness=["left", "right"])
-    save_predictions(tmp_path / "hands.json", hands)
+    save_hands(tmp_path / "hands.json", hands)
     found = json.loads((tmp_path / "hands.json").read_text())["hands"]
     assert [one_of["handedness"] for one_of in found] == ["left", "right"]
     assert len({one_of["name"] for one_of in found}) == 2
-    save_predictions(tmp_path / "none.json", [])
+    save_hands(tmp_path / "none.json", [])
     assert json.loads((tmp_path / "none.json").read_text())["hands"] == []
 
 
@@ -718,6 +720,61 @@ def test_to_smplx_gives_the_same_mesh_in_smplx(convention, hand, tmp_path, capsy
     with torch.no_grad():
         output = layer(**{name: torch.from_numpy(np.asarray(value)) for name, value in arguments.items()})
     np.testing.assert_allclose(output.vertices[0].numpy(), hand.vertices, atol=1e-5)
+
+
+def test_joints_have_names_distances_and_angles(hand):
+    np.testing.assert_array_equal(hand.joint("index_tip"), hand.joints[JOINT_NAMES.index("index_tip")])
+    pinch = np.linalg.norm(hand.joints[JOINT_NAMES.index("thumb_tip")] - hand.joints[JOINT_NAMES.index("index_tip")])
+    assert hand.distance("thumb_tip", "index_tip") == hand.distance("index_tip", "thumb_tip") == pytest.approx(pinch)
+    with pytest.raises(ConfigError, match=r"no joint 'index_tp': did you mean 'index_tip'\? Joints are wrist,"):
+        hand.distance("thumb_tip", "index_tp")
+    angles = hand.joint_angles()
+    assert list(angles) == [name for name in JOINT_NAMES if name != "wrist" and not name.endswith("_tip")]
+    wanted = angles_from_pose(flexion_axes(builtin_hand(hand.handedness)), hand.pose)
+    np.testing.assert_allclose(angles["ring_pip"], wanted[MANO_JOINT_NAMES.index("ring_pip")], atol=1e-5)
+
+
+def test_a_mirrored_hand_is_bent_as_much(engine, photo):
+    """Curling is curling, of a right hand and of the left one in the mirror."""
+    right = one(Predictor(engine), photo, handedness="right").joint_angles()
+    left = one(Predictor(engine), np.ascontiguousarray(photo[:, ::-1]), handedness="left").joint_angles()
+    np.testing.assert_allclose(list(left.values()), list(right.values()), atol=1e-4)
+    assert np.ptp(list(right.values())) > 0.1
+
+
+def test_hands_are_drawn_over_whatever_the_photo_was_given_as(hand, photo, tmp_path):
+    (tmp_path / "photo.png").write_bytes(encode_image(photo))
+    wanted = overlay_hands(photo, [hand])
+    assert (wanted != photo).any()
+    for image in (tmp_path / "photo.png", encode_image(photo), Image.fromarray(photo)):
+        np.testing.assert_array_equal(overlay_hands(image, [hand]), wanted)
+
+
+def test_hands_that_nobody_photographed_are_saved_with_those_that_were(hand, tmp_path):
+    model = handmesh.load_hand("builtin", "Left")
+    pinch = model.shaped().posed(handmesh.pose_from_angles(model, handmesh.POSES["pinch"]))
+    made = handmesh.MeshHand(pinch.vertices, model.faces, pinch.joints, Handedness.LEFT, name="pinch")
+    save_hands(tmp_path / "hands.json", [hand, made])
+    both = json.loads((tmp_path / "hands.json").read_text())["hands"]
+    assert [one["name"] for one in both] == [f"{hand.handedness}_hand_0", "pinch"]
+    with pytest.raises(ExportError, match=r"hands\.png is a picture: a MeshHand has no place in one"):
+        save_hands(tmp_path / "hands.png", [hand, made], np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(ConfigError, match="Handedness 'both': wanted 'right' or 'left'"):
+        handmesh.load_hand("builtin", "both")
+
+
+def test_type_checkers_see_the_public_names():
+    """They read imports, not the table that loads names at first use."""
+    tree = ast.parse(Path(handmesh.__file__).read_text(encoding="utf-8"))
+    seen = {
+        (alias.asname, node.module)
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == {(name, home) for name, home in handmesh._HOMES.items()}
 
 
 def test_the_public_names_are_there():

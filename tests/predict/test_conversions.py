@@ -1,0 +1,197 @@
+"""Hands in the forms of other projects: there and back they are the same, by those projects' own definitions."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import sys
+import types
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from marker_hands import MarkerEngine, draw, hand_at
+
+import handmesh
+from handmesh.errors import ConfigError, DataError, ExportError
+from handmesh.hand import Handedness, builtin_hand
+from handmesh.hand.anatomy import POSES, flexion_axes, pose_from_angles
+from handmesh.hand.fit import FitStart
+from handmesh.predict import HandPrediction, Predictor
+from handmesh.predict.prediction import as_mesh_hand
+
+SIZE = (320, 240)
+
+
+@pytest.fixture(scope="module", params=list(Handedness))
+def hand(request) -> HandPrediction:
+    """A grasping hand somewhat off the middle of the picture."""
+    (found,) = Predictor(MarkerEngine())(draw([hand_at(120, 170, 48, 0.3)]), handedness=request.param, focal=400)
+    model = builtin_hand(request.param)
+    pose = pose_from_angles(model, POSES["grasp"])
+    pose[0] = found.pose[0]
+    betas = np.linspace(-1, 1, 10)
+    posed = model.shaped(betas).posed(pose)
+    arrays = {"pose": pose, "betas": betas, "vertices": posed.vertices, "joints": posed.joints}
+    return HandPrediction(
+        **{name: getattr(found, name) for name in found.__dataclass_fields__ if name not in arrays},
+        **{name: array.astype(np.float32) for name, array in arrays.items()},
+    )
+
+
+@pytest.mark.parametrize("convention", ["MANOLayer", "MANO"])
+def test_smplx_and_back_is_the_same_mesh(convention, hand):
+    parameters = hand.to_smplx()
+    given = parameters["axis_angle"] if convention == "MANO" else parameters
+    pose, betas = handmesh.from_smplx(given["global_orient"], given["hand_pose"], parameters["betas"])
+    assert (pose.shape, betas.shape) == ((1, 16, 3, 3), (1, 10))
+    mesh = handmesh.load_hand("builtin", hand.handedness).shaped(betas).posed(pose).vertices
+    np.testing.assert_allclose(mesh[0], hand.vertices, atol=1e-6)
+
+
+def test_smplx_parameters_that_cannot_be_read_are_refused():
+    with pytest.raises(DataError, match=r"hand_pose is \(1, 6\).*use_pca=False"):
+        handmesh.from_smplx(np.zeros((1, 3)), np.zeros((1, 6)))
+    with pytest.raises(DataError, match=r"global_orient is \(2, 3\), wanted"):
+        handmesh.from_smplx(np.zeros((2, 3)), np.zeros((1, 45)))
+    with pytest.raises(DataError, match=r"betas are \(10,\), wanted \(1, 10\)"):
+        handmesh.from_smplx(np.zeros((1, 3)), np.zeros((1, 45)), np.zeros(10))
+    pose, betas = handmesh.from_smplx(np.zeros(3), np.zeros(45))
+    assert (pose.shape, betas.shape) == ((16, 3, 3), (10,))
+
+
+def test_mediapipe_and_back_is_where_it_was(hand):
+    there = hand.to_mediapipe(SIZE)
+    assert there.handedness == {"right": "Right", "left": "Left"}[hand.handedness]
+    back = handmesh.from_mediapipe(
+        there.hand_landmarks, SIZE, hand_world_landmarks=there.hand_world_landmarks, handedness=there.handedness
+    )
+    np.testing.assert_allclose(back.points, hand.keypoints_image(), atol=1e-4)
+    assert back.handedness == hand.handedness
+    np.testing.assert_allclose(back.joints.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(back.joints - back.joints[0], hand.joints - hand.joints[0], atol=1e-6)
+
+
+def test_mediapipes_depth_is_in_units_of_x(hand):
+    """Seen from the front, its landmarks are the hand's shape: x, y and z of one scale, z from the wrist."""
+    landmarks = hand.to_mediapipe(SIZE).hand_landmarks
+    shape = landmarks * (SIZE[0], SIZE[1], SIZE[0])
+    assert landmarks[0, 2] == 0
+    shape -= shape[0]
+    ratios = np.linalg.norm(shape[1:], axis=-1) / np.linalg.norm(hand.joints[1:] - hand.joints[0], axis=-1)
+    np.testing.assert_allclose(ratios, ratios.mean(), rtol=1e-4)
+
+
+def test_mediapipes_own_landmarks_are_read(hand):
+    """Both of its interfaces: a list of landmarks, and an object that has one."""
+    there = hand.to_mediapipe(SIZE)
+    landmarks = [SimpleNamespace(x=x, y=y, z=z) for x, y, z in there.hand_landmarks]
+    for given in (landmarks, SimpleNamespace(landmark=landmarks), there.hand_landmarks[:, :2]):
+        points = handmesh.from_mediapipe(given, SIZE).points
+        np.testing.assert_allclose(points, hand.keypoints_image(), atol=1e-4)
+    # A landmark at the picture's corner lies half a pixel before the centre of its first pixel.
+    corner = handmesh.from_mediapipe(np.zeros((21, 3)), SIZE).points
+    np.testing.assert_array_equal(corner, np.full((21, 2), -0.5))
+    with pytest.raises(DataError, match=r"hand_landmarks are \(20, 3\), wanted the 21 landmarks"):
+        handmesh.from_mediapipe(there.hand_landmarks[1:], SIZE)
+    with pytest.raises(ConfigError, match="Handedness 'Both'"):
+        handmesh.from_mediapipe(landmarks, SIZE, handedness="Both")
+    for size in (None, (0, 3), (3,), "ab"):
+        with pytest.raises(ConfigError, match=r"wanted the photograph's \(width, height\) in pixels"):
+            hand.to_mediapipe(size)
+
+
+def test_what_mediapipe_saw_is_fitted_by_our_hand(hand):
+    there = hand.to_mediapipe(SIZE)
+    seen = handmesh.from_mediapipe(
+        there.hand_landmarks, SIZE, hand_world_landmarks=there.hand_world_landmarks, handedness=there.handedness
+    )
+    model = handmesh.load_hand("builtin", seen.handedness)
+    flat = FitStart(np.concatenate([hand.pose[:1], np.tile(np.eye(3), (15, 1, 1))]), np.zeros(10))
+    fit = handmesh.fit_hand(seen.points, seen.scores, joints=seen.joints, hand=model, start=flat)
+    assert fit.error < 0.01
+    known = hand.joint_angles()["middle_pip"].flexion
+    curl = handmesh.JointAngles(*_angles(model, fit.pose)).flexion
+    assert known > 0.7
+    assert curl == pytest.approx(known, abs=0.25)
+
+
+def _angles(model, pose) -> list[float]:
+    from handmesh.hand import MANO_JOINT_NAMES
+    from handmesh.hand.anatomy import angles_from_pose
+
+    return angles_from_pose(flexion_axes(model), pose)[MANO_JOINT_NAMES.index("middle_pip")].tolist()
+
+
+def test_openpose_and_back_is_where_it_was(hand):
+    person = json.loads(json.dumps(hand.to_openpose()))
+    other = {"right": "left", "left": "right"}[hand.handedness]
+    assert person[f"hand_{other}_keypoints_2d"] == []
+    (back,) = handmesh.from_openpose(person)
+    np.testing.assert_allclose(back.points, hand.keypoints_image(), atol=1e-4)
+    np.testing.assert_allclose(back.scores, hand.score)
+    assert (back.handedness, back.joints) == (hand.handedness, None)
+
+
+def test_openpose_says_of_each_joint_whether_it_is_known(hand):
+    numbers = np.column_stack([hand.keypoints_image(), np.full(21, 0.8)])
+    numbers[[3, 7]] = 0  # how OpenPose writes what it did not find
+    person = {"hand_left_keypoints_2d": numbers.ravel().tolist(), "hand_right_keypoints_2d": [0.0] * 63}
+    (found,) = handmesh.from_openpose(person)
+    assert found.handedness == Handedness.LEFT
+    assert np.flatnonzero(np.isnan(found.points).any(axis=-1)).tolist() == [3, 7]
+    assert handmesh.from_openpose({}) == []
+    with pytest.raises(DataError, match="hand_left_keypoints_2d has 60 numbers, wanted x, y, score of 21 joints: 63"):
+        handmesh.from_openpose({"hand_left_keypoints_2d": [0.5] * 60})
+
+
+def test_pytorch3d_sees_the_hand_where_the_photo_has_it(hand):
+    pytest.importorskip("pytorch3d", reason="PyTorch3D is not installed: it has no wheel, see its INSTALL.md")
+    mesh, cameras = hand.to_pytorch3d(SIZE)
+    np.testing.assert_array_equal(mesh.faces_packed().numpy(), hand.faces)
+    on_screen = cameras.transform_points_screen(mesh.verts_packed()).numpy()
+    np.testing.assert_allclose(on_screen[:, :2] - 0.5, hand.intrinsics.project(hand.vertices_cam()), atol=0.01)
+
+
+def test_without_pytorch3d_the_error_says_how_to_get_it(hand, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch3d", None)
+    with pytest.raises(ConfigError, match=r"INSTALL\.md"):
+        hand.to_pytorch3d(SIZE)
+
+
+# ------------------------------------------------------------------------------------------------- in a notebook
+
+
+def test_a_notebook_shows_a_hand_by_its_name_alone(hand):
+    (page,) = re.findall(r'<iframe srcdoc="([^"]*)"', hand._repr_html_())
+    inside = re.search(r'<script id="hands"[^>]*>(.*?)</script>', html.unescape(page), re.DOTALL)
+    (shown,) = json.loads(inside[1])["hands"]
+    assert (shown["name"], shown["handedness"]) == (as_mesh_hand(hand).name, hand.handedness)
+
+
+def test_show_is_in_the_notebook_where_there_is_one(hand, monkeypatch):
+    displayed = []
+    shell = SimpleNamespace(kernel=object())
+    display = types.ModuleType("IPython.display")
+    display.HTML, display.display = str, displayed.append
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell, display=display))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    hand.show()
+    assert displayed == [hand._repr_html_()]
+
+
+def test_show_is_in_the_browser_elsewhere(hand, monkeypatch, tmp_path):
+    opened = []
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace()))  # a terminal's
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(opened.append(address)) or True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    handmesh.show_hands([hand, hand])
+    (page,) = tmp_path.glob("handmesh-*/hands.html")
+    assert opened == [page.as_uri()]
+    assert "<!doctype html" in page.read_text()
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
+    with pytest.raises(ExportError, match=r"no browser to show hands in.*hands\.html") as refused:
+        hand.show()
+    assert Path(str(refused.value).split()[-1].rstrip(".")).is_file()
