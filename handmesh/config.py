@@ -305,7 +305,28 @@ class LiveData(Settings):
     scenes: TrainingScenes = TrainingScenes()  # as in `SyntheticData`
 
 
-class FreiHandData(Settings):
+class CroppedData(Settings):
+    """Photographs, and how they are cropped: by one protocol, or by several in shares."""
+
+    crop: CropName = "box"
+    # Several protocols and their shares, in place of `crop`: {metro: 0.5, box: 0.5} trains for a first look at the
+    # whole photograph and for a second one around what was found. A sample's crop is drawn each time it is seen.
+    crops: dict[CropName, float] = {}
+
+    @property
+    def crop_shares(self) -> dict[CropName, float]:
+        """Protocols and their shares, which add up to 1."""
+        total = sum(self.crops.values())
+        return {name: share / total for name, share in self.crops.items()} if self.crops else {self.crop: 1.0}
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if any(share <= 0 for share in self.crops.values()):
+            raise ValueError(f"crops are protocols and their shares, all above 0, found {self.crops}")
+        return self
+
+
+class FreiHandData(CroppedData):
     """FreiHAND's training set, prepared by `handmesh data prepare`."""
 
     directory: Path = Field(default=Path("FreiHAND"), strict=False)
@@ -318,12 +339,11 @@ class FreiHandData(Settings):
     split_seed: int = Field(default=0, ge=0)  # apart from the run's seed: two runs are watched on the same photographs
 
 
-class PhotoData(Settings):
+class PhotoData(CroppedData):
     """Photographs of your own: a JSONL file (docs/how_to/data.md), its folder, or another of `data.formats.FORMATS`."""
 
     path: Path = Field(strict=False)
     weight: float = Field(default=1.0, gt=0)
-    crop: CropName = "box"
     validation: float = Field(default=0.0, ge=0, lt=1)  # share of the lines that is kept for watching the run
     split_seed: int = Field(default=0, ge=0)
 
@@ -519,7 +539,11 @@ class TrainConfig(Settings):
             )
         if self.select == "test_set" and self.data.freihand is None:
             raise ValueError("select: test_set means FreiHAND's, and there is no data.freihand")
-        if self.select == "test_set" and self.data.freihand is not None and self.data.freihand.crop == "box":
+        if (
+            self.select == "test_set"
+            and self.data.freihand is not None
+            and self.data.freihand.crop_shares.keys() == {"box"}
+        ):
             raise ValueError("select: test_set goes with crop frame or metro: FreiHAND's test set gives no boxes")
         return self
 
@@ -549,21 +573,45 @@ def find_config(config: str | Path) -> Path:
 def load_config(config: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML file or a shipped configuration, apply `key.path=value` overrides, check everything.
 
+    `extends: NAME|PATH` in a file: it holds what differs from that configuration, section by section.
+
     Raises ConfigError for a missing or malformed file, an unknown key (with the nearest known one) or a wrong value.
     """
-    tree: dict[str, Any] = {}
     path = None if config is None else find_config(config)
-    if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-        if loaded is not None and not isinstance(loaded, dict):
-            raise ConfigError(f"{path}: expected settings as `key: value`, found {type(loaded).__name__}.")
-        tree = loaded or {}
+    tree = {} if path is None else _read_tree(path)
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(tree, where=str(path) if path else "settings")
+
+
+def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a file over those of the configuration that its `extends` names. `above`: who extends it."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if tree is not None and not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected settings as `key: value`, found {type(tree).__name__}.")
+    tree = tree or {}
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends is {base!r}, wanted the name or the path of another configuration.")
+    beside = path.parent / base
+    base_path = beside if beside.is_file() else find_config(base)
+    if base_path.resolve() in (*above, path.resolve()):
+        raise ConfigError(f"{path} extends {base}, which comes back to it: a configuration cannot extend itself.")
+    return _merged(_read_tree(base_path, (*above, path.resolve())), tree)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Sections are merged key by key; all other values, lists too, are replaced."""
+    both = {**base, **changes}
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            both[key] = _merged(base[key], value)
+    return both
 
 
 def parse_config(tree: dict[str, Any], where: str) -> TrainConfig:

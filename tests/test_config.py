@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
-def written(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "run.yaml"
+def written(tmp_path: Path, text: str, name: str = "run.yaml") -> Path:
+    path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -96,7 +96,7 @@ def test_numbers_may_be_written_as_people_write_them(text, value, tmp_path):
         ("data.seed=-1", r"data\.synthetic\.seed: .*greater"),
         ("data.synthetic.cont=1", r"data\.synthetic\.cont is not a setting; did you mean 'count'"),
         ("data.freihand.crop=tight", r"data\.freihand\.crop: .*'frame', 'metro' or 'box'.*found 'tight'"),
-        ("data.freihand.dir=x", r"data\.freihand\.dir is not a setting; known: crop, directory"),
+        ("data.freihand.dir=x", r"data\.freihand\.dir is not a setting; known: crop, crops, directory"),
         ("data.freihand.versions=[gs, green]", r"data\.freihand\.versions\.1: .*found 'green'"),
         ("data.photos=[{path: mine, wight: 2}]", r"data\.photos\.0\.wight is not a setting; did you mean 'weight'"),
         ("data={}", "no source of data"),
@@ -122,6 +122,35 @@ def test_every_mistake_is_named(override, says):
     with pytest.raises(ConfigError, match=says) as raised:
         load_config(None, ["model.resolution=64", override])
     assert "\n" not in str(raised.value)
+
+
+def test_a_configuration_holds_what_differs_from_another(tmp_path):
+    written(tmp_path, "steps: 5\nloss: {joints: 3.0, betas: 0.5}\noptimizer: {decay_at: [0.2, 0.4]}\n", "base.yaml")
+    path = written(tmp_path, "extends: base.yaml\nloss: {joints: 4.0}\noptimizer: {decay_at: [0.3]}\n", "more.yaml")
+    config = load_config(path, ["loss.betas=0.1"])
+    assert (config.steps, config.loss.joints, config.loss.betas) == (5, 4.0, 0.1)
+    assert config.optimizer.decay_at == (0.3,), "lists are replaced"
+    shipped = load_config(written(tmp_path, "extends: smoke\nsteps: 7\n", "mine.yaml"))
+    assert (shipped.steps, shipped.batch_size) == (7, load_config("smoke").batch_size)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("extends: nowhere", r"No configuration at nowhere.*freihand_ma36"),
+        ("extends: [smoke]", "extends is .*wanted the name or the path"),
+        ("extends: mine.yaml", "cannot extend itself"),
+    ],
+)
+def test_what_cannot_be_extended_is_said(text, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        load_config(written(tmp_path, text, "mine.yaml"))
+
+
+@pytest.mark.parametrize("crops", ["{metro: 0}", "{metro: -1, box: 1}"])
+def test_shares_of_crops_are_above_zero(crops):
+    with pytest.raises(ConfigError, match=r"data\.freihand: crops are protocols and their shares, all above 0"):
+        load_config(None, [f"data.freihand.crops={crops}"])
 
 
 def test_several_mistakes_are_named_at_once():

@@ -26,7 +26,7 @@ def evaluate(
     crop: Annotated[
         str | None,
         typer.Option(
-            metavar="frame|metro|box|box-from-test-labels|predict",
+            metavar="frame|metro|box|frame-then-box|metro-then-box|box-from-test-labels|predict",
             help="What the network sees; default: what the model was trained on, else frame.",
         ),
     ] = None,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from handmesh.config import (
     Augmentation,
+    CroppedData,
     FreiHandData,
     PhotoAugmentation,
     PhotoData,
@@ -132,7 +133,7 @@ class PhotoSource:
 
     name: str  # in records and messages
     data: RawData
-    protocol: CropProtocol
+    protocol: CropProtocol  # of what scores are computed on; of training where there are no `crops`
     weight: float = 1.0
     indices: NDArray[np.int64] | None = None  # the samples to use, for example one side of a split; None = all
     augmentation: PhotoAugmentation = field(default_factory=PhotoAugmentation)
@@ -140,6 +141,7 @@ class PhotoSource:
     # vertices are in other places, and its betas mean something else.
     same_hand: bool = True
     skip_bad_images: bool = False  # take the next one that can be read
+    crops: tuple[tuple[CropProtocol, float], ...] = ()  # several protocols to train with, and their shares
     skipped: list[str] = field(default_factory=list, init=False)  # why, of each since `take_skipped`
 
     def __len__(self) -> int:
@@ -158,7 +160,7 @@ class PhotoSource:
                 settings.context_scale_prob,
                 settings.context_scale,
             )
-            crop = jitter(self.protocol.crop(sample), rng)
+            crop = jitter(self._protocol(rng).crop(sample), rng)
             if settings.mirrored and rng.random() < settings.mirrored:
                 crop = replace(crop, mirror=not crop.mirror)
         else:
@@ -172,6 +174,12 @@ class PhotoSource:
         for reason in self.take_skipped():
             logger.warning("skipped in validation: %s", reason)
         return crop_sample(sample, self.protocol.crop(sample), resolution)
+
+    def _protocol(self, rng: np.random.Generator) -> CropProtocol:
+        if not self.crops:
+            return self.protocol
+        protocols, shares = zip(*self.crops, strict=True)
+        return protocols[rng.choice(len(protocols), p=shares)]
 
     def files(self) -> Iterable[Path]:
         return self.data.files()
@@ -243,8 +251,7 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
         validation += [ValidationPack(unseen, upright=False), ValidationPack(unseen, upright=True)]
     for training, watched in photos:
         sources.append(training)
-        if watched is not None:
-            validation.append(watched)
+        validation += watched
     if test_set is not None:
         validation.append(test_set)
     if config.select == "validation" and not validation:
@@ -299,23 +306,39 @@ def _pack(
 
 def freihand_source(
     settings: FreiHandData, config: TrainConfig, hand: HandArrays
-) -> tuple[PhotoSource, PhotoSource | None]:
-    """FreiHAND's training set, and what of it is held out: no photograph of one is in the other, in any version."""
+) -> tuple[PhotoSource, list[PhotoSource]]:
+    """FreiHAND's training set, and what of it is held out, once for each crop protocol: no photograph of one is in the
+    other, in any version.
+    """
     data, same_hand = _freihand(settings, "training", hand)
     training, validation = split_by_annotation(data, settings.validation, settings.split_seed, settings.versions)
-    protocol = PROTOCOLS[settings.crop]
+    protocols = _protocols(settings)
     source = PhotoSource(
         "freihand",
         data,
-        protocol,
+        protocols[0][0],
         settings.weight,
         training,
         config.photo_augmentation,
         same_hand=same_hand,
         skip_bad_images=config.data.skip_bad_images,
+        crops=protocols if len(protocols) > 1 else (),
     )
-    watched = replace(source, indices=_spread(validation, config.evaluation_count))
-    return source, watched if len(validation) else None
+    held_out = replace(source, indices=_spread(validation, config.evaluation_count))
+    return source, _watched(held_out, protocols) if len(validation) else []
+
+
+def _protocols(settings: CroppedData) -> tuple[tuple[CropProtocol, float], ...]:
+    """The protocols of a source and their shares, as its settings list them."""
+    return tuple((PROTOCOLS[name], share) for name, share in settings.crop_shares.items())
+
+
+def _watched(held_out: PhotoSource, protocols: tuple[tuple[CropProtocol, float], ...]) -> list[PhotoSource]:
+    """A validation set for each protocol; the first has the source's own name."""
+    return [
+        replace(held_out, name=f"{held_out.name}_{protocol.name}" if place else held_out.name, protocol=protocol)
+        for place, (protocol, _) in enumerate(protocols)
+    ]
 
 
 def freihand_test_set(settings: FreiHandData, config: TrainConfig, hand: HandArrays) -> PhotoSource:
@@ -325,7 +348,7 @@ def freihand_test_set(settings: FreiHandData, config: TrainConfig, hand: HandArr
     return PhotoSource(
         "test_set",
         data,
-        PROTOCOLS[settings.crop],
+        next(PROTOCOLS[name] for name in settings.crop_shares if name != "box"),
         indices=chosen,
         same_hand=same_hand,
         skip_bad_images=config.data.skip_bad_images,
@@ -352,42 +375,36 @@ def _say_other_hand(path: Path, labelled: LabelledHand) -> None:
 
 def photo_source(
     settings: PhotoData, number: int, config: TrainConfig, hand: HandArrays
-) -> tuple[PhotoSource, PhotoSource | None]:
-    """Photographs in one of `FORMATS`, and what of them is held out."""
+) -> tuple[PhotoSource, list[PhotoSource]]:
+    """Photographs in one of `FORMATS`, and what of them is held out, once for each crop protocol."""
     data = open_photos(settings.path)
     same_hand = data.labelled_hand is None or data.labelled_hand.matches(hand)
     if not same_hand and data.labelled_hand is not None:
         _say_other_hand(data.path, data.labelled_hand)
     order = np.random.default_rng((settings.split_seed, 0x50484F54)).permutation(len(data))
     kept = round(settings.validation * len(data))
-    name, protocol = f"photos{number}", PROTOCOLS[settings.crop]
-    _check_lines(data, protocol, images=not config.data.skip_bad_images)
+    protocols = _protocols(settings)
+    _check_lines(data, [protocol for protocol, _ in protocols], images=not config.data.skip_bad_images)
     source = PhotoSource(
-        name,
+        f"photos{number}",
         data,
-        protocol,
+        protocols[0][0],
         settings.weight,
         np.sort(order[kept:]),
         config.photo_augmentation,
         same_hand=same_hand,
         skip_bad_images=config.data.skip_bad_images,
+        crops=protocols if len(protocols) > 1 else (),
     )
-    watched = PhotoSource(
-        name,
-        data,
-        protocol,
-        indices=_spread(np.sort(order[:kept]), config.evaluation_count),
-        same_hand=same_hand,
-        skip_bad_images=config.data.skip_bad_images,
-    )
-    return source, watched if kept else None
+    held_out = replace(source, indices=_spread(np.sort(order[:kept]), config.evaluation_count))
+    return source, _watched(held_out, protocols) if kept else []
 
 
-def _check_lines(data: LabelledPhotos, protocol: CropProtocol, *, images: bool) -> None:
+def _check_lines(data: LabelledPhotos, protocols: list[CropProtocol], *, images: bool) -> None:
     """Rather now than after hours: is every label sound, every image there, and a crop to be had of it?"""
     for index in range(len(data)):
         labels, image = data.labels(index), data.image_path(index)
-        if protocol.share is None and labels.hand.present and labels.hand_box() is None:
+        if any(one.share is None for one in protocols) and labels.hand.present and labels.hand_box() is None:
             raise DataError(
                 f"{data.where(index)} has no box, and no keypoints to make one from: give one of them, or set this "
                 "source's crop to frame."

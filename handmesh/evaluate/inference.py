@@ -6,8 +6,10 @@
 
 Protocols decide what the network sees, and scores of different protocols are not comparable: "frame" (the whole image,
 as FastViT and most others), "metro" (its central 180 / 224, as METRO and Mesh Graphormer), "box" (around a given box),
-"box-from-test-labels" (around the true keypoints: an oracle), and "predict" (the whole image, then crops around what
-was found, as `handmesh predict` does). Under each of them the `Predictor` turns back what the network says.
+"box-from-test-labels" (around the true keypoints: an oracle), "frame-then-box" and "metro-then-box" (two iterations:
+a box crop around the keypoints that the model itself found in the first crop; no label of the test set is used), and
+"predict" (the whole image, then crops around what was found, as `handmesh predict` does). Under each of them the
+`Predictor` turns back what the network says.
 
 Test-time augmentation follows METRO (microsoft/MeshTransformer, docs/EXP.md): the crop is seen at several scales and
 rotations, each answer is aligned to that of the plain crop (rotations only, joints and vertices each on their own), and
@@ -26,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh import metrics
-from handmesh.data.crops import PROTOCOLS, crop_protocol
+from handmesh.data.crops import BOX, FRAME, METRO, PROTOCOLS, crop_protocol
 from handmesh.errors import ConfigError, DataError
 from handmesh.evaluate.official_files import HandPoints
 from handmesh.evaluate.sets import EvaluationSet
@@ -40,7 +42,9 @@ Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
 PREDICT = "predict"
-PROTOCOL_NAMES = (*PROTOCOLS, PREDICT)
+_THEN_BOX = "-then-box"
+TWO_ITERATIONS = (f"{FRAME.name}{_THEN_BOX}", f"{METRO.name}{_THEN_BOX}")
+PROTOCOL_NAMES = (*PROTOCOLS, *TWO_ITERATIONS, PREDICT)
 
 _BATCH = 16  # images whose crops run together
 
@@ -99,6 +103,7 @@ class ModelAnswers(NamedTuple):
     passes: int  # runs of the network per image
     seconds_per_image: float  # reading, cropping and all passes
     remark: str | None  # what every report of these scores has to say
+    first: HandPoints | None = None  # of a protocol of two iterations, what the model said in the first crop
 
 
 def predict_set(
@@ -114,8 +119,9 @@ def predict_set(
     """Run a model over a test set under a protocol of PROTOCOL_NAMES.
 
     `margin`: crop side over the box's longer side, for the box protocols and "predict"; None for the protocol's own.
-    `passes` of protocol "predict", as of `Predictor`. Raises DataError for an unknown protocol or a set that has no
-    boxes, ImageError for an image that cannot be read, ConfigError for views with protocol "predict".
+    `passes` of protocol "predict", as of `Predictor`. `views` are of the last crop. Raises DataError for an unknown
+    protocol or a set that has no boxes, ImageError for an image that cannot be read, ConfigError for views with
+    protocol "predict".
     """
     if protocol not in PROTOCOL_NAMES:
         raise DataError(f"Protocol {protocol!r}: wanted one of {', '.join(PROTOCOL_NAMES)}.")
@@ -123,6 +129,8 @@ def predict_set(
     count = len(data)
     joints, keypoints = np.empty((count, JOINT_COUNT, 3)), np.empty((count, JOINT_COUNT, 2))
     vertices = np.empty((count, len(engine.hand.v_template), 3))
+    first_joints, first_vertices = np.empty_like(joints), np.empty_like(vertices)
+    twice = protocol in TWO_ITERATIONS
     predictor = Predictor(engine, passes=passes, margin=BOX_MARGIN if margin is None else margin)
     if protocol == PREDICT:
         if views is not SINGLE:
@@ -137,7 +145,7 @@ def predict_set(
                 progress(index + 1, count)
         network_passes, remark = passes, None
     else:
-        chosen = crop_protocol(protocol)
+        chosen = crop_protocol(protocol.removesuffix(_THEN_BOX))
         if margin is not None:
             chosen = replace(chosen, margin=margin)
         for start in range(0, count, _BATCH):
@@ -146,18 +154,32 @@ def predict_set(
             crops = [chosen.crop(sample) for sample in samples]
             images = [sample.image for sample in samples]
             cameras = [data.camera(index) for index in range(start, end)]
+            if twice:
+                hands = predictor.predict_crops(images, crops, intrinsics=cameras)
+                first_joints[start:end], first_vertices[start:end], _ = _points(hands, cameras)
+                crops = [_second_crop(*pair, margin) for pair in zip(hands, crops, strict=True)]
             found = _mean_over_views(predictor, images, crops, cameras, views)
             joints[start:end], vertices[start:end], keypoints[start:end] = found
             if progress is not None:
                 progress(end, count)
-        network_passes, remark = views.passes, chosen.remark
+        network_passes, remark = views.passes + twice, chosen.remark
     return ModelAnswers(
         points=HandPoints(joints, vertices),
         keypoints=keypoints,
         passes=network_passes,
         seconds_per_image=(time.perf_counter() - started) / count,
         remark=remark,
+        first=HandPoints(first_joints, first_vertices) if twice else None,
     )
+
+
+def _second_crop(hand: HandPrediction, first: CropTransform, margin: float | None) -> CropTransform:
+    """Around what was found in the first crop; that crop again where what was found is no place for a hand in it."""
+    x0, y0, x1, y1 = hand.box
+    inside = np.abs(first.to_ndc(np.array([(x0 + x1) / 2, (y0 + y1) / 2]))).max() < 1
+    if not (inside and 0.05 * first.size < max(x1 - x0, y1 - y0) < 2 * first.size):
+        return first
+    return CropTransform.around_box(hand.box, BOX.margin if margin is None else margin, mirror=first.mirror)
 
 
 def _mean_over_views(

@@ -106,6 +106,8 @@ def _scores(evaluation: Evaluation) -> str:
     head = "".join(f"<th>{title}</th>" for title in _PAPER_TITLES.values())
     rows = [_score_row("this run", evaluation.paper, evaluation.intervals, strong=True)]
     rows.append(_score_row("this run, aligned by rotations only", evaluation.rigid))
+    if evaluation.first_iteration is not None:
+        rows.append(_score_row("this run, first iteration alone", evaluation.first_iteration))
     rows.append(_score_row("mean-pose baseline: this set's own mean hand", evaluation.mean_pose_baseline))
     for name, values in PUBLISHED.items():
         rows.append(_score_row(name, dict(zip(PAPER_KEYS, values, strict=True)), dim=True))

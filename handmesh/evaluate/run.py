@@ -17,7 +17,7 @@ from rich.table import Table
 
 from handmesh import __version__
 from handmesh.errors import ConfigError, DataError
-from handmesh.evaluate.inference import PREDICT, parse_views, predict_set
+from handmesh.evaluate.inference import PREDICT, PROTOCOL_NAMES, ModelAnswers, parse_views, predict_set
 from handmesh.evaluate.official_files import Array, HandPoints, read_predictions, write_predictions
 from handmesh.evaluate.report import ReportInput, format_figure, write_report
 from handmesh.evaluate.scores import (
@@ -87,11 +87,13 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
     run |= {"test set": str(data.path), "frames": len(data), "machine": f"{platform.system()} {platform.machine()}"}
     if engine is None:
         points, keypoints, facts = _read(request, data, show)
+        first = None
     else:
         if request.limit is not None and request.limit < len(data):
             run["frames"] = f"the first {request.limit} of {len(data)}"
             data = data.first(request.limit)
-        points, keypoints, facts = _predict(request, data, engine, show)
+        answers, facts = _predict(request, data, engine, show)
+        points, keypoints, first = answers.points, answers.keypoints, answers.first
     run = {"subject": facts.pop("subject"), **facts, **run}
     note = _ground_truth_note(data)
     if note is not None:
@@ -111,6 +113,9 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
     if not data.in_space:
         return _score_in_2d(request, data, keypoints, run)
     evaluation = evaluate(data.truth, points, same_hand=same_hand, workers=request.workers, progress=scored)
+    if first is not None:
+        of_first = evaluate(data.truth, first, same_hand=same_hand, workers=request.workers)
+        evaluation = replace(evaluation, first_iteration=of_first.paper)
     if keypoints is None and evaluation.camera_coordinates and data.intrinsics is not None:
         keypoints = _projected(points, data)
     if keypoints is not None and data.keypoints is not None and np.isfinite(keypoints).all():
@@ -163,7 +168,7 @@ def _read(
 
 def _predict(
     request: EvaluationRequest, data: EvaluationSet, engine: Engine, show: Show
-) -> tuple[HandPoints, Array | None, dict[str, Any]]:
+) -> tuple[ModelAnswers, dict[str, Any]]:
     from handmesh.model.bundled import BUNDLED_MODEL, bundled_model_path
 
     views = parse_views(request.tta)
@@ -195,7 +200,7 @@ def _predict(
         facts["trained on"] = hint
     if answers.remark:
         facts["remark"] = answers.remark
-    return answers.points, answers.keypoints, facts
+    return answers, facts
 
 
 def _choose_protocol(wanted: str | None, record: Mapping[str, Any], data: EvaluationSet) -> tuple[str, str | None]:
@@ -204,7 +209,7 @@ def _choose_protocol(wanted: str | None, record: Mapping[str, Any], data: Evalua
     trained = crops.get("freihand") if data.kind == "FreiHAND" else None
     if trained is None and len(set(crops.values())) == 1:
         trained = next(iter(crops.values()))
-    if trained is None:
+    if trained not in PROTOCOL_NAMES:
         return wanted or "frame", None
     if trained == "box" and any(box is None for box in data.boxes):
         hint = (
@@ -214,7 +219,7 @@ def _choose_protocol(wanted: str | None, record: Mapping[str, Any], data: Evalua
         return wanted or "frame", None if wanted in (PREDICT, "box-from-test-labels") else hint
     if wanted is None:
         return trained, f"crops of protocol {trained!r}, which is why it is scored under it"
-    if wanted.startswith(trained):
+    if wanted == trained or (trained, wanted) == ("box", "box-from-test-labels"):
         return wanted, None
     return wanted, f"crops of protocol {trained!r}: --crop {trained} shows it what it knows"
 
@@ -276,6 +281,8 @@ def _print_scores(result: EvaluationResult, evaluation: Evaluation, console: Con
     ends = ((format_figure(key, end) for end in evaluation.intervals.get(key, ())) for key in PAPER_KEYS)
     table.add_row("  95 % interval", *map("-".join, ends), style="dim")
     row("  rotations only", evaluation.rigid)
+    if evaluation.first_iteration is not None:
+        row("  first iteration", evaluation.first_iteration)
     row("mean-pose baseline", evaluation.mean_pose_baseline)
     for name, values in PUBLISHED.items():
         row(name, dict(zip(PAPER_KEYS, values, strict=True)), "dim")

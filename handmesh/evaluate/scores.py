@@ -113,6 +113,7 @@ class Evaluation:
     truth_sha256: str
     predictions_sha256: str
     keypoints: Mapping[str, float] = field(default_factory=dict)  # 2D, see `score_keypoints`
+    first_iteration: Mapping[str, float] | None = None  # PAPER_KEYS of the first of two crops, where there were two
 
 
 def evaluate(
@@ -233,6 +234,9 @@ def scores_json(evaluation: Evaluation, run: Mapping[str, Any]) -> dict[str, Any
         "rigid": {key: _number(value) for key, value in evaluation.rigid.items()},
         "root_relative_mpjpe_mm": _number(evaluation.root_relative_mpjpe_mm),
         "keypoints_2d": dict(evaluation.keypoints) or None,
+        "first_iteration": None
+        if evaluation.first_iteration is None
+        else {key: _number(value) for key, value in evaluation.first_iteration.items()},
         "intervals_95": {key: list(value) for key, value in evaluation.intervals.items()},
         "mean_pose_baseline": {key: _number(value) for key, value in evaluation.mean_pose_baseline.items()},
         "frames": len(evaluation.frames),

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from handmesh.config import TrainConfig, flat_settings, load_config, parse_config
+from handmesh.config import CroppedData, TrainConfig, flat_settings, load_config, parse_config
 from handmesh.data.live import live_batches
 from handmesh.data.sources import RunData, open_data
 from handmesh.data.stream import HandBatch, batch_to_device, collate, split, training_batches
@@ -386,10 +386,14 @@ def write_model(
 
 
 def _crops(config: TrainConfig) -> dict[str, str]:
-    """The protocol that photographs were cropped by, source by source: scores are to be had under the same one."""
+    """The protocol that photographs were cropped by, source by source: scores are to be had under the same one.
+
+    Whole pictures and boxes, both: the two of a protocol of two iterations.
+    """
     freihand, photos = config.data.freihand, config.data.photos
-    crops: dict[str, str] = {} if freihand is None else {"freihand": freihand.crop}
-    return crops | {f"photos{number}": source.crop for number, source in enumerate(photos)}
+    sources: dict[str, CroppedData] = {} if freihand is None else {"freihand": freihand}
+    sources |= {f"photos{number}": source for number, source in enumerate(photos)}
+    return {name: "-then-".join(sorted(source.crop_shares, key="box".__eq__)) for name, source in sources.items()}
 
 
 def _is_stopped(should_stop: Callable[[], bool] | None, done: int, ranks: Ranks) -> bool:

@@ -66,8 +66,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def test_a_form_of_ones_own_is_trained_scored_checked_and_shown(folder):
     joints = np.array([JsonlData(folder).labels(index).hand.joints for index in range(COUNT)])
-    source, watched = photo_source(PhotoData(path=folder, validation=0.5), 0, TrainConfig(), builtin_hand())
-    assert watched is not None
+    source, (watched,) = photo_source(PhotoData(path=folder, validation=0.5), 0, TrainConfig(), builtin_hand())
     assert (len(source), len(watched)) == (COUNT // 2, COUNT // 2)
     sample = source.example(0, np.random.default_rng(0), 64)
     assert bool(sample.labels.joints_known)

@@ -20,6 +20,7 @@ from handmesh.evaluate.inference import METRO_VIEWS, PLAIN, SINGLE, SMALL_VIEWS,
 from handmesh.evaluate.run import EvaluationRequest, _choose_protocol, print_evaluation, run_evaluation
 from handmesh.evaluate.scores import evaluate
 from handmesh.evaluate.sets import EvaluationSet, hand_lengths, match_hand, open_evaluation_set, palm_angles
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, HandOutput, builtin_hand
 from handmesh.runtime.torch import TorchEngine
 from handmesh.synth import write_dataset
@@ -103,6 +104,42 @@ def test_the_truth_comes_out_where_it_is(data, protocol, side):
     assert (np.linalg.norm(middle, axis=1) < 0.08 * distance).all()
     assert metrics.keypoint_box_error(asked.keypoints, answers.keypoints).max() < 0.08
     assert (answers.remark is not None) == (protocol == "box-from-test-labels")
+
+
+@pytest.mark.parametrize("margin", [None, 1.6])
+def test_the_second_iteration_looks_where_the_first_one_found_the_hand(data, margin):
+    """At a box around the first answer's keypoints, whatever the set's own labels say."""
+    found = predict_set(data, KnowingEngine(data, "metro"), "metro")
+    boxes = np.concatenate([found.keypoints.min(axis=1), found.keypoints.max(axis=1)], axis=1)
+    crops = [CropTransform.around_box(box, margin or 1.25) for box in boxes]
+    engine = KnowingEngine(data, "metro")
+    seen: list[np.ndarray] = []
+    engine.answers.append(engine.answer(data, crops))
+    plain = KnowingEngine.__call__
+
+    class Watched(KnowingEngine):
+        def __call__(self, pixels):
+            seen.append(pixels)
+            return plain(self, pixels)
+
+    engine.__class__ = Watched
+    unlabelled = replace(data, keypoints=None, boxes=tuple(np.array([0, 0, 9, 9.0]) for _ in data.boxes))
+    answers = predict_set(unlabelled, engine, "metro-then-box", margin=margin)
+    assert evaluate(data.truth, answers.points).rigid["pa_mpvpe_mm"] < 1e-3
+    assert answers.passes == 2
+    assert answers.remark is None
+    np.testing.assert_allclose(answers.first.joints, found.points.joints, atol=1e-9)
+    for pixels, crop, index in zip(seen[1], crops, range(COUNT), strict=True):
+        expected = crop.warp(data.sample(index).image, 64)
+        np.testing.assert_allclose(pixels.astype(int), expected.astype(int), atol=1)
+
+
+def test_a_first_answer_that_is_nowhere_is_looked_at_again(data):
+    """Of a model that knows nothing, boxes may lie outside the picture."""
+    engine = KnowingEngine(data, "frame")
+    far = engine.answers[0]._replace(camera=engine.answers[0].camera + np.array([0, 5.0, 0]))
+    engine.answers = [far, engine.answer(data, [PROTOCOLS["frame"].crop(data.sample(i)) for i in range(COUNT)])]
+    assert evaluate(data.truth, predict_set(data, engine, "frame-then-box").points).paper["pa_mpvpe_mm"] < 1e-3
 
 
 def test_views_agree_when_each_is_right(data):
@@ -338,6 +375,10 @@ def test_a_set_without_3d_labels_is_scored_in_the_picture(directory, model_file,
         ({"photos0": "box"}, False, None, "frame", "no --crop shows it"),
         ({"photos0": "box"}, False, "predict", "predict", None),
         ({"photos0": "box", "photos1": "frame"}, True, None, "frame", None),
+        ({"freihand": "metro-then-box"}, False, None, "metro-then-box", "which is why"),
+        ({"freihand": "metro"}, False, "metro-then-box", "metro-then-box", "--crop metro shows it"),
+        ({"freihand": "metro-then-box"}, False, "metro", "metro", "--crop metro-then-box shows it"),
+        ({"freihand": "frame-then-metro"}, False, None, "frame", None),
     ],
 )
 def test_the_crop_is_that_of_the_training_where_the_set_allows_it(trained, boxes, wanted, chosen, said, data):
@@ -346,6 +387,20 @@ def test_the_crop_is_that_of_the_training_where_the_set_allows_it(trained, boxes
     protocol, hint = _choose_protocol(wanted, {"training": {"crops": trained}}, given)
     assert protocol == chosen
     assert hint is None if said is None else said in hint
+
+
+def test_both_iterations_are_reported(directory, model_file, tmp_path):
+    request = EvaluationRequest(data=directory, model=str(model_file), protocol="frame-then-box", out=tmp_path / "two")
+    result = run_evaluation(request)
+    scores = json.loads((tmp_path / "two" / "scores.json").read_text())
+    alone = run_evaluation(replace(request, protocol="frame", out=tmp_path / "one", report=False)).evaluation
+    assert scores["first_iteration"] == pytest.approx(dict(alone.paper))
+    assert scores["pa_mpvpe_mm"] != pytest.approx(alone.paper["pa_mpvpe_mm"], rel=1e-3)
+    assert json.loads((tmp_path / "one" / "scores.json").read_text())["first_iteration"] is None
+    assert "this run, first iteration alone" in (tmp_path / "two" / "report.html").read_text()
+    console = Console(file=io.StringIO(), width=200)
+    print_evaluation(result, console)
+    assert "first iteration" in console.file.getvalue()
 
 
 def test_folders_that_are_no_set_are_refused(tmp_path):

@@ -38,7 +38,7 @@ from handmesh.errors import AssetError, CheckpointError, ConfigError, DataError
 from handmesh.evaluate.run import EvaluationRequest, run_evaluation
 from handmesh.hand import builtin_hand
 from handmesh.learn.distributed import Ranks
-from handmesh.learn.train import train
+from handmesh.learn.train import _crops, train
 from handmesh.model.checkpoint import load_latest_state, load_model
 from handmesh.runtime.engine import open_engine
 from handmesh.synth import Backgrounds
@@ -125,6 +125,30 @@ def test_the_journey_from_archives_to_scores(freihand, graphs_too, tmp_path):
         scores["validation"]["freihand_pa_mpjpe_mm"], rel=1e-5
     )
     assert [image.step for image in events.Images("freihand")] == [20]
+
+
+def test_several_crops_are_seen_in_their_shares(settings, prepared):
+    """Of the same photographs: the epoch is as long, and each crop is watched on its own."""
+    crops = {"metro": 1, "box": 3}
+    data = {"freihand": {"directory": str(prepared), "validation": 0.1, "crops": crops}}
+    still = {"rotation": 0.0, "scale": 0.0, "channel_gain": 0.0}
+    config = parse_config(settings(data=data, photo_augmentation=still), "test")
+    opened = open_data(config, builtin_hand())
+    (source,) = opened.sources
+    assert len(source) == 4 * 54
+    assert [watched.name for watched in opened.validation] == ["freihand", "freihand_box"]
+
+    def extent(labels) -> float:  # of the hand over the crop's side
+        return float(np.ptp(labels.keypoints, axis=0).max()) / 2
+
+    wide, tight = (extent(watched.sample(0, 64).labels) for watched in opened.validation)
+    assert tight == pytest.approx(1 / 1.25, rel=1e-6)
+    assert wide < 0.7
+    rng = np.random.default_rng(0)
+    extents = [extent(source.example(position % len(source), rng, 64).labels) for position in range(200)]
+    assert np.isclose(extents, 1 / 1.25).mean() == pytest.approx(0.75, abs=0.1)
+    assert _crops(config) == {"freihand": "metro-then-box"}
+    assert _crops(parse_config(settings(), "test")) == {"freihand": "metro"}
 
 
 def test_no_photograph_is_on_both_sides(settings):
@@ -478,7 +502,7 @@ def test_a_choice_needs_samples_to_choose_by(settings, prepared, tmp_path):
         parse_config(settings(data=boxes, select="test_set"), "test")
 
 
-@pytest.mark.parametrize("name", ["freihand_ma36", "freihand_ma36_plus"])
+@pytest.mark.parametrize("name", ["freihand_ma36", "freihand_ma36_plus", "freihand_ma36_two_crops"])
 def test_missing_weights_are_answered_with_how_to_get_them(name, prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("HANDMESH_WEIGHTS_DIR", str(tmp_path / "weights"))
     data = ["data={}", f"data.freihand.directory={prepared}", "model.hand=builtin", "tensorboard=false"]
