@@ -434,13 +434,22 @@ class LossWeights(Settings):
     heatmaps: float = 0.25  # dense supervision, in training only
     heatmap_keypoints: float = 1.0
     heatmap_depths: float = 0.3  # decimetres, relative to the wrist
+    # Of the mesh's triangles: how far edges are from lying in the true triangle's plane (cosine with its normal), and
+    # how much longer or shorter than the true ones they are, metres. Meshes whose vertices are predicted one by one
+    # need them to be smooth (I2L-MeshNet; MobRecon: 0.1 and 1). One that a hand model poses is smooth without, so they
+    # are off: to be tried where fingers come out too thick, or turned about their own axes.
+    normals: float = 0.0
+    edges: float = 0.0
     confidence: float = 0.1  # cross-entropies of the optional heads
     handedness: float = 0.2
     joint_confidence: float = 0.1
 
 
 class LossNorms(Settings):
-    """How the three kinds of positions are compared. METRO: vertices by L1, joints and keypoints by squares."""
+    """How the three kinds of positions are compared. METRO: vertices by L1, joints and keypoints by squares.
+
+    Squares of metres are small: so joints carry 1 to 2 % of the gradient on the pose (benchmarks/gradients.py).
+    """
 
     vertices: Literal["l1", "mse"] = "l1"
     joints: Literal["l1", "mse"] = "l1"

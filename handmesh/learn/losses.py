@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy
+from torch.nn.functional import binary_cross_entropy, normalize
 
 from handmesh.config import LossNorms, LossWeights
 from handmesh.data.sample import HandLabels
@@ -42,6 +42,8 @@ def label_masks(targets: HandLabels[Tensor]) -> dict[str, Tensor]:
         "orientation": targets.pose_known,
         "pose": targets.pose_known,
         "betas": targets.betas_known,
+        "normals": targets.vertices_known,
+        "edges": targets.vertices_known,
         "heatmaps": targets.keypoints_known & inside,
         "heatmap_keypoints": targets.keypoints_known,
         "heatmap_depths": targets.joints_known,
@@ -63,10 +65,12 @@ def hand_loss(
     weights: LossWeights,
     norms: LossNorms | None = None,
     counts: Mapping[str, Tensor] | None = None,
+    faces: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """-> (total, its parts before weighting). `dense` is what `DenseHead` answered, or None to leave that part out.
 
     `counts`: what to divide by, when this is a piece of a larger batch; None for `label_counts(targets)`.
+    `faces` (F, 3), integers: the hand's triangles; None leaves their parts out, as weights of zero do.
     """
     norms = LossNorms() if norms is None else norms
     divisors = label_counts(targets) if counts is None else counts
@@ -91,6 +95,8 @@ def hand_loss(
         "pose": _errors(output.pose[:, 1:], targets.pose[:, 1:]),
         "betas": _errors(output.betas, targets.betas),
     }
+    if faces is not None and (weights.normals or weights.edges):
+        errors["normals"], errors["edges"] = triangle_errors(output.vertices, targets.vertices, faces)
     if dense is not None:
         logits, depths = dense
         keypoints, joint_depths = read_heatmaps(logits, depths)
@@ -157,6 +163,18 @@ def distance_sums(output: HandOutput, targets: HandLabels[Tensor], side: int) ->
 def _errors(predicted: Tensor, target: Tensor, norm: Literal["l1", "mse"] = "l1") -> Tensor:
     difference = predicted - target
     return difference.abs() if norm == "l1" else difference.square()
+
+
+def triangle_errors(vertices: Tensor, target_vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, V, 3) twice and (F, 3) -> (B, F, 3) each: absolute cosines of the triangles' edges with the normals of the
+    true triangles, and absolute differences of the edges' lengths, metres.
+    """
+    corners, target_corners = vertices[:, faces], target_vertices[:, faces]  # (B, F, 3, 3)
+    sides = corners.roll(-1, dims=2) - corners
+    target_sides = target_corners.roll(-1, dims=2) - target_corners
+    normals = normalize(torch.linalg.cross(target_sides[:, :, 0], target_sides[:, :, 1], dim=-1), dim=-1)
+    cosines = (normalize(sides, dim=-1) * normals[:, :, None]).sum(dim=-1)
+    return cosines.abs(), (sides.norm(dim=-1) - target_sides.norm(dim=-1)).abs()
 
 
 def _known_mean(errors: Tensor, known: Tensor, count: Tensor) -> Tensor:

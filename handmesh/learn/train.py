@@ -170,6 +170,7 @@ def train(
         network = parallel(module, ranks)
         clip_norm = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
 
+        faces = torch.from_numpy(hand.faces).long().to(device)
         sums: dict[str, Tensor] = {}
         distances: dict[str, Tensor] = {}
         started, waited, since = time.perf_counter(), 0.0, first_step
@@ -196,7 +197,8 @@ def train(
                 with no_sync(network) if number < config.accumulation else nullcontext():
                     with autocast:
                         output, heatmaps = network(piece.image)
-                    loss, parts = hand_loss(output, heatmaps, piece.labels, config.loss, config.loss_norms, counts)
+                    known = piece.labels
+                    loss, parts = hand_loss(output, heatmaps, known, config.loss, config.loss_norms, counts, faces)
                     loss.backward()
                 _add(sums, {**parts, "total": loss})
                 _add(distances, distance_sums(output, piece.labels, piece.image.shape[1]))

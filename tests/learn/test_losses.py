@@ -23,15 +23,18 @@ from handmesh.learn.losses import (
     joints_found,
     label_counts,
     read_heatmaps,
+    triangle_errors,
 )
 from handmesh.learn.targets import complete_targets
 
 HAND = HandModel(builtin_hand())
 CELLS = 24  # of a heatmap's side
 CAMERA_PARTS = {"keypoints"}
-ORIENTATION_PARTS = {"vertices", "joints", "keypoints", "orientation"}
-SHAPE_PARTS = {"vertices", "joints", "root_vertices", "root_joints", "keypoints", "betas"}
-FINGER_PARTS = {"vertices", "joints", "root_vertices", "root_joints", "keypoints", "pose"}
+ORIENTATION_PARTS = {"vertices", "joints", "keypoints", "orientation", "normals"}
+SHAPE_PARTS = {"vertices", "joints", "root_vertices", "root_joints", "keypoints", "betas", "normals", "edges"}
+FINGER_PARTS = {"vertices", "joints", "root_vertices", "root_joints", "keypoints", "pose", "normals", "edges"}
+FACES = torch.from_numpy(HAND.faces).long()
+ALL = LossWeights(normals=0.1, edges=1.0)  # those that are off by default, too
 
 
 def random_hands(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +59,7 @@ def truth_of(output: HandOutput) -> HandLabels:
 
 
 def parts_of(output: HandOutput, targets: HandLabels) -> dict[str, float]:
-    return {name: part.item() for name, part in hand_loss(output, None, targets, LossWeights())[1].items()}
+    return {name: part.item() for name, part in hand_loss(output, None, targets, ALL, faces=FACES)[1].items()}
 
 
 def gaussian_logits(keypoints: Tensor, cells: int = CELLS) -> Tensor:
@@ -93,7 +96,9 @@ def test_the_wrist_is_where_positions_are_measured_from(output):
     targets = truth_of(output)
     shift = torch.tensor([0.1, -0.2, 0.7])
     moved = targets._replace(joints=targets.joints + shift, vertices=targets.vertices + shift)
-    assert max(parts_of(output, moved).values()) < 1e-6
+    found = parts_of(output, moved)
+    assert found.pop("normals") < 1e-4  # rounding, seen from edges of millimetres
+    assert max(found.values()) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -147,12 +152,28 @@ def test_parts_are_mean_absolute_errors(output):
     assert found["betas"] == pytest.approx((output.betas - other.betas).abs().mean().item(), rel=1e-6)
 
 
+def test_triangles_are_compared_as_they_are_drawn(output):
+    """Edges in metres; normals by the sine of the angle that a mesh is turned out of its own planes."""
+    truth = truth_of(output)
+    larger = output._replace(vertices=1.1 * output.vertices)
+    found = parts_of(larger, truth)
+    assert found["normals"] < 1e-5
+    pairs = [(output.vertices[:, FACES[:, i]], output.vertices[:, FACES[:, j]]) for i, j in ((0, 1), (1, 2), (2, 0))]
+    lengths = torch.stack([(a - b).norm(dim=-1) for a, b in pairs])
+    assert found["edges"] == pytest.approx(0.1 * lengths.mean().item(), rel=1e-4)
+    flat = torch.tensor([[[0.0, 0, 0], [0.01, 0, 0], [0, 0.01, 0]]])
+    turned = flat @ torch.from_numpy(matrix_from_vector([math.pi / 6, 0, 0])).float().T  # about the first edge
+    cosines, lengths = triangle_errors(turned, flat, torch.tensor([[0, 1, 2]]))
+    torch.testing.assert_close(cosines[0, 0], torch.tensor([0.0, 0.5 / math.sqrt(2), 0.5]))
+    assert lengths.max() < 1e-8
+
+
 def test_the_total_is_the_weighted_sum(output):
     targets = truth_of(answer(*random_hands(seed=5)))
     dense = torch.randn(3, 21, 8, 8), torch.randn(3, 21, 8, 8)
-    weights = LossWeights()
+    weights = ALL
     output = with_heads(output, [0.9, 0.8, 0.7], [0.6, 0.7, 0.8])
-    total, parts = hand_loss(output, dense, targets, weights)
+    total, parts = hand_loss(output, dense, targets, weights, faces=FACES)
     assert set(parts) == set(LossWeights.model_fields), "every weight has its part, every part its weight"
     expected = sum(getattr(weights, name) * part.item() for name, part in parts.items())
     assert total.item() == pytest.approx(expected, rel=1e-5)
@@ -166,7 +187,7 @@ def dense_answer(seed: int, count: int = 3) -> tuple[Tensor, Tensor]:
 
 LABEL_PARTS = {
     "joints_known": {"joints", "root_joints", "heatmap_depths"},
-    "vertices_known": {"vertices", "root_vertices"},
+    "vertices_known": {"vertices", "root_vertices", "normals", "edges"},
     "pose_known": {"orientation", "pose", "root_vertices", "root_joints"},
     "betas_known": {"betas"},
     "keypoints_known": {"keypoints", "heatmaps", "heatmap_keypoints", "confidence"},
@@ -186,12 +207,16 @@ def test_a_missing_label_switches_its_losses_off_for_that_sample_alone(label, ou
     if label == "joints_known":  # never vertices without joints: they are measured from the wrist
         without = without._replace(vertices_known=missing)
     output = HandOutput(*(value.clone().requires_grad_() for value in output))
-    _, parts = hand_loss(output, dense, without, LossWeights())
-    _, whole = hand_loss(output, dense, targets, LossWeights())
+    _, parts = hand_loss(output, dense, without, ALL, faces=FACES)
+    _, whole = hand_loss(output, dense, targets, ALL, faces=FACES)
     others = [0, 2]
     kept = targets.map(lambda value: value[others])
     _, of_others = hand_loss(
-        HandOutput(*(value[others] for value in output)), tuple(value[others] for value in dense), kept, LossWeights()
+        HandOutput(*(value[others] for value in output)),
+        tuple(value[others] for value in dense),
+        kept,
+        ALL,
+        faces=FACES,
     )
     changed = LABEL_PARTS[label] | (LABEL_PARTS["vertices_known"] if label == "joints_known" else set())
     for part, value in parts.items():
