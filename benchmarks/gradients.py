@@ -4,10 +4,10 @@
 
 Hands of random pose and shape are answered with mistakes as a network makes them: orientation, fingers, shape and
 camera are off by normal numbers, all of them scaled by `--mistake` (1: 15 degrees in the orientation, 12 in each joint,
-half a shape's standard deviation, 5 % and 8 mm of the camera; 2 stands for the start of a training, 0.3 for its end). Of
-each part, times its weight, the gradient with respect to the pose (small turns of its 16 rotations, radians), the shape
-and the camera is taken, per hand; its share is its mean length over the sum of all parts' lengths. Heads that are there
-in training only are left out, and so are parts of weight zero. No data, no weights, half a minute on a core.
+half a shape's standard deviation, 5 % and 8 mm of the camera; 2 stands for the start of a training, 0.3 for its end).
+Of each part, times its weight, the gradient with respect to the pose (small turns of its 16 rotations, radians), the
+shape and the camera is taken, per hand; its share is its mean length over the sum of all parts' lengths. Heads that are
+there in training only are left out, and so are parts of weight zero. No data, no weights, half a minute on a core.
 """
 
 from __future__ import annotations

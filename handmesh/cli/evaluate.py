@@ -26,8 +26,9 @@ def evaluate(
     crop: Annotated[
         str | None,
         typer.Option(
-            metavar="frame|metro|box|frame-then-box|metro-then-box|box-from-test-labels|predict",
-            help="What the network sees; default: what the model was trained on, else frame.",
+            metavar="PROTOCOL",
+            help="What the network sees: frame, metro, box, frame-then-box, metro-then-box, box-from-test-labels or "
+            "predict; default: what the model was trained on, else frame.",
         ),
     ] = None,
     margin: Annotated[
