@@ -12,6 +12,7 @@ Importing this is cheap: names are loaded at first use, and nothing here imports
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from handmesh.predict import save_hands as save_hands
     from handmesh.predict import show_hands as show_hands
 
-__version__ = "0.1.0"
+__version__: str  # of what is installed
 
 _HOMES = {
     "BONES": "handmesh.hand",
@@ -94,9 +95,21 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'handmesh' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+@cache
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("handmesh")
+    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        return "0.0"
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from handmesh import __version__
+import handmesh
 from handmesh.cli import (
     bench,
     data,
@@ -95,7 +95,7 @@ def run() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        console.print(f"handmesh {__version__}", highlight=False)
+        console.print(f"handmesh {handmesh.__version__}", highlight=False)
         raise typer.Exit
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
-from functools import cache
-from importlib import metadata
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+import handmesh
 from handmesh.geometry.normals import vertex_normals
 
 
@@ -82,9 +81,5 @@ def linear_from_srgb(srgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
-@cache
 def generator() -> str:
-    try:
-        return f"handmesh {metadata.version('handmesh')}"
-    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
-        return "handmesh"
+    return f"handmesh {handmesh.__version__}"
