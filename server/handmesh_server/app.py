@@ -27,6 +27,7 @@ from handmesh_server.admission import RequestContext
 from handmesh_server.batches import batch_routes
 from handmesh_server.errors import ClientGone, RequestError, Unauthorized
 from handmesh_server.input import IMAGE_FIELD, read_body
+from handmesh_server.jobs.routes import Jobs, video_routes
 from handmesh_server.manual import manual_page
 from handmesh_server.middleware import REQUEST_ID, RequestMiddleware
 from handmesh_server.page import page_routes
@@ -63,11 +64,14 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     """
     settings = Settings.from_environment() if settings is None else settings.with_token_read()
     service = HandService(settings, predictor)
+    jobs = Jobs(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
+        jobs.start()
         yield
+        await jobs.close()
         await service.close()
 
     app = FastAPI(
@@ -81,9 +85,12 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         responses={"default": {"description": "A problem document.", "content": _PROBLEM_CONTENT}},
     )
     app.state.service = service
+    app.state.jobs = jobs
     app.include_router(_hands_routes(service), dependencies=_authorisation(settings))
     refusals = _problems(*((401,) if settings.token else ()), 408, 413, 422, 429, 503, 507)
     app.include_router(batch_routes(service, refusals), dependencies=_authorisation(settings))
+    videos = video_routes(service, jobs, partial(_problems, *((401,) if settings.token else ())))
+    app.include_router(videos, dependencies=_authorisation(settings))
     app.include_router(_health_routes(service))
     app.include_router(_manual_routes(app))
     app.include_router(page_routes(settings))
@@ -97,7 +104,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("Authorization", "Content-Type", REQUEST_ID),
             expose_headers=(REQUEST_ID, "Server-Timing", "Retry-After"),
         )
@@ -153,10 +160,12 @@ class _HandsResponse(Response):
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     meaning = {
         401: "No token, or a wrong one.",
+        404: "There is none, or none any more.",
         406: "Accept names nothing that there is.",
         408: "The upload took too long.",
+        409: "Not done yet.",
         413: "Too many bytes or pixels.",
-        415: "Not a JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC image.",
+        415: "Nothing that is read here.",
         422: "An image that cannot be decoded, or a query that cannot be right.",
         429: "The queue is full: try again after Retry-After seconds.",
         503: "The model is being loaded, or the server is shutting down.",

@@ -91,3 +91,20 @@ class StorageFull(RequestError):
 
     reason = "storage_full"
     retry_after = 60
+
+
+class ClipFormatInvalid(RequestError):
+    """Bytes that are no clip that we read."""
+
+    reason = "unsupported_clip"
+
+
+class NotFound(RequestError):
+    reason = "not_found"
+
+
+class NotDone(RequestError):
+    """The result of a job that has none yet, or never will."""
+
+    reason = "not_done"
+    retry_after = 1

@@ -63,6 +63,14 @@ class Metrics:
         self.in_flight = Gauge("handmesh_in_flight", "Hands waiting or in work.", registry=registry)
         self.memory = Gauge("handmesh_reserved_bytes", "Set aside for uploads and pixels.", registry=registry)
         self.model = Info("handmesh_model", "Which model answers.", registry=registry)
+        self.jobs = Gauge("handmesh_jobs", "Clips that wait or are in work.", ("status",), registry=registry)
+        self.jobs_bytes = Gauge("handmesh_jobs_bytes", "Of clips and results on the disk.", registry=registry)
+        self.jobs_ended = Counter(
+            "handmesh_jobs_ended",
+            "Clips that this process worked on, by how they ended.",
+            ("status",),
+            registry=registry,
+        )
         for stage in _STAGES:
             self.stages.labels(stage)
         for outcome in ("answered", "skipped", "refused"):

@@ -152,6 +152,35 @@ class BatchQuery(_PhotoQuery):
         return HandsQuery(hand=[self.hand], **self.model_dump(exclude={"hand"}))
 
 
+class VideoQuery(BaseModel):
+    """The query of POST /v1/videos: what `handmesh video` takes as options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hand: Annotated[
+        Literal["auto", "right", "left"], Field(description="Which hand the clip shows; auto: the model finds out.")
+    ] = "auto"
+    smooth: Annotated[
+        float, Field(ge=0, le=20, description="0 not at all, 1 normal, 2 twice as steady; from 0.05 on.")
+    ] = 1.0
+    skeleton: Annotated[bool, Field(description="Draw bones instead of the mesh.")] = False
+    bvh: Annotated[bool, Field(description="Make a .bvh for each hand, too.")] = False
+    focal: Annotated[
+        float | None, Field(ge=1, le=1e6, description="Focal length in pixels, for positions in space.")
+    ] = None
+    fov: Annotated[
+        float | None,
+        Field(ge=1, le=179, description="Angle that a picture's longer side spans, in degrees, instead of focal."),
+    ] = None
+
+    def check(self) -> None:
+        """What one parameter alone does not show. Raises QueryInvalid."""
+        if self.focal is not None and self.fov is not None:
+            raise QueryInvalid("focal and fov say the same thing in two ways: give one of them.")
+        if 0 < self.smooth < 0.05:
+            raise QueryInvalid("smooth is 0, or from 0.05 to 20.")
+
+
 _LISTS: Final = ("box", "hand")
 _NAMES: Final = ", ".join(HandsQuery.model_fields)
 
@@ -256,6 +285,38 @@ class BatchEnd(_Answer):
     end: Literal[True]
     photos: int
     answered: int = Field(description="Photos with status 200.")
+
+
+class JobFile(_Answer):
+    """Something that came of a clip."""
+
+    name: str
+    media_type: str
+    bytes: int
+    url: str = Field(description="Path on this server; it takes Range requests.")
+
+
+class JobProblem(_Answer):
+    reason: Literal["unreadable_clip", "failed", "crashed", "timeout", "storage_full"]
+    detail: str
+
+
+class Job(_Answer):
+    """A clip in work, and what came of it."""
+
+    format: Literal["handmesh.job"]
+    version: Literal[1]
+    id: str = Field(description="Who knows it can see and delete the job: it cannot be guessed.")
+    status: Literal["queued", "running", "done", "failed"]
+    created: float = Field(description="Seconds since 1970, UTC.")
+    expires: float | None = Field(description="When results are deleted; null until the job has ended.")
+    frames_done: int
+    frames: int | None = Field(description="Of the clip; null when that is not known.")
+    frames_with_hands: int | None = Field(default=None, description="When it is done.")
+    hands: int | None = Field(default=None, description="That are in the animation, when it is done.")
+    remarks: list[str] = Field(default=[], description="What people should know about the clip.")
+    files: list[JobFile] = Field(default=[], description="When it is done: overlay.mp4, hands.jsonl, hand.glb, .bvh.")
+    problem: JobProblem | None = Field(default=None, description="When it failed.")
 
 
 class Faces(_Answer):

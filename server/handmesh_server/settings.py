@@ -57,8 +57,21 @@ class Settings(BaseModel):
     # Many photos at once: /v1/batches
     max_batch_photos: int = Field(1000, ge=1, le=100_000)  # in one request
     max_batches: int = Field(4, ge=0, le=1000)  # in work at a time; more are answered 429, and 0 refuses all
-    max_upload_bytes: int = Field(2**30, ge=1024)  # of a batch; on the disk, not in memory
+    max_upload_bytes: int = Field(2**30, ge=1024)  # of a batch or a clip; on the disk, not in memory
     upload_seconds: Seconds = 600.0  # for such an upload
+
+    # Clips as jobs: /v1/videos
+    jobs_dir: Path | None = None  # None: a folder in the user's cache; it is made with the first clip
+    jobs_redis: SecretStr | None = None  # redis://host:port/database, where several machines share jobs_dir
+    job_workers: int = Field(1, ge=0, le=64)  # clips at a time on this machine; 0: this service only takes them
+    max_jobs: int = Field(100, ge=0, le=10_000)  # waiting or in work; more are answered 429, and 0 refuses all
+    jobs_bytes: int = Field(10 * 2**30, ge=2**20)  # of all clips and results together
+    job_keep_seconds: float = Field(86_400.0, gt=0)  # after its end, then results are deleted
+    job_seconds: float = Field(3600.0, gt=0)  # for the work on one clip
+    job_memory_bytes: int = Field(4 * 2**30, ge=2**28)  # of the process that works on it
+    job_nice: int = Field(5, ge=0, le=19)  # how far it steps back behind photos; 19 may wait for ever
+    max_clip_frames: int = Field(20_000, ge=1)  # 11 minutes at 30 frames/s
+    max_clip_pixels: int = Field(4096 * 2304, ge=1024)  # of a picture
 
     # How long we wait for others
     header_seconds: Seconds = 10.0  # for a client to say what it wants
