@@ -356,8 +356,9 @@ def check_photos(data: LabelledPhotos, images: int | None = 200, progress: Progr
                 outside += int(((pixels < -0.5) | (pixels > np.array(size) - 0.5)).any(axis=1).sum())
         if progress is not None:
             progress("samples", index + 1, count)
+    rows = [CheckRow(*claim) for claim in data.claims()]
     there = ", ".join(f"{name} {tally}" for name, tally in tallies.items() if tally) or "no labels at all"
-    rows = [
+    rows += [
         CheckRow("samples", "known keys and sound values", _problems(problems, count), not problems),
         CheckRow("labels", "any subset", f"{there}; {left} left hands of {count}", None),
         CheckRow(

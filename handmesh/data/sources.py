@@ -120,6 +120,7 @@ class ValidationPack:
         return augment(self.pack[position], rng, self.augmentation, self.backgrounds, resolution)
 
 
+_CHECKED_OF_PUBLISHED = 500  # samples of a published set, before a run
 _MAX_SKIPPED = 100  # in a row: then it is not the pictures, but the folder that is gone
 _OF_ITS_OWN_HAND = ("vertices", "pose", "betas")  # labels that mean nothing in another hand's model
 
@@ -401,8 +402,12 @@ def photo_source(
 
 
 def _check_lines(data: LabelledPhotos, protocols: list[CropProtocol], *, images: bool) -> None:
-    """Rather now than after hours: is every label sound, every image there, and a crop to be had of it?"""
-    for index in range(len(data)):
+    """Rather now than after hours: is every label sound, every image there, and a crop to be had of it?
+
+    Of a published set, some of its samples: `handmesh data check` looks at all.
+    """
+    numbers = _spread(np.arange(len(data)), _CHECKED_OF_PUBLISHED if data.published else len(data))
+    for index in map(int, numbers):
         labels, image = data.labels(index), data.image_path(index)
         if any(one.share is None for one in protocols) and labels.hand.present and labels.hand_box() is None:
             raise DataError(

@@ -33,6 +33,7 @@ from handmesh.evaluate.scores import (
     write_scores,
 )
 from handmesh.evaluate.sets import EvaluationSet, open_evaluation_set
+from handmesh.hand import JOINT_COUNT
 from handmesh.runtime.engine import Engine
 from handmesh.system.atomic import sha256_of_file, write_atomically
 
@@ -147,7 +148,10 @@ def _score_in_2d(
     if request.against is not None or request.save_predictions is not None:
         raise ConfigError("--against and --save-predictions need a test set with 'joints'.")
     assert data.keypoints is not None
-    scores = score_keypoints(data.keypoints, keypoints, known=data.visible)
+    occluded = [facts.get("occluded") for facts in data.facts]
+    told = all(isinstance(hidden, list) and len(hidden) == JOINT_COUNT for hidden in occluded)
+    visible = ~np.array(occluded, bool) if told else None
+    scores = score_keypoints(data.keypoints, keypoints, visible, known=data.visible)
     path = request.out / "scores.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"keypoints_2d": scores, "frames": len(data), "run": run}

@@ -8,10 +8,10 @@ then take it, by its path.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +44,22 @@ KEYS = {
 OTHER_KEYS = ("mask", "alpha", "translation", "facts")
 
 
+class Claim(NamedTuple):
+    """Something that is said about a data set, and what is so of this copy of it: a row of `handmesh data check`."""
+
+    subject: str
+    wanted: str
+    found: str
+    passed: bool | None  # None: nothing to compare with
+
+
 class LabelledPhotos(ABC):
     """N photographs with their labels. Opens files at use: cheap to send to worker processes."""
 
     kind: ClassVar[str]  # what the form is called
+    # A data set as others published it, of up to millions of records: a run looks at some of them before it begins,
+    # and its identity is that of the files with labels, not of every image. `data check` reads all.
+    published: ClassVar[bool] = False
     path: Path  # the file that labels come from; images lie relative to its folder
 
     def __init__(self, path: Path, *, for_scoring: bool = False) -> None:
@@ -71,6 +83,10 @@ class LabelledPhotos(ABC):
         """Whose vertices, poses and shapes the labels are. None: of the hand that is trained or scored."""
         return None
 
+    def claims(self) -> Iterable[Claim]:
+        """What is published about the set, its counts for example, compared with this copy."""
+        return ()
+
     def where(self, index: int) -> str:
         """A sample's place, for messages."""
         return f"{self.path}, sample {index}"
@@ -93,9 +109,10 @@ class LabelledPhotos(ABC):
         return self.path.parent / self.record(index)["image"]
 
     def files(self) -> Iterator[Path]:
-        """Every file that a sample comes from."""
+        """Every file that a sample comes from; of a published set, those with labels."""
         yield self.path
-        yield from (self.image_path(index) for index in range(len(self)))
+        if not self.published:
+            yield from (self.image_path(index) for index in range(len(self)))
 
     def labels(self, index: int) -> PhotoLabels:
         """Raises DataError that names place and key for a value of the wrong form."""

@@ -1,0 +1,129 @@
+"""Stand-ins for published data sets: their exact structure, file by file, around hands that are known.
+
+What each writer knows of a set is taken from that set's own documentation and tools, named there; the hands are ours.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.geometry.rotation import matrix_from_vector
+from handmesh.hand import HandArrays, Handedness, builtin_hand
+
+SIZE = (320, 240)  # width and height of every photograph
+K = np.array([[400.0, 0, 157.5], [0, 402.0, 121.0], [0, 0, 1]])
+
+
+@dataclass(frozen=True, eq=False)
+class KnownHand:
+    """A hand in front of the camera `K`; metres and pixels, our conventions."""
+
+    side: Handedness
+    vectors: NDArray[np.float64]  # (16, 3) rotation vectors, the hand's orientation first, identity = flat
+    betas: NDArray[np.float64]  # (10,)
+    translation: NDArray[np.float64]  # (3,) m, of the posed model's origin
+    joints: NDArray[np.float64]  # (21, 3) m
+    vertices: NDArray[np.float64]  # (778, 3) m
+    chain: NDArray[np.float64]  # (16, 3) m, joints of the kinematic chain in MANO's order
+
+    @property
+    def keypoints(self) -> NDArray[np.float64]:
+        """(21, 2) px."""
+        projected = self.joints @ K.T
+        return projected[:, :2] / projected[:, 2:]
+
+    @property
+    def box(self) -> NDArray[np.float64]:
+        """(4,) px, the smallest around the keypoints."""
+        return np.concatenate([self.keypoints.min(axis=0), self.keypoints.max(axis=0)])
+
+
+def known_hands(count: int, hand: HandArrays | None = None, sides: str = "rl", seed: int = 0) -> list[KnownHand]:
+    """Hands of random poses and shapes that lie inside the photograph, the sides in turns."""
+    rng, right = np.random.default_rng(seed), builtin_hand() if hand is None else hand
+    found = []
+    for index in range(count):
+        side = {"r": Handedness.RIGHT, "l": Handedness.LEFT}[sides[index % len(sides)]]
+        model = right if side == Handedness.RIGHT else right.mirrored()
+        vectors = rng.normal(0, 0.2, (16, 3))
+        vectors[0] = rng.normal(0, 1.0, 3)
+        betas = rng.normal(0, 0.7, 10)
+        shaped = model.shaped(betas)
+        posed = shaped.posed(matrix_from_vector(vectors))
+        middle = rng.uniform((-0.05, -0.03, 0.55), (0.05, 0.03, 0.75))
+        translation = middle - posed.vertices.mean(axis=0)
+        vertices = posed.vertices + translation
+        rest = shaped.joints
+        # The chain's joints, walked down the tree: independent of the skinning.
+        rotations, places = matrix_from_vector(vectors), np.zeros((16, 3))
+        world = [rotations[0]]
+        places[0] = rest[0]
+        for joint in range(1, 16):
+            parent = int(model.parents[joint])
+            places[joint] = places[parent] + world[parent] @ (rest[joint] - rest[parent])
+            world.append(world[parent] @ rotations[joint])
+        found.append(
+            KnownHand(side, vectors, betas, translation, model.joints_of(vertices), vertices, places + translation)
+        )
+    return found
+
+
+def write_photo(path: Path, seed: int = 0) -> None:
+    """Noise of `SIZE` in the format of the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8)
+    assert cv2.imwrite(str(path), pixels)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_coco_wholebody(root: Path, hands: list[KnownHand]) -> Path:
+    """data_format.md and evaluation/example_gt.json of github.com/jin-s13/COCO-WholeBody: a person for each hand.
+
+    The first person has the hand of the other side, too small to use; a last one has no valid hand.
+    """
+    images, annotations = [], []
+    nothing = {"box": [0.0] * 4, "kpts": [0.0] * 63, "valid": False}
+    for index, hand in enumerate([*hands, None]):
+        name = f"{index + 1:012d}.jpg"
+        write_photo(root / "val2017" / name, index)
+        images.append({"license": 4, "file_name": name, "height": SIZE[1], "width": SIZE[0], "id": 1000 + index})
+        parts = {side: dict(nothing) for side in ("left", "right")}
+        if hand is not None:
+            x0, y0, x1, y1 = hand.box.tolist()
+            points = np.column_stack([hand.keypoints, np.ones(21)])
+            parts[str(hand.side)] = {"box": [x0, y0, x1 - x0, y1 - y0], "kpts": points.ravel().tolist(), "valid": True}
+            if index == 0:
+                tiny = [50.0, 50.0, 1.0, 51.0, 53.0, 1.0] + [0.0] * 57
+                other = "left" if hand.side == Handedness.RIGHT else "right"
+                parts[other] = {"box": [50.0, 50.0, 1.0, 3.0], "kpts": tiny, "valid": True}
+        person = {f"{side}hand_{key}": value for side, part in parts.items() for key, value in part.items()}
+        person |= {"image_id": 1000 + index, "category_id": 1, "id": 7000 + index, "iscrowd": 0, "num_keypoints": 0}
+        person |= {"keypoints": [0] * 51, "bbox": [0.0] * 4, "segmentation": [], "area": 1.0}
+        person |= {"face_box": [0.0] * 4, "face_kpts": [0.0] * 204, "face_valid": False}
+        annotations.append(person | {"foot_kpts": [0.0] * 18, "foot_valid": False})
+    path = root / "annotations" / "coco_wholebody_val_v1.0.json"
+    _write_json(path, {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": []})
+    return path
+
+
+def write_hint(root: Path, hands: list[KnownHand], hidden: NDArray[np.bool_]) -> Path:
+    """README.md and visualize_HInt/ of github.com/ddshan/hint. `hidden` (N, 21)."""
+    folder = root / "HInt_annotation_partial" / "VAL_newdays_img"
+    for index, hand in enumerate(hands):
+        name = f"ND_{index:04d}_frame{300 * index:06d}_{'r' if hand.side == Handedness.RIGHT else 'l'}"
+        write_photo(folder / f"{name}.jpg", index)
+        occlusion = hidden[index].astype(float).tolist()
+        labels = {"bbox": [hand.box.tolist()], "keypoints": hand.keypoints.tolist(), "occlusion": occlusion}
+        _write_json(folder / f"{name}.json", [labels])
+    return folder
