@@ -23,16 +23,17 @@ from handmesh.model.bundled import bundled_model_path
 from handmesh.runtime.engine import open_engine
 from handmesh.runtime.onnx import import_onnxruntime
 from handmesh.system.cpus import default_threads, usable_cpus
+from handmesh.system.extras import install_command
 from handmesh.system.paths import can_be_written, user_cache_folder, user_data_folder
 
 PACKAGES = ("numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
 OPTIONAL_PACKAGES = {
-    "torch": 'for training and export: pip install "handmesh[train]"',
-    "smplx": 'pip install "handmesh[mano]"',
+    "torch": f"for training and export: {install_command('train')}",
+    "smplx": install_command("mano"),
     "pytorch3d": "see its INSTALL.md; it has no wheels",
-    "tensorboard": 'pip install "handmesh[train]"',
-    "mediapipe": 'pip install "handmesh[detect]"',
-    "openvino": 'pip install "handmesh[openvino]"',
+    "tensorboard": install_command("train"),
+    "mediapipe": install_command("detect"),
+    "openvino": install_command("openvino"),
 }
 
 

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "model": "errors config system geometry hand",
     "synth": "errors config system geometry hand",
     "runtime": "errors config system geometry hand metrics files model synth",
-    "detect": "errors geometry hand files runtime",
+    "detect": "errors system geometry hand files runtime",
     "predict": "errors system geometry hand draw files runtime detect",
     "data": "errors config system geometry hand metrics draw files synth",
     "learn": "errors config system geometry hand metrics draw files model synth runtime data",

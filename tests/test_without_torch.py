@@ -144,7 +144,7 @@ def test_what_needs_torch_says_so_in_one_line(folder):
         assert (code, out) == (1, "")
         assert len(err.splitlines()) == 1, err
         assert name in err
-        assert 'which is not installed: pip install "handmesh[train]"' in err
+        assert 'which is not installed: pip install -e ".[train]"' in err, "as this runs from the source tree"
 
 
 def test_a_wrong_configuration_is_named_before_what_is_not_installed(folder):

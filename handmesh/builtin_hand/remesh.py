@@ -17,6 +17,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from handmesh.errors import AssetError
+from handmesh.system.extras import install_command
 
 Floats = NDArray[np.float64]
 Faces = NDArray[np.int64]
@@ -33,7 +34,7 @@ def surface_at_zero(distance: Field, low: Floats, high: Floats, voxel: float) ->
         from skimage.measure import marching_cubes
     except ImportError:
         raise AssetError(
-            "Generating the built-in hand needs scikit-image, which is not installed: pip install 'handmesh[hand]'. "
+            f"Generating the built-in hand needs scikit-image, which is not installed: {install_command('hand')}. "
             "(Using the hand that ships with handmesh does not need it.)"
         ) from None
     counts = np.ceil((high - low) / voxel).astype(int) + 1

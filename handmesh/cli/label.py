@@ -37,7 +37,7 @@ def label(
 ) -> None:
     """Make training labels for photographs: 2D keypoints, and a hand that fits them.
 
-    MediaPipe (pip install "handmesh[detect]") says where the joints are, in the photograph and in its mirror image; a
+    MediaPipe (the extra "detect") says where the joints are, in the photograph and in its mirror image; a
     JSONL file of your own keypoints takes its place. The model's own answer, fitted to them, gives pose and shape. What
     no hand fits, and what is seen elsewhere in the mirror image, is left out; of a fair fit the keypoints alone stay.
 

@@ -10,6 +10,7 @@ import typer
 from handmesh.cli.help import Command
 from handmesh.cli.shell import say
 from handmesh.errors import ConfigError
+from handmesh.system.extras import install_command
 
 app = typer.Typer(help="The user's own MANO files.", no_args_is_help=True)
 
@@ -58,7 +59,7 @@ def mano_add(
             )
         difference = difference_from_smplx(added.arrays)
         if difference is None:
-            say("not compared with smplx, which is not installed: pip install 'handmesh[mano]'")
+            say(f"not compared with smplx, which is not installed: {install_command('mano')}")
         else:
             say(f"our layer against smplx's own: vertices differ by at most {1e6 * difference:.2g} micrometres")
     if fix_left_shape and Handedness.LEFT not in sides.values():

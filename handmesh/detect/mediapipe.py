@@ -11,6 +11,7 @@ from handmesh.detect.detector import Detection, Image
 from handmesh.detect.overlap import deduplicate
 from handmesh.errors import ConfigError
 from handmesh.hand import Handedness
+from handmesh.system.extras import install_command
 
 
 class Landmarks(NamedTuple):
@@ -33,7 +34,7 @@ class MediaPipeHands:
             import mediapipe  # type: ignore[import-not-found, unused-ignore]
         except ImportError as error:
             raise ConfigError(
-                f"MediaPipe cannot be imported ({error}). Install it with: pip install 'handmesh[detect]' "
+                f"MediaPipe cannot be imported ({error}). Install it with: {install_command('detect')} "
                 "(Python 3.12 or older; it needs numpy below 2, so best in an environment of its own)."
             ) from None
         self._version = str(mediapipe.__version__)

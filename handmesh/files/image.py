@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from handmesh.errors import ExportError, ImageError, ImageFormatError, ImageTooLargeError
 from handmesh.files.containers import jpeg_without_tail, trimmed
+from handmesh.system.extras import install_command
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -472,7 +473,7 @@ def _open_heif(file: io.BytesIO, name: str) -> PilImage:
         from pi_heif.as_plugin import HeifImageFile
     except ImportError:
         raise ImageFormatError(
-            f'{name} is a HEIC photo: pip install "handmesh[heic]" reads them, or export it as JPEG.'
+            f"{name} is a HEIC photo: {install_command('heic')} reads them, or export it as JPEG."
         ) from None
     image: PilImage = HeifImageFile(file)
     return image

@@ -42,6 +42,7 @@ from handmesh.system.paths import folder_in, user_data_folder
 
 logger = logging.getLogger(__name__)
 
+MANO_PAGE = "https://mano.is.tue.mpg.de"
 MAX_FILE_BYTES = 64 << 20  # the originals have 3.8 MB
 _LENGTHS = (0.05, 0.5)  # metres, the longest side at rest; MANO's has about 0.2
 MAX_VALUES = 4_000_000  # numbers in one array; the largest there is, posedirs, has 315,090
@@ -95,7 +96,7 @@ def missing_mano(handedness: Handedness) -> str:
     return (
         f"There is no MANO model of a {handedness} hand at {mano_file(handedness)}.\n"
         "MANO may not be shipped with handmesh; it is free for non-commercial research:\n"
-        "  1. Register at https://mano.is.tue.mpg.de and accept the licence.\n"
+        f"  1. Register at {MANO_PAGE} and accept the licence.\n"
         "  2. Download 'Models & Code' (mano_v1_2.zip) and unpack it.\n"
         f"  3. handmesh mano add mano_v1_2/models/{name}\n"
         "Or use the built-in hand, which needs no licence: --hand-model builtin."
@@ -218,7 +219,7 @@ def _read_file(path: Path) -> bytes:
     try:
         if not path.is_file():
             what = "is a folder or a device" if path.exists() else "does not exist"
-            raise AssetError(f"{path} {what}: wanted MANO_RIGHT.pkl or MANO_LEFT.pkl (see mano_assets/README.md).")
+            raise AssetError(f"{path} {what}: wanted MANO_RIGHT.pkl or MANO_LEFT.pkl of {MANO_PAGE}.")
         _check_no_archive(path)
         with open(path, "rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)

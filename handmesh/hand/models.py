@@ -14,7 +14,7 @@ from typing import Final
 
 from handmesh.errors import AssetError, ConfigError
 from handmesh.hand.arrays import HandArrays, builtin_hand
-from handmesh.hand.mano_file import load_mano, mano_file
+from handmesh.hand.mano_file import MANO_PAGE, load_mano, mano_file
 from handmesh.hand.skeleton import Handedness
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ HAND_MODELS: Final = {
             "and must not be passed on",
             load_mano,
             mano_file,
-            how_to_add="handmesh mano add, see mano_assets/README.md",
+            how_to_add=f"register at {MANO_PAGE}, download MANO, then: handmesh mano add MANO_RIGHT.pkl",
             how_to_match="give `handmesh mano add` the MANO_RIGHT.pkl it was trained with",
         ),
     )

@@ -2,7 +2,7 @@
 
 config.yaml, environment.json     every setting, resolved; versions, hardware, git commit, command line
 metrics.jsonl                     losses and speed every `log_every` steps, scores at every evaluation
-tensorboard/                      the same as curves, and overlays; where `pip install "handmesh[train]"` was done
+tensorboard/                      the same as curves, and overlays; where TensorBoard is installed
 scores.json                       the scores of the model that the run has written
 """
 
@@ -33,6 +33,7 @@ from handmesh.hand import HandArrays
 from handmesh.model.bundled import find_model
 from handmesh.model.pretrained import find_backbone_weights
 from handmesh.system.atomic import sha256_of_file, written_atomically
+from handmesh.system.extras import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def _tensorboard_writer(directory: Path, step: int) -> Any:
             warnings.simplefilter("ignore")  # its own imports are not ours to mend
             from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        logger.info('no TensorBoard here: curves are in %s alone (pip install "handmesh[train]")', METRICS)
+        logger.info("no TensorBoard here: curves are in %s alone (%s)", METRICS, install_command("train"))
         return None
     return SummaryWriter(str(directory), purge_step=step)
 

@@ -37,7 +37,7 @@ from handmesh.runtime.onnx import OnnxEngine, import_onnxruntime
 from handmesh.runtime.openvino import OpenVinoEngine, import_openvino, openvino_core
 from handmesh.runtime.timing import time_in_turns
 from handmesh.runtime.trace import properties_of, quiet, with_metadata, with_plain_weights
-from handmesh.system.extras import extra
+from handmesh.system.extras import extra, install_command
 
 logger = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ def _write_coreml(path: Path, written: Path) -> dict[str, Any]:
         with quiet():
             import coremltools
     except ImportError:
-        raise ExportError('Core ML files need coremltools: pip install "handmesh[coreml]".') from None
+        raise ExportError(f"Core ML files need coremltools: {install_command('coreml')}.") from None
     import torch
 
     network = _reparameterized_network(path)

@@ -25,6 +25,7 @@ from handmesh.runtime.graph import (
     scope_of,
 )
 from handmesh.system.cpus import default_threads
+from handmesh.system.extras import install_command
 
 
 def import_openvino() -> Any:
@@ -34,7 +35,7 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ImportError:
-        raise ConfigError('OpenVINO is not installed: pip install "handmesh[openvino]".') from None
+        raise ConfigError(f"OpenVINO is not installed: {install_command('openvino')}.") from None
     return openvino
 
 

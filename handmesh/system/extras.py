@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from handmesh.errors import MissingPackageError
 
@@ -29,4 +30,10 @@ def extra(name: str, wanted_by: str) -> Iterator[None]:
 
 def missing(package: str, name: str, wanted_by: str) -> MissingPackageError:
     """The error to raise where a package of the extra `name` is not installed."""
-    return MissingPackageError(f'{wanted_by} needs {package}, which is not installed: pip install "handmesh[{name}]"')
+    return MissingPackageError(f"{wanted_by} needs {package}, which is not installed: {install_command(name)}")
+
+
+def install_command(name: str) -> str:
+    """What installs an extra: where handmesh runs from its source tree, from there, as the README does."""
+    from_source = (Path(__file__).resolve().parents[2] / "pyproject.toml").is_file()
+    return f'pip install -e ".[{name}]"' if from_source else f'pip install "handmesh[{name}]"'

@@ -111,7 +111,7 @@ def test_engines_side_by_side_on_the_command_line(tmp_path):
 
 @pytest.mark.slow
 def test_reduced_precision_and_cold_starts():
-    pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
+    pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
     variants = ["torch", "onnx", "onnx-int8", "openvino", "openvino-int8"]
     (rows,) = bench_engines("fastvit_t8", variants, size=64, threads=1, runs=2)
     assert [row.precision for row in rows] == ["float32", "float32", "int8", "float32", "int8"]

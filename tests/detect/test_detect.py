@@ -178,7 +178,7 @@ def test_mediapipe_is_asked_and_understood(monkeypatch):
 
 def test_what_is_missing_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "mediapipe", None)
-    with pytest.raises(ConfigError, match="handmesh\\[detect\\]"):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[detect\]"'):
         open_detector("mediapipe")
     with pytest.raises(ConfigError, match="none, mediapipe"):
         open_detector("yolo")

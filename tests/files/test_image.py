@@ -407,12 +407,12 @@ def test_a_palette_with_a_hole_is_laid_on_white():
 def test_heic_says_what_reads_it():
     if importlib.util.find_spec("pi_heif"):
         pytest.skip("pi-heif is installed: HEIC is read")
-    with pytest.raises(ImageFormatError, match=r'pip install "handmesh\[heic\]"'):
+    with pytest.raises(ImageFormatError, match=r'pip install -e "\.\[heic\]"'):
         read_image(b"\0\0\0\x18ftypheic" + bytes(40))
 
 
 def test_heic_is_read_upright():
-    pytest.importorskip("pi_heif", reason="pi-heif is not installed: pip install 'handmesh[heic]'")
+    pytest.importorskip("pi_heif", reason='pi-heif is not installed: pip install -e ".[heic]"')
     pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif, which can write HEIC, is not installed")
     exif = Image.Exif()
     exif[ORIENTATION] = 6

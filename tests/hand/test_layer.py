@@ -75,7 +75,7 @@ def test_equals_skinning_written_out(arrays):
 def test_equals_smplx(arrays, dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of smplx's own making
-        smplx = pytest.importorskip("smplx", reason="smplx is not installed: pip install 'handmesh[test]'")
+        smplx = pytest.importorskip("smplx", reason='smplx is not installed: pip install -e ".[test]"')
         from smplx.utils import Struct
 
         struct = Struct(**{field.name: getattr(arrays, field.name) for field in fields(arrays)})

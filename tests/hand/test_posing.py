@@ -35,7 +35,7 @@ def test_it_poses_as_the_torch_layer_does(side, batch):
 def test_it_poses_as_smplx_does(batch):
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of smplx's own making
-        lbs = pytest.importorskip("smplx.lbs", reason="smplx is not installed: pip install 'handmesh[test]'")
+        lbs = pytest.importorskip("smplx.lbs", reason='smplx is not installed: pip install -e ".[test]"')
     hand, (rotations, betas) = builtin_hand(), random_hands(*batch)
     tensors = (hand.v_template[None], hand.shapedirs, hand.posedirs.reshape(-1, 135).T, hand.J_regressor)
     vertices, joints = lbs.lbs(

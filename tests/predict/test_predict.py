@@ -701,7 +701,7 @@ def test_files_that_cannot_be_written_are_refused_by_name(hand, photo, tmp_path)
 @pytest.mark.parametrize("convention", ["MANOLayer", "MANO"])
 def test_to_smplx_gives_the_same_mesh_in_smplx(convention, hand, tmp_path, capsys):
     """smplx's own classes, fed from a MANO-format pickle of our hand, with rotation matrices and with axis-angle."""
-    smplx = pytest.importorskip("smplx", reason='smplx is not installed: pip install "handmesh[mano]"')
+    smplx = pytest.importorskip("smplx", reason='smplx is not installed: pip install -e ".[mano]"')
     arrays = builtin_hand(hand.handedness)
     path = tmp_path / f"MANO_{hand.handedness.upper()}.pkl"
     names = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")

@@ -35,7 +35,7 @@ needs_bundled_model = pytest.mark.skipif(
 @pytest.fixture(scope="module", params=["onnx", "torch", "openvino"])
 def engine(model_file, request) -> Engine:
     if request.param == "openvino":
-        pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
+        pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
     return open_engine(model_file, "cpu", engine=request.param, threads=1)
 
 
@@ -110,7 +110,7 @@ def test_answers_do_not_depend_on_the_batch_nor_the_memory_layout(engine):
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_the_optional_heads_come_through(name, lively_network, tmp_path):
     if name == "openvino":
-        pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
+        pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         config = lively_network.config.model_copy(update={"confidence_head": True, "handedness_head": True})
@@ -125,7 +125,7 @@ def test_the_optional_heads_come_through(name, lively_network, tmp_path):
 
 def test_bfloat16_leaves_the_geometry_in_float32(model_file):
     """Only the features are coarse: rotations stay rotations, and the mesh is the hand model's of pose and shape."""
-    pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
+    pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
     if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor does not multiply bfloat16")
     coarse = open_engine(model_file, engine="openvino", precision="bfloat16")(crops(3))
@@ -184,7 +184,7 @@ print(looked_up, [name for name, module in sys.modules.items() if name.startswit
 @needs_bundled_model
 def test_openvino_is_kept_from_reporting_home(tmp_path):
     """Importing it asks for an address of a statistics server, and leaves a file in the user's home."""
-    pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
+    pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
     environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
     command = [sys.executable, "-c", LOOK_FOR_TELEMETRY]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -41,7 +41,7 @@ def vertex_error_mm(model_file, answer) -> float:
 @pytest.mark.parametrize(("format", "suffix"), [("onnx", ".onnx"), ("openvino", ".xml")])
 def test_a_file_is_an_engine_that_answers_as_torch_does(format, suffix, model_file, tmp_path):
     if format == "openvino":
-        pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
+        pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
     exported = export_model(model_file, format, tmp_path / f"hand{suffix}")
     assert exported.error_mm < 0.01
     engine = open_engine(exported.path)
@@ -140,7 +140,7 @@ def test_a_file_that_disagrees_is_deleted_and_the_error_has_the_number(model_fil
 
 
 def test_core_ml_files_have_the_right_specification(model_file, tmp_path):
-    pytest.importorskip("coremltools", reason='needs coremltools: pip install "handmesh[coreml]"')
+    pytest.importorskip("coremltools", reason='needs coremltools: pip install -e ".[coreml]"')
     exported = export_model(model_file, "coreml", tmp_path / "hand.mlpackage")  # which checks names and the image
     assert exported.error_mm is None
     assert exported.megabytes > 10
@@ -178,7 +178,7 @@ def test_on_the_command_line(model_file, tmp_path):
 def test_a_full_disk_is_one_line_that_names_the_file(format, model_file, tmp_path):
     """It was "[Errno 28] No space left on device" alone."""
     if format == "openvino":
-        pytest.importorskip("openvino", reason='openvino is not installed: pip install "handmesh[openvino]"')
+        pytest.importorskip("openvino", reason='openvino is not installed: pip install -e ".[openvino]"')
     target = tmp_path / f"hand{SUFFIXES[format]}"
     with disk_with(free=50_000), pytest.raises(ExportError, match=f"Cannot write .*{target.name}: "):
         export_model(model_file, format, target)

@@ -188,7 +188,7 @@ def test_graphs_of_earlier_versions_keep_running(model_file, tmp_path):
     crops = np.full((2, 64, 64, 3), 7, np.uint8)
     for name in ("onnx", "openvino"):
         if name == "openvino":
-            pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
+            pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
         old, new = (open_engine(tmp_path / file, engine=name)(crops) for file in ("old.onnx", "hand.onnx"))
         for field, a, b in zip(HandOutput._fields, old, new, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=field)  # of all joints 1: it cannot tell, as this model

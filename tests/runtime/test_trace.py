@@ -116,7 +116,7 @@ def test_int8_finds_every_perceptron_and_projection(name):
 
 def test_openvino_is_split_after_the_backbone():
     """Where features become geometry; in two parts it computes what it does in one."""
-    pytest.importorskip("openvino", reason='needs OpenVINO: pip install "handmesh[openvino]"')
+    pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
     network = lively("fastvit_sa12")
     core, exact = openvino_core(), {"INFERENCE_PRECISION_HINT": "f32"}
     model = core.read_model(build_graph(network, {}, half=True))

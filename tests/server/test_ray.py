@@ -15,7 +15,7 @@ from server_harness import photo
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    ray = pytest.importorskip("ray", reason='needs Ray: pip install "handmesh[ray]"')
+    ray = pytest.importorskip("ray", reason='needs Ray: pip install -e ".[ray]"')
     from ray import serve
 
 ROOT = Path(__file__).resolve().parents[2]
