@@ -33,7 +33,13 @@ def serve(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, max=MAX_THREADS, help="Threads of the network; default: the cores."),
+        typer.Option(
+            metavar="N", min=1, max=MAX_THREADS, help="Photos at a time, or threads of one alone; default: the cores."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=256, help="Processes; one that dies is replaced. Default: 1."),
     ] = None,
     max_batch: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=1024, help="Crops per batch; default: 1 on a CPU, 16 on CUDA.")
@@ -70,6 +76,7 @@ def serve(
         cors_origins=tuple(cors) if cors else None,
         passes=passes,
         threads=threads,
+        workers=workers,
         max_batch=max_batch,
         queue_size=queue_size,
         deadline_seconds=deadline,

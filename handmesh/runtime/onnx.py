@@ -25,11 +25,13 @@ def import_onnxruntime(module: str = "onnxruntime") -> Any:
     return importlib.import_module(module)
 
 
-def session_of(graph: Path | bytes, threads: int, providers: tuple[str, ...] = ()) -> Any:
+def session_of(graph: Path | bytes, threads: int, providers: tuple[str, ...] = (), *, spinning: bool = True) -> Any:
     """An onnxruntime.InferenceSession on `threads` threads of the CPU, or on one of `providers`."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; what it warns of is nothing to act on
     source = graph if isinstance(graph, bytes) else str(graph)
     return onnxruntime.InferenceSession(source, options, providers=[*providers, "CPUExecutionProvider"])
@@ -44,8 +46,12 @@ def metadata_in(session: Any) -> dict[str, str]:
 class OnnxEngine:
     """ONNX Runtime, float32, on the graph that lies beside a model file (`handmesh.runtime.graph`)."""
 
-    def __init__(self, path: Path, *, threads: int | None = None, cuda: bool = False) -> None:
-        """`path`: a model file, or an exported graph. Raises CheckpointError, AssetError or ConfigError."""
+    def __init__(self, path: Path, *, threads: int | None = None, cuda: bool = False, spinning: bool = True) -> None:
+        """`path`: a model file, or an exported graph. Raises CheckpointError, AssetError or ConfigError.
+
+        `spinning`: threads wait for each other in a loop, which is faster where nobody else wants the processors, and
+        takes twice the processor time where somebody does (docs/how_to/serving.md has the measurement).
+        """
         wanted: tuple[str, ...] = ()
         if cuda:
             available = import_onnxruntime().get_available_providers()
@@ -57,7 +63,7 @@ class OnnxEngine:
             wanted = ("CUDAExecutionProvider",)
 
         def load(graph: Path | bytes) -> Any:
-            return session_of(graph, threads or default_threads(), wanted)
+            return session_of(graph, threads or default_threads(), wanted, spinning=spinning)
 
         kinds = Exception  # its own have no common root
         self._session = open_graph(path, load, metadata_in, kinds, "ONNX Runtime")

@@ -19,6 +19,7 @@ class RequestContext:
     """One request on its way through the threads: until when somebody waits for it, and where its time went."""
 
     deadline: float = float("inf")  # time.monotonic()
+    request_id: str = ""  # for logs
     gone: bool = False  # set by the event loop, read by the threads
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
@@ -97,9 +98,9 @@ class AdmissionControl:
         self._seconds_per_hand = 0.1  # a running mean, for Retry-After
         self._lock = threading.Lock()
 
-    def admission(self, deadline: float = float("inf")) -> Admission:
+    def admission(self, deadline: float = float("inf"), request_id: str = "") -> Admission:
         """Of a new request, which holds nothing yet."""
-        return Admission(self, deadline)
+        return Admission(self, RequestContext(deadline, request_id))
 
     def check_room(self, hands: int, own: int = 0) -> None:
         """Raises QueueFull when so many hands have no room now, of who has `own` in the queue already."""
@@ -123,8 +124,8 @@ class AdmissionControl:
 class Admission:
     """One request while it is in."""
 
-    def __init__(self, control: AdmissionControl, deadline: float) -> None:
-        self.context = RequestContext(deadline)
+    def __init__(self, control: AdmissionControl, context: RequestContext) -> None:
+        self.context = context
         self.upload = Reservation(control.uploads)  # what came and is not decoded yet
         self.photo = Reservation(control.photos)  # its pixels, and the answer until it is sent
         self._control = control

@@ -108,7 +108,9 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
             allow_headers=("Authorization", "Content-Type", REQUEST_ID),
             expose_headers=(REQUEST_ID, "Server-Timing", "Retry-After"),
         )
-    app.add_middleware(RequestMiddleware, metrics=service.metrics, control=service.control)
+    app.add_middleware(
+        RequestMiddleware, metrics=service.metrics, control=service.control, leaving=lambda: service.leaving
+    )
     return app
 
 
@@ -309,7 +311,7 @@ def _hands_routes(service: HandService) -> APIRouter:
         },
     )
     async def get_metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await service.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
 

@@ -174,7 +174,7 @@ async def _line(
     start = b'{"index":%d,"name":%s,' % (index, to_json(photo.name))
     try:
         encoded = await asyncio.to_thread(photo.read)
-        answer = await _answer(service, encoded, query, encode)
+        answer = await _answer(service, encoded, query, encode, request_id)
     except Exception as error:  # belongs to this photo alone
         problem = problem_of(error)
         if problem is None:
@@ -188,13 +188,15 @@ async def _line(
     return True, start + b'"status":200,"answer":%s}\n' % answer.content
 
 
-async def _answer(service: HandService, encoded: bytes, query: HandsQuery, encode: Any) -> answers.Answer:
+async def _answer(
+    service: HandService, encoded: bytes, query: HandsQuery, encode: Any, request_id: str
+) -> answers.Answer:
     """As a single photo is answered, but where the queue is full it waits."""
     loop = asyncio.get_running_loop()
     until = loop.time() + _PATIENCE_SECONDS
     while True:
         try:
-            with service.control.admission(loop.time() + service.settings.deadline_seconds) as admission:
+            with service.control.admission(loop.time() + service.settings.deadline_seconds, request_id) as admission:
                 if not admission.upload.grow(len(encoded)):
                     raise QueueFull("Too many uploads at a time. Try again soon.", 1)
                 service.check_open(query.hands)

@@ -1,8 +1,9 @@
-"""Crops of many requests through one engine: a queue, one model thread, batches of whatever waits.
+"""One engine for many requests: side by side on a CPU, in batches on a GPU.
 
-`BatchingEngine.for_request` is an `Engine`, so a `Predictor` uses it unchanged: each request runs in a thread of its
-own through its several passes, and waits here for each of them. The model thread never waits for a batch to fill: it
-takes what there is. A single client sees no delay, and under load batches grow by themselves.
+What `for_request` gives is an `Engine`, so a `Predictor` uses it unchanged: each request runs in a thread of its own
+through its several passes. A CPU computes them best beside each other, each on one thread (`SharedEngine`). For a GPU
+crops of all requests wait in one queue for one model thread (`BatchingEngine`), which never waits for a batch to fill:
+it takes what there is. A single client sees no delay, and under load batches grow by themselves.
 """
 
 from __future__ import annotations
@@ -26,6 +27,64 @@ from handmesh_server.errors import ClientGone, DeadlineExpired
 logger = logging.getLogger(__name__)
 
 
+OnBatch = Callable[[int, float], None]  # is told about every call that an engine answered: crops, seconds
+
+
+class RequestEngine:
+    """An `Engine` whose crops all belong to one request."""
+
+    def __init__(self, shared: SharedEngine | BatchingEngine, context: RequestContext) -> None:
+        self.name, self.resolution = shared.name, shared.resolution
+        self.hand, self.record = shared.hand, shared.record
+        self._shared, self._context = shared, context
+
+    def __call__(self, crops: NDArray[np.uint8]) -> HandOutput:
+        return self._shared.run(crops, self._context)
+
+
+class SharedEngine:
+    """An engine that is called by the requests' own threads."""
+
+    max_batch = 1
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        alone: tuple[Engine, Callable[[], bool]] | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> None:
+        """`alone`: the same model on more threads, and when it is to be taken."""
+        self.name, self.resolution, self.hand, self.record = engine.name, engine.resolution, engine.hand, engine.record
+        self._engine = engine
+        self._alone = alone
+        self._on_batch = on_batch
+
+    @property
+    def depth(self) -> int:
+        """Crops that wait: none does."""
+        return 0
+
+    def for_request(self, context: RequestContext) -> RequestEngine:
+        """The engine as one request sees it."""
+        return RequestEngine(self, context)
+
+    def run(self, crops: NDArray[np.uint8], context: RequestContext) -> HandOutput:
+        """(B, S, S, 3) uint8 RGB -> HandOutput. Raises what the engine raises, and ClientGone or DeadlineExpired."""
+        context.check()
+        started = time.monotonic()
+        engine = self._alone[0] if self._alone is not None and self._alone[1]() else self._engine
+        output = engine(crops)
+        seconds = time.monotonic() - started
+        context.add("model", seconds)
+        if self._on_batch is not None:
+            self._on_batch(len(crops), seconds)
+        return output
+
+    def close(self) -> None:
+        """Nothing waits here."""
+
+
 @dataclass(eq=False)
 class _Crop:
     pixels: NDArray[np.uint8]  # (S, S, 3)
@@ -36,8 +95,7 @@ class _Crop:
 class BatchingEngine:
     """An engine for many threads in front of one that is called by a single thread. Close it when done."""
 
-    def __init__(self, engine: Engine, max_batch: int, *, on_batch: Callable[[int, float], None] | None = None) -> None:
-        """`on_batch(crops, seconds)` is told about every batch that the engine answered."""
+    def __init__(self, engine: Engine, max_batch: int, *, on_batch: OnBatch | None = None) -> None:
         self.name, self.resolution, self.hand, self.record = engine.name, engine.resolution, engine.hand, engine.record
         self.max_batch = max_batch
         self._engine = engine
@@ -129,15 +187,3 @@ class BatchingEngine:
             context.add("model", seconds)
         for entry, answer in zip(batch, answers, strict=True):
             entry.answer.set_result(answer)
-
-
-class RequestEngine:
-    """An `Engine` whose crops all belong to one request."""
-
-    def __init__(self, batching: BatchingEngine, context: RequestContext) -> None:
-        self.name, self.resolution = batching.name, batching.resolution
-        self.hand, self.record = batching.hand, batching.record
-        self._batching, self._context = batching, context
-
-    def __call__(self, crops: NDArray[np.uint8]) -> HandOutput:
-        return self._batching.run(crops, self._context)

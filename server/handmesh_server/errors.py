@@ -39,6 +39,12 @@ class ClientGone(RequestError):
     reason = "disconnected"
 
 
+class PhotoRefused(RequestError):
+    """It ended a worker before."""
+
+    reason = "photo_refused"
+
+
 class UploadTooLarge(RequestError):
     reason = "too_large"
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -32,6 +35,7 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_DISCARD_SECONDS: Final = 10.0  # for the rest of an upload that nobody wants any more
 CLIENT_GONE: Final = 499  # nginx's, for the log: nobody receives it
 
 
@@ -49,10 +53,12 @@ def check_headers(scope: Scope) -> None:
 class RequestMiddleware:
     """Outermost. Pure ASGI, so that answers are streamed and disconnections seen."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, control: AdmissionControl) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, control: AdmissionControl, leaving: Callable[[], bool]) -> None:
+        """`leaving()`: whether the server is about to end; clients are then told to come back by a new connection."""
         self.app = app
         self.metrics = metrics
         self.control = control
+        self.leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,15 +68,28 @@ class RequestMiddleware:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         scope = {**scope, "method": "GET"} if method == "HEAD" else scope  # the same, without the body
         request_id = _request_id(Headers(scope=scope))
-        admission = self.control.admission()
+        admission = self.control.admission(request_id=request_id)
         scope.setdefault("state", {}).update(request_id=request_id, admission=admission)
-        status = 0
+        status, uploaded = 0, False
+
+        async def receive_all() -> Message:
+            nonlocal uploaded
+            message = await receive()
+            uploaded = not message.get("more_body", False)
+            return message
 
         async def send_named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
+                if self.leaving():
+                    headers["Connection"] = "close"
+                    # A connection that is closed with an upload unread is reset, and its answer lost.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_DISCARD_SECONDS):
+                            while not uploaded:
+                                await receive_all()
                 headers[REQUEST_ID] = request_id
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
@@ -81,7 +100,7 @@ class RequestMiddleware:
         try:
             check_headers(scope)
             with admission:  # until the last byte of the answer is sent
-                await self.app(scope, receive, send_named)
+                await self.app(scope, receive_all, send_named)
         except HeadersTooLarge as error:
             problem = problem_of(error)
             assert problem is not None

@@ -29,6 +29,7 @@ STATUS: Final[tuple[tuple[type[Exception], int, str | None], ...]] = (
     (errors.UploadTooLarge, 413, None),
     (errors.ClipFormatInvalid, 415, None),
     (errors.UploadInvalid, 422, None),
+    (errors.PhotoRefused, 422, None),
     (errors.QueryInvalid, 422, None),
     (errors.QueueFull, 429, None),
     (errors.HeadersTooLarge, 431, None),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any, Final, cast
@@ -20,6 +22,7 @@ from handmesh_server.service import HandService
 from handmesh_server.settings import Settings
 
 _KEEP_ALIVE_SECONDS: Final = 5
+_QUIET_SECONDS: Final = 1.0  # of a connection, before the end of the server closes it
 
 _TOO_MANY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -37,6 +40,7 @@ class GuardedProtocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self._settings = settings
         self._rejected = False
+        self._last_activity = self.loop.time()
         self._request_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -56,6 +60,7 @@ class GuardedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._rejected:
+            self._last_activity = self.loop.time()
             super().data_received(data)
 
     def handle_events(self) -> None:
@@ -68,7 +73,22 @@ class GuardedProtocol(H11Protocol):
         self._stop_timers()  # GuardedWebSocket has its own
         super().handle_websocket_upgrade(event)
 
+    def shutdown(self) -> None:
+        """When the server ends: let go of a client that is not about to ask.
+
+        One that was told to close (middleware.py) has closed. Another may send its next request at this moment, and
+        would get no answer if the connection ended now: it has until it was quiet for a while.
+        """
+        if self.transport.is_closing():
+            return
+        in_work = self.cycle is not None and not self.cycle.response_complete
+        if in_work or self.loop.time() - self._last_activity < _QUIET_SECONDS:
+            self.loop.call_later(0.1, self.shutdown)
+        else:
+            super().shutdown()
+
     def on_response_complete(self) -> None:
+        self._last_activity = self.loop.time()
         self._expect_request()
         super().on_response_complete()
 
@@ -156,7 +176,12 @@ class Server(uvicorn.Server):
 def make_server(settings: Settings, app: Any, announce: Callable[[str], None] = lambda _: None) -> Server:
     """A uvicorn server for `create_app`'s application; `run()` it. `announce` gets its address when it is ready."""
     service: HandService = app.state.service
-    config = uvicorn.Config(
+    return Server(server_config(settings, app), service, announce)
+
+
+def server_config(settings: Settings, app: Any) -> uvicorn.Config:
+    """How uvicorn serves `create_app`'s application."""
+    return uvicorn.Config(
         LocalHosts(app) if settings.is_local else app,
         host=settings.host,
         port=settings.port,
@@ -173,4 +198,30 @@ def make_server(settings: Settings, app: Any, announce: Callable[[str], None] = 
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
         backlog=2048,  # refusing is our business, not the kernel's, which would let clients wait
     )
-    return Server(config, service, announce)
+
+
+def prepare_process() -> None:
+    """What a process that serves has for itself alone: its files, and how its threads share the processors."""
+    _allow_many_files()
+    _share_cpus()
+
+
+def _share_cpus() -> None:
+    """Requests already run beside each other: threads within one would only get in their way."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    # The model's thread needs Python's lock between any two operations of the network, and would else wait for it for
+    # up to 5 ms whenever a request's thread computes in Python.
+    sys.setswitchinterval(0.0005)
+
+
+def _allow_many_files() -> None:
+    """As many connections as the system's hard limit allows: shells often start with a soft limit of 1024 files."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard) if soft != hard else (soft, hard))

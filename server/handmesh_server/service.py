@@ -1,8 +1,8 @@
 """What happens to a photograph between upload and answer, and how much of it happens at once.
 
-`HandService` owns the threads. The event loop lets a request in (admission.py) when there is a place in the queue; from
-then on it has a thread of its own that decodes, predicts and encodes, and checks before each step whether anybody still
-waits. Decoding and encoding run on as many threads at a time as there are processors; the model in one.
+`HandService` owns the threads. The event loop lets a request in (admission.py) when there is a place in the queue. When
+its turn has come (lanes.py) it has a thread of its own that decodes, predicts and encodes, and checks before each step
+whether anybody still waits. On a CPU there are as many at a time as threads, for a GPU enough to fill its batches.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,15 +25,19 @@ from handmesh.errors import HandMeshError
 from handmesh.files.image import Photo, encode_image, read_header, read_photo
 from handmesh.hand import builtin_hand
 from handmesh.hand.models import HAND_MODELS
-from handmesh.model.bundled import BUNDLED_MODEL
+from handmesh.model.bundled import BUNDLED_MODEL, find_model
 from handmesh.predict import HandPrediction, Predictor, load_predictor
-from handmesh.system.cpus import usable_cpus
+from handmesh.runtime.engine import Engine
+from handmesh.runtime.onnx import OnnxEngine
+from handmesh.system.cpus import default_threads
 from handmesh_server.admission import Admission, AdmissionControl, RequestContext
 from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer
-from handmesh_server.batching import BatchingEngine
+from handmesh_server.batching import BatchingEngine, SharedEngine
 from handmesh_server.errors import ClientGone, DeadlineExpired, NotReady, UploadTooLarge
 from handmesh_server.input import read_form
-from handmesh_server.metrics import Metrics
+from handmesh_server.lanes import Lanes
+from handmesh_server.metrics import Metrics, merged
+from handmesh_server.quarantine import Quarantine
 from handmesh_server.schemas import HandsQuery
 from handmesh_server.settings import Settings
 from handmesh_server.stream import StreamFollower
@@ -79,16 +82,18 @@ class HandService:
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None  # told, in a thread, when the model cannot be loaded
         self.control = AdmissionControl(settings.queue_size, settings.memory_bytes)
+        self.quarantine = Quarantine()
+        # Of several processes each is asked by chance; this has what all of them counted, by process.
+        self.metrics_of_all: Callable[[], Awaitable[Mapping[int, bytes]]] | None = None
         self._given = predictor
         self._predictor: Predictor | None = None
-        self._engine: BatchingEngine | None = None
-        self._draining = False
-        self._cpus = threading.Semaphore(usable_cpus())
-        self._threads = ThreadPoolExecutor(settings.queue_size, thread_name_prefix="handmesh-request")
+        self._engine: SharedEngine | BatchingEngine | None = None
+        self.leaving = self._draining = False
+        self._lanes = Lanes(settings.threads or default_threads())
         metrics = self.metrics
         metrics.watch(metrics.ready, lambda: float(self.state == "ready"))
         metrics.watch(metrics.in_flight, lambda: self.control.in_flight)
-        metrics.watch(metrics.queue_depth, lambda: self._engine.depth if self._engine else 0)
+        metrics.watch(metrics.queue_depth, lambda: self._lanes.depth + (self._engine.depth if self._engine else 0))
         metrics.watch(metrics.memory, lambda: self.control.uploads.used + self.control.photos.used)
 
     # Life
@@ -101,11 +106,18 @@ class HandService:
         started = time.monotonic()
         try:
             settings = self.settings
-            predictor = self._given or load_predictor(settings.model, passes=settings.passes, threads=settings.threads)
+            predictor = self._given or load_predictor(settings.model, passes=settings.passes, threads=1)
             # A CPU computes two crops no faster than one and one; a GPU sixteen in little more than one's time.
             batch = settings.max_batch or (_CUDA_BATCH if "cuda" in predictor.engine.name else 1)
-            engine = BatchingEngine(predictor.engine, batch, on_batch=self.metrics.on_batch)
-            _warm_up(predictor.with_engine(engine.for_request(RequestContext())))
+            engine: SharedEngine | BatchingEngine
+            if batch > 1:
+                self._lanes.places = max(self._lanes.places, 2 * batch)
+                engine = BatchingEngine(predictor.engine, batch, on_batch=self.metrics.on_batch)
+            else:
+                alone = self._engine_for_one(predictor)
+                engine = SharedEngine(predictor.engine, alone=alone, on_batch=self.metrics.on_batch)
+            _warm_up(predictor)
+            _warm_up(predictor.with_engine(engine.for_request(RequestContext())))  # which may be another one
         except Exception as error:  # any of them means: this process will never answer
             self.failure = error
             logger.error("the model cannot be loaded: %s", error, exc_info=not isinstance(error, HandMeshError))
@@ -118,25 +130,43 @@ class HandService:
         )
         logger.info("ready in %.1f s: %s on %s", time.monotonic() - started, card["name"], card["engine"])
 
+    def _engine_for_one(self, predictor: Predictor) -> tuple[Engine, Callable[[], bool]] | None:
+        """For a photo that is alone, all threads. Measured (docs/how_to/serving.md): for several it is better if each
+        has one, and threads that spin while they wait for each other take twice the processor time.
+        """
+        if self._given is not None or self._lanes.places == 1 or not isinstance(predictor.engine, OnnxEngine):
+            return None
+        path = find_model(self.settings.model)
+        engine = OnnxEngine(path, threads=self._lanes.places, spinning=False)
+        return engine, lambda: self._lanes.busy <= 1
+
     @property
     def state(self) -> str:
         """loading, ready, draining or failed."""
-        if self._draining:
+        if self.leaving:
             return "draining"
         if self.failure is not None:
             return "failed"
         return "loading" if self._predictor is None else "ready"
 
+    def leave(self) -> None:
+        """Say to balancers that they should look elsewhere, and to clients that they should close; still answer."""
+        self.leaving = True
+
     def drain(self) -> None:
         """Refuse what comes from now on; what was admitted is finished."""
-        self._draining = True
+        self.leaving = self._draining = True
 
     async def close(self) -> None:
         """After the last answer."""
         self.drain()
-        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._lanes.close)
         if self._engine is not None:
             await asyncio.to_thread(self._engine.close)
+
+    async def metrics_text(self) -> bytes:
+        """For Prometheus; with a label `worker` where there are several."""
+        return self.metrics.text() if self.metrics_of_all is None else merged(await self.metrics_of_all())
 
     def card(self) -> dict[str, Any]:
         """schemas.ModelCard. Raises NotReady."""
@@ -214,12 +244,15 @@ class HandService:
         held = ExitStack()  # from here on, for its caller may be gone before the thread begins
         held.enter_context(admission)
         held.callback(admission.leave_queue)
+        admitted = time.monotonic()
 
         def run() -> Result:
             with held:
+                admission.context.add("queue", time.monotonic() - admitted)
+                admission.context.check()
                 return work()
 
-        running = asyncio.get_running_loop().run_in_executor(self._threads, run)
+        running = asyncio.wrap_future(self._lanes.submit(run))
         watching: asyncio.Task[None] = asyncio.ensure_future(disconnected())
         either: set[asyncio.Future[Any]] = {running, watching}
         try:
@@ -240,18 +273,20 @@ class HandService:
     def _run(self, request: PhotoRequest, admission: Admission) -> Answer:
         """In the request's own thread."""
         context = admission.context
-        with self._cpu(context), self.metrics.stage("decode", context):
+        with self.metrics.stage("decode", context):
             encoded, fields = read_form(request.body, request.content_type)
             query = request.query.with_fields(fields)
             admission.enter_queue(query.hands - request.query.hands)  # boxes that only the form had
-            photo = self._decode(encoded, admission, OVERLAY_BYTES if request.draws else PHOTO_BYTES)
-            del encoded
-            request.body = b""
-            admission.upload.shrink_to(0)
-        with self._predicting(context) as predictor:
-            hands = _predict(predictor, photo, query, self.settings.search)
-        with self._cpu(context), self.metrics.stage("encode", context):
-            answer = request.encode(hands, photo, query)
+        with self.quarantine.work_on(encoded, context):
+            with self.metrics.stage("decode", context):
+                photo = self._decode(encoded, admission, OVERLAY_BYTES if request.draws else PHOTO_BYTES)
+                del encoded
+                request.body = b""
+                admission.upload.shrink_to(0)
+            with self._predicting(context) as predictor:
+                hands = _predict(predictor, photo, query, self.settings.search)
+            with self.metrics.stage("encode", context):
+                answer = request.encode(hands, photo, query)
         self.metrics.hands.inc(len(hands))
         return answer
 
@@ -260,10 +295,11 @@ class HandService:
     ) -> tuple[Photo, list[HandPrediction]]:
         """In a thread of its own, like `_run`."""
         context = admission.context
-        with self._cpu(context), self.metrics.stage("decode", context):
-            photo = self._decode(frame, admission, PHOTO_BYTES, max_pixels=FRAME_PIXELS)
-        with self._predicting(context) as predictor:
-            hands = follower(predictor, photo, arrived)
+        with self.quarantine.work_on(frame, context):
+            with self.metrics.stage("decode", context):
+                photo = self._decode(frame, admission, PHOTO_BYTES, max_pixels=FRAME_PIXELS)
+            with self._predicting(context) as predictor:
+                hands = follower(predictor, photo, arrived)
         self.metrics.hands.inc(len(hands))
         return photo, hands
 
@@ -295,19 +331,7 @@ class HandService:
         admission.photo.shrink_to(pixels * kept_bytes)
         return photo
 
-    @contextmanager
-    def _cpu(self, context: RequestContext) -> Iterator[None]:
-        """One of the processors, for as long as something computes that is not the model."""
-        context.check()
-        while not self._cpus.acquire(timeout=min(context.remaining(), 0.25)):
-            context.check()
-        try:
-            context.check()
-            yield
-        finally:
-            self._cpus.release()
-
-    def _ready(self, even_draining: bool = False) -> tuple[Predictor, BatchingEngine]:
+    def _ready(self, even_draining: bool = False) -> tuple[Predictor, SharedEngine | BatchingEngine]:
         """Raises NotReady."""
         if self._predictor is None or self._engine is None or (self._draining and not even_draining):
             state = self.state

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from handmesh.errors import ConfigError
-from handmesh.system.cpus import MAX_THREADS
+from handmesh.system.cpus import MAX_THREADS, default_threads
 
 PREFIX: Final = "HANDMESH_"
 
@@ -40,6 +40,8 @@ class Settings(BaseModel):
     search: bool = True  # search tiles of a photo for small hands, where the whole gives no good one; takes longer
     threads: int | None = Field(None, ge=1, le=MAX_THREADS)  # of the network; None: one for each usable core
     max_batch: int | None = Field(None, ge=1, le=1024)  # crops; None: 16 on CUDA, and 1 on a CPU, which gains nothing
+
+    workers: int = Field(1, ge=1, le=256)  # processes; each has its part of the processors, and of what follows
 
     # How much at once
     queue_size: int = Field(64, ge=1, le=4096)  # hands waiting or in work; more are answered 429
@@ -79,6 +81,8 @@ class Settings(BaseModel):
     write_seconds: Seconds = 30.0  # for a client to read on
     drain_seconds: float = Field(1.0, ge=0, le=600)  # after SIGTERM: answer 503, so that balancers look elsewhere
     grace_seconds: Seconds = 20.0  # then: for requests in work to finish
+    hang_seconds: Seconds = 30.0  # of a worker in one photo, or deaf: it is replaced
+    worker_memory_bytes: int | None = Field(None, ge=2**28)  # None: 2 GiB and its part of memory_bytes; then replaced
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -124,6 +128,29 @@ class Settings(BaseModel):
         return self.model_copy(update={"token": SecretStr(token), "token_file": None})
 
     @property
+    def worker_memory(self) -> int:
+        """Bytes that one worker may have."""
+        return self.worker_memory_bytes or 2**31 + self.memory_bytes // self.workers
+
+    def of_a_worker(self, index: int) -> Settings:
+        """What one of the workers is given, so that all together have what is set here."""
+
+        def part(total: int) -> int:
+            return -(-total // self.workers)
+
+        return self.model_copy(
+            update={
+                "threads": max(1, (self.threads or default_threads()) // self.workers),
+                "queue_size": part(self.queue_size),
+                "memory_bytes": part(self.memory_bytes),
+                "max_connections": part(self.max_connections),
+                "max_streams": part(self.max_streams),
+                "max_batches": part(self.max_batches),
+                "job_workers": self.job_workers // self.workers + (index < self.job_workers % self.workers),
+            }
+        )
+
+    @property
     def is_local(self) -> bool:
         """For this machine alone, and nobody has to show a token."""
         return self.token is None and not self.insecure and _is_loopback(self.host)
@@ -136,6 +163,14 @@ class Settings(BaseModel):
                 f"one with: openssl rand -hex 24), or bind 127.0.0.1, or say --insecure ({PREFIX}INSECURE=1) when a "
                 "proxy in front asks who calls."
             )
+
+
+def cannot_listen(settings: Settings, why: str = "") -> ConfigError:
+    """The error of an address that is not to be had."""
+    return ConfigError(
+        f"Cannot listen on {settings.host}, port {settings.port}{f' ({why})' if why else ''}: is another program using "
+        f"it? Choose another with --port ({PREFIX}PORT)."
+    )
 
 
 def _is_loopback(host: str) -> bool:

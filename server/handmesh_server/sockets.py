@@ -281,7 +281,7 @@ class _Stream:
     async def _answer(self, number: int, content: bytes, arrived: float) -> bool:
         """False when the frame was no image that we read."""
         service, started = self._service, time.monotonic()
-        admission = service.control.admission(started + service.settings.deadline_seconds)
+        admission = service.control.admission(started + service.settings.deadline_seconds, self._request_id)
 
         async def gone() -> None:
             await self._inbox.gone.wait()

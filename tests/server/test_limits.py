@@ -112,7 +112,7 @@ def test_the_deadline_is_kept_and_the_model_spared():
         statuses = flood(server, 6, 6)
         assert time.monotonic() - started < 4
         assert set(statuses) == {200, 504}
-        server.service._engine.close()  # returns when nothing waits
+        server.service._lanes.close()  # returns when nothing waits
         assert len(server.engine.batches) <= statuses[200] + 2, "work was done for requests that had expired"
 
 
@@ -465,7 +465,7 @@ def test_settings_come_from_the_environment():
 
 
 def test_the_manual_names_every_setting():
-    manual = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    manual = (Path(__file__).parents[2] / "docs" / "how_to" / "serving.md").read_text(encoding="utf-8")
     assert [name for name in Settings.model_fields if f"`{name}`" not in manual] == []
 
 
@@ -519,7 +519,10 @@ def test_strangers_need_a_token(host, safe):
 
 
 def test_sigterm_under_load_loses_no_request(model_file):
-    """A process, as a container runs it: clients hammer it, it is told to end, and every request is answered whole."""
+    """As a container runs it: clients hammer it, it is told to end, and every request that finds it is answered whole.
+
+    Until the door is closed they are answered with hands, though a balancer hears that it should look elsewhere.
+    """
     environment = os.environ | {
         "HANDMESH_MODEL": str(model_file),
         "HANDMESH_PORT": "0",
@@ -558,7 +561,7 @@ def test_sigterm_under_load_loses_no_request(model_file):
                         outcome = type(error).__name__
                     with lock:
                         outcomes[outcome] += 1
-                    if outcome != "200":  # 503: a balancer would now send its requests elsewhere
+                    if outcome != "200":
                         return
 
         clients = [threading.Thread(target=hammer) for _ in range(6)]
@@ -573,8 +576,8 @@ def test_sigterm_under_load_loses_no_request(model_file):
         for client in clients:
             client.join(30)
         assert process.wait(30) in (0, -signal.SIGTERM)
-        assert set(outcomes) == {"200", "503"}
-        assert outcomes["503"] == 6
+        assert set(outcomes) <= {"200", "503", "ConnectError"}
+        assert outcomes["503"] + outcomes["ConnectError"] == 6
     finally:
         process.kill()
         reader.join(10)
