@@ -6,16 +6,18 @@ What each writer knows of a set is taken from that set's own documentation and t
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from handmesh.geometry.rotation import matrix_from_vector
-from handmesh.hand import HandArrays, Handedness, builtin_hand
+from handmesh.hand import JOINTS_FROM_MANO, HandArrays, Handedness, builtin_hand
 
 SIZE = (320, 240)  # width and height of every photograph
 K = np.array([[400.0, 0, 157.5], [0, 402.0, 121.0], [0, 0, 1]])
@@ -32,6 +34,10 @@ class KnownHand:
     joints: NDArray[np.float64]  # (21, 3) m
     vertices: NDArray[np.float64]  # (778, 3) m
     chain: NDArray[np.float64]  # (16, 3) m, joints of the kinematic chain in MANO's order
+
+    def chain_joints(self, tips: tuple[int, ...]) -> NDArray[np.float64]:
+        """(21, 3) m in our order: the chain's joints, and as tips, thumb first, these vertices."""
+        return np.concatenate([self.chain, self.vertices[list(tips)]])[list(JOINTS_FROM_MANO)]
 
     @property
     def keypoints(self) -> NDArray[np.float64]:
@@ -127,3 +133,68 @@ def write_hint(root: Path, hands: list[KnownHand], hidden: NDArray[np.bool_]) ->
         labels = {"bbox": [hand.box.tolist()], "keypoints": hand.keypoints.tolist(), "occlusion": occlusion}
         _write_json(folder / f"{name}.json", [labels])
     return folder
+
+
+def projected(points: NDArray[np.float64], camera: NDArray[np.float64] = K) -> NDArray[np.float64]:
+    """(N, 3) m -> (N, 2) px."""
+    seen = points @ camera.T
+    return seen[:, :2] / seen[:, 2:]
+
+
+MANOPTH_TIPS = (745, 317, 444, 556, 673)  # thumb, index, middle, ring, pinky
+
+
+def write_dexycb(root: Path, hands: list[KnownHand], models: dict[Handedness, HandArrays]) -> dict[str, KnownHand]:
+    """dex_ycb_toolkit/dex_ycb.py and examples/visualize_pose.py of github.com/NVlabs/dex-ycb-toolkit.
+
+    Ten subjects with a hundred sequences; those of split s0_val have one or two frames of each camera, the second
+    without a hand. -> image, relative to the root, and the hand in it.
+    """
+    photo = root / "photo.jpg"
+    write_photo(photo)
+    cameras = ["836212060125", "839512060362", "840412060917", "841412060263"]
+    cameras += ["932122060857", "932122060861", "932122061900", "932122062010"]
+    color = {"fx": K[0, 0].item(), "fy": K[1, 1].item(), "ppx": K[0, 2].item(), "ppy": K[1, 2].item()}
+    for serial in cameras:
+        _write_yaml(root / f"calibration/intrinsics/{serial}_640x480.yml", {"color": color, "depth": color})
+    subjects = [f"2020{month:02d}{day:02d}-{name}" for month, day, name in ((7, 9, "a"), (8, 13, "b"), (8, 20, "c"))]
+    subjects += [f"2020{9 + number // 4:02d}{number + 3:02d}-other{number}" for number in range(7)]
+    found, number = {}, 0
+    for subject_number, subject in enumerate(sorted(subjects)):
+        for sequence in range(100):
+            folder = f"{subject}/{subject[:8]}_{100000 + sequence}"
+            (root / folder).mkdir(parents=True)
+            if subject_number > 1 or sequence % 5 != 4:
+                continue
+            hand = hands[number % len(hands)]
+            number += 1
+            frames = 1 if number % 2 else 2
+            calibration = f"{subject[:8]}_{hand.side}_{number}"
+            meta = {"num_frames": frames, "mano_sides": [str(hand.side)], "mano_calib": [calibration]}
+            _write_yaml(root / folder / "meta.yml", meta | {"serials": cameras, "ycb_ids": [2], "ycb_grasp_ind": 0})
+            _write_yaml(root / f"calibration/mano_{calibration}/mano.yml", {"betas": hand.betas.tolist()})
+            for serial in cameras:
+                place = root / folder / serial
+                place.mkdir()
+                for frame in range(frames):
+                    os.link(photo, place / f"color_{frame:06d}.jpg")
+                    np.savez(place / f"labels_{frame:06d}.npz", **_dexycb_labels(hand, models[hand.side], frame > 0))
+                found[f"{folder}/{serial}/color_000000.jpg"] = hand
+    photo.unlink()
+    return found
+
+
+def _dexycb_labels(hand: KnownHand, model: HandArrays, absent: bool) -> dict[str, NDArray[Any]]:
+    joints = hand.chain_joints(MANOPTH_TIPS)
+    components = np.linalg.solve(model.hands_components.T, hand.vectors[1:].ravel() - model.hands_mean)
+    pose = np.concatenate([hand.vectors[0], components, hand.translation])
+    labels = {"joint_3d": joints[None], "joint_2d": projected(joints)[None], "pose_m": pose[None]}
+    labels = {name: value.astype(np.float32) for name, value in labels.items()}
+    if absent:
+        labels = {name: np.full_like(value, 0 if name == "pose_m" else -1) for name, value in labels.items()}
+    return labels | {"seg": np.zeros((2, 2), np.uint8), "pose_y": np.zeros((1, 3, 4), np.float32)}
+
+
+def _write_yaml(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")

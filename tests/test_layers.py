@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "builtin_hand": "errors system geometry hand draw files",
     "doctor": "errors system hand model runtime",
     "handmesh_server": "errors system geometry hand draw files model runtime detect predict motion",
+    "client": "errors system files handmesh_server",
     "cli": "errors config system geometry hand metrics draw files model synth runtime detect predict data learn motion "
     "label evaluate bench doctor handmesh_server",
 }

@@ -10,9 +10,12 @@ they agree. Names are those of handmesh's own .json files: docs/reference/output
 from __future__ import annotations
 
 import math
+from base64 import b64decode
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from handmesh.errors import ConfigError
@@ -196,6 +199,10 @@ class Base64Array(_Answer):
     shape: list[int]
     base64: str
 
+    def array(self) -> NDArray[np.float32]:
+        """As numpy has it."""
+        return np.frombuffer(b64decode(self.base64), "<f4").reshape(self.shape)
+
 
 def _array(*shape: int, text: str) -> Any:
     """A field of nested lists of this shape, or Base64Array."""
@@ -246,6 +253,11 @@ class Hand(_Answer):
     cam_from_hand_axes: _array(3, 3, text="Rotation from the hand frame to the full camera's.")
     intrinsics_px: _array(3, 3, text="K of the full camera.")
     intrinsics_source: Literal["given", "field of view", "exif", "default"]
+
+    def array(self, name: str) -> NDArray[np.float32]:
+        """A field of numbers, such as "vertices", in whichever encoding it came."""
+        value = getattr(self, name)
+        return value.array() if isinstance(value, Base64Array) else np.asarray(value, np.float32)
 
 
 class HandsAnswer(_Answer):

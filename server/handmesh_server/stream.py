@@ -12,16 +12,16 @@ import struct
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from handmesh.detect import GivenBoxes
-from handmesh.errors import ExportError
+from handmesh.errors import DataError, ExportError
 from handmesh.files.image import Photo
-from handmesh.hand import Handedness
+from handmesh.hand import JOINT_COUNT, Handedness
 from handmesh.motion.follow import HandFollower
 from handmesh.motion.smoothing import Smoothing
 from handmesh.predict import HandPrediction, Predictor
@@ -150,3 +150,57 @@ def encode_frame(frame: Frame, hands: Sequence[HandPrediction], options: StreamO
         )
         parts += [np.ascontiguousarray(array, kind).tobytes() for array, kind in arrays]
     return b"".join(parts)
+
+
+class DecodedHand(NamedTuple):
+    """A hand of a stream's answer."""
+
+    handedness: Handedness
+    handedness_source: str  # given, assumed or found
+    source: str  # how the box was found
+    score: float
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in px
+    crop_center: tuple[float, float]  # px
+    crop_size: float  # px
+    camera_scale: float  # ndc per metre
+    camera_translation: tuple[float, float]  # metres
+    keypoints: NDArray[np.float32]  # (21, 2) px
+    joints: NDArray[np.float32]  # (21, 3) metres, hand frame
+    vertices: NDArray[np.float32]  # (V, 3) metres, hand frame
+
+
+def decode_frame(answer: bytes) -> tuple[Frame, list[DecodedHand]]:
+    """The inverse of `encode_frame`, for clients. Raises DataError for what is no answer of a stream."""
+    hands = []
+    try:
+        magic, number, width, height, vertex_count, itemsize, hand_count, *times = HEADER.unpack_from(answer)
+        at = HEADER.size
+        kinds = [((JOINT_COUNT, 2), "<f4"), ((JOINT_COUNT, 3), "<f4"), ((vertex_count, 3), f"<f{itemsize}")]
+        if magic != MAGIC:
+            raise ValueError("its first bytes are others")
+        for _ in range(hand_count):
+            side, known, found, score, *numbers = HAND.unpack_from(answer, at)
+            at += HAND.size
+            arrays = []
+            for shape, kind in kinds:
+                array = np.frombuffer(answer, kind, math.prod(shape), at)
+                at += array.nbytes
+                arrays.append(array.reshape(shape).astype(np.float32))
+            x0, y0, x1, y1, center_x, center_y, size, scale, shift_x, shift_y = numbers
+            hands.append(
+                DecodedHand(
+                    HANDEDNESS[side],
+                    HANDEDNESS_SOURCES[known],
+                    SOURCES[found],
+                    score,
+                    (x0, y0, x1, y1),
+                    (center_x, center_y),
+                    size,
+                    scale,
+                    (shift_x, shift_y),
+                    *arrays,
+                )
+            )
+    except (struct.error, ValueError, IndexError, TypeError) as error:
+        raise DataError(f"This is no answer of a stream: {error}.") from None
+    return Frame(number, width, height, *times), hands

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from published_sets import K, KnownHand, known_hands, write_coco_wholebody, write_hint
+from numpy.typing import NDArray
+from published_sets import (
+    MANOPTH_TIPS,
+    K,
+    KnownHand,
+    known_hands,
+    write_coco_wholebody,
+    write_dexycb,
+    write_hint,
+)
 
 from handmesh.config import PhotoData, TrainConfig
 from handmesh.data import formats
 from handmesh.data.check import CheckRow, check
-from handmesh.data.formats import holds_photos, open_photos
+from handmesh.data.formats import dexycb, holds_photos, open_photos
 from handmesh.data.formats.records import LabelledPhotos
 from handmesh.data.show import show
 from handmesh.data.sources import photo_source
 from handmesh.errors import DataError
 from handmesh.evaluate.run import EvaluationRequest, run_evaluation
-from handmesh.hand import JOINT_NAMES, builtin_hand
+from handmesh.geometry.rotation import matrix_from_vector
+from handmesh.hand import JOINT_NAMES, HandArrays, Handedness, builtin_hand
+from handmesh.hand.mano_file import add_mano, load_mano
 
 COUNTS = {"annotations", "images", "photographs with labels"}  # claims that a stand-in cannot fulfil
 
@@ -33,7 +47,7 @@ def opened(path, kind: str, **options) -> LabelledPhotos:
 
 def rows_of(path) -> dict[str, CheckRow]:
     """What `data check` says: only what is published of the size may fail for a stand-in."""
-    rows = {row.subject: row for row in check(path, images=None)}
+    rows = {row.subject: row for row in check(path, images=4)}
     assert not [row for row in rows.values() if row.passed is False and row.subject not in COUNTS], rows
     return rows
 
@@ -53,6 +67,27 @@ def has_keypoints(data: LabelledPhotos, index: int, hand: KnownHand, atol: float
     assert labels.handedness == hand.side
     np.testing.assert_allclose(labels.hand.keypoints, hand.keypoints, atol=atol)
     np.testing.assert_allclose(labels.box, hand.box, atol=atol)
+
+
+@pytest.fixture
+def mano_hands(stand_in_mano, tmp_path) -> dict[Handedness, HandArrays]:
+    """Both of the user's MANO hands, made of ours, with a mean pose and components that are not the identity."""
+    left = stand_in_mano.mirrored()
+    rng = np.random.default_rng(1)
+    left = replace(left, hands_components=left.hands_components[rng.permutation(45)])
+    left.save(tmp_path / "MANO_LEFT.npz")
+    add_mano(tmp_path / "MANO_LEFT.npz")
+    return {Handedness.RIGHT: stand_in_mano, Handedness.LEFT: load_mano(Handedness.LEFT)}
+
+
+def has_pose(data: LabelledPhotos, index: int, hand: KnownHand, rotation: NDArray[Any] | None = None) -> None:
+    """The pose of a known hand; `rotation`: of the camera, where the set's axes are turned to it."""
+    expected = matrix_from_vector(hand.vectors)
+    if rotation is not None:
+        expected[0] = rotation @ expected[0]
+    labels = data.labels(index).hand
+    assert labels.pose_known
+    np.testing.assert_allclose(labels.pose, expected, atol=2e-6)
 
 
 def test_coco_wholebody(tmp_path):
@@ -127,6 +162,65 @@ def test_what_is_no_hint_is_said(labels, says, tmp_path):
     next(path.glob("*.json")).write_text(json.dumps(labels))
     with pytest.raises(DataError, match=says):
         open_photos(path).labels(0)
+
+
+def test_dexycb(mano_hands, tmp_path, monkeypatch):
+    hands = known_hands(6, mano_hands[Handedness.RIGHT])
+    known = write_dexycb(tmp_path / "dex-ycb", hands, mano_hands)
+    path = tmp_path / "dex-ycb" / "s0_val"
+    data = opened(path, "DexYCB")
+    assert len(data) == len(known) == 2 * 20 * 8, "frames without a hand are left out"
+    for index in range(0, len(data), 7):
+        hand, labels = known[data.record(index)["image"]], data.labels(index)
+        assert labels.handedness == hand.side
+        np.testing.assert_allclose(labels.hand.joints, hand.chain_joints(MANOPTH_TIPS), atol=1e-6)
+        np.testing.assert_allclose(labels.intrinsics.matrix, K)
+        has_pose(data, index, hand)
+        right = hand.side == Handedness.RIGHT
+        assert labels.hand.betas_known == right, "the published left hand's shapes are not mirrored"
+        if right:
+            np.testing.assert_allclose(labels.hand.betas, hand.betas)
+            # Decoded with MANO, up to where the hand lies, the mesh is the hand's own.
+            posed = mano_hands[Handedness.RIGHT].shaped(labels.hand.betas).posed(labels.hand.pose).vertices
+            np.testing.assert_allclose(posed + hand.translation, hand.vertices, atol=1e-5)
+    assert data.labelled_hand.name == "mano"
+    rows = rows_of(path)
+    assert rows["sequences"].found == "10 with 100 to 100"
+    assert rows["frames"].found == "480, 320 of them with a labelled hand"
+    assert rows["joints seen by the camera, against keypoints"].passed
+    is_used(path, data)
+    monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "nothing"))
+    without = open_photos(path).labels(0).hand
+    assert without.joints_known
+    assert not without.pose_known
+    for missing, says in (("calibration/intrinsics", "cannot be read"), ("20200709-a", "9 folders .*, wanted 10")):
+        (path.parent / missing).rename(tmp_path / missing.replace("/", "-"))
+        with pytest.raises(DataError, match=says):
+            open_photos(path)
+
+
+def test_splits_of_dexycb_are_those_of_its_toolkit():
+    """Counted out by the conditions there: s0 every fifth sequence, s1 by subject, s2 by camera, s3 by object."""
+    sizes = {name: (len(part.subjects), len(part.cameras), len(part.sequences)) for name, part in dexycb.PARTS.items()}
+    assert sizes == {
+        "s0_train": (10, 8, 80),
+        "s0_val": (2, 8, 20),
+        "s0_test": (8, 8, 20),
+        "s1_train": (7, 8, 100),
+        "s1_val": (1, 8, 100),
+        "s1_test": (2, 8, 100),
+        "s2_train": (10, 6, 100),
+        "s2_val": (10, 1, 100),
+        "s2_test": (10, 1, 100),
+        "s3_train": (10, 8, 75),
+        "s3_val": (10, 8, 10),
+        "s3_test": (10, 8, 15),
+    }
+    for setup in range(4):  # what is trained on is not tested on
+        parts = [dexycb.PARTS[f"s{setup}_{name}"] for name in ("train", "val", "test")]
+        seen = [set(itertools.product(*part)) for part in parts]
+        assert not any(a & b for a, b in itertools.combinations(seen, 2))
+        assert len(set.union(*seen)) == 10 * 8 * 100
 
 
 def test_the_stand_ins_hands_are_where_a_camera_sees_them():

@@ -48,7 +48,7 @@ class JobRunner:
         incoming_seconds: float,
         arguments: dict[str, Any],
         on_end: Callable[[str], None] = lambda _: None,
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str] | None = None,
     ) -> None:
         """`workers`: jobs at a time, of all services on this machine that share the folder. `seconds`: for one attempt.
 
@@ -56,7 +56,7 @@ class JobRunner:
         """
         self._store, self._open_queue = store, open_queue
         self._workers, self._seconds, self._incoming_seconds = workers, seconds, incoming_seconds
-        self._arguments, self._on_end, self._command = arguments, on_end, command
+        self._arguments, self._on_end, self._command = arguments, on_end, command or COMMAND
         self._queue: JobQueue | None = None
         self._opening = threading.Lock()
         self._stopping = threading.Event()
