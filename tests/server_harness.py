@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,26 @@ from handmesh.predict import Predictor
 DOT = (150, 90)  # x, y in the upright photograph
 SIZE = (240, 200)  # width, height
 SCALE = 6.0
+
+
+# In the place of the process that works on a clip: writes what that writes, without a network.
+QUICK_JOBS = (
+    sys.executable,
+    "-S",
+    "-c",
+    """
+import json, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+if json.loads((folder / "job.json").read_text())["query"]["hand"] == "left":
+    (folder / "problem.json").write_text(json.dumps({"reason": "failed", "detail": "as asked"}))
+    sys.exit(3)
+(folder / "results").mkdir()
+(folder / "results" / "hand.glb").write_bytes(b"glTF" * 1000)
+result = {"frames": 2, "frames_with_hands": 1, "hands": 1, "remarks": [], "files": ["hand.glb"]}
+(folder / "result.json").write_text(json.dumps(result))
+""",
+)
 
 
 class DotEngine:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from handmesh_server.stream import decode_frame
-from server_harness import DOT, DotEngine, photo, running, settings
+from server_harness import DOT, QUICK_JOBS, DotEngine, photo, running, settings
 
 import handmesh
 from handmesh.client import Client, ServiceError
@@ -25,25 +24,11 @@ from handmesh.runtime.engine import open_engine
 
 TOKEN = "correct-horse-battery-staple"
 
-# What `handmesh_server.jobs.clip` writes, without its network.
-WORKER = """
-import json, sys, time
-from pathlib import Path
-folder = Path(sys.argv[1])
-if json.loads((folder / "job.json").read_text())["query"]["hand"] == "left":
-    (folder / "problem.json").write_text(json.dumps({"reason": "failed", "detail": "as asked"}))
-    sys.exit(3)
-(folder / "results").mkdir()
-(folder / "results" / "hand.glb").write_bytes(b"glTF" * 1000)
-result = {"frames": 2, "frames_with_hands": 1, "hands": 1, "remarks": [], "files": ["hand.glb"]}
-(folder / "result.json").write_text(json.dumps(result))
-"""
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("handmesh_server.jobs.runner.COMMAND", (sys.executable, "-S", "-c", WORKER))
+        patch.setattr("handmesh_server.jobs.runner.COMMAND", QUICK_JOBS)
         jobs = tmp_path_factory.mktemp("client") / "jobs"
         with running(settings(token=TOKEN, jobs_dir=jobs, max_body_bytes=200_000)) as started:
             yield started

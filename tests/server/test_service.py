@@ -29,7 +29,7 @@ from handmesh_server.settings import Settings
 from marker_hands import MarkerEngine, draw, hand_at
 from PIL import Image
 from pygltflib import GLTF2
-from server_harness import DOT, SIZE, DotEngine, dot_image, photo, running, settings
+from server_harness import DOT, QUICK_JOBS, SIZE, DotEngine, dot_image, photo, running, settings
 
 from handmesh.hand import JOINT_NAMES, builtin_hand
 from handmesh.predict import Predictor
@@ -636,11 +636,16 @@ def beside_a_photo(tmp_path, monkeypatch):
     Path("photo.jpg").write_bytes(photo())
 
 
-def test_the_readme_in_python(server, beside_a_photo):
+def test_the_readme_in_python(server, beside_a_photo, monkeypatch):
+    for name in ("a.jpg", "b.jpg"):
+        Path(name).write_bytes(photo())
+    Path("clip.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(100))
+    monkeypatch.setattr(server.app.state.jobs.runner, "_command", QUICK_JOBS)
     (block,) = readme_blocks("python")
     namespace: dict[str, object] = {}
     exec(block.replace("http://127.0.0.1:8000", server.url), namespace)
     assert np.shape(namespace["vertices"]) == (778, 3)
+    assert Path("results", "hand.glb").is_file()
 
 
 def test_the_readme_with_curl(server, beside_a_photo):
