@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from handmesh.geometry.rotation import matrix_from_vector
+from handmesh.geometry.rotation import matrix_from_vector, vector_from_matrix
 from handmesh.hand import JOINTS_FROM_MANO, HandArrays, Handedness, builtin_hand
 
 SIZE = (320, 240)  # width and height of every photograph
@@ -193,6 +193,48 @@ def _dexycb_labels(hand: KnownHand, model: HandArrays, absent: bool) -> dict[str
     if absent:
         labels = {name: np.full_like(value, 0 if name == "pose_m" else -1) for name, value in labels.items()}
     return labels | {"seg": np.zeros((2, 2), np.uint8), "pose_y": np.zeros((1, 3, 4), np.float32)}
+
+
+def write_interhand(root: Path, hands: list[KnownHand], mean: NDArray[np.float64], invalid: int) -> Path:
+    """The homepage's description, data/InterHand2.6M/dataset.py and tool/MANO_world_to_camera/convert.py of
+    github.com/facebookresearch/InterHand2.6M: `hands` are, in turns, right and left ones. The first two are in one
+    photograph, each other one in its own; joint number `invalid` of the last hand, in our order, is not valid.
+    """
+    split, capture, camera = "val", "0", "400053"
+    rotation = matrix_from_vector(np.array([0.3, -2.0, 0.4]))
+    position = np.array([812.0, -455.0, 1203.0])  # mm
+    order = [4 * finger + joint for finger in range(5) for joint in (4, 3, 2, 1)] + [0]  # ours, in their places
+    groups = [hands[:2], *([hand] for hand in hands[2:])]
+    images, annotations, joints, fits = [], [], {}, {}
+    for index, group in enumerate(groups):
+        name, frame = f"Capture{capture}/ROM/cam{camera}/image{100 + index}.jpg", str(100 + index)
+        write_photo(root / "images" / split / name, index)
+        images.append({"id": 50 + index, "file_name": name, "width": SIZE[0], "height": SIZE[1], "capture": 0})
+        images[-1] |= {"subject": 3, "seq_name": "ROM", "camera": camera, "frame_idx": 100 + index}
+        world, valid = np.ones((42, 3)), np.zeros((42, 1))
+        fits[frame] = {"right": None, "left": None}
+        for hand in group:
+            first, model_mean = (0, mean) if hand.side == Handedness.RIGHT else (21, mean * np.tile([1, -1, -1], 15))
+            world[first : first + 21] = (1000 * hand.joints[order]) @ rotation + position
+            valid[first : first + 21] = 1
+            if hand is hands[-1]:
+                valid[first + order.index(invalid)] = 0
+            orientation = vector_from_matrix(rotation.T @ matrix_from_vector(hand.vectors[0]))
+            pose = np.concatenate([orientation, hand.vectors[1:].ravel() - model_mean])
+            fits[frame][str(hand.side)] = {"pose": pose.tolist(), "shape": hand.betas.tolist(), "trans": [0.0] * 3}
+        kind = "interacting" if len(group) == 2 else str(group[0].side)
+        joints[frame] = {"world_coord": world.tolist(), "joint_valid": valid.tolist(), "hand_type": kind}
+        annotations.append({"id": 900 + index, "image_id": 50 + index, "bbox": [10.0, 10.0, 200.0, 200.0]})
+        annotations[-1] |= {"joint_valid": valid.ravel().tolist(), "hand_type": kind, "hand_type_valid": 1}
+    cameras = {"campos": position, "camrot": rotation, "focal": np.diag(K)[:2], "princpt": K[:2, 2]}
+    folder = root / "annotations" / split
+    data = {"images": images, "annotations": annotations}
+    _write_json(folder / f"InterHand2.6M_{split}_data.json", data)
+    camera_file = {capture: {key: {camera: value.tolist()} for key, value in cameras.items()}}
+    _write_json(folder / f"InterHand2.6M_{split}_camera.json", camera_file)
+    _write_json(folder / f"InterHand2.6M_{split}_joint_3d.json", {capture: joints})
+    _write_json(folder / f"InterHand2.6M_{split}_MANO_NeuralAnnot.json", {capture: fits})
+    return folder / f"InterHand2.6M_{split}_data.json"
 
 
 def _write_yaml(path: Path, content: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from published_sets import (
     write_coco_wholebody,
     write_dexycb,
     write_hint,
+    write_interhand,
 )
 
 from handmesh.config import PhotoData, TrainConfig
@@ -29,11 +31,16 @@ from handmesh.data.show import show
 from handmesh.data.sources import photo_source
 from handmesh.errors import DataError
 from handmesh.evaluate.run import EvaluationRequest, run_evaluation
+from handmesh.evaluate.sets import open_evaluation_set
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import JOINT_NAMES, HandArrays, Handedness, builtin_hand
 from handmesh.hand.mano_file import add_mano, load_mano
 
-COUNTS = {"annotations", "images", "photographs with labels"}  # claims that a stand-in cannot fulfil
+COUNTS = {
+    "images",
+    "photographs with labels",
+    "photographs of one hand and of two",
+}  # claims that a stand-in cannot fulfil
 
 
 def opened(path, kind: str, **options) -> LabelledPhotos:
@@ -221,6 +228,44 @@ def test_splits_of_dexycb_are_those_of_its_toolkit():
         seen = [set(itertools.product(*part)) for part in parts]
         assert not any(a & b for a, b in itertools.combinations(seen, 2))
         assert len(set.union(*seen)) == 10 * 8 * 100
+
+
+def test_interhand(mano_hands, tmp_path):
+    right = mano_hands[Handedness.RIGHT]
+    hands = known_hands(5, right)
+    path = write_interhand(tmp_path / "InterHand2.6M", hands, right.hands_mean, JOINT_NAMES.index("ring_pip"))
+    data = opened(path, "InterHand2.6M")
+    assert len(data) == len(hands)
+    for index, hand in enumerate(hands):
+        labels = data.labels(index)
+        assert labels.handedness == hand.side
+        known = np.ones(21, bool)
+        known[JOINT_NAMES.index("ring_pip")] = hand is not hands[-1]
+        np.testing.assert_array_equal(labels.hand.keypoints_known, known)
+        np.testing.assert_allclose(labels.hand.keypoints[known], hand.keypoints[known], atol=1e-6)
+        assert labels.hand.joints_known == known.all(), "3D labels are of all joints"
+        if known.all():
+            np.testing.assert_allclose(labels.hand.joints, hand.joints, atol=1e-9)
+        np.testing.assert_allclose(labels.intrinsics.matrix, K)
+        np.testing.assert_allclose(labels.hand.betas, hand.betas)
+        has_pose(data, index, hand)
+    assert data.record(0)["image"] == data.record(1)["image"], "two hands of one photograph"
+    rows = rows_of(path)
+    assert rows["photographs of one hand and of two"].found == "3 and 1"
+    assert rows["photographs of one hand and of two"].wanted.startswith("380,125: 234,183 and 145,942")
+    assert rows["hands"].found == "5, 4 of them with all joints"
+    is_used(path, data)
+    scored = open_evaluation_set(path)
+    assert len(scored) == 4, "hands with all joints"
+    np.testing.assert_allclose(scored.truth.joints, [hand.joints for hand in hands[:4]], atol=1e-9)
+    path.with_name("InterHand2.6M_val_MANO_NeuralAnnot.json").unlink()
+    assert not open_photos(path).labels(0).hand.pose_known
+    path.with_name("InterHand2.6M_val_camera.json").write_text("{}")
+    with pytest.raises(DataError, match="capture 0, camera 400053, frame 100 is not in its camera and joint files"):
+        open_photos(path).labels(0)
+    shutil.rmtree(tmp_path / "InterHand2.6M" / "images")
+    with pytest.raises(DataError, match="no images/val in a folder above it"):
+        open_photos(path)
 
 
 def test_the_stand_ins_hands_are_where_a_camera_sees_them():
