@@ -3,8 +3,8 @@
     handmesh data check InterHand2.6M/annotations/val/InterHand2.6M_val_data.json
 
 The annotations of one split (mks0601.github.io/InterHand2.6M): the ``_data.json`` given here, with ``_camera.json``,
-``_joint_3d.json`` and, where it was downloaded, ``_MANO_NeuralAnnot.json`` beside it; photographs in ``images/<split>/``
-in a folder above. Version 1.0 has the files in ``annotations/<split>/``, version 0.0 in ``annotations/all/`` and others.
+``_joint_3d.json`` and, where it was downloaded, ``_MANO_NeuralAnnot.json`` beside it; photographs are in
+``images/<split>/`` in a folder above. Version 1.0 has ``annotations/<split>/``, version 0.0 ``annotations/all/``.
 
 Every hand of a photograph is a sample: an "interacting" one gives two. World coordinates in millimetres are brought to
 metres of the photograph's camera. Joints were triangulated from annotated points, not regressed from a mesh: 3D labels
@@ -140,13 +140,14 @@ class InterHand(LabelledPhotos):
         yield Claim("hands", "any number", f"{len(self):,}, {complete:,} of them with all joints", None)
 
     def _read_annotations(self, content: Any) -> None:
-        places, self.images = {}, []
+        places: dict[Any, int] = {}
+        self.images: list[_Image] = []
         for image in content["images"]:
             places[image["id"]] = len(self.images)
             parts = (image["file_name"], image["capture"], image["camera"], image["frame_idx"])
             self.images.append(_Image(*map(str, parts)))
         self.image_counts = dict.fromkeys(SIDES, 0)
-        self.hands = []
+        self.hands: list[_Hand] = []
         for annotation in content["annotations"]:
             self.image_counts[annotation["hand_type"]] += 1
             valid = np.array(annotation["joint_valid"], float).reshape(2 * JOINT_COUNT) > 0
