@@ -78,6 +78,8 @@ class InterHand(LabelledPhotos):
             raise DataError(f"{self.path} is not called InterHand2.6M_train_data.json, or of val or test.")
         self.split = match[1]
         self.image_folder = self._find_images()
+        self.images: list[_Image] = []
+        self.hands: list[_Hand] = []
         content = self._json("data")
         try:
             self._read_annotations(content)
@@ -122,9 +124,7 @@ class InterHand(LabelledPhotos):
             "image": os.path.join(self.image_folder, image.file),
             "handedness": str(hand.side),
             "intrinsics": [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]],
-            "keypoints": [
-                [*point, 1] if known else None for point, known in zip(pixels.tolist(), visible, strict=True)
-            ],
+            "keypoints": [point if known else None for point, known in zip(pixels.tolist(), visible, strict=True)],
         }
         if visible.all():
             record["joints"] = joints.tolist()
@@ -141,13 +141,11 @@ class InterHand(LabelledPhotos):
 
     def _read_annotations(self, content: Any) -> None:
         places: dict[Any, int] = {}
-        self.images: list[_Image] = []
         for image in content["images"]:
             places[image["id"]] = len(self.images)
             parts = (image["file_name"], image["capture"], image["camera"], image["frame_idx"])
             self.images.append(_Image(*map(str, parts)))
         self.image_counts = dict.fromkeys(SIDES, 0)
-        self.hands: list[_Hand] = []
         for annotation in content["annotations"]:
             self.image_counts[annotation["hand_type"]] += 1
             valid = np.array(annotation["joint_valid"], float).reshape(2 * JOINT_COUNT) > 0
