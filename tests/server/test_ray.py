@@ -26,7 +26,7 @@ def test_a_deployment_answers(model_file, monkeypatch):
     monkeypatch.setenv("HANDMESH_MODEL", str(model_file))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.syspath_prepend(ROOT)
-    module = importlib.import_module("server.ray_serve")
+    module = importlib.import_module("server.deploy.ray_serve")
     python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

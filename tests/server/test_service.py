@@ -677,7 +677,7 @@ def test_the_examples_of_the_description(server, beside_a_photo):
 
 
 def test_the_dockerfile_copies_what_there_is():
-    lines = (ROOT / "server" / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "server" / "deploy" / "Dockerfile").read_text(encoding="utf-8").splitlines()
     copied = [
         word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
     ]
@@ -686,7 +686,7 @@ def test_the_dockerfile_copies_what_there_is():
 
 
 def test_kserve_sets_settings_that_there_are(server):
-    service = yaml.safe_load((ROOT / "server" / "kserve.yaml").read_text(encoding="utf-8"))
+    service = yaml.safe_load((ROOT / "server" / "deploy" / "kserve.yaml").read_text(encoding="utf-8"))
     (container,) = service["spec"]["predictor"]["containers"]
     names = {one["name"].removeprefix("HANDMESH_").lower() for one in container["env"]}
     assert names <= set(Settings.model_fields)

@@ -1,7 +1,7 @@
 """Load for your own server, with your own photos.
 
     pip install locust
-    HANDMESH_PHOTOS=photos/ locust -f server/locustfile.py --host http://127.0.0.1:8000 --users 16 --spawn-rate 4
+    HANDMESH_PHOTOS=photos/ locust -f server/deploy/locustfile.py --host http://127.0.0.1:8000 --users 16 --spawn-rate 4
 
 429 is an answer, not a failure: it says that the limit you set is reached. HANDMESH_TOKEN is sent when it is set.
 """
