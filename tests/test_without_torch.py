@@ -120,7 +120,7 @@ def test_everything_that_uses_a_model_runs(folder):
         "evaluate --data set --out scores --save-predictions pred.zip --threads 1",
         "evaluate --predictions pred.zip --ground-truth set --out again --threads 1",
         "mano add MANO_RIGHT.npz",
-        "bench --runs 2 --threads 1 --no-cold --json bench.json",
+        "bench --runs 2 --threads 1 --no-cold --out bench.json",
         serve,
     ]
     outcomes, answers = run(commands, folder)

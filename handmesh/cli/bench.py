@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from handmesh.cli.shell import parse_list, progress_bar, say
+from handmesh.cli.shell import JsonOption, console, parse_list, progress_bar, say
 from handmesh.errors import ConfigError
 from handmesh.system.cpus import MAX_THREADS
+
+
+class Measured(NamedTuple):
+    machine: Mapping[str, Any]
+    rows: list[Any]
+    lines: list[str]  # for people
 
 
 def bench(
@@ -45,7 +51,10 @@ def bench(
         bool, typer.Option("--cpu-time", help="Do not count while other programs run; needs --threads 1.")
     ] = False,
     cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Cold start and memory, in fresh processes.")] = True,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write machine and rows into this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write machine and rows into this file, as JSON.")
+    ] = None,
+    json: JsonOption = False,
 ) -> None:
     """Measure on this machine: milliseconds, memory and cold start of a model on each engine, side by side.
 
@@ -55,24 +64,35 @@ def bench(
     Examples:
       handmesh bench --stages
 
-      handmesh bench --model fastvit_ma36 --engines torch,onnx,onnx-int8 --batch 1,8 --json bench.json
+      handmesh bench --model fastvit_ma36 --engines torch,onnx,onnx-int8 --batch 1,8 --out bench.json
 
       handmesh bench --backbones --names fastvit_t8,fastvit_ma36 --size 224 --batch 8 --threads 2
     """
     from handmesh.bench.engines import is_bare
+    from handmesh.bench.timing import as_json
+    from handmesh.system.atomic import write_atomically
 
     batches = _batches(batch)
     clock: Literal["wall", "cpu"] = "cpu" if cpu_time else "wall"
-    if json is not None and not json.parent.is_dir():
-        raise ConfigError(f"--json {json}: there is no folder {json.parent}. Create it first.")
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}. Create it first.")
     if backbones and len(batches) > 1:
         raise ConfigError(f"--backbones measures one batch size at a time, found --batch {batch}.")
     if size is not None and not backbones and not is_bare(model):
         raise ConfigError("--size is of a bare architecture; a model file has its own.")
     if backbones:
-        _bench_backbones(names, engines, size or 224, batches[0], threads, runs, clock, json)
+        machine, rows, lines = _bench_backbones(names, engines, size or 224, batches[0], threads, runs, clock)
     else:
-        _bench_engines(model, engines, stages, size or 224, batches, threads, runs, clock, cold, json)
+        machine, rows, lines = _bench_engines(model, engines, stages, size or 224, batches, threads, runs, clock, cold)
+    if json:
+        console.out(as_json(machine, rows), highlight=False, end="")
+    else:
+        for line in lines:
+            say(line)
+    if out is not None:
+        write_atomically(out, as_json(machine, rows).encode())
+        if not json:
+            say(f"Written: {out}")
 
 
 def _batches(text: str) -> list[int]:
@@ -92,11 +112,9 @@ def _bench_engines(
     runs: int,
     clock: Literal["wall", "cpu"],
     cold: bool,
-    json: Path | None,
-) -> None:
+) -> Measured:
     from handmesh.bench.engines import bench_engines, bench_stages
-    from handmesh.bench.timing import as_json, describe_machine
-    from handmesh.system.atomic import write_atomically
+    from handmesh.bench.timing import describe_machine
 
     machine = describe_machine()
     measured = bench_engines(
@@ -110,7 +128,7 @@ def _bench_engines(
         cold=cold,
     )
     columns = ("engine", "batch", "ms", "p95", "spread", "crops/s", "ratio", "mm off", "cold ms", "MB")
-    lines = []
+    cells = []
     rows: list[Any] = []
     with progress_bar() as progress:
         for of_batch in progress.track(measured, total=len(batches), description="measuring"):
@@ -129,28 +147,28 @@ def _bench_engines(
                     "" if row.cold_start_ms is None else f"{row.cold_start_ms:.0f}",
                     "" if row.memory_mb is None else f"{row.memory_mb:.0f}",
                 )
-                lines.append(line)
+                cells.append(line)
     first = rows[0]
-    say(f"{first.model}, {first.size} px, {first.threads} thread(s); {clock} time of a batch, {runs} runs in turns")
-    _say_machine(machine)
-    _say_table(columns, lines)
+    lines = [
+        f"{first.model}, {first.size} px, {first.threads} thread(s); {clock} time of a batch, {runs} runs in turns",
+        _machine_line(machine),
+        *_table(columns, cells),
+    ]
     if stages:
-        say(f"One crop of one hand in a 640x480 photo, onnx, 1 thread; {clock} time, {runs} runs")
         measured_stages = bench_stages(model, size=size, runs=runs, clock=clock)
         rows += measured_stages
-        cells = [(stage.stage, f"{stage.network_ms:.2f}", f"{stage.p95_ms:.2f}") for stage in measured_stages]
-        _say_table(("stage", "ms", "p95"), cells)
-    if json is not None:
-        write_atomically(json, as_json(machine, rows).encode())
-        say(f"Written: {json}")
+        lines.append(f"One crop of one hand in a 640x480 photo, onnx, 1 thread; {clock} time, {runs} runs")
+        timed = [(stage.stage, f"{stage.network_ms:.2f}", f"{stage.p95_ms:.2f}") for stage in measured_stages]
+        lines += _table(("stage", "ms", "p95"), timed)
+    return Measured(machine, rows, lines)
 
 
-def _say_machine(machine: Mapping[str, Any]) -> None:
+def _machine_line(machine: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime") if machine[name])
-    say(f"{machine['cpu']}, {versions}")
+    return f"{machine['cpu']}, {versions}"
 
 
-def _say_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
     """As Markdown, which can be pasted and is never cut at the edge of a terminal."""
     widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -159,7 +177,7 @@ def _say_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
             cell.rjust(width) if index else cell.ljust(width)
             for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
-        say(f"| {' | '.join([first, *others])} |")
+        yield f"| {' | '.join([first, *others])} |"
 
 
 def _bench_backbones(
@@ -170,12 +188,10 @@ def _bench_backbones(
     threads: int | None,
     runs: int,
     clock: Literal["wall", "cpu"],
-    json: Path | None,
-) -> None:
+) -> Measured:
     from handmesh.bench.engines import bench_engines
-    from handmesh.bench.timing import as_json, describe_machine
+    from handmesh.bench.timing import describe_machine
     from handmesh.config import BACKBONES
-    from handmesh.system.atomic import write_atomically
 
     chosen = list(BACKBONES) if names == "all" else parse_list(names)
     if unknown := [name for name in chosen if name not in BACKBONES]:
@@ -190,11 +206,10 @@ def _bench_backbones(
     with progress_bar() as progress:
         for of_model in progress.track(measured, description="measuring"):
             rows += next(of_model)
-    say(
+    title = (
         f"{size} px, batch {batch}, {rows[0].threads} thread(s); {clock} time of a whole network, median of {runs} runs"
     )
-    _say_machine(machine)
-    lines = [
+    cells = [
         (
             row.model,
             f"{row.engine} {row.form} {row.precision}",
@@ -205,7 +220,5 @@ def _bench_backbones(
         )
         for row in rows
     ]
-    _say_table(("model", "engine", "M params", "G mult-adds", "ms", "ratio"), lines)
-    if json is not None:
-        write_atomically(json, as_json(machine, rows).encode())
-        say(f"Written: {json}")
+    table = _table(("model", "engine", "M params", "G mult-adds", "ms", "ratio"), cells)
+    return Measured(machine, rows, [title, _machine_line(machine), *table])

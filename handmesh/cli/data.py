@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from handmesh.cli.help import Command
-from handmesh.cli.shell import IMAGE_SUFFIXES, byte_progress_bar, console, progress_bar, say
+from handmesh.cli.shell import IMAGE_SUFFIXES, JsonOption, byte_progress_bar, console, progress_bar, say, say_json
 from handmesh.errors import ConfigError
 
 app = typer.Typer(help="Data sets to train and score with: prepare, check, show.", no_args_is_help=True)
@@ -57,6 +57,7 @@ def data_check(
     path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Prepared FreiHAND, or a JSONL file.")],
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures to decode, spread over the set.")] = 200,
     everything: Annotated[bool, typer.Option("--all", help="Decode every picture.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Check that a data set is what it claims to be: a table of what was wanted and what was found.
 
@@ -78,6 +79,12 @@ def data_check(
             progress.update(tasks[what], completed=done, total=total)
 
         rows = check(path, None if everything else count, report)
+    failed = sum(row.passed is False for row in rows)
+    if json:
+        say_json({"path": str(path), "claims": rows})
+        if failed:
+            raise typer.Exit(1)
+        return
     table = Table(title=Text(str(path)))
     for title in ("", "claim", "wanted", "found"):
         table.add_column(title, overflow="fold")
@@ -85,7 +92,6 @@ def data_check(
         mark = {True: "[green]pass[/]", False: "[bold red]FAIL[/]", None: "[dim]-[/]"}[row.passed]
         table.add_row(mark, *map(escape, (row.subject, row.wanted, row.found)))
     console.print(table)
-    failed = sum(row.passed is False for row in rows)
     unchecked = sum(row.passed is None for row in rows)
     say(f"{len(rows) - failed - unchecked} passed, {failed} failed, {unchecked} without a verdict")
     if failed:

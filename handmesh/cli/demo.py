@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from handmesh.cli.shell import ModelOption, console
+from handmesh.cli.shell import JsonOption, ModelOption, console, say_json
 
 
 def demo(
@@ -18,6 +18,7 @@ def demo(
         "handmesh_out/demo"
     ),
     model: ModelOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Run the bundled sample images through the bundled model: a picture and meshes on your disk.
 
@@ -33,17 +34,21 @@ def demo(
     started = time.perf_counter()
     predictor = load_predictor(model, threads=1)
     out.mkdir(parents=True, exist_ok=True)
-    columns = []
+    columns, written = [], []
     samples = sorted((Path(__file__).parents[1] / "assets" / "samples").glob("*.jpg"))
     for path in samples:
         photo = read_photo(path)
         hands = predictor(photo, handedness="left" if "left" in path.stem else "right")
         for suffix in (".glb", ".json"):
-            save_hands(out / f"{path.stem}{suffix}", hands)
+            written.append(out / f"{path.stem}{suffix}")
+            save_hands(written[-1], hands)
         mesh, bones = overlay_hands(photo.image, hands), overlay_hands(photo.image, hands, skeleton=True)
         columns.append(np.vstack([photo.image, mesh, bones]))
     picture = out / "demo.jpg"
     write_atomically(picture, encode_image(np.hstack(columns), "jpg"))
+    if json:
+        say_json({"picture": picture, "hands": written, "seconds": round(time.perf_counter() - started, 3)})
+        return
     table = Table(title=f"{len(samples)} images in {time.perf_counter() - started:.1f} s")
     table.add_column("file")
     table.add_column("what")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from handmesh.cli.shell import ModelOption, console, progress_bar
+from handmesh.cli.shell import JsonOption, ModelOption, console, progress_bar
 from handmesh.errors import ConfigError
 from handmesh.system.cpus import MAX_THREADS
 
@@ -53,6 +53,7 @@ def evaluate(
         int | None,
         typer.Option(metavar="N", min=1, max=MAX_THREADS, help="Of the network and of scoring; default: the cores."),
     ] = None,
+    json: JsonOption = False,
 ) -> None:
     """Score a model, or anybody's prediction file, as FreiHAND's official tool does.
 
@@ -94,4 +95,7 @@ def evaluate(
             progress.update(tasks[stage], completed=done, total=total)
 
         result = run_evaluation(request, show)
-    print_evaluation(result, console)
+    if json:  # the file of scores itself
+        console.out((out / "scores.json").read_text(encoding="utf-8"), highlight=False, end="")
+    else:
+        print_evaluation(result, console)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from handmesh.cli.shell import ModelOption, say
+from handmesh.cli.shell import JsonOption, ModelOption, say, say_json
 from handmesh.errors import ConfigError
 
 
@@ -19,6 +19,7 @@ def export(
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Default: the model's name, here.")
     ] = None,
     model: ModelOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Write a model as one file for another runtime: photos' crops in (uint8 RGB), hands out.
 
@@ -41,6 +42,9 @@ def export(
     if precision not in ("float32", "int8"):
         raise ConfigError(f"--precision {precision!r}: wanted float32 or int8.")
     exported = export_model(model, chosen, out, precision="int8" if int8 or precision == "int8" else "float32")
+    if json:
+        say_json(exported)
+        return
     say(f"Written: {exported.path}, {exported.megabytes:.1f} MB, {exported.precision}")
     if exported.error_mm is not None:
         say(f"Run on golden crops: at most {exported.error_mm:.2g} mm from PyTorch at any vertex.")

@@ -25,14 +25,23 @@ RENAMED_OPTIONS = {
 }
 
 
+# Flags now, that took a file: with one they are another option.
+ONCE_TOOK_A_FILE = {"bench": {"--json": "--out"}}
+
+
 class Command(TyperCommand):
     """A command of `handmesh`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Takes options by their former names, too."""
         names = RENAMED_OPTIONS.get(self.name or "", {})
+        took = ONCE_TOOK_A_FILE.get(self.name or "", {})
         end = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [*(_renamed(word, names) for word in args[:end]), *args[end:]])
+        words = [
+            _renamed(word, took) if "=" in word or not (after or "-").startswith("-") else word
+            for word, after in zip(args[:end], [*args[1:end], ""], strict=False)
+        ]
+        return super().parse_args(ctx, [*(_renamed(word, names) for word in words), *args[end:]])
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """The docstring."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,14 +17,18 @@ from handmesh.cli.shell import (
     FORMATS,
     FocalOption,
     FovOption,
+    JsonOption,
     ModelOption,
     camera_of,
     console,
+    error_console,
     parse_box,
     parse_hand,
     progress_bar,
     say,
     say_error,
+    say_json,
+    summary_of,
 )
 from handmesh.errors import ConfigError, HandMeshError, ImageError
 from handmesh.system.cpus import MAX_THREADS
@@ -96,6 +100,7 @@ def predict(
         ),
     ] = None,
     model: ModelOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Find the hand in photographs and write meshes, joints and overlays.
 
@@ -103,6 +108,7 @@ def predict(
     gives no good one, tiles are searched for a small one, which takes about ten times as long: --no-search leaves that
     out.
     A file that cannot be read is reported and the others go on; the exit code is 0 only when all of them worked.
+    With --json standard output has a line of JSON for each photo: its hands and its files, or its error.
 
     Examples:
       handmesh predict photo.jpg
@@ -126,11 +132,11 @@ def predict(
     remarks: list[str] = []
     jobs = list(_shard(_plan(images, out, formats, remarks), shard))
     for remark in remarks:
-        console.print(remark)
+        (error_console if json else console).print(remark)
     if skip_existing:
         jobs = [job for job in jobs if not all(path.exists() for path in job[1])]
         if not jobs:
-            console.print("Nothing to do: all results are there.")
+            (error_console if json else console).print("Nothing to do: all results are there.")
             return
 
     from handmesh.detect import open_detector
@@ -153,8 +159,8 @@ def predict(
             return render.overlay_meshes(image, [hand.mesh for hand in hands], draw_box=pytorch3d.draw_box)
         return overlay_hands(image, hands, skeleton=skeleton)
 
-    def predict_one(job: tuple[Path, list[Path]]) -> tuple[bool, str]:
-        """Whether it worked, and which hands there are or what went wrong."""
+    def predict_one(job: tuple[Path, list[Path]]) -> tuple[bool, str, dict[str, Any]]:
+        """Whether it worked, and which hands there are or what went wrong: for people, and for scripts."""
         path, targets = job
         try:
             photo: Photo | LargePhoto
@@ -176,20 +182,25 @@ def predict(
                 else:
                     save_hands(target, hands)
         except (HandMeshError, OSError) as error:
-            return False, str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
-        return True, f"{path}: {'; '.join(f'{hand.handedness}, score {hand.score:.2f}' for hand in hands) or 'no hand'}"
+            text = str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
+            return False, text, {"image": path, "error": text}
+        seen = "; ".join(f"{hand.handedness}, score {hand.score:.2f}" for hand in hands)
+        record = {"image": path, "hands": [summary_of(hand) for hand in hands], "files": targets}
+        return True, f"{path}: {seen or 'no hand'}", record
 
     failed = 0
     with progress_bar() as progress:
         answers = side_by_side(predict_one, jobs, workers)
-        for worked, text in progress.track(answers, total=len(jobs), description="predicting"):
-            if worked:
+        for worked, text, record in progress.track(answers, total=len(jobs), description="predicting"):
+            failed += not worked
+            if json:
+                say_json(record)
+            elif worked:
                 say(text, above=progress)
             else:
-                failed += 1
                 say_error(progress.console, text)
-    done = len(jobs) - failed
-    say(f"{done} of {len(jobs)} images done: {', '.join(formats)} in {out}/")
+    if not json:
+        say(f"{len(jobs) - failed} of {len(jobs)} images done: {', '.join(formats)} in {out}/")
     if failed:
         raise typer.Exit(1)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from handmesh.detect import Detector
     from handmesh.motion.smoothing import Smoothing
+    from handmesh.predict import HandPrediction
 
 
 class OpenEndedConsole(Console):
@@ -43,6 +44,8 @@ FORMATS = ("glb", "obj", "ply", "stl", "npz", "json", "png", "jpg", "html")
 ModelOption = Annotated[
     str | None, typer.Option("--model", metavar="NAME|PATH", help="A model file; without it, the bundled model.")
 ]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts, instead of text.")]
 
 FocalOption = Annotated[
     float | None, typer.Option(metavar="PIXELS", help="Focal length in pixels; for positions in space.")
@@ -75,6 +78,13 @@ def say(text: str, *, above: Progress | None = None) -> None:
     """Plain, in one line: no markup, no colours, no line breaks within a path. In a terminal, above a progress bar."""
     to = above.console if above is not None and console.is_terminal else console
     to.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_json(value: Any) -> None:
+    """One line of JSON on standard output, where a script reads it; a number that is none is null."""
+    from pydantic_core import to_json
+
+    console.out(to_json(value, inf_nan_mode="null").decode(), highlight=False)
 
 
 def say_error(to: Console, message: str) -> None:
@@ -114,9 +124,10 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
 
 
 def parse_hand(text: str) -> str:
-    if text not in ("right", "left", "auto"):
+    side = text.strip().lower()
+    if side not in ("right", "left", "auto"):
         raise ConfigError(f"--hand {text!r}: wanted right, left or auto.")
-    return text
+    return side
 
 
 def camera_of(focal: float | None, fov: float | None, size: tuple[int, int]) -> Any:
@@ -129,6 +140,11 @@ def camera_of(focal: float | None, fov: float | None, size: tuple[int, int]) -> 
     if focal is not None:
         return Intrinsics(focal, focal, (width - 1) / 2, (height - 1) / 2)
     return None if fov is None else Intrinsics.from_fov(math.radians(fov), width, height)
+
+
+def summary_of(hand: HandPrediction) -> dict[str, Any]:
+    """What a line of JSON says of a hand."""
+    return {"handedness": hand.handedness, "score": float(hand.score), "box_px": [float(edge) for edge in hand.box]}
 
 
 def parse_smoothing(strength: float) -> Smoothing | None:

@@ -13,6 +13,7 @@ from handmesh.cli.shell import (
     FocalOption,
     FovOption,
     HandOption,
+    JsonOption,
     MaxHandsOption,
     ModelOption,
     SmoothOption,
@@ -22,6 +23,7 @@ from handmesh.cli.shell import (
     parse_smoothing,
     progress_bar,
     say,
+    say_json,
 )
 from handmesh.errors import ConfigError
 from handmesh.system.cpus import MAX_THREADS
@@ -52,6 +54,7 @@ def video(
     restart: Annotated[bool, typer.Option("--restart", help="Do not go on with an interrupted run.")] = False,
     threads: Annotated[int, typer.Option(metavar="N", min=1, max=MAX_THREADS, help="Of the network.")] = 1,
     model: ModelOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Follow hands through a clip: overlay video, log of hands, animated hand for Blender, three.js and Unity.
 
@@ -112,6 +115,9 @@ def video(
         )
         progress.update(task, completed=result.frames, total=result.frames)
     source.close()
+    if json:
+        say_json(result)
+        return
     earlier = f" ({result.resumed_at} of them by an earlier run)" if result.resumed_at else ""
     say(f"{result.frames} frames{earlier}, a hand in {result.frames_with_hands}; {result.hands} hands followed")
     if result.brief_hands:

@@ -13,6 +13,7 @@ from handmesh.cli.shell import (
     BoxOption,
     DetectorOption,
     HandOption,
+    JsonOption,
     MaxHandsOption,
     ModelOption,
     SmoothOption,
@@ -21,6 +22,8 @@ from handmesh.cli.shell import (
     parse_hand,
     parse_smoothing,
     say,
+    say_json,
+    summary_of,
 )
 from handmesh.errors import ConfigError
 from handmesh.system.cpus import MAX_THREADS
@@ -51,8 +54,11 @@ def webcam(
     frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after so many.")] = None,
     threads: Annotated[int, typer.Option(metavar="N", min=1, max=MAX_THREADS, help="Of the network.")] = 1,
     model: ModelOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Follow hands live in a window: h which hand, m mesh/bones, f mirror, c record, s screenshot, r search, q quit.
+
+    With --headless --json it prints a line of JSON for each frame: hands with their ids, keypoints and joints.
 
     Examples:
       handmesh webcam
@@ -73,6 +79,8 @@ def webcam(
         raise ConfigError("--benchmark goes with --headless: a window's own pace would be measured.")
     if guide and (box or detector != "none"):
         raise ConfigError("--guide says where to look, as --box and --detector do: give one of them.")
+    if json and not headless:
+        raise ConfigError("--json goes with --headless: a window says nothing to a script.")
     side = parse_hand(hand)
     smoothing = parse_smoothing(smooth)
     if not headless:
@@ -94,6 +102,9 @@ def webcam(
     )
     if benchmark:
         measured = run_benchmark(pictures, live, predictor, max_frames=frames or 600)
+        if json:
+            say_json(measured)
+            return
         table = Table(title=Text(f"{predictor.engine.name}: {measured.frames} frames, {measured.followed} with a hand"))
         table.add_column("stage")
         table.add_column("ms per frame", justify="right")
@@ -112,8 +123,9 @@ def webcam(
         return
     pipeline = LivePipeline(pictures, live, newest=True, paced=True)
     if headless:
-        total = run_headless(pipeline, max_frames=frames, seen=_Reporter(pictures.fps))
-        say(f"{total} frames")
+        total = run_headless(pipeline, max_frames=frames, seen=_say_frame if json else _Reporter(pictures.fps))
+        if not json:
+            say(f"{total} frames")
         return
     options = LiveOptions(
         out=out,
@@ -123,6 +135,15 @@ def webcam(
         max_frames=frames,
     )
     run_window(pipeline, predictor, options, handedness=side, say=say)
+
+
+def _say_frame(result: Any) -> None:
+    """Each frame, in a line: what a script makes something of while the hand moves."""
+    hands = [
+        {"id": id, **summary_of(hand), "keypoints_px": hand.keypoints_image().tolist(), "joints": hand.joints.tolist()}
+        for id, hand in result.hands.items()
+    ]
+    say_json({"frame": result.frame.index, "time": result.frame.time, "hands": hands})
 
 
 class _Reporter:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from handmesh.cli.help import Command
-from handmesh.cli.shell import error_console, say, say_error
+from handmesh.cli.shell import JsonOption, error_console, say, say_error, say_json
 from handmesh.errors import HandMeshError
 from handmesh.system.extras import extra
 
@@ -46,7 +47,7 @@ def weights_add(
 
 
 @app.command("list", cls=Command)
-def weights_list() -> None:
+def weights_list(json: JsonOption = False) -> None:
     """List the weights that were added, where they came from and under which licence.
 
     Example:
@@ -56,6 +57,11 @@ def weights_list() -> None:
         from handmesh.model.pretrained import list_backbone_weights, weights_folder
 
     found = list_backbone_weights()
+    if json:
+        say_json([{"error": str(entry)} if isinstance(entry, HandMeshError) else asdict(entry) for entry in found])
+        if any(isinstance(entry, HandMeshError) for entry in found):
+            raise typer.Exit(1)
+        return
     if not found:
         say(f"No weights in {weights_folder()} yet.")
         return

@@ -419,3 +419,70 @@ def test_a_photo_without_a_hand_has_none(handmesh, tmp_path):
     assert "no hand" not in lines["palm.jpg"]
     assert json.loads((tmp_path / "out" / "black.json").read_text())["hands"] == []
     assert len(json.loads((tmp_path / "out" / "palm.json").read_text())["hands"]) == 1
+
+
+# ------------------------------------------------------------------------------------------------- for scripts
+
+
+def test_predict_says_in_json_what_became_of_each_photo(predict, photos):
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    outcome = predict("photos", "--out", "o", "--format", "json", "--json", "--min-score", 0)
+    assert outcome.code == 1
+    lines = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [line["image"] for line in lines] == [
+        f"photos/{name}" for name in ("a.jpg", "b.png", "broken.jpg", "trip/a.jpg")
+    ]
+    assert "broken.jpg" in lines[2]["error"]
+    for line in (lines[0], lines[1], lines[3]):
+        (file,) = line["files"]
+        (told,) = line["hands"]
+        (written_there,) = json.loads(Path(file).read_text())["hands"]
+        assert told["handedness"] == written_there["handedness"]
+        np.testing.assert_allclose(told["box_px"], written_there["box_px"], rtol=1e-5)
+        np.testing.assert_allclose(told["score"], written_there["score"], rtol=1e-5)
+
+
+def test_tables_are_json_for_scripts(handmesh, monkeypatch, model_file, tmp_path):
+    """One document on standard output and nothing beside it; the exit code is that of the table."""
+    from handmesh.doctor import Finding
+
+    findings = [Finding("torch", "2.6", True), Finding("smplx", "not installed", None)]
+    monkeypatch.setattr("handmesh.doctor.examine", lambda: iter(findings))
+    outcome = handmesh("doctor", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert json.loads(outcome.out) == [finding._asdict() for finding in findings]
+    findings.append(Finding("inference", 'a "quoted" [red]fault[/] :smile:', False))
+    outcome = handmesh("doctor", "--json")
+    assert outcome.code == 1
+    assert json.loads(outcome.out)[2]["fact"] == 'a "quoted" [red]fault[/] :smile:'
+
+    exported = json.loads(handmesh("export", "--model", model_file, "--out", "hand.onnx", "--json").out)
+    assert (exported["path"], exported["format"]) == ("hand.onnx", "onnx")
+    assert exported["megabytes"] == pytest.approx((tmp_path / "hand.onnx").stat().st_size / 1e6)
+
+
+def test_a_set_is_checked_and_scored_in_json(handmesh, model_file, quick_scenes):
+    assert handmesh("synth", "--like-freihand", "set", "--count", 2, "--evaluation", 2, "--seed", 1).code == 0
+    assert handmesh("data", "prepare", "set").code == 0
+    outcome = handmesh("data", "check", "set", "--json")
+    claims = json.loads(outcome.out)["claims"]
+    assert outcome.code == int(any(claim["passed"] is False for claim in claims))
+    assert {"subject", "wanted", "found", "passed"} == set(claims[0])
+    outcome = handmesh("evaluate", "--data", "set", "--model", model_file, "--out", "scores", "--no-report", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out) == json.loads(Path("scores/scores.json").read_text())
+
+
+@pytest.mark.parametrize("command", ["webcam", "video"])
+def test_a_clip_is_told_in_json(command, handmesh, model_file, photos):
+    if command == "video":
+        outcome = handmesh("video", "photos", "--model", model_file, "--no-overlay", "--out", "clip", "--json")
+        assert json.loads(outcome.out)["files"] == ["clip/hands.jsonl", "clip/hand.glb"]
+        return
+    outcome = handmesh("webcam", "--source", "photos", "--model", model_file, "--headless", "--json", "--frames", 2)
+    assert outcome.code == 0, outcome.err
+    lines = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [line["frame"] for line in lines] == [0, 1]
+    for hand in (hand for line in lines for hand in line["hands"]):
+        assert {"id", "handedness", "score", "box_px", "keypoints_px", "joints"} == hand.keys()
+    assert_one_line(handmesh("webcam", "--source", "photos", "--json"), "--json goes with --headless")

@@ -76,6 +76,14 @@ def test_former_names_of_options_still_work_and_are_not_shown(tmp_path):
         assert not set(renamed) & known
 
 
+def test_an_option_that_took_a_file_and_is_a_flag_now_still_takes_one():
+    for former in (["--json", "nowhere/x.json"], ["--json=nowhere/x.json"]):
+        assert "--out nowhere/x.json: there is no folder" in str(CliRunner().invoke(app, ["bench", *former]).exception)
+    refused = CliRunner().invoke(app, ["bench", "--json", "--batch", "1,none"])
+    assert "wanted numbers of crops" in str(refused.exception), "as a flag"
+    assert "wanted numbers of crops" in str(CliRunner().invoke(app, ["bench", "--batch", "1,none", "--json"]).exception)
+
+
 def test_words_after_two_dashes_are_names_of_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused = CliRunner().invoke(app, ["data", "check", "--", "--images"])
