@@ -25,6 +25,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ImageSource = Union[str, os.PathLike[str], bytes, bytearray, memoryview, NDArray[Any], "PilImage"]
+Decoding = Callable[[int], AbstractContextManager[Any]]
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF"]
 FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC"
 PHOTO_SUFFIXES: Final = (
@@ -100,8 +102,8 @@ class LargePhoto:
     pixels of the whole photograph all the same. Not for several threads at once.
     """
 
-    def __init__(self, encoded: bytes, name: str, file: PilImage) -> None:
-        self._encoded, self._name = encoded, name
+    def __init__(self, encoded: bytes, name: str, file: PilImage, decoding: Decoding) -> None:
+        self._encoded, self._name, self._decoding = encoded, name, decoding
         self._stored = file.size
         self._decoded: dict[int, NDArray[np.uint8]] = {}
         self.format: ImageFormat = "JPEG"
@@ -126,12 +128,14 @@ class LargePhoto:
     def reduced(self, factor: int) -> NDArray[np.uint8]:
         """Upright, every pixel for `factor` x `factor` of the photograph's; the last ones for what is left."""
         if factor not in self._decoded:
-            _, file = _open(self._encoded, self._name, len(self._encoded), self._stored[0] * self._stored[1])
             wanted = self._stored[0] // factor, self._stored[1] // factor
-            rgb = _pixels(file, self._encoded, "JPEG", self._name, wanted)
-            if rgb.shape[:2] != tuple(-(-side // factor) for side in self._stored[::-1]):  # a kind without such scales
-                rgb = _block_means(rgb, factor)
-            self._decoded[factor] = _upright(rgb, self.orientation)
+            with self._decoding(wanted[0] * wanted[1]):
+                _, file = _open(self._encoded, self._name, len(self._encoded), self._stored[0] * self._stored[1])
+                rgb = _pixels(file, self._encoded, "JPEG", self._name, wanted)
+                # A kind without such scales.
+                if rgb.shape[:2] != tuple(-(-side // factor) for side in self._stored[::-1]):
+                    rgb = _block_means(rgb, factor)
+                self._decoded[factor] = _upright(rgb, self.orientation)
         return self._decoded[factor]
 
 
@@ -167,16 +171,28 @@ def read_photo(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: i
     raise ImageError(f"Cannot read an image from {type(source).__name__}; give a path, bytes, an array or a PIL image.")
 
 
-def open_photo(path: str | os.PathLike[str]) -> Photo | LargePhoto:
-    """As `read_photo` of a path, for who needs crops: a large JPEG is not decoded before they are cut, nor in full.
+def open_photo(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    decoding: Decoding = lambda _: nullcontext(),
+) -> Photo | LargePhoto:
+    """As `read_photo` of a path or bytes, for who needs crops: a large JPEG is not decoded before they are cut, nor in
+    full.
 
-    Raises ImageError as `read_photo` does; damage to the pixels of a large JPEG, when a crop is cut.
+    `decoding(pixels)` is entered for as long as so many are decoded. Raises ImageError as `read_photo` does; damage to
+    the pixels of a large JPEG, when a crop is cut.
     """
-    encoded, name = _read_file(Path(path), MAX_BYTES), str(path)
-    header, file = _open(encoded, name, MAX_BYTES, MAX_PIXELS)
+    if isinstance(source, bytes):
+        encoded, name = source, "The image"
+    else:
+        encoded, name = _read_file(Path(source), max_bytes), str(source)
+    header, file = _open(encoded, name, max_bytes, max_pixels)
     if header.format == "JPEG" and header.width * header.height >= LARGE_PIXELS:
-        return LargePhoto(encoded, name, file)
-    return _decode(encoded, name, MAX_BYTES, MAX_PIXELS)
+        return LargePhoto(encoded, name, file, decoding)
+    with decoding(header.width * header.height):
+        return _decode(encoded, name, max_bytes, max_pixels)
 
 
 def photos_in(folder: str | os.PathLike[str], *, recursive: bool = False) -> tuple[list[Path], str]:

@@ -73,6 +73,10 @@ class Reservation:
         self._budget = budget
         self._held = 0
 
+    @property
+    def held(self) -> int:
+        return self._held
+
     def grow(self, count: int, *, wait: RequestContext | None = None) -> bool:
         """Take `count` bytes more; False when they are not there. With `wait`, as long as somebody waits for it."""
         taken = self._budget._take(count, wait)

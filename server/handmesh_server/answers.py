@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from handmesh.errors import ExportError
-from handmesh.files.image import Photo, encode_image
+from handmesh.files.image import LargePhoto, Photo, encode_image
 from handmesh.files.mesh import SCHEMA_VERSION, encode_hands
 from handmesh.hand import (
     BONES,
@@ -106,7 +106,7 @@ def takes_gzip(accept_encoding: str | None) -> bool:
 
 
 def compressed(content: bytes, gzip: bool) -> tuple[bytes, dict[str, str]]:
-    """JSON as it is sent, and the headers that say so."""
+    """What is sent, and the headers that say so."""
     headers = {"Vary": "Accept, Accept-Encoding"}
     if not gzip:
         return content, headers
@@ -115,14 +115,14 @@ def compressed(content: bytes, gzip: bool) -> tuple[bytes, dict[str, str]]:
 
 def encode_answer(
     hands: Sequence[HandPrediction],
-    photo: Photo,
+    photo: Photo | LargePhoto,
     query: HandsQuery,
     *,
     media_type: str,
     request_id: str = "",
     gzip: bool = False,
 ) -> Answer:
-    """Raises ExportError when a number is not finite. `gzip`: JSON is compressed; of the others most are already."""
+    """Raises ExportError when a number is not finite. `gzip`: JSON and meshes are compressed; others are already."""
     headers = {"Vary": "Accept"}
     if media_type == JSON:
         content, headers = compressed(_json(hands, photo, query, request_id), gzip)
@@ -131,11 +131,13 @@ def encode_answer(
     else:
         suffix = _SUFFIXES[media_type]
         content = encode_hands([as_mesh_hand(hand, index) for index, hand in enumerate(hands)], suffix)
+        if media_type.startswith("model/"):
+            content, headers = compressed(content, gzip)
     return Answer(content, media_type, len(hands), headers)
 
 
-def _json(hands: Sequence[HandPrediction], photo: Photo, query: HandsQuery, request_id: str) -> bytes:
-    height, width = photo.image.shape[:2]
+def _json(hands: Sequence[HandPrediction], photo: Photo | LargePhoto, query: HandsQuery, request_id: str) -> bytes:
+    width, height = photo.size
     return to_json(
         {
             "format": "handmesh.hands",

@@ -22,7 +22,7 @@ import numpy as np
 
 from handmesh import __version__
 from handmesh.errors import HandMeshError
-from handmesh.files.image import Photo, encode_image, read_header, read_photo
+from handmesh.files.image import LargePhoto, Photo, encode_image, open_photo, read_header, read_photo
 from handmesh.hand import builtin_hand
 from handmesh.hand.models import HAND_MODELS
 from handmesh.model.bundled import BUNDLED_MODEL, find_model
@@ -58,7 +58,7 @@ _CUDA_BATCH: Final = 16
 
 
 # The answer of its hands to a photograph, asked for by a query, as a form completed it.
-Encode = Callable[[Sequence[HandPrediction], Photo, HandsQuery], Answer]
+Encode = Callable[[Sequence[HandPrediction], Photo | LargePhoto, HandsQuery], Answer]
 
 
 @dataclass(eq=False)
@@ -278,10 +278,10 @@ class HandService:
             query = request.query.with_fields(fields)
             admission.enter_queue(query.hands - request.query.hands)  # boxes that only the form had
         with self.quarantine.work_on(encoded, context):
-            with self.metrics.stage("decode", context):
-                photo = self._decode(encoded, admission, OVERLAY_BYTES if request.draws else PHOTO_BYTES)
-                del encoded
-                request.body = b""
+            photo = self._open(encoded, admission, draws=request.draws)
+            del encoded
+            request.body = b""
+            if isinstance(photo, Photo):  # the other kind has them still
                 admission.upload.shrink_to(0)
             with self._predicting(context) as predictor:
                 hands = _predict(predictor, photo, query, self.settings.search)
@@ -296,8 +296,8 @@ class HandService:
         """In a thread of its own, like `_run`."""
         context = admission.context
         with self.quarantine.work_on(frame, context):
-            with self.metrics.stage("decode", context):
-                photo = self._decode(frame, admission, PHOTO_BYTES, max_pixels=FRAME_PIXELS)
+            photo = self._open(frame, admission, draws=True, max_pixels=FRAME_PIXELS)
+            assert isinstance(photo, Photo)
             with self._predicting(context) as predictor:
                 hands = follower(predictor, photo, arrived)
         self.metrics.hands.inc(len(hands))
@@ -305,10 +305,10 @@ class HandService:
 
     @contextmanager
     def _predicting(self, context: RequestContext) -> Iterator[Predictor]:
-        """The stage "predict": crops and what else the Predictor does, without waiting for the model."""
+        """The stage "predict": crops and what else the Predictor does, without decoding and the model."""
 
         def waited() -> float:
-            return context.seconds.get("queue", 0.0) + context.seconds.get("model", 0.0)
+            return sum(context.seconds.get(stage, 0.0) for stage in ("decode", "queue", "model"))
 
         predictor, batching = self._ready(even_draining=True)
         before = waited()
@@ -316,8 +316,10 @@ class HandService:
             yield predictor.with_engine(batching.for_request(context))
         context.add("predict", before - waited())
 
-    def _decode(self, encoded: bytes, admission: Admission, kept_bytes: int, *, max_pixels: int | None = None) -> Photo:
-        """Reserves memory for decoding, and afterwards keeps `kept_bytes` for each pixel."""
+    def _open(
+        self, encoded: bytes, admission: Admission, *, draws: bool, max_pixels: int | None = None
+    ) -> Photo | LargePhoto:
+        """A large JPEG is decoded later, no finer than its crops need, unless somebody `draws` on it."""
         max_bytes = self.settings.max_body_bytes
         max_pixels = min(max_pixels or self.settings.max_pixels, self.settings.max_pixels)
         header = read_header(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
@@ -326,10 +328,20 @@ class HandService:
             raise UploadTooLarge(
                 f"The image is {header.width} x {header.height} pixels, more than this server has memory for."
             )
+        if draws:
+            with self._decoding(admission, OVERLAY_BYTES, pixels):
+                return read_photo(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
+        decoding = partial(self._decoding, admission, PHOTO_BYTES)
+        return open_photo(encoded, max_bytes=max_bytes, max_pixels=max_pixels, decoding=decoding)
+
+    @contextmanager
+    def _decoding(self, admission: Admission, kept_bytes: int, pixels: int) -> Iterator[None]:
+        """The stage "decode", with memory for it; afterwards `kept_bytes` of each pixel are kept."""
+        held = admission.photo.held
         admission.photo.grow(pixels * DECODE_BYTES, wait=admission.context)
-        photo = read_photo(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
-        admission.photo.shrink_to(pixels * kept_bytes)
-        return photo
+        with self.metrics.stage("decode", admission.context):
+            yield
+        admission.photo.shrink_to(held + pixels * kept_bytes)
 
     def _ready(self, even_draining: bool = False) -> tuple[Predictor, SharedEngine | BatchingEngine]:
         """Raises NotReady."""
@@ -344,7 +356,7 @@ class HandService:
         return self._predictor, self._engine
 
 
-def _predict(predictor: Predictor, photo: Photo, query: HandsQuery, search: bool) -> list[HandPrediction]:
+def _predict(predictor: Predictor, photo: Photo | LargePhoto, query: HandsQuery, search: bool) -> list[HandPrediction]:
     return predictor(
         photo,
         boxes=query.boxes,

@@ -74,6 +74,26 @@ def test_the_wrist_is_on_the_dot_that_was_drawn(server, format, orientation):
     assert image == {"width": SIZE[0], "height": SIZE[1], "format": format, "orientation": orientation}
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_phone_photo_is_decoded_no_finer_than_its_crops_need(server, orientation, monkeypatch):
+    """At an eighth for the whole photo, and never in full; its pixels are those of the whole photo all the same."""
+    decoded = []
+    decoding = server.service._decoding
+
+    def counted(admission, kept_bytes, pixels):
+        decoded.append(pixels)
+        return decoding(admission, kept_bytes, pixels)
+
+    monkeypatch.setattr(server.service, "_decoding", counted)
+    large = np.repeat(np.repeat(dot_image(), 10, axis=0), 10, axis=1)
+    response = post(server, photo("JPEG", orientation, large))
+    np.testing.assert_allclose(wrist(response), 10 * np.array(DOT) + 4.5, atol=8)
+    image = response.json()["image"]
+    assert (image["width"], image["height"], image["orientation"]) == (10 * SIZE[0], 10 * SIZE[1], orientation)
+    assert sum(decoded) < 100 * SIZE[0] * SIZE[1] / 2
+    assert server.service.control.photos.used == server.service.control.uploads.used == 0
+
+
 @pytest.mark.parametrize(
     "content_type",
     ["image/jpeg", "application/octet-stream", "application/x-www-form-urlencoded", "text/html", None],
@@ -320,6 +340,20 @@ def test_json_is_compressed_for_who_asks(server):
         assert {**one, "request_id": ""} == {**other, "request_id": ""}
     overlay = post(server, accept="image/png")
     assert "content-encoding" not in overlay.headers
+
+
+@pytest.mark.parametrize("accept", ["model/gltf-binary", "model/obj"])
+def test_meshes_are_compressed_for_who_asks(server, accept):
+    """What is unpacked is what comes unpacked."""
+    found = {}
+    for coding in ("gzip", "identity"):
+        headers = {"Accept": accept, "Accept-Encoding": coding}
+        request = server.client.build_request("POST", "/v1/hands", content=photo(), headers=headers)
+        response = server.client.send(request, stream=True)
+        found[coding] = b"".join(response.iter_raw())
+        assert response.headers.get("content-encoding", "identity") == coding
+    assert len(found["gzip"]) < 0.8 * len(found["identity"])
+    assert gzip.decompress(found["gzip"]) == found["identity"]
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/livez", "/v1/model", "/v1/topology", "/static/page.json", "/v1/no"])
