@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,43 @@ def write_interhand(root: Path, hands: list[KnownHand], mean: NDArray[np.float64
     _write_json(folder / f"InterHand2.6M_{split}_joint_3d.json", {capture: joints})
     _write_json(folder / f"InterHand2.6M_{split}_MANO_NeuralAnnot.json", {capture: fits})
     return folder / f"InterHand2.6M_{split}_data.json"
+
+
+HO3D_TIPS = (744, 333, 444, 555, 672)  # thumb, index, middle, ring, pinky
+
+
+def write_ho3d(root: Path, hands: list[KnownHand], suffix: str, protocol: int) -> Path:
+    """vis_HO3D.py, utils/vis_utils.py, pred.py and eval.py of github.com/shreyashampali/ho3d: one folder for all, each
+    hand a frame of the split "train" and of the split "evaluation".
+    """
+    to_gl = np.array([1.0, -1.0, -1.0])  # y up, looking along -z
+    truth: dict[str, list[Any]] = {"xyz": [], "verts": []}
+    for split in ("train", "evaluation"):
+        frames = []
+        for index, hand in enumerate(hands):
+            sequence, frame = ("ABF10", "MC1")[index % 2], f"{10 * index:04d}"
+            frames.append(f"{sequence}/{frame}")
+            write_photo(root / split / sequence / "rgb" / f"{frame}{suffix}", index)
+            joints = np.concatenate([hand.chain, hand.vertices[list(HO3D_TIPS)]]) * to_gl  # in MANO's order
+            turned = vector_from_matrix(np.diag(to_gl) @ matrix_from_vector(hand.vectors[0]))
+            pose = np.concatenate([turned, hand.vectors[1:].ravel()])
+            meta: dict[str, Any] = {"camMat": K, "objName": "021_bleach_cleanser", "objLabel": 12}
+            meta |= {"objRot": np.zeros((3, 1)), "objTrans": np.zeros(3), "objCorners3DRest": np.zeros((8, 3))}
+            if split == "train":
+                meta |= {"handJoints3D": joints, "handPose": pose, "handBeta": hand.betas, "handTrans": np.zeros(3)}
+                meta |= {"handVertContact": np.zeros(778, bool)}
+            else:
+                meta |= {"handJoints3D": joints[0], "handBoundingBox": hand.box.tolist()}
+                meta["handBoundingBox"] = np.array(meta["handBoundingBox"])
+                truth["xyz"].append(joints.tolist())
+                truth["verts"].append((hand.vertices * to_gl).tolist())
+            place = root / split / sequence / "meta" / f"{frame}.pkl"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(pickle.dumps(meta, protocol=protocol))
+        (root / f"{split}.txt").write_text("".join(f"{frame}\n" for frame in frames))
+    for name, values in truth.items():
+        _write_json(root / f"evaluation_{name}.json", values)
+    return root / "train"
 
 
 def _write_yaml(path: Path, content: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import pickle
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from published_sets import (
+    HO3D_TIPS,
     MANOPTH_TIPS,
     K,
     KnownHand,
@@ -19,6 +22,7 @@ from published_sets import (
     write_coco_wholebody,
     write_dexycb,
     write_hint,
+    write_ho3d,
     write_interhand,
 )
 
@@ -36,11 +40,8 @@ from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import JOINT_NAMES, HandArrays, Handedness, builtin_hand
 from handmesh.hand.mano_file import add_mano, load_mano
 
-COUNTS = {
-    "images",
-    "photographs with labels",
-    "photographs of one hand and of two",
-}  # claims that a stand-in cannot fulfil
+COUNTS = {"images", "photographs with labels", "photographs of one hand and of two"}
+COUNTS |= {"frames (version 2)", "frames (version 3)"}
 
 
 def opened(path, kind: str, **options) -> LabelledPhotos:
@@ -266,6 +267,59 @@ def test_interhand(mano_hands, tmp_path):
     shutil.rmtree(tmp_path / "InterHand2.6M" / "images")
     with pytest.raises(DataError, match="no images/val in a folder above it"):
         open_photos(path)
+
+
+@pytest.mark.parametrize(("version", "suffix", "protocol"), [(2, ".png", 0), (3, ".jpg", 2)])
+def test_ho3d(version, suffix, protocol, stand_in_mano, tmp_path):
+    hands = known_hands(4, stand_in_mano, sides="r")
+    path = write_ho3d(tmp_path / "HO3D", hands, suffix, protocol)
+    data = opened(path, "HO-3D")
+    assert (len(data), data.version) == (4, version)
+    for index, hand in enumerate(hands):
+        labels = data.labels(index)
+        np.testing.assert_allclose(labels.hand.joints, hand.chain_joints(HO3D_TIPS), atol=1e-9)
+        np.testing.assert_allclose(labels.intrinsics.matrix, K)
+        has_pose(data, index, hand)
+        np.testing.assert_allclose(labels.hand.betas, hand.betas)
+        posed = stand_in_mano.shaped(labels.hand.betas).posed(labels.hand.pose).vertices
+        np.testing.assert_allclose(posed + hand.translation, hand.vertices, atol=1e-5)
+    rows = rows_of(path)
+    assert rows[f"frames (version {version})"].found == "4"
+    is_used(path, data)
+    scored = open_evaluation_set(path.with_name("evaluation"))
+    np.testing.assert_allclose(scored.truth.joints, [hand.chain_joints(HO3D_TIPS) for hand in hands], atol=1e-9)
+    np.testing.assert_allclose(scored.truth.vertices, [hand.vertices for hand in hands], atol=1e-9)
+    np.testing.assert_allclose(scored.boxes, [hand.box for hand in hands], atol=1e-9)
+    rows = rows_of(path.with_name("evaluation"))
+    zero = 100 * np.linalg.norm([hand.chain_joints(HO3D_TIPS) for hand in hands], axis=-1).mean()
+    assert rows["all-zero prediction"].found.startswith(f"{zero:.2f} / ")
+
+
+def test_an_evaluation_split_of_ho3d_without_truth_is_looked_at_and_not_scored(tmp_path):
+    path = write_ho3d(tmp_path, known_hands(2, sides="r"), ".jpg", 2).with_name("evaluation")
+    (tmp_path / "evaluation_xyz.json").unlink()
+    assert rows_of(path)["joints and vertices"].found == "missing"
+    assert show(path, count=2).shape[1] >= 2 * 224
+    with pytest.raises(DataError, match="neither 'joints' nor 'keypoints'"):
+        open_evaluation_set(path)
+
+
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_annotations_of_ho3d_run_nothing(protocol, tmp_path):
+    """They are pickles, and come from a download."""
+    path = write_ho3d(tmp_path, known_hands(1, sides="r"), ".jpg", protocol)
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {marker}",)
+
+    refused = r"\.pkl is refused: it names (posix|nt)\.system"
+    for content, says in ((Evil(), refused), ({"camMat": Evil()}, refused), ({"camMat": K}, "has no handJoints3D")):
+        next(path.rglob("*.pkl")).write_bytes(pickle.dumps(content, protocol=protocol))
+        with pytest.raises(DataError, match=says):
+            open_photos(path).labels(0)
+    assert not marker.exists()
 
 
 def test_the_stand_ins_hands_are_where_a_camera_sees_them():
