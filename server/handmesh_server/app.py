@@ -184,7 +184,7 @@ async def _answer_photo(
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/"):  # else the form may have the rest
         query.check()
-    service.check_open(query.hands)
+    service.check_open(query.hands, request.state.admission.context.client)
     settings, metrics, admission = service.settings, service.metrics, request.state.admission
     context = admission.context
     try:

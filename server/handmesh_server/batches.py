@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from handmesh.system.cpus import usable_cpus
 from handmesh_server import answers
+from handmesh_server.admission import RequestContext
 from handmesh_server.errors import ClientGone, QueueFull, StorageFull
 from handmesh_server.input import IMAGE_FIELD
 from handmesh_server.photos import BatchPhoto, opened_batch
@@ -110,7 +111,7 @@ def batch_routes(service: HandService, responses: dict[int | str, dict[str, Any]
             held.close()
             raise
         gzip = answers.takes_gzip(request.headers.get("accept-encoding"))
-        lines = _lines(service, photos, query.of_a_photo(), request.state.request_id)
+        lines = _lines(service, photos, query.of_a_photo(), request.state.admission.context)
         return _BatchResponse(lines, gzip, held)
 
     return router
@@ -140,7 +141,7 @@ def _temporary_file() -> IO[bytes]:
 
 
 async def _lines(
-    service: HandService, photos: list[BatchPhoto], query: HandsQuery, request_id: str
+    service: HandService, photos: list[BatchPhoto], query: HandsQuery, batch: RequestContext
 ) -> AsyncGenerator[bytes, None]:
     """One line of NDJSON for each photo, and the last."""
     answered = 0
@@ -151,7 +152,7 @@ async def _lines(
         waiting = iter(enumerate(photos))
         while True:
             while len(pending) < at_once and (entry := next(waiting, None)) is not None:
-                pending.add(asyncio.create_task(_line(service, *entry, query, request_id)))
+                pending.add(asyncio.create_task(_line(service, *entry, query, batch)))
             if not pending:
                 break
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -167,14 +168,15 @@ async def _lines(
 
 
 async def _line(
-    service: HandService, index: int, photo: BatchPhoto, query: HandsQuery, request_id: str
+    service: HandService, index: int, photo: BatchPhoto, query: HandsQuery, batch: RequestContext
 ) -> tuple[bool, bytes]:
     """Whether the photo was answered, and its line."""
+    request_id = batch.request_id
     encode = partial(answers.encode_answer, media_type=answers.JSON, request_id=request_id)
     start = b'{"index":%d,"name":%s,' % (index, to_json(photo.name))
     try:
         encoded = await asyncio.to_thread(photo.read)
-        answer = await _answer(service, encoded, query, encode, request_id)
+        answer = await _answer(service, encoded, query, encode, batch)
     except Exception as error:  # belongs to this photo alone
         problem = problem_of(error)
         if problem is None:
@@ -189,17 +191,18 @@ async def _line(
 
 
 async def _answer(
-    service: HandService, encoded: bytes, query: HandsQuery, encode: Any, request_id: str
+    service: HandService, encoded: bytes, query: HandsQuery, encode: Any, batch: RequestContext
 ) -> answers.Answer:
     """As a single photo is answered, but where the queue is full it waits."""
     loop = asyncio.get_running_loop()
     until = loop.time() + _PATIENCE_SECONDS
     while True:
         try:
-            with service.control.admission(loop.time() + service.settings.deadline_seconds, request_id) as admission:
+            deadline = loop.time() + service.settings.deadline_seconds
+            with service.control.admission(deadline, batch.request_id, batch.client) as admission:
                 if not admission.upload.grow(len(encoded)):
                     raise QueueFull("Too many uploads at a time. Try again soon.", 1)
-                service.check_open(query.hands)
+                service.check_open(query.hands, batch.client)
                 # When the client goes, this task is cancelled: nobody else has to be asked.
                 answer = await service.answer(PhotoRequest(encoded, "", query, encode), admission, _never)
                 service.metrics.finish(admission.context)

@@ -22,10 +22,9 @@ class NotReady(RequestError):
 
 
 class QueueFull(RequestError):
-    reason = "queue_full"
-
-    def __init__(self, message: str, seconds: float) -> None:
+    def __init__(self, message: str, seconds: float, reason: str = "queue_full") -> None:
         super().__init__(message)
+        self.reason = reason
         self.retry_after = min(max(1, math.ceil(seconds)), 60)
 
 

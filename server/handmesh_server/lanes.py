@@ -13,9 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
+from handmesh_server.admission import PATIENCE
+
 Result = TypeVar("Result")
 
-_PATIENCE: Final = 2.0  # s; ten photos' time on a small machine
 _MOST_THREADS: Final = 4  # for each place
 
 
@@ -85,10 +86,10 @@ class Lanes:
                 self._changed.notify_all()
             while True:
                 now = time.monotonic()
-                recent = [since for since in self._busy.values() if now - since < _PATIENCE]
+                recent = [since for since in self._busy.values() if now - since < PATIENCE]
                 if self._waiting and len(recent) < self.places:
                     self._busy[me] = now
                     return self._waiting.popleft()
                 if self._closed and not self._waiting:
                     return None
-                self._changed.wait(min(recent) + _PATIENCE - now if self._waiting else None)
+                self._changed.wait(min(recent) + PATIENCE - now if self._waiting else None)

@@ -68,7 +68,8 @@ class RequestMiddleware:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         scope = {**scope, "method": "GET"} if method == "HEAD" else scope  # the same, without the body
         request_id = _request_id(Headers(scope=scope))
-        admission = self.control.admission(request_id=request_id)
+        client = (scope.get("client") or ("",))[0]
+        admission = self.control.admission(request_id=request_id, client=client)
         scope.setdefault("state", {}).update(request_id=request_id, admission=admission)
         status, uploaded = 0, False
 
@@ -131,7 +132,7 @@ class RequestMiddleware:
                     "path": scope["path"][:200],
                     "status": status or CLIENT_GONE,
                     "seconds": round(seconds, 4),
-                    "client": (scope.get("client") or ("",))[0],
+                    "client": client,
                 },
             )
 

@@ -81,7 +81,12 @@ class HandService:
         self.metrics = Metrics()
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None  # told, in a thread, when the model cannot be loaded
-        self.control = AdmissionControl(settings.queue_size, settings.memory_bytes)
+        self.control = AdmissionControl(
+            settings.queue_size,
+            settings.memory_bytes,
+            deadline_seconds=settings.deadline_seconds,
+            client_queue_size=settings.client_queue_size,
+        )
         self.quarantine = Quarantine()
         # Of several processes each is asked by chance; this has what all of them counted, by process.
         self.metrics_of_all: Callable[[], Awaitable[Mapping[int, bytes]]] | None = None
@@ -90,6 +95,7 @@ class HandService:
         self._engine: SharedEngine | BatchingEngine | None = None
         self.leaving = self._draining = False
         self._lanes = Lanes(settings.threads or default_threads())
+        self.control.places = self._lanes.places
         metrics = self.metrics
         metrics.watch(metrics.ready, lambda: float(self.state == "ready"))
         metrics.watch(metrics.in_flight, lambda: self.control.in_flight)
@@ -111,7 +117,7 @@ class HandService:
             batch = settings.max_batch or (_CUDA_BATCH if "cuda" in predictor.engine.name else 1)
             engine: SharedEngine | BatchingEngine
             if batch > 1:
-                self._lanes.places = max(self._lanes.places, 2 * batch)
+                self.control.places = self._lanes.places = max(self._lanes.places, 2 * batch)
                 engine = BatchingEngine(predictor.engine, batch, on_batch=self.metrics.on_batch)
             else:
                 alone = self._engine_for_one(predictor)
@@ -199,10 +205,10 @@ class HandService:
 
     # Requests
 
-    def check_open(self, hands: int) -> None:
+    def check_open(self, hands: int, client: str = "") -> None:
         """Raises NotReady or QueueFull: asked before an upload is read, so that refusing is cheap."""
         self._ready()
-        self.control.check_room(hands)
+        self.control.check_room(hands, client=client)
 
     async def answer(
         self, request: PhotoRequest, admission: Admission, disconnected: Callable[[], Coroutine[Any, Any, None]]
@@ -250,7 +256,8 @@ class HandService:
             with held:
                 admission.context.add("queue", time.monotonic() - admitted)
                 admission.context.check()
-                return work()
+                with self.control.working(hands):
+                    return work()
 
         running = asyncio.wrap_future(self._lanes.submit(run))
         watching: asyncio.Task[None] = asyncio.ensure_future(disconnected())

@@ -45,6 +45,7 @@ class Settings(BaseModel):
 
     # How much at once
     queue_size: int = Field(64, ge=1, le=4096)  # hands waiting or in work; more are answered 429
+    client_queue_size: int | None = Field(None, ge=1)  # of one client; None: all, but where tokens have names 3/4
     deadline_seconds: Seconds = 10.0  # from the end of the upload to the answer; then 504
     max_body_bytes: int = Field(24 * 2**20, ge=1024)  # a 48-megapixel phone photograph has about 20 MB
     max_pixels: int = Field(50_000_000, ge=1024)  # the same photograph: 8064 x 6048
@@ -142,6 +143,7 @@ class Settings(BaseModel):
             update={
                 "threads": max(1, (self.threads or default_threads()) // self.workers),
                 "queue_size": part(self.queue_size),
+                "client_queue_size": self.client_queue_size and part(self.client_queue_size),
                 "memory_bytes": part(self.memory_bytes),
                 "max_connections": part(self.max_connections),
                 "max_streams": part(self.max_streams),

@@ -74,7 +74,7 @@ class StreamSocket:
             return
         await websocket.accept(PROTOCOL)
         started = time.monotonic()
-        stream = _Stream(websocket, self._service, request_id)
+        stream = _Stream(websocket, self._service, request_id, (websocket.client or ("",))[0])
         try:
             self._service.check_open(0)
             await self._make_room()
@@ -187,10 +187,11 @@ class _Inbox:
 class _Stream:
     """One connection, from accept to close."""
 
-    def __init__(self, websocket: WebSocket, service: HandService, request_id: str) -> None:
+    def __init__(self, websocket: WebSocket, service: HandService, request_id: str, client: str) -> None:
         self._websocket = websocket
         self._service = service
         self._request_id = request_id
+        self._client = client
         self._inbox = _Inbox()
         self._follower = StreamFollower()
         self.received = 0
@@ -281,7 +282,9 @@ class _Stream:
     async def _answer(self, number: int, content: bytes, arrived: float) -> bool:
         """False when the frame was no image that we read."""
         service, started = self._service, time.monotonic()
-        admission = service.control.admission(started + service.settings.deadline_seconds, self._request_id)
+        admission = service.control.admission(
+            started + service.settings.deadline_seconds, self._request_id, self._client
+        )
 
         async def gone() -> None:
             await self._inbox.gone.wait()

@@ -91,6 +91,62 @@ def test_overload_is_200_or_429_and_nothing_else():
         wait_until(lambda: server.service.control.photos.used == server.service.control.uploads.used == 0)
 
 
+def test_photos_are_finished_in_the_order_in_which_they_came():
+    """They once shared one queue crop by crop, and all were finished together at the end."""
+    with running(settings(passes=3, max_batch=1), DotEngine(delay=0.02)) as server:
+        started, finished = time.monotonic(), []
+
+        def one(_: int) -> None:
+            with talk_to(server.url) as client:
+                assert client.post("/v1/hands", content=photo()).status_code == 200
+            finished.append(time.monotonic() - started)
+
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(one, range(12)))
+        assert np.mean(finished) < 0.75 * max(finished)
+
+
+def test_who_would_wait_longer_than_the_deadline_is_told_at_once():
+    """429 before the upload is read, with the time after which it makes sense; once most of them ended in 504."""
+    with running(settings(passes=1, max_batch=1, deadline_seconds=5), DotEngine(delay=0.4)) as server:
+        assert server.client.post("/v1/hands", content=photo()).status_code == 200  # how long one takes
+        statuses = flood(server, 30, 30)
+        assert set(statuses) == {200, 429}
+        assert statuses[200] >= 2
+        wait_until(lambda: not server.service.control.in_flight)
+        assert server.client.post("/v1/hands", content=photo()).status_code == 200
+
+
+def test_the_expected_wait_is_that_of_what_is_in_work():
+    control = AdmissionControl(queue_size=64, memory_bytes=400, deadline_seconds=1.0)
+    control.places = 2
+    with control.working(1):
+        time.sleep(0.05)
+    measured = control.seconds_per_hand()
+    assert 0.05 <= measured < 1
+    control._seconds_per_hand = 0.1
+    with contextlib.ExitStack() as held:
+        for _ in range(15):  # 0.8 s, at 0.05 s each
+            held.enter_context(control.admission()).enter_queue(1)
+        with pytest.raises(QueueFull, match="deadline") as refusal:
+            control.admission().enter_queue(2)
+        assert (refusal.value.reason, refusal.value.retry_after) == ("wait_too_long", 1)
+
+
+def test_no_client_takes_all_places():
+    control = AdmissionControl(queue_size=4, memory_bytes=400, client_queue_size=3)
+    with contextlib.ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(control.admission(client="greedy")).enter_queue(1)
+        with pytest.raises(QueueFull, match="of yours") as refusal:
+            held.enter_context(control.admission(client="greedy")).enter_queue(1)
+        assert refusal.value.reason == "client_queue_full"
+        held.enter_context(control.admission(client="modest")).enter_queue(1)
+    held.enter_context(control.admission(client="greedy")).enter_queue(1)
+    held.close()
+    assert (control.in_flight, control._of_client) == (0, {})
+
+
 def test_waiting_requests_share_batches():
     with running(settings(passes=1, max_batch=8), DotEngine(delay=0.03)) as server:
         assert flood(server, 24, 8) == {200: 24}

@@ -302,7 +302,7 @@ def test_lanes_keep_the_order_and_their_number():
 
 
 def test_a_photo_that_takes_long_does_not_hold_a_place(monkeypatch):
-    monkeypatch.setattr("handmesh_server.lanes._PATIENCE", 0.1)
+    monkeypatch.setattr("handmesh_server.lanes.PATIENCE", 0.1)
     lanes, end = Lanes(1), threading.Event()
     slow = lanes.submit(end.wait)
     assert lanes.submit(lambda: "answered").result(20) == "answered"
