@@ -1,8 +1,8 @@
 """The same application on a Ray cluster: replicas come and go with the load, and what is too much is answered 429.
 
     pip install "handmesh[ray]"
-    serve run server.deploy.ray_serve:build                               # on this machine, or on the cluster it belongs to
-    serve run server.deploy.ray_serve:build max_replicas=8 num_gpus=1     # a GPU for each replica
+    serve run server.deploy.ray_serve:build                            # on this machine, or on the cluster it is of
+    serve run server.deploy.ray_serve:build max_replicas=8 num_gpus=1  # a GPU for each replica
 
 Every other setting is a HANDMESH_... variable of the replicas; see docs/how_to/serving.md.
 """

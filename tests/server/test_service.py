@@ -25,7 +25,6 @@ from handmesh_server.app import create_app
 from handmesh_server.errors import NotAcceptable
 from handmesh_server.schemas import Hand, HandsAnswer, ModelCard, Problem, Topology
 from handmesh_server.server import make_server
-from handmesh_server.settings import Settings
 from marker_hands import MarkerEngine, draw, hand_at
 from PIL import Image
 from pygltflib import GLTF2
@@ -710,22 +709,15 @@ def test_the_examples_of_the_description(server, beside_a_photo):
 # The files beside the package
 
 
-def test_the_dockerfile_copies_what_there_is():
-    lines = (ROOT / "server" / "deploy" / "Dockerfile").read_text(encoding="utf-8").splitlines()
-    copied = [
-        word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
-    ]
-    assert "server/handmesh_server" in copied
-    assert [path for path in copied if not (ROOT / path).exists()] == []
-
-
-def test_kserve_sets_settings_that_there_are(server):
-    service = yaml.safe_load((ROOT / "server" / "deploy" / "kserve.yaml").read_text(encoding="utf-8"))
-    (container,) = service["spec"]["predictor"]["containers"]
-    names = {one["name"].removeprefix("HANDMESH_").lower() for one in container["env"]}
-    assert names <= set(Settings.model_fields)
-    for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
-        assert server.client.get(container[probe]["httpGet"]["path"]).status_code == 200
+def test_what_deployments_ask_is_answered(server):
+    deploy = ROOT / "server" / "deploy"
+    (kserve,) = yaml.safe_load_all((deploy / "kserve.yaml").read_text(encoding="utf-8"))
+    deployment = next(yaml.safe_load_all((deploy / "kubernetes.yaml").read_text(encoding="utf-8")))
+    for pod in (kserve["spec"]["predictor"], deployment["spec"]["template"]["spec"]):
+        (container,) = pod["containers"]
+        probes = [value["httpGet"]["path"] for name, value in container.items() if name.endswith("Probe")]
+        assert len(probes) >= 2
+        assert {server.client.get(path).status_code for path in probes} == {200}
 
 
 @pytest.mark.parametrize("search", [True, False])
