@@ -20,7 +20,7 @@ def serve(
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File with the token that clients must send; or set HANDMESH_TOKEN."),
+        typer.Option(metavar="FILE", help="File of tokens, one of which clients must send; or set HANDMESH_TOKEN."),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen publicly without a token: a proxy in front asks who calls.")

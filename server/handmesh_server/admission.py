@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -29,6 +29,7 @@ class RequestContext:
     deadline: float = float("inf")  # time.monotonic()
     request_id: str = ""  # for logs
     client: str = ""  # whose it is: the name of a token, or an address
+    token: str = ""  # its name
     gone: bool = False  # set by the event loop, read by the threads
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
@@ -107,9 +108,9 @@ class AdmissionControl:
         memory_bytes: int,
         *,
         deadline_seconds: float = float("inf"),
-        client_queue_size: int | None = None,
+        client_queue_size: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """`client_queue_size`: hands of one client at a time; None: no other limit than that of all."""
+        """`client_queue_size()`: hands of one client at a time; None: no other limit than that of all."""
         self.queue_size = queue_size
         self.client_queue_size = client_queue_size
         self.deadline_seconds = deadline_seconds
@@ -163,14 +164,13 @@ class AdmissionControl:
         if waiting + hands > self.queue_size:
             seconds = waiting * per_hand / 2  # until half of them are answered
             raise QueueFull(f"{waiting} hands are waiting or in work, the limit. Try again soon.", seconds)
-        if self.client_queue_size is not None and self._of_client[client] > own:
-            theirs = self._of_client[client]
-            if theirs + hands > self.client_queue_size:
-                raise QueueFull(
-                    f"{theirs} hands of yours are waiting or in work, the limit of each client. Try again soon.",
-                    theirs * per_hand / 2,
-                    "client_queue_full",
-                )
+        theirs, limit = self._of_client[client], self.client_queue_size()
+        if limit is not None and theirs > own and theirs + hands > limit:
+            raise QueueFull(
+                f"{theirs} hands of yours are waiting or in work, the limit of each client. Try again soon.",
+                theirs * per_hand / 2,
+                "client_queue_full",
+            )
         seconds = (waiting + hands) * per_hand
         if seconds > _SURE * self.deadline_seconds:
             raise QueueFull(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -62,7 +61,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
 
     `settings` None: from HANDMESH_... variables, so that this is a factory for any ASGI server.
     """
-    settings = Settings.from_environment() if settings is None else settings.with_token_read()
+    settings = Settings.from_environment() if settings is None else settings.checked()
     service = HandService(settings, predictor)
     jobs = Jobs(service)
 
@@ -86,11 +85,11 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     )
     app.state.service = service
     app.state.jobs = jobs
-    app.include_router(_hands_routes(service), dependencies=_authorisation(settings))
-    refusals = _problems(*((401,) if settings.token else ()), 408, 413, 422, 429, 503, 507)
-    app.include_router(batch_routes(service, refusals), dependencies=_authorisation(settings))
-    videos = video_routes(service, jobs, partial(_problems, *((401,) if settings.token else ())))
-    app.include_router(videos, dependencies=_authorisation(settings))
+    app.include_router(_hands_routes(service), dependencies=_authorisation(service))
+    refusals = _problems(*((401,) if settings.wants_token else ()), 408, 413, 422, 429, 503, 507)
+    app.include_router(batch_routes(service, refusals), dependencies=_authorisation(service))
+    videos = video_routes(service, jobs, partial(_problems, *((401,) if settings.wants_token else ())))
+    app.include_router(videos, dependencies=_authorisation(service))
     app.include_router(_health_routes(service))
     app.include_router(_manual_routes(app))
     app.include_router(page_routes(settings))
@@ -126,17 +125,19 @@ def _name_problems(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _authorisation(settings: Settings) -> list[Any]:
+def _authorisation(service: HandService) -> list[Any]:
     """Dependencies of the routes that a token protects; none without a token, and then OpenAPI shows none."""
-    if settings.token is None:
+    if not service.tokens.required:
         return []
-    wanted = settings.token.get_secret_value().encode()
-    scheme = HTTPBearer(auto_error=False, description="The token that the server was started with.")
+    scheme = HTTPBearer(auto_error=False, description="A token that the server knows.")
 
-    def authorise(credentials: HTTPAuthorizationCredentials | None = Depends(scheme)) -> None:
+    def authorise(request: Request, credentials: HTTPAuthorizationCredentials | None = Depends(scheme)) -> None:
         given = b"" if credentials is None else credentials.credentials.encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(given, wanted):
-            raise Unauthorized("Send the server's token: 'Authorization: Bearer TOKEN'.")
+        name = service.tokens.name_of([given])
+        if name is None:
+            raise Unauthorized("Send a token of the server: 'Authorization: Bearer TOKEN'.")
+        context = request.state.admission.context
+        context.client = context.token = name
 
     return [Depends(authorise)]
 
@@ -211,7 +212,7 @@ async def _answer_photo(
 def _hands_routes(service: HandService) -> APIRouter:
     router = APIRouter()
     settings = service.settings
-    unauthorised = (401,) if settings.token else ()
+    unauthorised = (401,) if settings.wants_token else ()
     binary = {"schema": {"type": "string", "format": "binary"}}
     form = {
         "schema": {

@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 # `logger.info(..., extra={...})` fields that go into the line.
-FIELDS: Final = ("request_id", "method", "path", "status", "seconds", "client", "reason")
+FIELDS: Final = ("request_id", "method", "path", "status", "seconds", "client", "token", "reason")
 
 
 class JsonFormatter(logging.Formatter):

@@ -133,6 +133,7 @@ class RequestMiddleware:
                     "status": status or CLIENT_GONE,
                     "seconds": round(seconds, 4),
                     "client": client,
+                    **({"token": admission.context.token} if admission.context.token else {}),
                 },
             )
 

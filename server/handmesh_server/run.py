@@ -20,7 +20,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) 
 
     `announce` gets the address when photos are accepted, for people; the log has it when the server listens.
     """
-    settings = settings.with_token_read()
+    settings = settings.checked()
     settings.check_exposure()
     logs.configure(settings.log_level)
     _warn_about_misspelt_variables()

@@ -41,6 +41,7 @@ from handmesh_server.quarantine import Quarantine
 from handmesh_server.schemas import HandsQuery
 from handmesh_server.settings import Settings
 from handmesh_server.stream import StreamFollower
+from handmesh_server.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +86,10 @@ class HandService:
             settings.queue_size,
             settings.memory_bytes,
             deadline_seconds=settings.deadline_seconds,
-            client_queue_size=settings.client_queue_size,
+            client_queue_size=self._client_queue_size,
         )
         self.quarantine = Quarantine()
+        self.tokens = Tokens(settings.token, settings.token_file)
         # Of several processes each is asked by chance; this has what all of them counted, by process.
         self.metrics_of_all: Callable[[], Awaitable[Mapping[int, bytes]]] | None = None
         self._given = predictor
@@ -101,6 +103,13 @@ class HandService:
         metrics.watch(metrics.in_flight, lambda: self.control.in_flight)
         metrics.watch(metrics.queue_depth, lambda: self._lanes.depth + (self._engine.depth if self._engine else 0))
         metrics.watch(metrics.memory, lambda: self.control.uploads.used + self.control.photos.used)
+
+    def _client_queue_size(self) -> int | None:
+        """Of clients with names none has all places; addresses may be a proxy's, and one name is everybody's."""
+        settings = self.settings
+        if settings.client_queue_size is None and len(self.tokens.names) > 1:
+            return max(1, 3 * settings.queue_size // 4)
+        return settings.client_queue_size
 
     # Life
 

@@ -12,11 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from handmesh.errors import ConfigError
 from handmesh.system.cpus import MAX_THREADS, default_threads
+from handmesh_server.tokens import checked_token, read_tokens
 
 PREFIX: Final = "HANDMESH_"
-
-# A token shorter than this can be guessed in a day at the rate that one process answers.
-MIN_TOKEN_LENGTH: Final = 16
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -30,7 +28,7 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"  # anything else is public and wants a token, or `insecure`
     port: int = Field(8000, ge=0, le=65535)  # 0: any free port, told in the log
     token: SecretStr | None = None  # clients send it as `Authorization: Bearer ...`
-    token_file: Path | None = None  # the token as a mounted secret
+    token_file: Path | None = None  # tokens as a mounted secret, "name: token" a line; read again when it changes
     insecure: bool = False  # public without a token: behind a proxy that authenticates
     cors_origins: tuple[str, ...] = ()  # web pages of these origins may call; "*" for all of them
 
@@ -107,26 +105,22 @@ class Settings(BaseModel):
             if name == "port" and str(values.get(name)).startswith("tcp:"):
                 hint = " Kubernetes sets this for a Service called handmesh: use enableServiceLinks: false."
             raise ConfigError(f"Setting {name} ({PREFIX}{name.upper()}){found}: {first['msg']}.{hint}") from None
-        return settings.with_token_read()
+        return settings.checked()
 
-    def with_token_read(self) -> Settings:
-        """With the content of `token_file` in `token`, which is then checked. Raises ConfigError."""
+    def checked(self) -> Settings:
+        """With a token, or a file of them, that is one. Raises ConfigError."""
         if self.token is not None and self.token_file is not None:
             raise ConfigError("token and token_file say the same thing in two ways: give one of them.")
-        token = None if self.token is None else self.token.get_secret_value().strip()
         if self.token_file is not None:
-            try:
-                token = self.token_file.read_text(encoding="ascii").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"The token file {self.token_file} cannot be read as text: {error}.") from None
-        if token is None:
+            read_tokens(self.token_file)
+        if self.token is None:
             return self
-        if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
-            raise ConfigError(
-                f"The token has {len(token)} characters: wanted at least {MIN_TOKEN_LENGTH} of ASCII without spaces. "
-                "Make one with: openssl rand -hex 24"
-            )
-        return self.model_copy(update={"token": SecretStr(token), "token_file": None})
+        return self.model_copy(update={"token": SecretStr(checked_token(self.token.get_secret_value()))})
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether clients have to show one."""
+        return self.token is not None or self.token_file is not None
 
     @property
     def worker_memory(self) -> int:
@@ -155,11 +149,11 @@ class Settings(BaseModel):
     @property
     def is_local(self) -> bool:
         """For this machine alone, and nobody has to show a token."""
-        return self.token is None and not self.insecure and _is_loopback(self.host)
+        return not self.wants_token and not self.insecure and _is_loopback(self.host)
 
     def check_exposure(self) -> None:
         """Raises ConfigError when strangers could use the service."""
-        if self.token is None and not self.insecure and not _is_loopback(self.host):
+        if not self.wants_token and not self.insecure and not _is_loopback(self.host):
             raise ConfigError(
                 f"Host {self.host} can be reached from other machines, and there is no token. Set {PREFIX}TOKEN (make "
                 f"one with: openssl rand -hex 24), or bind 127.0.0.1, or say --insecure ({PREFIX}INSECURE=1) when a "

@@ -11,7 +11,6 @@ import asyncio
 import base64
 import binascii
 import contextlib
-import hmac
 import json
 import logging
 import secrets
@@ -36,6 +35,7 @@ from handmesh_server.problems import problem_of, problem_response
 from handmesh_server.service import HandService
 from handmesh_server.settings import Settings
 from handmesh_server.stream import Frame, StreamFollower, StreamOptions, encode_frame
+from handmesh_server.tokens import Tokens
 
 logger = logging.getLogger("handmesh_server.access")
 
@@ -68,13 +68,13 @@ class StreamSocket:
         settings, metrics = self._service.settings, self._service.metrics
         request_id = secrets.token_hex(16)
         try:
-            check_handshake(websocket, settings)
+            token = check_handshake(websocket, settings, self._service.tokens)
         except RequestError as error:
             await self._deny(websocket, error, request_id)
             return
         await websocket.accept(PROTOCOL)
         started = time.monotonic()
-        stream = _Stream(websocket, self._service, request_id, (websocket.client or ("",))[0])
+        stream = _Stream(websocket, self._service, request_id, token or (websocket.client or ("",))[0])
         try:
             self._service.check_open(0)
             await self._make_room()
@@ -104,6 +104,7 @@ class StreamSocket:
                     "path": websocket.url.path[:200],
                     "seconds": round(time.monotonic() - started, 4),
                     "client": (websocket.client or ("",))[0],
+                    "token": token,
                 },
             )
 
@@ -130,24 +131,27 @@ class StreamSocket:
             await websocket.close(POLICY)
 
 
-def check_handshake(websocket: WebSocket, settings: Settings) -> None:
-    """Raises Forbidden, Unauthorized or QueryInvalid."""
+def check_handshake(websocket: WebSocket, settings: Settings, tokens: Tokens) -> str:
+    """-> the name of the token that was shown, or "". Raises Forbidden, Unauthorized or QueryInvalid."""
     origin = websocket.headers.get("origin")
     if origin is not None and not _may_connect(origin, websocket.headers.get("host", ""), settings.cors_origins):
         raise Forbidden(f"Web pages of {origin[:200]} may not open a stream here; cors_origins is the setting for it.")
     offered: list[str] = websocket.scope.get("subprotocols", [])
-    if settings.token is not None:
-        wanted = settings.token.get_secret_value().encode()
-        shown = [_decoded(name.removeprefix(BEARER)) for name in offered if name.startswith(BEARER)]
+    named = ""
+    if tokens.required:
+        shown = [_decoded(one.removeprefix(BEARER)) for one in offered if one.startswith(BEARER)]
         scheme, _, credentials = websocket.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             shown.append(credentials.strip().encode("utf-8", "surrogateescape"))
-        if not any(hmac.compare_digest(one, wanted) for one in shown):
+        name = tokens.name_of(shown)
+        if name is None:
             raise Unauthorized(
-                f"Send the server's token: 'Authorization: Bearer TOKEN', or the subprotocol {BEARER}BASE64URL."
+                f"Send a token of the server: 'Authorization: Bearer TOKEN', or the subprotocol {BEARER}BASE64URL."
             )
+        named = name
     if PROTOCOL not in offered:
         raise QueryInvalid(f"Offer the subprotocol {PROTOCOL}: Sec-WebSocket-Protocol: {PROTOCOL}.")
+    return named
 
 
 def _may_connect(origin: str, host: str, allowed: tuple[str, ...]) -> bool:

@@ -26,6 +26,7 @@ from handmesh_server.admission import AdmissionControl
 from handmesh_server.errors import QueueFull, UploadInvalid
 from handmesh_server.input import read_form
 from handmesh_server.settings import Settings
+from handmesh_server.tokens import Tokens
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -134,7 +135,7 @@ def test_the_expected_wait_is_that_of_what_is_in_work():
 
 
 def test_no_client_takes_all_places():
-    control = AdmissionControl(queue_size=4, memory_bytes=400, client_queue_size=3)
+    control = AdmissionControl(queue_size=4, memory_bytes=400, client_queue_size=lambda: 3)
     with contextlib.ExitStack() as held:
         for _ in range(3):
             held.enter_context(control.admission(client="greedy")).enter_queue(1)
@@ -551,8 +552,50 @@ def test_a_token_has_sixteen_characters_or_more():
 def test_a_token_never_shows(tmp_path):
     (tmp_path / "token").write_text("correct-horse-battery\n")
     found = Settings.from_environment({"HANDMESH_TOKEN_FILE": str(tmp_path / "token")})
+    assert Tokens(found.token, found.token_file).name_of([b"correct-horse-battery"]) == "token"
+    found = Settings.from_environment({"HANDMESH_TOKEN": " correct-horse-battery\n"})
     assert found.token.get_secret_value() == "correct-horse-battery"
     assert "horse" not in repr(found)
+
+
+def test_tokens_have_names_and_change_while_the_server_runs(tmp_path, monkeypatch, caplog):
+    """The old one of a name holds beside the new one until it is taken out; a file that is none changes nothing."""
+    monkeypatch.setattr("handmesh_server.tokens._LOOK_SECONDS", 0.0)
+    file = tmp_path / "tokens"
+    first, second, other = "first-of-the-app-token", "second-of-the-app-token", "token-of-the-robot"
+    file.write_text(f"# who: token\napp: {first}\n\nrobot: {other}\n")
+
+    def change(text: str) -> None:
+        (tmp_path / "next").write_text(text)
+        (tmp_path / "next").rename(file)  # as a mounted secret changes: all at once
+
+    with running(settings(token_file=file, queue_size=4)) as server:
+
+        def status(token: str) -> int:
+            return server.client.get("/v1/model", headers={"Authorization": f"Bearer {token}"}).status_code
+
+        assert [status(one) for one in (first, other, second, "anything")] == [200, 200, 401, 401]
+        assert server.service.control.client_queue_size() == 3, "where clients have names, none has all places"
+        with caplog.at_level("INFO", logger="handmesh_server.access"):
+            status(other)
+        assert [record.token for record in caplog.records if getattr(record, "status", 0) == 200] == ["robot"]
+        change(f"app: {first}\napp: {second}\n")
+        assert [status(one) for one in (first, other, second)] == [200, 401, 200]
+        change("short")
+        assert [status(one) for one in (first, other, second)] == [200, 401, 200]
+        assert "line 1 has 5 characters" in caplog.text
+        change(f"app: {second}\n")
+        assert [status(one) for one in (first, second)] == [401, 200]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("", "no token"), ("# nothing\n", "no token"), (": " + "x" * 20, "no name"), ("a: b c", "line 1")],
+)
+def test_a_file_without_tokens_is_refused(tmp_path, content, words):
+    (tmp_path / "tokens").write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        Settings.from_environment({"HANDMESH_TOKEN_FILE": str(tmp_path / "tokens")})
 
 
 @pytest.mark.parametrize(
