@@ -31,7 +31,7 @@ from handmesh.data.formats.freihand import FreiHand, Split, split_by_annotation
 from handmesh.data.formats.records import LabelledPhotos
 from handmesh.data.sample import HandSample, LabelledHand, RawData, RawSample, without
 from handmesh.errors import ConfigError, DataError, ImageError
-from handmesh.hand import HandArrays, builtin_hand
+from handmesh.hand import HandArrays, builtin_hand, upright_rotation
 from handmesh.hand.models import HAND_MODELS
 from handmesh.synth import Backgrounds, Pack, render_pack
 from handmesh.synth.dataset import Progress, same_pack
@@ -153,21 +153,35 @@ class PhotoSource:
         sample, settings = self._sample(position), self.augmentation
         side = downscaled_side(rng, resolution, settings)
         if sample.labels.hand.present:
+            crop = self._protocol(rng).crop(sample)
+            upright = self._upright(sample, rng)
+            if upright is not None:
+                crop = replace(crop, rotation=upright)
             jitter = CropJitter(
-                settings.rotation,
+                settings.rotation if upright is None else 0.0,
                 settings.no_rotation_prob,
                 settings.scale,
                 settings.shift,
                 settings.context_scale_prob,
                 settings.context_scale,
             )
-            crop = jitter(self._protocol(rng).crop(sample), rng)
+            crop = jitter(crop, rng)
             if settings.mirrored and rng.random() < settings.mirrored:
                 crop = replace(crop, mirror=not crop.mirror)
         else:
             crop = negative_crop(sample.image.shape, rng)
         cropped = crop_sample(sample, crop, side)
         return cropped._replace(image=changed_photo(rng, enlarged(rng, cropped.image, resolution), settings))
+
+    def _upright(self, sample: RawSample, rng: np.random.Generator) -> float | None:
+        """For `upright_prob` of the samples whose keypoints are all known: the turn by which the hand points up."""
+        settings = self.augmentation
+        if not settings.upright_prob or rng.random() >= settings.upright_prob:
+            return None
+        seen = sample.labels.keypoints_or_projection()
+        if seen is None or not seen[1].all():
+            return None
+        return upright_rotation(seen[0]) + float(rng.normal(0, settings.upright_noise))
 
     def sample(self, position: int, resolution: int) -> HandSample[NDArray[Any]]:
         """The same as its protocol crops it, unchanged: what scores are computed on."""

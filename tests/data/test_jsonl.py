@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections import Counter
 from dataclasses import replace
@@ -498,6 +499,24 @@ def test_sides_of_photographs_are_learnt_as_often_as_asked(mirrored, folder):
     source = PhotoSource("sides", data, BOX, augmentation=PhotoAugmentation(mirrored=mirrored))
     right = [source.example(g % 2, np.random.default_rng(g), 64).labels.right for g in range(400)]
     assert np.mean(right) == pytest.approx(1 - mirrored, abs=0.06)
+
+
+@pytest.mark.parametrize(("share", "noise"), [(1.0, 0.0), (0.5, 0.2)])
+def test_photographs_are_turned_so_that_the_hand_points_up_as_often_as_asked(sources, share, noise):
+    settings = PhotoAugmentation(rotation=0.0, scale=0.0, channel_gain=0.0, upright_prob=share, upright_noise=noise)
+    source = PhotoSource("upright", sources[0].data, BOX, augmentation=settings)
+    turns = []
+    for g in range(60):
+        position = g % COUNT
+        plain = source.sample(position, 64).labels.keypoints
+        seen = source.example(position, np.random.default_rng(g), 64).labels.keypoints
+        if np.allclose(plain, seen, atol=1e-6):
+            continue
+        dx, dy = seen[9] - seen[0]  # wrist to middle knuckle
+        turns.append(math.atan2(dx, -dy))
+    assert len(turns) / 60 == pytest.approx(share, abs=0.15)
+    assert np.mean(turns) == pytest.approx(0, abs=0.08)
+    assert np.std(turns) == pytest.approx(noise, abs=0.08)
 
 
 def test_small_photographs_are_soft_and_their_labels_unchanged(sources):
