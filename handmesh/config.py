@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -66,6 +66,9 @@ ATTENTION_HEAD_CHANNELS = 32  # of every FastViT with attention
 
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Kind = TypeVar("Kind", bound=Settings)
 
 
 def _known_hand(name: str) -> str:
@@ -473,6 +476,81 @@ class OptimizerConfig(Settings):
     ema_decay: float = Field(default=0.998, ge=0, lt=1)  # of the averaged weights, which are the result; 0: no average
 
 
+class DetectorModel(Settings):
+    """What a detector's file needs to rebuild its network (`handmesh.model.detector`)."""
+
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = "fastvit_t8"
+    stages: int = Field(default=3, ge=2, le=4)  # of the backbone, from the first
+    mlp_ratio: int = Field(default=1, ge=1, le=4)  # hidden channels of its perceptrons over their outer ones
+    width: int = Field(default=48, ge=8, le=256)  # channels of the pyramid
+
+
+class SceneSource(Settings):
+    """Photographs with their hands: a JSONL file (docs/how_to/data.md)."""
+
+    path: Path = Field(strict=False)
+    weight: float = Field(default=1.0, gt=0)
+
+
+class DetectorData(Settings):
+    """What a detector learns from; the first three are shares of the pictures."""
+
+    crowds: float = Field(default=0.4, ge=0)  # several renders on one background
+    photographs: float = Field(default=0.35, ge=0)
+    mosaics: float = Field(default=0.25, ge=0)  # several photographs in one picture
+    synthetic: SyntheticData | None = None  # whose renders make crowds
+    scenes: tuple[SceneSource, ...] = ()
+    sizes: tuple[float, float] = (0.035, 1.3)  # the longer side of a rendered hand's box over the picture's
+    real_backgrounds: float = Field(default=0.3, ge=0, le=1)  # share of backgrounds that are photographs without a hand
+    effects: float = Field(default=0.6, ge=0)  # strength of blur, noise, JPEG and colour changes
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if not 0 < self.sizes[0] <= self.sizes[1]:
+            raise ValueError("sizes is (low, high), both above zero")
+        if self.crowds and self.synthetic is None:
+            raise ValueError("crowds are made of renders: give synthetic, or set crowds to 0")
+        if (self.photographs or self.mosaics) and not self.scenes:
+            raise ValueError("photographs and mosaics are made of scenes: give them, or set both to 0")
+        if not self.crowds + self.photographs + self.mosaics:
+            raise ValueError("crowds, photographs and mosaics are all 0: nothing to learn from")
+        return self
+
+
+class DetectorLoss(Settings):
+    """Weights of the parts of `handmesh.learn.detector.detector_loss`."""
+
+    center: float = 1.0
+    box: float = 1.0
+    direction: float = 0.3
+    handedness: float = 0.3
+
+
+class DetectorConfig(Settings):
+    """A run of the detector of hands (`handmesh.learn.detector`)."""
+
+    detector: DetectorModel = DetectorModel()
+    data: DetectorData
+    loss: DetectorLoss = DetectorLoss()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    seed: int = Field(default=0, ge=0)
+    # A hand mesh model with the same backbone, or a detector: its trunk, or all of it, is the beginning.
+    start_from: str | None = None
+    frozen_stem: bool = False  # the first convolutions stay as they began: on a CPU a sixth of the time of a step
+    resolution: int = Field(default=256, ge=64, le=512, multiple_of=16)  # px, of the pictures to learn from
+    steps: int = Field(default=10_000, ge=1)
+    batch_size: int = Field(default=32, ge=1)  # pictures per step, in all processes together
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: of the perceptrons, on a CPU
+    threads: int = Field(default=1, ge=1, le=MAX_THREADS)
+    loader_workers: int = Field(default=1, ge=0, le=MAX_THREADS)  # per process
+    log_every: int = Field(default=50, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=3, ge=1)
+    evaluate_every: int = Field(default=2_000, ge=1)
+    validation: tuple[SceneSource, ...] = ()
+    validation_side: int = Field(default=320, ge=64, le=1024, multiple_of=16)  # px, the longer side of a photograph
+
+
 class TrainConfig(Settings):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig(synthetic=SyntheticData())
@@ -587,13 +665,23 @@ def load_config(config: str | Path | None = None, overrides: Sequence[str] = ())
 
     `extends: NAME|PATH` in a file: it holds what differs from that configuration, section by section.
 
-    Raises ConfigError for a missing or malformed file, an unknown key (with the nearest known one) or a wrong value.
+    Raises ConfigError for a missing or malformed file, an unknown key (with the nearest known one) or a wrong value,
+    and for the settings of a detector.
     """
+    settings = load_any_config(config, overrides)
+    if isinstance(settings, DetectorConfig):
+        raise ConfigError(f"{config} is of a detector, wanted the settings of a hand mesh model.")
+    return settings
+
+
+def load_any_config(config: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig | DetectorConfig:
+    """As `load_config`; a file with the key `detector` is of a detector of hands."""
     path = None if config is None else find_config(config)
     tree = {} if path is None else _read_tree(path)
     for override in overrides:
         _apply_override(tree, override)
-    return parse_config(tree, where=str(path) if path else "settings")
+    where = str(path) if path else "settings"
+    return parse_detector_config(tree, where) if "detector" in tree else parse_config(tree, where)
 
 
 def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -628,10 +716,19 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def parse_config(tree: dict[str, Any], where: str) -> TrainConfig:
     """Build a TrainConfig from plain values, as read from YAML or from a checkpoint. Raises ConfigError."""
+    return _parse(TrainConfig, _with_new_names(tree, where), where)
+
+
+def parse_detector_config(tree: dict[str, Any], where: str) -> DetectorConfig:
+    """As `parse_config`, of a detector."""
+    return _parse(DetectorConfig, tree, where)
+
+
+def _parse(kind: type[Kind], tree: dict[str, Any], where: str) -> Kind:
     try:
-        return TrainConfig.model_validate(_plain(_with_new_names(tree, where)))
+        return kind.model_validate(_plain(tree))
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_describe(problem) for problem in error.errors())) from None
+        raise ConfigError(f"{where}: " + "; ".join(_describe(problem, kind) for problem in error.errors())) from None
 
 
 def flat_settings(tree: Any, name: str = "") -> dict[str, Any]:
@@ -701,14 +798,14 @@ def _place(entries: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
-def _describe(problem: Any) -> str:
+def _describe(problem: Any, kind: type[Settings]) -> str:
     path = [str(part) for part in problem["loc"]]
     name = ".".join(path)
     if problem["type"] == "value_error":  # ours, and it says what was found
         return f"{name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"])
     if problem["type"] != "extra_forbidden":
         return f"{name or 'settings'}: {problem['msg']}, found {problem['input']!r}"
-    section: Any = TrainConfig
+    section: Any = kind
     for part in path[:-1]:
         section = _section(section.model_fields[part].annotation) if part in section.model_fields else section
     known = sorted(section.model_fields)

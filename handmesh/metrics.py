@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
 
 from handmesh.hand import JOINT_NAMES
 
@@ -237,3 +238,22 @@ def bootstrap_interval(
         part[:] = scores[rng.integers(0, len(scores), (len(part), len(scores)))].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def match_boxes(
+    truth: Sequence[Sequence[float]], answers: Sequence[Sequence[float]], min_iou: float
+) -> list[tuple[int, int]]:
+    """Pairs (true box, answer) whose intersection over union is at least `min_iou`, each box in one at most.
+
+    Boxes are x0, y0, x1, y1. The assignment has the largest sum of overlaps (Hungarian algorithm).
+    """
+    if not len(truth) or not len(answers):
+        return []
+    first, second = (np.asarray(boxes, np.float64).reshape(-1, 4) for boxes in (truth, answers))
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second)]
+    overlap = shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12)
+    rows, columns = linear_sum_assignment(np.where(overlap >= min_iou, overlap, 0), maximize=True)
+    return [(int(a), int(b)) for a, b in zip(rows, columns, strict=True) if overlap[a, b] >= min_iou]

@@ -48,14 +48,17 @@ def train(
 
       torchrun --nproc-per-node 8 -m handmesh train freihand_ma36
 
+    A config with the key `detector` trains the detector of hands (detector_t8).
+
     Asked to end (SIGTERM), it finishes its step, scores, saves and leaves: go on with --resume.
     """
-    from handmesh.config import load_config
+    from handmesh.config import DetectorConfig, load_any_config
     from handmesh.system.extras import extra
 
     hand = [] if hand_model is None else [f"model.hand={hand_model}"]
-    settings = load_config(config, [*(set_ or []), *hand])  # first: a slip in it is a slip, torch or not
+    settings = load_any_config(config, [*(set_ or []), *hand])  # first: a slip in it is a slip, torch or not
     with extra("train", "`handmesh train`"):
+        from handmesh.learn.detector import train_detector
         from handmesh.learn.train import train as run_training
 
     first = os.environ.get("RANK", "0") == "0"  # torchrun's number of this process: one of them speaks
@@ -71,9 +74,29 @@ def train(
         def on_progress(now: Progressed) -> None:
             progress.update(training, completed=now.step, total=now.steps, visible=True, description=_in_words(now))
 
-        path = run_training(
-            settings, directory, resume=resume, on_progress=on_progress, on_render=on_render, should_stop=should_stop
-        )
+        def on_detector(step: int, steps: int, losses: dict[str, float], speed: float) -> None:
+            found = f"loss {losses['total']:.3g}: center {losses['center']:.2f}, box {losses['box']:.2f}"
+            text = f"{found}; {speed:.0f} pictures/s"
+            progress.update(training, completed=step, total=steps, visible=True, description=text)
+
+        if isinstance(settings, DetectorConfig):
+            path = train_detector(
+                settings,
+                directory,
+                resume=resume,
+                on_progress=on_detector,
+                on_render=on_render,
+                should_stop=should_stop,
+            )
+        else:
+            path = run_training(
+                settings,
+                directory,
+                resume=resume,
+                on_progress=on_progress,
+                on_render=on_render,
+                should_stop=should_stop,
+            )
     if first:
         say(f"Done: {path}")
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from handmesh.geometry.box import Box, checked_box
 from handmesh.hand import Handedness
 
-Source = Literal["given box", "whole image", "tracking", "mediapipe", "palm detector"]  # how a box was found
+# How a box was found.
+Source = Literal["given box", "whole image", "tracking", "mediapipe", "palm detector", "hand detector"]
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
 
@@ -28,6 +29,9 @@ class Detection:
     handedness: Handedness | None  # None: it does not say
     score: float  # 0..1, as its source means it
     source: Source
+    rotation: float | None = None  # radians: the crop rotation in which the hand points up (`upright_rotation`)
+    handedness_score: float | None = None  # how probable it takes that side
+    is_probability: bool = False  # whether `score` is how probable a hand is there, measured on photographs
 
 
 class Detector(Protocol):

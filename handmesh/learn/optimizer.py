@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from handmesh.config import TrainConfig
+from handmesh.config import DetectorConfig, TrainConfig
 
 
-def make_optimizer(config: TrainConfig, *modules: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(config: TrainConfig | DetectorConfig, *modules: nn.Module) -> torch.optim.Optimizer:
     """Fused Adam or AdamW; weight decay on kernels and matrices only, not on biases, norms and layer scales."""
     settings = config.optimizer
     parameters = [named for module in modules for named in module.named_parameters()]
@@ -21,7 +21,7 @@ def make_optimizer(config: TrainConfig, *modules: nn.Module) -> torch.optim.Opti
     return kind(groups, lr=settings.learning_rate, fused=True)
 
 
-def learning_rate_at(config: TrainConfig, step: int) -> float:
+def learning_rate_at(config: TrainConfig | DetectorConfig, step: int) -> float:
     """Linear warm-up, then half a cosine down to the final rate, or steps down."""
     settings = config.optimizer
     if step < settings.warmup_steps:
@@ -35,7 +35,7 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
 
 
 def set_learning_rate(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, warm_again_at: int | None = None
+    optimizer: torch.optim.Optimizer, config: TrainConfig | DetectorConfig, step: int, warm_again_at: int | None = None
 ) -> None:
     """`warm_again_at`: a step at which the optimiser began anew, without its moments; after it a second warm-up."""
     rate = learning_rate_at(config, step)

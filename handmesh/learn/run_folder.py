@@ -26,7 +26,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from handmesh.config import TrainConfig
+from handmesh.config import DetectorConfig, TrainConfig
 from handmesh.data.sources import RunData, source_sha256
 from handmesh.errors import CheckpointError
 from handmesh.hand import HandArrays
@@ -55,7 +55,7 @@ def describe_inputs(config: TrainConfig, data: RunData, hand: HandArrays) -> dic
 
 
 def write_run_record(
-    config: TrainConfig, directory: Path, processes: int, inputs: Mapping[str, Any] | None = None
+    config: TrainConfig | DetectorConfig, directory: Path, processes: int, inputs: Mapping[str, Any] | None = None
 ) -> None:
     """`config.yaml` with every setting, and `environment.json`: what ran this, and `inputs`, what it started from.
 

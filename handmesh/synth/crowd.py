@@ -1,0 +1,110 @@
+"""Pictures of several hands: renders of a pack, of any size and turn, on one background.
+
+What a detector has to learn from renders is where hands are, not what a finger does: so few things are drawn anew, and
+one costs milliseconds. A pack's foregrounds are laid one over another, the smaller ones first, each with its forearm
+drawn on beyond the render's frame. Left hands are mirrored ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmesh.synth.camera_effects import place_on_background
+from handmesh.synth.dataset import PackedSample
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PlacedHand:
+    """A hand of a crowd."""
+
+    keypoints: NDArray[np.float64]  # (21, 2) px, those beyond the picture too
+    right: bool
+    seen: float  # share of its keypoints that lie in the picture with nothing of another hand in front
+
+
+def draw_crowd(
+    rng: np.random.Generator,
+    background: Image,
+    count: int,
+    sizes: tuple[float, float],
+    draw_sample: Callable[[np.random.Generator], PackedSample],
+) -> tuple[Image, list[PlacedHand]]:
+    """`count` hands on a square (S, S, 3) background.
+
+    `sizes`: the longer side of a hand's box as a share of the picture's, from and to, uniform in the logarithm; where
+    there are many hands the largest are smaller. A third of the hands comes close to the one before: crossing, holding.
+    """
+    side = background.shape[0]
+    largest = min(sizes[1], max(2.0 / math.sqrt(max(count, 1)) - 0.5, 2 * sizes[0]))
+    shares = np.sort(np.exp(rng.uniform(math.log(sizes[0]), math.log(max(largest, sizes[0])), count)))
+    image, hands, last = background, [], None
+    points: list[NDArray[np.float64]] = []
+    sides: list[bool] = []
+    hidden: list[NDArray[np.bool_]] = []
+    for share in shares:
+        sample = draw_sample(rng)
+        keypoints = sample.keypoints.astype(np.float64)
+        extent = float(np.ptp(keypoints, axis=0).max())
+        scale = share * side / extent
+        right = bool(rng.random() < 0.5)
+        turn = rng.normal(0, math.radians(30)) if rng.random() < 0.5 else rng.uniform(-math.pi, math.pi)
+        if last is not None and rng.random() < 0.35:
+            center = last + rng.normal(0, 0.45, 2) * share * side
+        else:  # the larger the hand, the more of it may lie outside
+            reach = 0.5 + 0.28 * min(share, 1.0)
+            center = (0.5 + rng.uniform(-reach, reach, 2)) * side
+        last = center
+        c, s = scale * math.cos(turn), scale * math.sin(turn)
+        matrix = np.array([[c, -s], [s, c]]) @ np.diag([1.0 if right else -1.0, 1.0])
+        middle = (keypoints.min(axis=0) + keypoints.max(axis=0)) / 2
+        to_image = np.column_stack([matrix, center - matrix @ middle])
+        rgba = np.ascontiguousarray(sample.image)
+        if scale < 0.6:  # several of its pixels in one of the picture's: mean them first
+            factor = max(int(0.9 / scale), 1)
+            small = rgba.shape[0] // factor
+            blocks = rgba[: small * factor, : small * factor]
+            rgba = np.asarray(cv2.resize(blocks, (small, small), interpolation=cv2.INTER_AREA), np.uint8)
+            shrunk = np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1.0]])
+            warp = to_image @ shrunk
+        else:
+            warp = to_image
+        rgba, pad = _drawn_on(rgba)
+        warp = warp @ np.array([[1, 0, -pad], [0, 1, -pad], [0, 0, 1.0]])
+        layer = cv2.warpAffine(rgba, warp, (side, side), flags=cv2.INTER_LINEAR)
+        alpha = np.array(layer[..., 3], np.uint8)
+        image = place_on_background(rng, np.ascontiguousarray(layer[..., :3]), alpha, image)
+        for before, covered in zip(points, hidden, strict=True):
+            covered |= _is_covered(alpha, before)
+        placed = keypoints @ to_image[:, :2].T + to_image[:, 2]
+        points.append(placed)
+        sides.append(right)
+        hidden.append(~((placed >= 0) & (placed <= side - 1)).all(axis=1))
+    hands = [
+        PlacedHand(placed, right, float(1 - covered.mean()))
+        for placed, right, covered in zip(points, sides, hidden, strict=True)
+    ]
+    return image, hands
+
+
+def _drawn_on(rgba: Image) -> tuple[Image, int]:
+    """The foreground with what touches its frame going on straight beyond it, and by how many pixels."""
+    side = rgba.shape[0]
+    padded = cv2.copyMakeBorder(rgba, side, side, side, side, cv2.BORDER_REPLICATE)
+    for rows in (slice(side), slice(2 * side, None)):  # the corners would be filled by a single pixel
+        for columns in (slice(side), slice(2 * side, None)):
+            padded[rows, columns] = 0
+    return np.asarray(padded, np.uint8), side
+
+
+def _is_covered(alpha: NDArray[np.uint8], points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(21,) which points lie under something."""
+    x, y = np.clip(np.rint(points).astype(int), 0, alpha.shape[0] - 1).T
+    return np.asarray(alpha[y, x] > 127)

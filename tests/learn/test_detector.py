@@ -1,0 +1,197 @@
+"""Training the detector: the loss knows better from worse, a run goes on where it stopped, its file is the network."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from handmesh.config import DetectorModel, parse_detector_config
+from handmesh.data.scenes import read_scenes
+from handmesh.detect import HandDetector
+from handmesh.detect.hands import is_detector
+from handmesh.errors import CheckpointError, ConfigError
+from handmesh.hand.grid import GridTarget, SeenHand, encode
+from handmesh.learn.detector import detection_scores, detector_loss, train_detector
+from handmesh.model.detector import HandDetectorNet
+from handmesh.runtime.detector_graph import weights_in, write_detector
+from handmesh.runtime.onnx import session_of
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """One photograph with a listed hand and one without."""
+    folder = tmp_path_factory.mktemp("scenes")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        cv2.imwrite(str(folder / f"{name}.png"), rng.integers(0, 255, (120, 160, 3), np.uint8))
+    points = rng.uniform(30, 90, (21, 2)).tolist()
+    rows = [
+        {"image": "a.png", "hands": [{"handedness": "left", "keypoints": points}]},
+        {"image": "b.png", "no_hand": True},
+    ]
+    (folder / "scenes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "scenes.jsonl"
+
+
+def config(scenes, **changes):
+    tree = {
+        "detector": {"width": 8},
+        "data": {"crowds": 0, "scenes": [{"path": str(scenes)}], "effects": 0.0},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
+        "resolution": 64,
+        "batch_size": 2,
+        "steps": 4,
+        "loader_workers": 0,
+        "checkpoint_every": 2,
+        "evaluate_every": 4,
+        "log_every": 1,
+        "validation": [{"path": str(scenes)}],
+        "validation_side": 64,
+    }
+    return parse_detector_config(tree | changes, "test")
+
+
+def batch_of(hands, cells=12):
+    target = encode(hands, cells, cells)
+    return GridTarget(*(torch.from_numpy(part)[None] for part in target))
+
+
+def grid_of(target, certain=9.0):
+    center = (target.center > 0.999).float() * 2 * certain - certain
+    right = certain * (2 * target.right - 1)
+    return torch.cat([center[:, None], target.box, target.direction, right[:, None]], dim=1)
+
+
+HANDS = [SeenHand((10.0, 20.0, 50.0, 60.0), 0.5, True), SeenHand((60.0, 60.0, 90.0, 95.0), -1.0, False)]
+
+
+def test_the_right_answer_costs_nothing_and_each_wrong_one_its_own_part():
+    target, weight = batch_of(HANDS), torch.ones(1, 12, 12)
+    right = grid_of(target)
+    best = detector_loss(right, target, weight)
+    assert all(value < 1e-3 for value in best.values())
+    for part, channels in (("center", [0]), ("direction", [5, 6]), ("handedness", [7])):
+        wrong = right.clone()
+        wrong[:, channels] *= -1
+        losses = detector_loss(wrong, target, weight)
+        assert losses[part] > 0.5
+        assert all(losses[name] < 1e-3 for name in losses if name != part)
+    wrong = right.clone()
+    wrong[:, 1:5] += 1
+    losses = detector_loss(wrong, target, weight)
+    assert losses["box"] > 0.3
+    assert losses["center"] < 1e-3
+
+
+def test_what_has_no_weight_teaches_nothing():
+    target, weight = batch_of([]), torch.ones(1, 12, 12)
+    grid = grid_of(target)
+    grid[:, 0, 5, 5] = 4.0  # a hand where there is none
+    grid.requires_grad_(True)
+    assert detector_loss(grid, target, weight)["center"] > 1
+    weight[:, 5, 5] = 0
+    loss = detector_loss(grid, target, weight)
+    assert loss["center"] < 0.01
+    sum(loss.values()).backward()
+    assert grid.grad[0, :, 5, 5].abs().max() == 0
+
+
+def test_a_run_stopped_and_resumed_ends_as_one_that_was_not(scenes, tmp_path):
+    whole = train_detector(config(scenes), tmp_path / "whole")
+    calls = []
+
+    def stop() -> bool:
+        calls.append(1)
+        return False
+
+    half = config(scenes, steps=2)
+    train_detector(half, tmp_path / "parts", should_stop=stop)
+    with pytest.raises(CheckpointError, match="--resume"):
+        train_detector(config(scenes), tmp_path / "parts")
+    parts = train_detector(config(scenes), tmp_path / "parts", resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "total" in line] == [1, 2, 3, 4]
+    assert set(lines[-1]["validation"]) == {"recall", "sides_right", "false_per_photo"}
+    # Not bit for bit: the schedule of two steps is another one. What was seen and how far it came is the same.
+    for name, value in weights_in(whole).items():
+        assert value.shape == weights_in(parts)[name].shape
+    assert HandDetector(parts, min_score=0.0)(np.zeros((50, 70, 3), np.uint8))
+
+
+def test_the_file_answers_as_the_network_for_pictures_of_any_shape(tmp_path):
+    torch.manual_seed(0)
+    network = HandDetectorNet(DetectorModel(width=8, stages=4)).eval()
+    with torch.no_grad():
+        for value in network.parameters():
+            value.copy_(value.half().float())
+    path = tmp_path / "one.onnx"
+    write_detector(path, network, {"steps": 3})
+    assert is_detector(path)
+    session = session_of(path, 1)
+    for shape in ((1, 64, 96, 3), (2, 240, 320, 3), (1, 80, 112, 3)):
+        pictures = np.random.default_rng(1).integers(0, 255, shape, np.uint8)
+        (grid,) = session.run(None, {"pictures": pictures})
+        with torch.no_grad():
+            wanted = network(torch.from_numpy(pictures)).numpy()
+        assert grid.shape == (shape[0], 8, shape[1] // 8, shape[2] // 8)
+        np.testing.assert_allclose(grid, wanted, atol=2e-4)
+    for name, value in weights_in(path).items():
+        np.testing.assert_array_equal(value, dict(network.named_parameters())[name].detach().numpy())
+    detector = HandDetector(path)
+    assert detector.record["training"] == {"steps": 3}
+
+
+def test_a_trunk_begins_as_the_hand_mesh_models_and_keeps_its_widest_channels():
+    wide, narrow = (HandDetectorNet(DetectorModel(mlp_ratio=ratio)) for ratio in (3, 1))
+    state = wide.state_dict()
+    narrow.start_from(state)
+    taken = narrow.state_dict()
+    name = "network.0.0.convffn.fc1.weight"
+    rows = {tuple(row.flatten().tolist()) for row in state[name]}
+    assert all(tuple(row.flatten().tolist()) in rows for row in taken[name])
+    assert torch.equal(taken["patch_embed.0.reparam_conv.weight"], state["patch_embed.0.reparam_conv.weight"])
+    with pytest.raises(CheckpointError, match="another backbone"):
+        narrow.start_from({})
+
+
+def test_scores_count_what_was_found_and_what_was_imagined(scenes, monkeypatch):
+    records = read_scenes(scenes)
+    points, _ = records[0].hands[0]
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+
+    class Oracle(torch.nn.Module):
+        def forward(self, pictures):
+            target = encode([SeenHand((x0, y0, x1, y1), 0.0, False)], pictures.shape[1] // 8, pictures.shape[2] // 8)
+            return grid_of(GridTarget(*(torch.from_numpy(part)[None] for part in target)))
+
+    scores = detection_scores(Oracle(), records, side=160)
+    assert scores == {"recall": 1.0, "sides_right": 1.0, "false_per_photo": 1.0}
+
+
+def test_files_that_are_no_detector_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="No detector"):
+        HandDetector(tmp_path / "none.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"not a graph")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        HandDetector(tmp_path / "bad.onnx")
+    assert not is_detector(tmp_path / "bad.onnx")
+    assert not is_detector(tmp_path / "none.onnx")
+    from handmesh.model.bundled import bundled_model_path
+
+    with pytest.raises(CheckpointError, match="not a detector"):
+        HandDetector(bundled_model_path().with_suffix(".onnx"))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"data": {"crowds": 1.0}}, "synthetic"), ({"data": {"photographs": 1.0, "crowds": 0}}, "scenes"),
+     ({"data": {"crowds": 0, "photographs": 0, "mosaics": 0}}, "nothing to learn"), ({"stepps": 3}, "did you mean"),
+     ({"detector": {"stages": 7}}, "stages")],
+)  # fmt: skip
+def test_settings_that_cannot_be_meant_are_refused(scenes, change, word):
+    with pytest.raises(ConfigError, match=word):
+        config(scenes, **change)
