@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +90,8 @@ def frames(
     noise: float = 2.0,
 ) -> Iterator[ClipFrame]:
     """The clip, frame by frame. `two`: a left hand comes from the other side, and they pass each other."""
-    settings = replace(
-        SceneSettings(),
-        sleeve=1.0,
-        occluder=0.0,
-        stray_object=0.0,
-        second_hand=0.0,
-        min_unoccluded=0.0,
-        min_visible=0.0,
+    settings = SceneSettings(
+        sleeve=1.0, occluder=0.0, stray_object=0.0, second_hand=0.0, min_unoccluded=0.0, min_visible=0.0
     )
     renderer = SceneRenderer(builtin_hand(), settings, SIZE, 2, Backgrounds(count=8))
     background = renderer.backgrounds.sample(np.random.default_rng(seed), SIZE)
