@@ -86,8 +86,9 @@ def _known_backbone(name: str) -> str:
 class ModelConfig(Settings):
     """What a checkpoint needs to rebuild its own network."""
 
-    backbone: Annotated[str, AfterValidator(_known_backbone)] = "fastvit_ma36"
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = "fastvit_ma36"  # one of `BACKBONES`; the paper: MA36
     resolution: int = Field(default=224, ge=64, le=1024, multiple_of=32)  # px, the crop; the paper: 224
+    # Share of residual branches left out in training, growing with depth to this.
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     # Whose hand it answers with: ours, or the MANO files that `handmesh mano add` brought. Part of the network.
     hand: Annotated[str, AfterValidator(_known_hand)] = "builtin"
@@ -146,10 +147,10 @@ class SkinSettings(SceneGroup):
 
     relief: tuple[float, float] = (0.05, 0.30)  # fine bumps
     mottle: tuple[float, float] = (0.05, 0.24)  # blotches of blood and pigment
-    roughness: tuple[float, float] = (0.42, 0.66)
+    roughness: tuple[float, float] = (0.42, 0.66)  # of the microfacets: lower is shinier
     specular: tuple[float, float] = (0.020, 0.040)  # reflectance at normal incidence; skin's is 0.028
     scatter: tuple[float, float] = (0.6, 1.3)  # how far light wraps around
-    palm_lines: tuple[float, float] = (0.3, 1.3)
+    palm_lines: tuple[float, float] = (0.3, 1.3)  # depth of the creases
 
 
 class CameraEffects(SceneGroup):
@@ -202,17 +203,17 @@ class SceneSettings(SceneGroup):
     crop_share: tuple[float, float] = (0.45, 0.95)
     off_center: float = 0.06  # standard deviation of the box centre, share of the image
     off_axis: float = 0.14  # radians, standard deviation of the hand's direction from the optical axis, per axis
-    sleeve: float = 0.40
+    sleeve: float = 0.40  # over the forearm
     bracelet: float = 0.25  # or a watch, where there is no sleeve
     object: float = 0.85  # for poses that hold something (a third of all): real hand photos are often of hands in use
     stray_object: float = 0.08  # near the hand, whatever the pose
     occluder: float = 0.16  # something flat in front of the camera's view of the hand
     second_hand: float = 0.16  # another hand, most often the person's left one: holding, crossing or beside
-    nail_polish: float = 0.12
-    ring: float = 0.14
+    nail_polish: float = 0.12  # on the nails
+    ring: float = 0.14  # on a finger
     hair: float = 0.30  # on the back of hand and forearm
-    tattoo: float = 0.04
-    glove: float = 0.05
+    tattoo: float = 0.04  # drawn on the skin
+    glove: float = 0.05  # worn, in place of bare skin
     lights: LightSettings = LightSettings()
     skin: SkinSettings = SkinSettings()
     white_balance: float = 0.6  # share of the light's colour that the camera removes; 1 all, 0 none (not a probability)
@@ -224,7 +225,7 @@ class SceneSettings(SceneGroup):
     # is drawn again: what cannot be seen teaches nothing. Fingers behind fingers do not count, or fists would be rare;
     # the second number bounds them, too.
     min_unoccluded: float = 0.65
-    min_visible: float = 0.3
+    min_visible: float = 0.3  # of joints that nothing at all hides
     beta_scale: float = 1.2  # standard deviation of the shape coefficients, cut at 3: children to large adults
     effects: CameraEffects = CameraEffects()
 
@@ -283,8 +284,8 @@ class SyntheticData(Settings):
 
     # Rendered here when it is not there yet. Not strict: a path is text in YAML.
     directory: Path = Field(default=Path("data/synthetic"), strict=False)
-    count: int = Field(default=60_000, ge=1)
-    seed: int = Field(default=0, ge=0)
+    count: int = Field(default=60_000, ge=1)  # renders on disk, 0.1 MB each at 160 px
+    seed: int = Field(default=0, ge=0)  # of what is drawn
     size: int = Field(default=160, ge=64, le=512)  # pixels; larger than the crop, so that tight crops stay sharp
     workers: int = Field(default=0, ge=0, le=MAX_THREADS)  # rendering processes; 0 = one per available core
     weight: float = Field(default=1.0, gt=0)  # how often it is drawn in comparison with the other sources
@@ -295,7 +296,7 @@ class LiveData(Settings):
     """Synthetic hands that are rendered while training runs: for a GPU that outruns any set on disk."""
 
     directory: Path = Field(default=Path("data/synthetic"), strict=False)  # of the validation renders
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)  # of what is drawn
     size: int = Field(default=160, ge=64, le=512)  # pixels; larger than the crop, so that tight crops stay sharp
     workers: int = Field(
         default=0, ge=0, le=MAX_THREADS
@@ -311,7 +312,7 @@ class LiveData(Settings):
 class CroppedData(Settings):
     """Photographs, and how they are cropped: by one protocol, or by several in shares."""
 
-    crop: CropName = "box"
+    crop: CropName = "box"  # around the hand; the other two are FreiHAND's
     # Several protocols and their shares, in place of `crop`: {metro: 0.5, box: 0.5} trains for a first look at the
     # whole photograph and for a second one around what was found. A sample's crop is drawn each time it is seen.
     crops: dict[CropName, float] = {}
@@ -332,9 +333,10 @@ class CroppedData(Settings):
 class FreiHandData(CroppedData):
     """FreiHAND's training set, prepared by `handmesh data prepare`."""
 
-    directory: Path = Field(default=Path("FreiHAND"), strict=False)
-    weight: float = Field(default=1.0, gt=0)
+    directory: Path = Field(default=Path("FreiHAND"), strict=False)  # the one that `prepare` was given
+    weight: float = Field(default=1.0, gt=0)  # as of the other sources
     crop: CropName = "metro"  # METRO's central 180 px, in training and in testing
+    # Of the background, by FreiHAND's names.
     versions: tuple[Version, ...] = Field(default=("gs", "hom", "sample", "auto"), min_length=1)
     # Share of the photographs (all their versions) that is kept for watching the run. FreiHAND has no validation set,
     # and its test set is for the end.
@@ -345,19 +347,19 @@ class FreiHandData(CroppedData):
 class PhotoData(CroppedData):
     """Photographs of your own: a JSONL file (docs/how_to/data.md), its folder, or another of `data.formats.FORMATS`."""
 
-    path: Path = Field(strict=False)
-    weight: float = Field(default=1.0, gt=0)
+    path: Path = Field(strict=False)  # relative to where training is started
+    weight: float = Field(default=1.0, gt=0)  # as of the other sources
     validation: float = Field(default=0.0, ge=0, lt=1)  # share of the lines that is kept for watching the run
-    split_seed: int = Field(default=0, ge=0)
+    split_seed: int = Field(default=0, ge=0)  # as of FreiHAND
 
 
 class DataConfig(Settings):
     """What a run learns from. Several sources are mixed by their weights, each walked in epochs of its own."""
 
-    synthetic: SyntheticData | None = None
+    synthetic: SyntheticData | None = None  # renders on disk
     live: LiveData | None = None  # in place of all the others
-    freihand: FreiHandData | None = None
-    photos: tuple[PhotoData, ...] = ()
+    freihand: FreiHandData | None = None  # as `handmesh data prepare` left it
+    photos: tuple[PhotoData, ...] = ()  # your own
     # Photographs that cannot be read: end the run, or go on with the next ones and name them at the end.
     skip_bad_images: bool = False
 
@@ -389,10 +391,10 @@ class Augmentation(Settings):
     center_jitter: float = Field(default=0.12, ge=0)  # of the crop's side, standard deviation 0.5 of this
     # Whole photos show small hands: this share of samples draws its margin from context_scale instead.
     context_scale_prob: float = Field(default=0.0, ge=0, le=1)
-    context_scale: tuple[float, float] = (2.0, 4.0)
+    context_scale: tuple[float, float] = (2.0, 4.0)  # times the keypoints' box
     # For the two optional heads: shares of samples seen in a mirror, as left hands are, and without a hand.
     mirrored: float = Field(default=0.0, ge=0, le=1)
-    negative_ratio: float = Field(default=0.0, ge=0, le=1)
+    negative_ratio: float = Field(default=0.0, ge=0, le=1)  # a background alone: what confidence learns from
     effects: float = Field(default=1.0, ge=0)  # strength of blur, noise, JPEG and colour changes
     # Fourier amplitude mix (FDA): share of samples that take on coarse colours of another background.
     fda_prob: float = Field(default=0.15, ge=0, le=1)
@@ -411,12 +413,12 @@ class PhotoAugmentation(Settings):
     shift: float = Field(default=0.0, ge=0)  # of the crop's side: cut, standard deviation half of it
     # The first crop of a whole photo shows a small hand: this share of samples has a crop larger by a factor from here.
     context_scale_prob: float = Field(default=0.0, ge=0, le=1)
-    context_scale: tuple[float, float] = (1.35, 2.7)
+    context_scale: tuple[float, float] = (1.35, 2.7)  # times the crop
     # Share of samples that are mirrored so that the hand's side is taken for the other: what `handedness_head` learns.
     mirrored: float = Field(default=0.0, ge=0, le=1)
     # Share of samples reduced to a crop of so many pixels, and enlarged again: hands far away are small and soft.
     downscale_prob: float = Field(default=0.0, ge=0, le=1)
-    downscale_px: tuple[float, float] = (32.0, 110.0)
+    downscale_px: tuple[float, float] = (32.0, 110.0)  # the crop's side, the smallest and the largest
     channel_gain: float = Field(default=0.4, ge=0, lt=1)  # each colour times 1 - this to 1 + this
     effects: float = Field(default=0.0, ge=0)  # strength of blur, noise, JPEG, colour changes: as synthetic hands'
     occlusion: float = Field(default=0.0, ge=0, le=1)  # share of samples with something in front
@@ -430,25 +432,25 @@ class LossWeights(Settings):
     """
 
     vertices: float = 2.0  # L1, relative to the wrist
-    joints: float = 2.0
+    joints: float = 2.0  # as vertices
     root_vertices: float = 10.0  # the same in the hand's own frame, orientation taken out
-    root_joints: float = 10.0
-    keypoints: float = 1.0
-    orientation: float = 1.0
-    pose: float = 2.0
-    betas: float = 0.02
+    root_joints: float = 10.0  # as root_vertices
+    keypoints: float = 1.0  # L1 of the projected joints, NDC of the crop
+    orientation: float = 1.0  # L1 of the matrix of the whole hand
+    pose: float = 2.0  # L1 of the 15 matrices of the fingers
+    betas: float = 0.02  # L1; small, for a photograph says little about them
     heatmaps: float = 0.25  # dense supervision, in training only
-    heatmap_keypoints: float = 1.0
+    heatmap_keypoints: float = 1.0  # L1 of the heatmaps' centres, NDC
     heatmap_depths: float = 0.3  # decimetres, relative to the wrist
     # Of the mesh's triangles: how far edges are from lying in the true triangle's plane (cosine with its normal), and
     # how much longer or shorter than the true ones they are, metres. Meshes whose vertices are predicted one by one
     # need them to be smooth (I2L-MeshNet; MobRecon: 0.1 and 1). One that a hand model poses is smooth without, so they
     # are off: to be tried where fingers come out too thick, or turned about their own axes.
     normals: float = 0.0
-    edges: float = 0.0
+    edges: float = 0.0  # as normals
     confidence: float = 0.1  # cross-entropies of the optional heads
-    handedness: float = 0.2
-    joint_confidence: float = 0.1
+    handedness: float = 0.2  # cross-entropy, as confidence
+    joint_confidence: float = 0.1  # cross-entropy, as confidence
 
 
 class LossNorms(Settings):
@@ -457,21 +459,21 @@ class LossNorms(Settings):
     Squares of metres are small: so joints carry 1 to 2 % of the gradient on the pose (benchmarks/gradients.py).
     """
 
-    vertices: Literal["l1", "mse"] = "l1"
-    joints: Literal["l1", "mse"] = "l1"
-    keypoints: Literal["l1", "mse"] = "l1"
+    vertices: Literal["l1", "mse"] = "l1"  # posed and root-relative ones
+    joints: Literal["l1", "mse"] = "l1"  # as vertices
+    keypoints: Literal["l1", "mse"] = "l1"  # drawn ones
 
 
 class OptimizerConfig(Settings):
-    name: Literal["adamw", "adam"] = "adamw"
-    learning_rate: float = Field(default=1e-3, gt=0)
+    name: Literal["adamw", "adam"] = "adamw"  # the paper of the backbone: AdamW; METRO: Adam
+    learning_rate: float = Field(default=1e-3, gt=0)  # at its highest, after the warm-up
     # cosine: half a cosine from learning_rate to final_learning_rate. step: times decay_factor at each of decay_at.
     schedule: Literal["cosine", "step"] = "cosine"
-    final_learning_rate: float = Field(default=1e-5, ge=0)
+    final_learning_rate: float = Field(default=1e-5, ge=0)  # of a cosine, at the last step
     decay_at: tuple[float, ...] = (0.5,)  # shares of the run, in increasing order
-    decay_factor: float = Field(default=0.1, gt=0, le=1)
+    decay_factor: float = Field(default=0.1, gt=0, le=1)  # of a step schedule
     weight_decay: float = Field(default=0.02, ge=0)  # on kernels and matrices only
-    warmup_steps: int = Field(default=500, ge=0)
+    warmup_steps: int = Field(default=500, ge=0)  # linear, from zero: batch norm and Adam need some
     clip_norm: float | None = Field(default=5.0, gt=0)  # of all gradients together; None: no limit
     ema_decay: float = Field(default=0.998, ge=0, lt=1)  # of the averaged weights, which are the result; 0: no average
 
@@ -559,7 +561,7 @@ class TrainConfig(Settings):
     loss: LossWeights = LossWeights()
     loss_norms: LossNorms = LossNorms()
     optimizer: OptimizerConfig = OptimizerConfig()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)  # of the weights, the order of samples and their augmentation
     # Name under which `handmesh weights add` stored ImageNet weights of this backbone; None starts from random ones.
     pretrained: str | None = None
     # A model file, or the name of the bundled model, to start from instead. What `model` does not say is as that
@@ -572,24 +574,24 @@ class TrainConfig(Settings):
     # Train the network as it is shipped, its branches and batch norms folded away: 1.5 times as fast on a CPU, and
     # without the noise of small batches' statistics. To go on from a trained model, at a low learning rate.
     reparameterized: bool = False
-    steps: int = Field(default=30_000, ge=1)
+    steps: int = Field(default=30_000, ge=1)  # of the optimiser
     epochs: float | None = Field(default=None, gt=0)  # takes the place of steps: so many times all sources' samples
     # Samples per step, in all processes together. Batch norm sees batch_size / accumulation of them at a time.
     batch_size: int = Field(default=16, ge=2)
     accumulation: int = Field(default=1, ge=1)  # pieces that a batch is computed in, where memory is short
     # Optional easy start: this share of the steps runs at a lower resolution (fewer pixels, more samples per second).
     low_resolution: int | None = Field(default=None, ge=64, multiple_of=32)
-    low_resolution_share: float = Field(default=0.0, ge=0, lt=1)
+    low_resolution_share: float = Field(default=0.0, ge=0, lt=1)  # of the steps; 0: none
     # bfloat16: autocast on a GPU; on a CPU the backbone's perceptrons alone, because nothing else gains there.
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False  # torch.compile: minutes at the start, fewer of them later; worth it for hours on a GPU
     threads: int = Field(default=1, ge=1, le=MAX_THREADS)  # torch intra-op threads on a CPU
     loader_workers: int = Field(default=1, ge=0, le=MAX_THREADS)  # per process
-    log_every: int = Field(default=50, ge=1)
+    log_every: int = Field(default=50, ge=1)  # steps
     tensorboard: bool = True  # scalars and overlays too, where it is installed
-    checkpoint_every: int = Field(default=500, ge=1)
-    keep_checkpoints: int = Field(default=3, ge=1)
-    evaluate_every: int = Field(default=2_000, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)  # steps; what an interruption costs at most
+    keep_checkpoints: int = Field(default=3, ge=1)  # the last so many states
+    evaluate_every: int = Field(default=2_000, ge=1)  # steps
     evaluation_count: int = Field(default=512, ge=1)  # images at most of each validation set
     # Which evaluation's weights become the model: the last one's, or those with the best joints on the validation sets.
     # test_set chooses by FreiHAND's test set: such scores do not compare with published ones, and the report says so.
