@@ -1,0 +1,24 @@
+"""Tune the bundled model to photos of your own, and see what it brought. Needs pip install "handmesh[train]".
+
+handmesh label photos/ --out labels.jsonl                 or labels of your own
+python examples/finetune.py labels.jsonl runs/mine        ten minutes on a laptop
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from handmesh.config import load_config
+from handmesh.learn.train import train
+
+labels, folder, *settings = sys.argv[1:]
+run = Path(folder)
+config = load_config("finetune", [f"data.photos.0.path={labels}", f"data.synthetic.directory={run}/renders", *settings])
+train(config, run, on_progress=lambda now: print(f"\rstep {now.step} of {now.steps}", end="", flush=True))
+
+log = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+validations = [line["validation"] for line in log if "validation" in line]
+print("\n2D error over the hand's box, on photos it never learnt from, before and after:")
+for name in ("photos0_keypoint_box_error", "any_rotation_keypoint_box_error"):
+    print(f"  {name}:", *(f"{scores[name]:.3f}" for scores in (validations[0], validations[-1])))
+print(f"handmesh predict photo.jpg --model {run / 'deploy.safetensors'}")

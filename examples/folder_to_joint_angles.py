@@ -1,0 +1,26 @@
+"""A folder of photos in; a table of how far each joint bends, in degrees, out.
+
+python examples/folder_to_joint_angles.py photos/ angles.csv
+"""
+
+import csv
+import math
+import sys
+from pathlib import Path
+
+import handmesh
+from handmesh.files.image import photos_in
+
+folder, table = map(Path, sys.argv[1:3])
+predictor = handmesh.load_predictor()
+photos, _ = photos_in(folder, recursive=True)
+with table.open("w", newline="") as file:
+    rows = csv.writer(file)
+    for photo in photos:
+        for hand in predictor(photo):
+            angles = hand.joint_angles()  # by joint: flexion, abduction, twist; radians from the flat hand
+            if file.tell() == 0:
+                rows.writerow(["photo", "hand", "score", *angles])
+            flexions = [f"{math.degrees(angle.flexion):.1f}" for angle in angles.values()]
+            rows.writerow([photo.name, hand.handedness, f"{hand.score:.2f}", *flexions])
+print(table)

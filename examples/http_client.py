@@ -1,0 +1,31 @@
+"""Ask a server about many photos at once:  handmesh serve, then
+
+python examples/http_client.py http://127.0.0.1:8000 photo.jpg other.jpg
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import httpx
+
+
+async def ask(client: httpx.AsyncClient, photo: Path) -> dict:
+    while (answer := await client.post("/v1/hands", content=photo.read_bytes())).status_code == 429:  # it is full
+        await asyncio.sleep(float(answer.headers["Retry-After"]))
+    if answer.is_error:
+        raise SystemExit(f"{photo}: {answer.json()['detail']}")
+    return answer.json()
+
+
+async def main(address: str, *photos: str) -> None:
+    async with httpx.AsyncClient(base_url=address, timeout=30) as client:  # headers={"Authorization": "Bearer ..."}
+        answers = await asyncio.gather(*(ask(client, Path(photo)) for photo in photos))
+    for photo, answer in zip(photos, answers, strict=True):
+        for hand in answer["hands"]:
+            wrist = [round(metres, 3) for metres in hand["translation"]]
+            print(f"{photo}: {hand['handedness']} hand, score {hand['score']:.2f}, {wrist} m from the camera")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

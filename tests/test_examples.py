@@ -1,0 +1,282 @@
+"""Every example runs, as a reader would run it, and what it writes is right."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import csv
+import functools
+import http.server
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from browser import CHROMIUM, chromium
+from marker_hands import MarkerEngine, draw, hand_at
+from PIL import Image
+from server_harness import running, settings
+
+import handmesh
+from handmesh.files.image import read_image
+from handmesh.files.video import VideoWriter
+from handmesh.hand import JOINT_NAMES, builtin_hand
+from handmesh.model.bundled import bundled_model_path
+from handmesh.predict import Predictor, load_predictor
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+SAMPLES = ROOT / "handmesh" / "assets" / "samples"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs an example in an empty folder that has a photo in it; its globals."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(SAMPLES / "palm.jpg", "photo.jpg")
+
+    def one(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        return runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+    return one
+
+
+@functools.cache
+def bundled():
+    return load_predictor(threads=1)
+
+
+@pytest.fixture
+def one_predictor(monkeypatch):
+    """The bundled model once for all examples."""
+    monkeypatch.setattr(handmesh, "load_predictor", lambda **_: bundled())
+
+
+@pytest.fixture
+def markers(monkeypatch):
+    """A network that reads dots, for clips whose every frame is known."""
+    monkeypatch.setattr(handmesh, "load_predictor", lambda **_: Predictor(MarkerEngine()))
+
+
+def write_clip(path, places):
+    writer = VideoWriter(path, (320, 240), 10.0, "mp4v")
+    for index, (x, y) in enumerate(places):
+        writer.write(draw([hand_at(x, y)]), index / 10)
+    writer.close()
+
+
+def test_photo_to_mesh(run, one_predictor, capsys):
+    run("photo_to_mesh.py", "photo.jpg")
+    assert "right" in capsys.readouterr().out
+    assert Path("hand_0.glb").stat().st_size > 10_000
+    drawn, photo = read_image("hand_0.png"), read_image("photo.jpg")
+    (hand,) = bundled()("photo.jpg")
+    rows, columns = (np.abs(drawn.astype(int) - photo).max(axis=-1) > 20).nonzero()
+    silhouette = hand.vertices_image()[:, :2]
+    assert np.allclose([columns.min(), rows.min()], silhouette.min(axis=0), atol=3)
+    assert np.allclose([columns.max(), rows.max()], silhouette.max(axis=0), atol=3)
+
+
+def test_a_photo_without_a_hand_is_said(run, one_predictor, capsys):
+    cv2.imwrite("wall.png", np.full((200, 200, 3), 120, np.uint8))
+    run("photo_to_mesh.py", "wall.png")
+    assert capsys.readouterr().out.startswith("No hand found")
+
+
+def test_plain_onnxruntime_agrees_with_handmesh(run):
+    """Its own crop, resampled by Pillow: the keypoints of the first pass, within a few pixels."""
+    photo = read_image(SAMPLES / "palm.jpg")
+    (hand,) = bundled()(photo, handedness="right")
+    box = [round(float(edge)) for edge in hand.box]
+    found = run("plain_onnxruntime.py", bundled_model_path().with_suffix(".onnx"), "photo.jpg", *box)["keypoints"]
+    one_pass = Predictor(bundled().engine, passes=1, margin=1.5)
+    (hand,) = one_pass(photo, boxes=[box], handedness="right")
+    assert np.abs(found - hand.keypoints_image()).max() < 4
+    assert Path("keypoints.png").is_file()
+
+
+def test_clip_to_glb(run, markers):
+    from pygltflib import GLTF2
+
+    write_clip("clip.mp4", [(140 + 5 * step, 150) for step in range(8)])
+    run("clip_to_glb.py", "clip.mp4", "out")
+    scene = GLTF2().load("out/hand.glb")
+    assert len(scene.animations) == 1
+    assert len(scene.skins[0].joints) == 16
+    assert not Path("out/overlay.mp4").exists()
+
+
+def test_a_pinch_draws_where_it_is_and_no_further(run, markers, monkeypatch):
+    """The flat hand's tips are apart, so the limits are moved instead of the fingers."""
+    start, end = (100, 150), (180, 150)
+    write_clip("clip.mp4", np.linspace(start, end, 9))
+    example = run("pinch_to_draw.py", "clip.mp4", "open.png")
+    assert not is_drawn("open.png").any()
+    flat = builtin_hand().shaped().posed(np.tile(np.eye(3), (16, 1, 1))).joints
+    gap = np.linalg.norm(flat[JOINT_NAMES.index("thumb_tip")] - flat[JOINT_NAMES.index("index_tip")])
+    main = example["main"]
+    monkeypatch.setitem(main.__globals__, "CLOSED", 1.05 * gap)
+    monkeypatch.setitem(main.__globals__, "OPEN", 1.1 * gap)
+    main("clip.mp4", "drawing.png")
+    stroke = is_drawn("drawing.png").nonzero()
+    assert np.ptp(stroke[1]) == pytest.approx(end[0] - start[0], abs=25)
+    assert np.ptp(stroke[0]) < 20
+
+
+def is_drawn(path):
+    return (np.abs(read_image(path).astype(int) - (255, 200, 40)) < 40).all(axis=-1)
+
+
+def test_http_client(run, capsys):
+    with running(settings(), predictor=bundled()) as server:
+        run("http_client.py", server.url, "photo.jpg", "photo.jpg")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all("photo.jpg: right hand" in line for line in lines)
+
+
+def test_live_viewer(run, markers, capsys):
+    pytest.importorskip("viser", reason="needs viser: pip install viser")
+    write_clip("clip.mp4", [(140, 150)] * 4)
+    run("live_viewer.py", "clip.mp4", "0")
+    assert "1 hands in the last frame" in capsys.readouterr().out
+
+
+@contextmanager
+def served(folder):
+    """A web server of static files."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
+
+
+@needs_chromium
+@pytest.mark.skipif(
+    not (EXAMPLES / "browser" / "node_modules").is_dir(), reason="needs `npm install` in examples/browser"
+)
+def test_the_model_in_a_browser_agrees_with_python(tmp_path):
+    """The same crop: the same vertices, to a hundredth of a millimetre. The same photo: nearly the same keypoints."""
+    subprocess.run([sys.executable, EXAMPLES / "browser" / "build.py"], check=True, capture_output=True)
+    photo = SAMPLES / "left_gun.jpg"
+    (hand,) = bundled()(photo)
+    image = cv2.resize(read_image(photo), (bundled().engine.resolution,) * 2, interpolation=cv2.INTER_AREA)
+    expected = bundled().engine(image[None]).vertices[0]
+    pixels = base64.b64encode(np.dstack([image, np.full(image.shape[:2], 255, np.uint8)]).tobytes()).decode()
+    shutil.copy(photo, EXAMPLES / "browser" / "dist" / "photo.jpg")
+    with served(EXAMPLES / "browser" / "dist") as address, chromium(tmp_path / "profile") as page:
+        page.open(f"{address}/index.html", ready="window.handmesh !== undefined")
+        vertices = page.run(
+            f"handmesh.run(Uint8Array.from(atob('{pixels}'), (c) => c.charCodeAt(0))).then((a) => [...a.vertices.data])"
+        )
+        found = page.run(
+            "fetch('photo.jpg').then((r) => r.blob()).then(createImageBitmap).then((image) => handmesh.show(image))"
+        )
+        errors, requested = page.errors, page.requested
+    (EXAMPLES / "browser" / "dist" / "photo.jpg").unlink()
+    assert 1000 * np.abs(np.reshape(vertices, (-1, 3)) - expected).max() < 0.01
+    assert found["left"]
+    assert np.linalg.norm(np.array(found["keypoints"])[:, :2] - hand.keypoints_image(), axis=1).mean() < 6
+    assert [error for error in errors if "favicon" not in error] == []
+    assert all(one.startswith((address, "blob:", "data:")) for one in requested)
+
+
+@needs_chromium
+@pytest.mark.skipif(not (EXAMPLES / "three" / "node_modules").is_dir(), reason="needs `npm install` in examples/three")
+def test_three_js_plays_the_animated_hand(run, markers, tmp_path):
+    """Its skin moves as the clip's hand does: to the right."""
+    write_clip("clip.mp4", [(100 + 10 * step, 150) for step in range(10)])
+    run("clip_to_glb.py", "clip.mp4", "out")
+    shutil.copytree(EXAMPLES / "three", tmp_path / "page", symlinks=True)
+    shutil.copy("out/hand.glb", tmp_path / "page")
+    at = (
+        "(async () => { player.mixer.setTime(%s); player.hands.updateMatrixWorld(true); let skin;"
+        " player.hands.traverse((node) => { if (node.isSkinnedMesh) skin = node; });"
+        " const { Vector3 } = await import('three'); return skin.getVertexPosition(0, new Vector3())"
+        ".applyMatrix4(skin.matrixWorld).toArray(); })()"
+    )
+    with served(tmp_path / "page") as address, chromium(tmp_path / "profile") as page:
+        page.open(f"{address}/index.html", ready="window.player !== undefined")
+        before, after = page.run(at % 0.1), page.run(at % 0.8)
+        errors = page.errors
+    assert after[0] - before[0] > 0.05  # metres
+    assert abs(after[1] - before[1]) < 0.02
+    assert [error for error in errors if "favicon" not in error] == []
+
+
+def test_folder_to_joint_angles(run, one_predictor):
+    """The row of each sample photo; a finger that points is straight where a curled one is bent."""
+    Path("photos").mkdir()
+    for name in ("point", "left_gun"):
+        shutil.copy(SAMPLES / f"{name}.jpg", "photos")
+    run("folder_to_joint_angles.py", "photos", "angles.csv")
+    left, right = csv.DictReader(Path("angles.csv").read_text().splitlines())
+    assert (left["photo"], left["hand"], right["photo"], right["hand"]) == (
+        "left_gun.jpg",
+        "left",
+        "point.jpg",
+        "right",
+    )
+    assert len(right) == 3 + 15
+    assert float(right["index_pip"]) < 30 < float(right["ring_pip"])
+
+
+def run_notebook(name, folder, monkeypatch):
+    """Its cells in order and in one namespace; what the last lines of them show."""
+    monkeypatch.chdir(folder)
+    namespace, shown = {"__name__": "__main__"}, []
+    for cell in json.loads((EXAMPLES / name).read_text(encoding="utf-8"))["cells"]:
+        assert not cell.get("outputs"), "notebooks are kept without what they gave"
+        if cell["cell_type"] != "code":
+            continue
+        *lines, last = ast.parse("".join(cell["source"])).body
+        exec(compile(ast.Module(lines, []), name, "exec"), namespace)
+        if isinstance(last, ast.Expr):
+            shown.append(eval(compile(ast.Expression(last.value), name, "eval"), namespace))
+        else:
+            exec(compile(ast.Module([last], []), name, "exec"), namespace)
+    return namespace, shown
+
+
+def test_the_notebook_of_the_start(tmp_path, monkeypatch, one_predictor):
+    namespace, shown = run_notebook("start.ipynb", tmp_path, monkeypatch)
+    assert any(isinstance(one, Image.Image) for one in shown)
+    assert "<iframe" in namespace["hand"]._repr_html_()
+    assert json.loads((tmp_path / "hand.json").read_text())["hands"][0]["handedness"] == "right"
+
+
+@pytest.mark.slow
+def test_the_notebook_of_tuning(tmp_path, monkeypatch):
+    _, shown = run_notebook("finetune.ipynb", tmp_path, monkeypatch)
+    before, after = shown[-2]
+    assert 0 < before < 1
+    assert 0 < after < 1
+    assert shown[-1], "the tuned model finds the hand"
+
+
+@pytest.mark.slow
+def test_finetune(run, tmp_path, capsys):
+    """On the labels that the notebook makes."""
+    monkeypatch = pytest.MonkeyPatch()
+    run_notebook("finetune.ipynb", tmp_path, monkeypatch)
+    small = ["steps=4", "batch_size=4", "data.synthetic.count=8", "evaluation_count=8", "evaluate_every=4"]
+    run("finetune.py", "labels.jsonl", "runs/mine", *small, "loader_workers=0")
+    printed = capsys.readouterr().out
+    assert "photos0_keypoint_box_error: 0." in printed
+    assert Path("runs/mine/deploy.safetensors").is_file()
