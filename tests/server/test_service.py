@@ -653,11 +653,11 @@ def test_answers_are_neither_guessed_nor_kept(server):
     assert "server" not in headers
 
 
-# The README
+# The page "First server"
 
 
-def readme_blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def page_blocks(language: str) -> list[str]:
+    text = (ROOT / "docs" / "start" / "first_server.md").read_text(encoding="utf-8")
     blocks = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     return [block for block in blocks if "127.0.0.1:8000" in block]
 
@@ -669,21 +669,21 @@ def beside_a_photo(tmp_path, monkeypatch):
     Path("photo.jpg").write_bytes(photo())
 
 
-def test_the_readme_in_python(server, beside_a_photo, monkeypatch):
+def test_the_page_in_python(server, beside_a_photo, monkeypatch):
     for name in ("a.jpg", "b.jpg"):
         Path(name).write_bytes(photo())
     Path("clip.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(100))
     monkeypatch.setattr(server.app.state.jobs.runner, "_command", QUICK_JOBS)
-    (block,) = readme_blocks("python")
+    (block,) = page_blocks("python")
     namespace: dict[str, object] = {}
     exec(block.replace("http://127.0.0.1:8000", server.url), namespace)
     assert np.shape(namespace["vertices"]) == (778, 3)
     assert Path("results", "hand.glb").is_file()
 
 
-def test_the_readme_with_curl(server, beside_a_photo):
+def test_the_page_with_curl(server, beside_a_photo):
     commands = [
-        line for block in readme_blocks("bash") for line in block.splitlines() if line.strip().startswith("curl")
+        line for block in page_blocks("bash") for line in block.splitlines() if line.strip().startswith("curl")
     ]
     assert commands
     for command in commands:
