@@ -209,7 +209,8 @@ def _write_onnx(path: Path, written: Path) -> dict[str, Any]:
     graph = plain_graph(path)
     written.write_bytes(graph)
     error = checked_error_mm(OnnxEngine(written, threads=1), _reference(path), "ONNX")
-    written.write_bytes(with_metadata(graph, {"error_mm": f"{error:.2g}"}))
+    # The graph beside a model may be of an earlier version, which said less of itself.
+    written.write_bytes(with_metadata(graph, metadata_of(path) | {"error_mm": f"{error:.2g}"}))
     return {"error_mm": error}
 
 
@@ -318,7 +319,8 @@ def _write_coreml(path: Path, written: Path) -> dict[str, Any]:
             minimum_deployment_target=coremltools.target.iOS16,
         )
         package.short_description = "handmesh: a right hand's crop -> camera, pose, shape, mesh, joints"
-        for name, value in metadata_of(path).items():
+        image = {"shape": [side, side], "dtype": "RGB image", "meaning": "one hand; normalisation is inside the graph"}
+        for name, value in (metadata_of(path) | {"inputs": json.dumps({"image": image})}).items():
             package.user_defined_metadata[name] = value
         package.save(str(written))
         spec = coremltools.utils.load_spec(str(written))
@@ -360,7 +362,7 @@ def _write_int8(path: Path, format: Format, written: Path) -> dict[str, Any]:
         "int8_kept_in_float32": ", ".join(kept) or "nothing",
     }
     if format == "onnx":
-        written.write_bytes(with_metadata(coarse, metadata))
+        written.write_bytes(with_metadata(coarse, metadata_of(path) | metadata))
         OnnxEngine(written, threads=1)(scored.images[:2])
     else:
         _save_openvino(coarse, written, metadata_of(path) | metadata)

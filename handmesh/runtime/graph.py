@@ -150,9 +150,18 @@ def metadata_of(model: Path) -> dict[str, str]:
         "crops": {
             "shape": ["batch", side, side, 3],
             "dtype": "uint8",
-            "meaning": "RGB, one hand each; normalisation is inside the graph",
+            "meaning": "RGB, one hand each, rows from the top; normalisation is inside the graph",
         }
     }
+    heads = {
+        "confidence": config.confidence_head,
+        "handedness": config.handedness_head,
+        "joint_confidence": config.joint_confidence_head,
+    }
+    outputs = {name: {**about, "dtype": "float32"} for name, about in _OUTPUTS.items()}
+    for name, there in heads.items():
+        if not there:
+            outputs[name]["meaning"] = "1: this model cannot tell"
     return {
         RECORD: json.dumps(record),
         "checkpoint": model.name,
@@ -161,12 +170,16 @@ def metadata_of(model: Path) -> dict[str, str]:
         "hand_sha256": record["hand_sha256"],
         "hand_licence": HAND_MODELS[config.hand].licence,
         "inputs": json.dumps(inputs),
-        "outputs": json.dumps(_OUTPUTS),
+        "outputs": json.dumps(outputs),
         "crop_rule": "A square of the photograph around the hand, sampled bilinearly: its side is 1.5 times (trained: "
         "1.15 to 2.2 times) the longer side of the box around the hand's keypoints, its centre the box's. Any "
         "rotation; best with the fingers upwards. Pixels outside the photograph are black.",
+        "camera_rule": "Of an upright square with its centre at c and a side of b pixels (centres at integers), a "
+        "point (X, Y, Z) of vertices or joints is drawn at c + b / 2 * scale * (X + x, Y + y); camera is scale, x, y.",
         "mirroring": "The network knows right hands. Mirror the crop of a left hand left to right, and the answer "
-        "back: x -> -x in camera, vertices and joints, rotations R -> M R M with M = diag(-1, 1, 1).",
+        "back: x -> -x in camera, vertices and joints, rotations R -> M R M with M = diag(-1, 1, 1), triangles "
+        "rewound. Of an unknown side show both: the likelier one has the higher handedness.",
+        "faces": json.dumps(hand_of(record, model).f.tolist(), separators=(",", ":")),
     }
 
 
@@ -189,8 +202,8 @@ _OUTPUTS: dict[str, dict[str, Any]] = {
     "vertices": {
         "shape": ["batch", VERTEX_COUNT, 3],
         "unit": "metres",
-        "meaning": f"camera's axes (x right, y down, z forward), origin of the hand model; MANO's order of vertices, "
-        f"for its {FACE_COUNT} triangles",
+        "meaning": f"axes of a camera that faces the crop (x right, y down, z forward), origin of the hand model; in "
+        f"the order that 'faces' counts them: {FACE_COUNT} triangles, counter-clockwise seen from outside",
     },
     "joints": {
         "shape": ["batch", len(JOINT_NAMES), 3],
@@ -198,12 +211,16 @@ _OUTPUTS: dict[str, dict[str, Any]] = {
         "unit": "metres",
         "meaning": "as vertices",
     },
-    "confidence": {"shape": ["batch"], "meaning": "0 to 1: that there is a hand and it was found; 1: cannot tell"},
-    "handedness": {"shape": ["batch"], "meaning": "0 to 1: that the crop shows a right hand; 1: cannot tell"},
+    "confidence": {
+        "shape": ["batch"],
+        "meaning": "probability that there is a hand, and that its joints are drawn within 0.15 of its size (the "
+        "longer side of their box)",
+    },
+    "handedness": {"shape": ["batch"], "meaning": "probability that the crop, as it is, shows a right hand"},
     "joint_confidence": {
         "shape": ["batch", len(JOINT_NAMES)],
         "order": JOINT_NAMES,
-        "meaning": "0 to 1: that there is a hand and this joint was found; 1: cannot tell",
+        "meaning": "probability that there is a hand, and that this joint is drawn within 0.06 of its size",
     },
 }
 assert tuple(_OUTPUTS) == HandOutput._fields

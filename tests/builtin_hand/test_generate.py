@@ -232,7 +232,7 @@ def test_file_is_small():
 
 def test_missing_scikit_image_is_one_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.measure", None)
-    with pytest.raises(AssetError, match=r"pip install 'handmesh\[hand\]'"):
+    with pytest.raises(AssetError, match=r'pip install -e "\.\[hand\]"'):
         builtin_hand.generate()
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -13,12 +16,16 @@ from typer.testing import CliRunner
 
 from handmesh.cli import app
 from handmesh.errors import CheckpointError, ConfigError, ExportError
-from handmesh.hand import HandOutput
+from handmesh.hand import Handedness, HandOutput, builtin_hand
 from handmesh.metrics import pa_mean_error
 from handmesh.model.checkpoint import load_model
+from handmesh.predict import Predictor
 from handmesh.runtime import export
 from handmesh.runtime.engine import open_engine
 from handmesh.runtime.export import SUFFIXES, export_model, synthetic_crops
+from handmesh.runtime.trace import OPSET
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +155,7 @@ def test_core_ml_files_have_the_right_specification(model_file, tmp_path):
 
 def test_without_coremltools_the_error_says_what_to_install(model_file, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "coremltools", None)
-    with pytest.raises(ExportError, match=r'pip install "handmesh\[coreml\]"'):
+    with pytest.raises(ExportError, match=r'pip install -e "\.\[coreml\]"'):
         export_model(model_file, "coreml", tmp_path / "hand.mlpackage")
 
 
@@ -192,3 +199,73 @@ def test_a_folder_of_the_users_is_not_replaced(model_file, tmp_path):
     with pytest.raises(ExportError, match="a folder that no export made"):
         export_model(model_file, "onnx", folder)
     assert (folder / "thesis.txt").read_text() == "precious"
+
+
+# -------------------------------------------------------------------------------------------- what it says of itself
+
+
+@pytest.fixture(scope="module")
+def described(model_file, tmp_path_factory):
+    """An exported file and its metadata, as onnxruntime reads it."""
+    from handmesh.runtime.onnx import import_onnxruntime
+
+    path = tmp_path_factory.mktemp("described") / "hand.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "GOLDEN_COUNT", 2)
+        export_model(model_file, "onnx", path)
+    session = import_onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session, session.get_modelmeta().custom_metadata_map
+
+
+def test_the_shapes_it_says_are_those_it_has(described):
+    session, said = described
+    inputs, outputs = json.loads(said["inputs"]), json.loads(said["outputs"])
+    assert {one.name: one.shape for one in session.get_inputs()} == {k: v["shape"] for k, v in inputs.items()}
+    answers = session.run(None, {"crops": crops()})
+    for one, answer in zip(session.get_outputs(), answers, strict=True):
+        wanted = outputs[one.name]
+        assert answer.shape == (3, *wanted["shape"][1:])
+        assert answer.dtype == wanted["dtype"] == "float32"
+        if "order" in wanted:
+            assert len(wanted["order"]) == answer.shape[1]
+    assert outputs["confidence"]["meaning"] == "1: this model cannot tell"  # it has no such head
+    np.testing.assert_array_equal(json.loads(said["faces"]), builtin_hand().faces)
+
+
+@pytest.mark.parametrize("side", list(Handedness))
+def test_who_follows_what_it_says_gets_the_hand_that_handmesh_has(side, described, model_file):
+    """The rules of the page and of the metadata, followed without any code of ours, lead to the same hand."""
+    session, _ = described
+    photo = np.random.default_rng(3).integers(0, 256, (120, 90, 3), dtype=np.uint8)
+    photo = cv2.GaussianBlur(photo, (0, 0), 3)
+    x0, y0, x1, y1 = box = (20.0, 30.0, 58.0, 66.0)
+    c, b = np.array([x0 + x1, y0 + y1]) / 2, 1.5 * max(x1 - x0, y1 - y0)
+    size = session.get_inputs()[0].shape[1]
+    step = b / size  # px of the photo: the centre of crop pixel i is (i - (size - 1) / 2) * step from the centre
+    photo_from_crop = np.array([[step, 0, c[0] - step * (size - 1) / 2], [0, step, c[1] - step * (size - 1) / 2]])
+    crop = cv2.warpAffine(photo, photo_from_crop, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    M = np.diag([-1.0, 1.0, 1.0]) if side == Handedness.LEFT else np.eye(3)
+    shown = crop[:, ::-1] if side == Handedness.LEFT else crop
+    names = [output.name for output in session.get_outputs()]
+    answer = dict(zip(names, session.run(None, {"crops": np.ascontiguousarray(shown)[None]}), strict=True))
+    (scale, x, y), joints, vertices = answer["camera"][0], answer["joints"][0] @ M, answer["vertices"][0] @ M
+    keypoints = c + b / 2 * scale * (joints[:, :2] + (M[0, 0] * x, y))
+
+    (hand,) = Predictor(open_engine(model_file), passes=1)(photo, boxes=box, handedness=side)
+    np.testing.assert_allclose(vertices, hand.vertices, atol=1e-5)
+    np.testing.assert_allclose(M @ answer["pose"][0] @ M, hand.pose, atol=1e-4)
+    np.testing.assert_allclose(keypoints, hand.keypoints_image(), atol=0.02)
+
+
+def test_the_page_says_what_the_file_says(described):
+    _, said = described
+    page = (ROOT / "docs" / "reference" / "exported_models.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\(B.*?\)) \|", page, re.MULTILINE))
+    outputs = json.loads(said["outputs"])
+    assert list(rows) == list(outputs)
+    for name, shape in rows.items():
+        sizes = outputs[name]["shape"][1:]
+        assert shape == f"(B, {', '.join(map(str, sizes))})".replace("(B, )", "(B,)")
+    named = set(re.findall(r"`(\w+)`", page.partition("## What else")[2]))
+    assert set(said) <= named
+    assert f"opset {OPSET} " in page

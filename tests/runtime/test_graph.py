@@ -115,7 +115,7 @@ def test_without_torch_one_line_says_what_to_do(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in ("handmesh.runtime.trace", "handmesh.model.checkpoint"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(MissingPackageError, match=r'tiny.safetensors has no graph .* pip install "handmesh\[train\]"'):
+    with pytest.raises(MissingPackageError, match=r'tiny.safetensors has no graph .* pip install -e "\.\[train\]"'):
         open_engine(model, "cpu")
 
 
