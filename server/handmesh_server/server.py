@@ -6,6 +6,7 @@ import asyncio
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -13,8 +14,9 @@ from types import FrameType
 from typing import Any, Final, cast
 
 import uvicorn
-from h11 import Request
+from h11 import SEND_BODY, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from handmesh_server.middleware import MAX_HEADER_BYTES, LocalHosts
@@ -29,48 +31,85 @@ _TOO_MANY: Final = (
 )
 
 
+_READ_AT_ONCE: Final = 16 * 1024  # bytes that are parsed before others have a turn to be refused
+# A chunk has two ends of line. h11 takes 10 us for each, so that one connection of single bytes would fill a processor.
+_FREE_LINE_ENDS, _BYTES_PER_LINE_END = 2000, 16
+
+
 class GuardedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, for clients that are many, slow or silent.
+    """uvicorn's HTTP/1.1, for clients that are many, slow, silent or petty.
 
     uvicorn limits neither how many connections there are nor how long one takes to send its headers, to finish an
-    upload that was already answered, or to read an answer. Such connections are closed.
+    upload that was already answered, or to read an answer, nor how small its chunks are. Such connections are closed.
     """
 
-    def __init__(self, *args: Any, settings: Settings, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, settings: Settings, idle: Counter[str], **kwargs: Any) -> None:
+        """`idle`: of all connections of a server, by address, those without a request in work."""
         super().__init__(*args, **kwargs)
         self._settings = settings
+        self._idle_by_address, self._address, self._is_idle = idle, "", False
         self._rejected = False
+        self._chunk_bytes = self._line_ends = 0
         self._last_activity = self.loop.time()
         self._request_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) >= self._settings.max_connections:
+        settings = self._settings
+        self._address = (get_remote_addr(transport) or ("", 0))[0]
+        idle_limit = settings.client_connections or max(1, settings.max_connections // 4)
+        if len(self.connections) >= settings.max_connections or self._idle_by_address[self._address] >= idle_limit:
             self._rejected = True
             transport.write(_TOO_MANY)
             transport.close()
             return
         super().connection_made(transport)
+        self._set_idle(True)
         self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timers()
+        self._set_idle(False)
         if not self._rejected:
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._rejected:
-            self._last_activity = self.loop.time()
-            super().data_received(data)
+        self._last_activity = self.loop.time()
+        for start in range(0, len(data), _READ_AT_ONCE):
+            if self._rejected or self.transport.is_closing() or self.transport.get_protocol() is not self:
+                return
+            part = data[start : start + _READ_AT_ONCE]
+            if self.conn.their_state is SEND_BODY and (b"transfer-encoding", b"chunked") in self.headers:
+                self._chunk_bytes += len(part)
+                self._line_ends += part.count(b"\r\n")
+                if self._line_ends > _FREE_LINE_ENDS + self._chunk_bytes / _BYTES_PER_LINE_END:
+                    self._refuse_chunks()
+                    return
+            super().data_received(part)
+
+    def _refuse_chunks(self) -> None:
+        if self.cycle is None or self.cycle.response_started:
+            self.transport.abort()
+        else:
+            self.send_400_response("Chunks of a few bytes are not read.")
+
+    def _set_idle(self, idle: bool) -> None:
+        if idle != self._is_idle:
+            self._is_idle = idle
+            self._idle_by_address[self._address] += 1 if idle else -1
+            if not self._idle_by_address[self._address]:
+                del self._idle_by_address[self._address]
 
     def handle_events(self) -> None:
         super().handle_events()
         if self.cycle is not None and not self.cycle.response_complete and self._request_timer is not None:
             self._request_timer.cancel()  # from here on the application knows how long it waits
             self._request_timer = None
+            self._set_idle(False)
 
     def handle_websocket_upgrade(self, event: Request) -> None:
         self._stop_timers()  # GuardedWebSocket has its own
+        self._set_idle(False)
         super().handle_websocket_upgrade(event)
 
     def shutdown(self) -> None:
@@ -89,6 +128,8 @@ class GuardedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._last_activity = self.loop.time()
+        self._chunk_bytes = self._line_ends = 0
+        self._set_idle(True)
         self._expect_request()
         super().on_response_complete()
 
@@ -186,7 +227,7 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         # uvicorn calls it with keywords only, so a partial serves as well as a class.
-        http=cast("Any", partial(GuardedProtocol, settings=settings)),
+        http=cast("Any", partial(GuardedProtocol, settings=settings, idle=Counter())),
         ws=cast("Any", partial(GuardedWebSocket, settings=settings)),
         ws_max_size=settings.stream_frame_bytes,
         ws_per_message_deflate=False,  # frames are compressed, and a small message must not unpack to a large one

@@ -49,6 +49,7 @@ class Settings(BaseModel):
     max_pixels: int = Field(50_000_000, ge=1024)  # the same photograph: 8064 x 6048
     memory_bytes: int = Field(2 * 2**30, ge=2**20)  # of uploads and pixels of all requests together
     max_connections: int = Field(1000, ge=1)
+    client_connections: int | None = Field(None, ge=1)  # of one address that ask nothing; None: a quarter of all
 
     # Live: /v1/stream
     max_streams: int = Field(16, ge=0, le=1000)  # connections at a time; each can keep the model busy on its own
@@ -140,6 +141,7 @@ class Settings(BaseModel):
                 "client_queue_size": self.client_queue_size and part(self.client_queue_size),
                 "memory_bytes": part(self.memory_bytes),
                 "max_connections": part(self.max_connections),
+                "client_connections": self.client_connections and part(self.client_connections),
                 "max_streams": part(self.max_streams),
                 "max_batches": part(self.max_batches),
                 "job_workers": self.job_workers // self.workers + (index < self.job_workers % self.workers),

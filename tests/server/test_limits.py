@@ -428,6 +428,49 @@ def test_connections_have_a_limit_and_those_within_it_are_served():
         assert server.client.get("/livez").status_code == 200, "who was there before is served on"
 
 
+def test_idle_connections_of_one_client_leave_room_for_others():
+    """127.0.0.2 is another address to the server; a connection whose request is in work is not idle."""
+    with (
+        running(settings(max_connections=40, client_connections=8), DotEngine()) as server,
+        contextlib.ExitStack() as crowd,
+    ):
+        server.client.close()
+        many = [crowd.enter_context(socket.create_connection(server.address, timeout=10)) for _ in range(30)]
+        answered = 0
+        for one in many:
+            one.settimeout(0.3)
+            with contextlib.suppress(TimeoutError):
+                answered += one.recv(100).startswith(b"HTTP/1.1 503 ")
+        assert 30 - 8 <= answered <= 30 - 7, "its own first connection is perhaps still there"
+        other = ("127.0.0.2", 0)
+        with socket.create_connection(server.address, timeout=10, source_address=other) as honest:
+            honest.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert honest.recv(100).startswith(b"HTTP/1.1 200 ")
+        for one in many:
+            one.close()
+        wait_until(lambda: reaches(server.address))
+
+
+def reaches(address: tuple[str, int]) -> bool:
+    with talk_to(f"http://{address[0]}:{address[1]}") as client:
+        return client.get("/livez").status_code == 200
+
+
+def test_a_client_that_sends_byte_by_byte_is_refused(server):
+    """8 connections with chunks of one byte, at 1 MB/s each, once kept everybody waiting for 20 s."""
+    head = b"POST /v1/hands HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(server.address, timeout=10) as petty:
+        started = time.process_time()
+        with contextlib.suppress(ConnectionError):  # it hangs up before all of it is there
+            petty.sendall(head + b"1\r\na\r\n" * 100_000)
+        with contextlib.suppress(ConnectionError):
+            assert petty.recv(4096).startswith(b"HTTP/1.1 400 ")
+        assert time.process_time() - started < 0.5, "of a processor; all of it took 1.5 s"
+    content = photo()
+    pieces = [content[start : start + 64] for start in range(0, len(content), 64)]
+    assert server.client.post("/v1/hands", content=iter(pieces)).status_code == 200, "small ones are fine"
+
+
 # What the uploads of strangers may look like
 
 
