@@ -7,7 +7,6 @@ references made from the code: settings, commands, HTTP, and the Python names. A
 from __future__ import annotations
 
 import inspect
-import json
 import posixpath
 import re
 import shutil
@@ -69,7 +68,6 @@ def write_pages(folder: Path) -> None:
         ("commands", commands_page()),
         ("http", http_page()),
         ("python", python_page()),
-        ("exported_models", exported_models_page()),
     ):
         _write(folder / "reference" / f"{name}.md", text)
 
@@ -243,36 +241,6 @@ def _schema_name(schema: dict[str, Any]) -> str:
         return f"list of {_schema_name(schema['items'])}" if "items" in schema else "list"
     limits = [f"{sign} {schema[key]:g}" for key, sign in (("minimum", "≥"), ("maximum", "≤")) if key in schema]
     return " ".join([str(schema.get("type", "")), ", ".join(limits)]).strip()
-
-
-def exported_models_page() -> str:
-    """What the bundled model's graph says of itself, in its own metadata."""
-    from handmesh.model.bundled import bundled_model_path
-    from handmesh.runtime.onnx import metadata_in, session_of
-
-    facts = metadata_in(session_of(bundled_model_path().with_suffix(".onnx"), 1))
-    parts = [
-        "# Exported models",
-        "What a file of `handmesh export` says of itself; this is the bundled model's. How to make and run one: "
-        "[Run fast, export](../how_to/performance.md#exported-files). "
-        "Without handmesh: `examples/plain_onnxruntime.py`.",
-        f"**The crop.** {facts['crop_rule']}",
-        f"**Left hands.** {facts['mirroring']}",
-    ]
-    for title, kind in (("Input", "inputs"), ("Outputs", "outputs")):
-        entries = json.loads(facts[kind])
-        rows = [
-            f"| `{name}` | {' × '.join(map(str, one['shape']))} | {one.get('unit', '')} | {_cell(one['meaning'])} |"
-            for name, one in entries.items()
-        ]
-        parts.append(f"## {title}\n\n| name | shape | unit | |\n| --- | --- | --- | --- |\n" + "\n".join(rows))
-        orders: dict[str, list[str]] = {}
-        for name, one in entries.items():
-            if "order" in one:
-                orders.setdefault(", ".join(one["order"]), []).append(f"`{name}`")
-        parts += [f"Order of {', '.join(names)}: {order}." for order, names in orders.items()]
-    parts.append("Metadata keys: " + ", ".join(f"`{key}`" for key in sorted(facts)) + ".")
-    return "\n\n".join(parts) + "\n"
 
 
 # What else programs call, by what it is for. The door's own names are found by themselves.
