@@ -330,7 +330,7 @@ def _health_routes(service: HandService) -> APIRouter:
     async def livez() -> Health:
         return JSONResponse({"status": "failed"}, 503) if service.failure else Health(status="live")  # type: ignore[return-value]
 
-    @router.get("/readyz", operation_id="readyz", summary="Are photos accepted?", responses=not_ready)
+    @router.get("/readyz", operation_id="readyz", summary="Is a photo answered now?", responses=not_ready)
     @router.get("/v2/health/ready", operation_id="v2_ready", summary="The same as /readyz", responses=not_ready)
     @router.get(
         f"/v2/models/{MODEL_NAME}/ready",
@@ -339,7 +339,8 @@ def _health_routes(service: HandService) -> APIRouter:
         responses=not_ready,
     )
     async def readyz() -> Response:
-        return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
+        state = await service.readiness()
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
 
     @router.get(
         "/v2", operation_id="v2_server", summary="Open Inference Protocol: the server's name", response_model=None

@@ -367,4 +367,4 @@ class ModelCard(_Answer):
 
 
 class Health(_Answer):
-    status: Literal["ready", "loading", "draining", "failed", "live"]
+    status: Literal["ready", "loading", "draining", "failed", "stalled", "live"]

@@ -8,10 +8,13 @@ whether anybody still waits. On a CPU there are as many at a time as threads, fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +60,8 @@ FRAME_PIXELS: Final = 2**22
 
 _CUDA_BATCH: Final = 16
 
+_RECENT_SECONDS: Final = 2.0  # since the network's last answer; within so many it answers a probe, or is stalled
+
 
 # The answer of its hands to a photograph, asked for by a query, as a form completed it.
 Encode = Callable[[Sequence[HandPrediction], Photo | LargePhoto, HandsQuery], Answer]
@@ -96,6 +101,8 @@ class HandService:
         self._predictor: Predictor | None = None
         self._engine: SharedEngine | BatchingEngine | None = None
         self.leaving = self._draining = False
+        self._last_answer = -math.inf  # of the network
+        self._probe: Future[None] | None = None
         self._lanes = Lanes(settings.threads or default_threads())
         self.control.places = self._lanes.places
         metrics = self.metrics
@@ -127,10 +134,10 @@ class HandService:
             engine: SharedEngine | BatchingEngine
             if batch > 1:
                 self.control.places = self._lanes.places = max(self._lanes.places, 2 * batch)
-                engine = BatchingEngine(predictor.engine, batch, on_batch=self.metrics.on_batch)
+                engine = BatchingEngine(predictor.engine, batch, on_batch=self._on_batch)
             else:
                 alone = self._engine_for_one(predictor)
-                engine = SharedEngine(predictor.engine, alone=alone, on_batch=self.metrics.on_batch)
+                engine = SharedEngine(predictor.engine, alone=alone, on_batch=self._on_batch)
             _warm_up(predictor)
             _warm_up(predictor.with_engine(engine.for_request(RequestContext())))  # which may be another one
         except Exception as error:  # any of them means: this process will never answer
@@ -163,6 +170,28 @@ class HandService:
         if self.failure is not None:
             return "failed"
         return "loading" if self._predictor is None else "ready"
+
+    def _on_batch(self, crops: int, seconds: float) -> None:
+        self._last_answer = time.monotonic()
+        self.metrics.on_batch(crops, seconds)
+
+    async def readiness(self) -> str:
+        """`state`, and "stalled" where the network does not answer: none lately, and none to a crop of our own now."""
+        if self.state == "ready" and time.monotonic() - self._last_answer > _RECENT_SECONDS:
+            if self._probe is None or self._probe.done():
+                self._probe = self._lanes.submit(self._answer_probe)
+            answered = asyncio.wrap_future(self._probe)
+            answered.add_done_callback(_discard_exception)
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(asyncio.shield(answered), _RECENT_SECONDS)
+                return self.state
+            return "stalled"
+        return self.state
+
+    def _answer_probe(self) -> None:
+        _, engine = self._ready()
+        grey = np.full((1, engine.resolution, engine.resolution, 3), 128, np.uint8)
+        engine.for_request(RequestContext(time.monotonic() + _RECENT_SECONDS))(grey)
 
     def leave(self) -> None:
         """Say to balancers that they should look elsewhere, and to clients that they should close; still answer."""
