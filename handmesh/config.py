@@ -408,7 +408,7 @@ class PhotoAugmentation(Settings):
     no_rotation_prob: float = Field(default=0.6, ge=0, le=1)  # share of samples that are not turned
     # Before all that: this share of samples is turned so that the hand points up, give or take.
     upright_prob: float = Field(default=0.0, ge=0, le=1)
-    upright_noise: float = Field(default=math.radians(25), ge=0)
+    upright_noise: float = Field(default=math.radians(25), ge=0)  # radians
     scale: float = Field(default=0.25, ge=0, lt=1)  # of the side's factor: standard deviation, and where it is cut
     shift: float = Field(default=0.0, ge=0)  # of the crop's side: cut, standard deviation half of it
     # The first crop of a whole photo shows a small hand: this share of samples has a crop larger by a factor from here.
