@@ -7,15 +7,13 @@ import sys
 from pathlib import Path
 
 import handmesh
-from handmesh.files.video import open_source
-from handmesh.motion.clip import VideoOptions
 
 clip, folder = sys.argv[1:3]
 result = handmesh.convert_clip(
-    open_source(clip),  # a video file, or a folder of pictures
+    clip,  # a video file, or a folder of pictures
     Path(folder),
     handmesh.load_predictor(threads=1),
-    options=VideoOptions(overlay=False),  # True: a video with the mesh drawn, too
+    options=handmesh.VideoOptions(overlay=False),  # True: a video with the mesh drawn, too
     progress=lambda done, total: print(f"\r{done} of {total or '?'} frames", end="", flush=True),
 )
 print(f"\na hand in {result.frames_with_hands} of {result.frames} frames:", *result.files, sep="\n")

@@ -1,4 +1,4 @@
-"""Tune the bundled model to photos of your own, and see what it brought. Needs pip install "handmesh[train]".
+"""Tune the bundled model to photos of your own, and see what it brought. Needs pip install -e ".[train]".
 
 handmesh label photos/ --out labels.jsonl                 or labels of your own
 python examples/finetune.py labels.jsonl runs/mine        ten minutes on a laptop
@@ -8,13 +8,14 @@ import json
 import sys
 from pathlib import Path
 
-from handmesh.config import load_config
-from handmesh.learn.train import train
+import handmesh
 
 labels, folder, *settings = sys.argv[1:]
 run = Path(folder)
-config = load_config("finetune", [f"data.photos.0.path={labels}", f"data.synthetic.directory={run}/renders", *settings])
-train(config, run, on_progress=lambda now: print(f"\rstep {now.step} of {now.steps}", end="", flush=True))
+config = handmesh.load_config(
+    "finetune", [f"data.photos.0.path={labels}", f"data.synthetic.directory={run}/renders", *settings]
+)
+handmesh.train(config, run, on_progress=lambda now: print(f"\rstep {now.step} of {now.steps}", end="", flush=True))
 
 log = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
 validations = [line["validation"] for line in log if "validation" in line]

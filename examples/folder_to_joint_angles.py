@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import handmesh
-from handmesh.files.image import photos_in
 
 folder, table = map(Path, sys.argv[1:3])
 predictor = handmesh.load_predictor()
-photos, _ = photos_in(folder, recursive=True)
+photos, _ = handmesh.photos_in(folder, recursive=True)
 with table.open("w", newline="") as file:
     rows = csv.writer(file)
     for photo in photos:

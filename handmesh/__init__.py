@@ -17,7 +17,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from handmesh.config import load_config as load_config
     from handmesh.errors import HandMeshError as HandMeshError
+    from handmesh.files.image import photos_in as photos_in
     from handmesh.files.image import read_image as read_image
     from handmesh.files.mesh import MeshHand as MeshHand
     from handmesh.geometry.camera import Intrinsics as Intrinsics
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from handmesh.hand.fit import FitStart as FitStart
     from handmesh.hand.fit import fit_hand as fit_hand
     from handmesh.hand.models import load_hand as load_hand
+    from handmesh.learn.train import train as train
+    from handmesh.motion.clip import VideoOptions as VideoOptions
     from handmesh.motion.clip import convert_clip as convert_clip
     from handmesh.motion.clip import follow_video as follow_video
     from handmesh.motion.follow import HandFollower as HandFollower
@@ -74,6 +78,7 @@ _HOMES = {
     "Predictor": "handmesh.predict",
     "Smoothing": "handmesh.motion.smoothing",
     "Tracking": "handmesh.motion.track",
+    "VideoOptions": "handmesh.motion.clip",
     "WeakPerspectiveCamera": "handmesh.geometry.camera",
     "convert_clip": "handmesh.motion.clip",
     "fit_hand": "handmesh.hand.fit",
@@ -82,13 +87,16 @@ _HOMES = {
     "from_openpose": "handmesh.predict",
     "from_smplx": "handmesh.predict",
     "hand_angles": "handmesh.hand.anatomy",
+    "load_config": "handmesh.config",
     "load_hand": "handmesh.hand.models",
     "load_predictor": "handmesh.predict",
     "overlay_hands": "handmesh.predict",
+    "photos_in": "handmesh.files.image",
     "pose_from_angles": "handmesh.hand.anatomy",
     "read_image": "handmesh.files.image",
     "save_hands": "handmesh.predict",
     "show_hands": "handmesh.predict",
+    "train": "handmesh.learn.train",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
@@ -99,7 +107,10 @@ def __getattr__(name: str) -> Any:
         return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'handmesh' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    from handmesh.system.extras import extra
+
+    with extra("train", f"handmesh.{name}"):  # training alone needs what may not be installed
+        return getattr(import_module(_HOMES[name]), name)
 
 
 @cache

@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "cli": "errors config system geometry hand metrics draw files model synth runtime detect predict data learn motion "
     "label evaluate bench doctor handmesh_server",
 }
-THE_DOOR = "handmesh geometry hand errors files predict motion"  # handmesh/__init__.py: names, loaded at first use
+# handmesh/__init__.py: names, loaded at first use
+THE_DOOR = "handmesh errors system geometry hand config files predict learn motion"
 FILES = [file for package in PACKAGES for file in sorted(package.rglob("*.py"))]
 
 

@@ -147,6 +147,18 @@ def test_what_needs_torch_says_so_in_one_line(folder):
         assert 'which is not installed: pip install -e ".[train]"' in err, "as this runs from the source tree"
 
 
+def test_training_from_python_says_the_same():
+    program = "import sys; sys.modules['torch'] = None; import handmesh; handmesh.load_config('smoke'); handmesh.train"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server")])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "handmesh.errors.MissingPackageError: handmesh.train needs torch, which is not installed: "
+        'pip install -e ".[train]"'
+    )
+
+
 def test_a_wrong_configuration_is_named_before_what_is_not_installed(folder):
     """Who mistypes a name should not install 2 GB to be told so."""
     commands = ["train synthetic_t9", "train smoke --set step=3"]

@@ -185,7 +185,7 @@ class VideoResult:
 
 
 def convert_clip(
-    source: FrameSource,
+    clip: str | os.PathLike[str] | FrameSource,
     out: Path,
     predictor: Predictor,
     *,
@@ -199,11 +199,13 @@ def convert_clip(
 ) -> VideoResult:
     """Follow the hands of a clip and write overlay.mp4, hands.jsonl, hand.glb (and hand_<name>.bvh) into `out`.
 
-    `intrinsics(width, height)` of the upright clip. `settings`: what else, as plain values, must be the same for a run
-    to be gone on with (the detector, boxes). `progress(done, of)` is called after each frame. `out` is made; a run that
-    was interrupted there is gone on with unless `restart`. Raises DataError when the folder is of another run or the
-    clip has no frames, ExportError when a file cannot be written, and what source, detector and predictor raise.
+    `clip`: a video file, a folder of photographs, or a source. `intrinsics(width, height)` of the upright clip.
+    `settings`: what else, as plain values, must be the same for a run to be gone on with (the detector, boxes).
+    `progress(done, of)` is called after each frame. `out` is made; a run that was interrupted there is gone on with
+    unless `restart`. Raises DataError when the folder is of another run or the clip has no frames, ExportError when a
+    file cannot be written, and what source, detector and predictor raise.
     """
+    source = open_source(os.fspath(clip)) if isinstance(clip, str | os.PathLike) else clip
     wanted = options or VideoOptions()
     out.mkdir(parents=True, exist_ok=True)
     follower = HandFollower(

@@ -97,6 +97,12 @@ def test_a_clip_is_followed_in_python_as_the_command_does(pictures, whole):
     assert any(hands for _, hands in followed)
 
 
+def test_a_clip_is_converted_by_its_name(pictures, tmp_path):
+    options = VideoOptions(overlay=False, animation=False)
+    assert convert_clip(pictures, tmp_path / "out", Predictor(MarkerEngine()), options=options).frames == COUNT
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["hands.jsonl"]
+
+
 def test_a_camera_is_followed_without_waiting():
     """No frame of it waits until a new hand's side is certain; and it is let go when nobody wants more."""
 
