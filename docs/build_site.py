@@ -249,6 +249,7 @@ MODULES = {
     "Cameras and crops": ("handmesh.geometry.camera", "handmesh.geometry.crop"),
     "The hand": ("handmesh.hand.skeleton", "handmesh.hand.arrays", "handmesh.hand.fit"),
     "Clips": ("handmesh.motion.track", "handmesh.motion.smoothing", "handmesh.motion.log"),
+    "A running service": ("handmesh.client.service", "handmesh.client.live", "handmesh.client.http"),
     "Engines": ("handmesh.runtime.engine",),
     "Scores": ("handmesh.metrics",),
     "Synthetic hands": ("handmesh.synth.scene",),

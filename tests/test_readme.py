@@ -1,4 +1,4 @@
-"""What the README says works as it stands there."""
+"""What the README and the pages of the documents say works as it stands there."""
 
 import re
 import shlex
@@ -13,8 +13,22 @@ from handmesh.model.bundled import bundled_model_path
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = sorted(set(re.findall(r"^(handmesh [a-z].*?)(?:   .*)?$", README, re.MULTILINE)))
+PAGES = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/**/*.md")))]
+
+
+def blocks_of(page, language=r"\w*"):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands_of(page):
+    """What its blocks say to type, without the explanation beside it."""
+    lines = [
+        line
+        for block in blocks_of(page)
+        for line in block.replace("\\\n", "").splitlines()
+        if re.match("handmesh [a-z]", line)
+    ]
+    return [re.split(r"\s{2,}|\s#", line)[0] for line in lines]
 
 
 def test_it_opens_with_the_two_commands():
@@ -24,34 +38,36 @@ def test_it_opens_with_the_two_commands():
 
 
 @pytest.mark.skipif(not bundled_model_path().is_file(), reason="needs the bundled model: `handmesh train` makes one")
-def test_the_python_blocks_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/start/first_mesh.md", "docs/how_to/pinch.md"])
+def test_the_python_blocks_run(page, tmp_path, monkeypatch):
     """In order and in one namespace, as a reader would paste them, beside a photo of a hand."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "handmesh" / "assets" / "samples" / "palm.jpg", "photo.jpg")
-    assert PYTHON_BLOCKS
+    blocks = blocks_of(page, "python")
+    assert blocks
     namespace = {}
-    for block in PYTHON_BLOCKS:
+    for block in blocks:
         exec(block, namespace)
-    assert (tmp_path / "hand.glb").stat().st_size > 10_000
-    assert [hand.handedness for hand in namespace["hands"]] == ["left"]
+    if page == "README.md":
+        assert (tmp_path / "hand.glb").stat().st_size > 10_000
+        assert [hand.handedness for hand in namespace["hands"]] == ["left"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_and_options_exist(command):
-    _, *words = shlex.split(command)
-    node = typer.main.get_command(app)
-    while words and hasattr(node, "commands"):
-        assert words[0] in node.commands, f"`{command}`: there is no such command"
-        node = node.commands[words.pop(0)]
-    known = {option for parameter in node.params for option in parameter.opts}
-    for word in words:
-        if word.startswith("--"):
-            assert word in known, f"`{command}`: there is no option {word}"
+@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)])
+def test_commands_and_options_exist(page):
+    for command in commands_of(page):
+        _, *words = shlex.split(command)
+        node = typer.main.get_command(app)
+        while words and hasattr(node, "commands"):
+            assert words[0] in node.commands, f"`{command}`: there is no such command"
+            node = node.commands[words.pop(0)]
+        known = {option for parameter in node.params for option in parameter.opts + parameter.secondary_opts}
+        for word in words:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in known, f"`{command}`: there is no option {word}"
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/**/*.md")))]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_the_files_that_a_page_names_exist(page):
     """A benchmark was once renamed in every page and lost in the folder."""
     text = (ROOT / page).read_text(encoding="utf-8")
