@@ -32,6 +32,7 @@ class RequestContext:
     token: str = ""  # its name
     gone: bool = False  # set by the event loop, read by the threads
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    stages: list[tuple[str, float, float]] = field(default_factory=list)  # name, from, to: time.monotonic()
 
     def check(self) -> None:
         """Raises ClientGone or DeadlineExpired when nobody waits any more."""

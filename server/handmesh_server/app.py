@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -21,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from handmesh import __version__
 from handmesh.errors import HandMeshError
 from handmesh.predict import Predictor
-from handmesh_server import answers
+from handmesh_server import answers, telemetry
 from handmesh_server.admission import RequestContext
 from handmesh_server.batches import batch_routes
 from handmesh_server.errors import ClientGone, RequestError, Unauthorized
@@ -56,10 +57,13 @@ photo was turned upright by its EXIF orientation. Errors are problem documents (
 """
 
 
-def create_app(settings: Settings | None = None, predictor: Predictor | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None, predictor: Predictor | None = None, *, ready_first: bool = False
+) -> FastAPI:
     """The ASGI application. The model that the settings name is loaded when it starts, unless `predictor` is given.
 
-    `settings` None: from HANDMESH_... variables, so that this is a factory for any ASGI server.
+    `settings` None: from HANDMESH_... variables, so that this is a factory for any ASGI server. `ready_first`: starting
+    takes until the model is warm, and fails when it cannot be loaded, for who sends requests as soon as it has started.
     """
     settings = Settings.from_environment() if settings is None else settings.checked()
     service = HandService(settings, predictor)
@@ -67,7 +71,11 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        loading = service.start()
+        if ready_first:
+            await asyncio.to_thread(loading.join)
+            if service.failure is not None:
+                raise service.failure
         jobs.start()
         yield
         await jobs.close()
@@ -82,6 +90,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         redoc_url=None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         responses={"default": {"description": "A problem document.", "content": _PROBLEM_CONTENT}},
+        telemetry=cast("Any", telemetry.SETTINGS),
     )
     app.state.service = service
     app.state.jobs = jobs
@@ -206,6 +215,7 @@ async def _answer_photo(
 
     answer = await service.answer(posted, admission, disconnected)
     metrics.finish(context)
+    request.state.hands = answer.hands
     return _HandsResponse(answer, context)
 
 
@@ -368,6 +378,7 @@ async def _on_request_error(request: Request, error: Exception) -> Response:
     if problem is None:
         raise error  # ours, not the client's: logged and answered by the middleware
     request.app.state.service.metrics.rejected.labels(problem.reason).inc()
+    request.state.reason = problem.reason
     return problem_response(problem, request.state.request_id)
 
 
@@ -383,5 +394,6 @@ async def _on_invalid_query(request: Request, error: RequestValidationError) -> 
     name = ".".join(str(part) for part in first["loc"][1:])
     what = first["msg"].removeprefix("Value error, ").rstrip(".")
     request.app.state.service.metrics.rejected.labels("invalid_query").inc()
+    request.state.reason = "invalid_query"
     problem = ProblemDetails(422, "invalid_query", f"Query parameter {name[:100]}: {what}.")
     return problem_response(problem, request.state.request_id)

@@ -9,7 +9,19 @@ import time
 from typing import Final
 
 # `logger.info(..., extra={...})` fields that go into the line.
-FIELDS: Final = ("request_id", "method", "path", "status", "seconds", "client", "token", "reason")
+FIELDS: Final = (
+    "request_id",
+    "method",
+    "path",
+    "status",
+    "seconds",
+    "client",
+    "token",
+    "hands",
+    "reason",
+    "timing",
+    "job",
+)
 
 
 class JsonFormatter(logging.Formatter):

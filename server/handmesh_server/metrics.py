@@ -19,6 +19,7 @@ from prometheus_client import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from handmesh_server.admission import RequestContext
+from handmesh_server.telemetry import Telemetry
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGES = ("read", "decode", "queue", "model", "predict", "encode")
@@ -85,6 +86,7 @@ class Metrics:
             self.stages.labels(stage)
         for outcome in ("answered", "skipped", "refused"):
             self.frames.labels(outcome)
+        self._telemetry = Telemetry(registry)
 
     def on_batch(self, crops: int, seconds: float) -> None:
         self.batch_sizes.observe(crops)
@@ -97,9 +99,13 @@ class Metrics:
         try:
             yield
         finally:
-            context.add(name, time.monotonic() - started)
+            ended = time.monotonic()
+            context.add(name, ended - started)
+            context.stages.append((name, started, ended))
 
     def finish(self, context: RequestContext) -> None:
+        """The request was answered."""
+        self._telemetry.finish(context)
         for name, seconds in context.seconds.items():
             self.stages.labels(name).observe(seconds)
 

@@ -9,12 +9,12 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from handmesh_server.admission import AdmissionControl
+from handmesh_server.admission import AdmissionControl, RequestContext
 from handmesh_server.errors import HeadersTooLarge, HostForbidden
 from handmesh_server.metrics import Metrics
 from handmesh_server.problems import ProblemDetails, problem_of, problem_response
@@ -105,9 +105,11 @@ class RequestMiddleware:
         except HeadersTooLarge as error:
             problem = problem_of(error)
             assert problem is not None
+            scope["state"]["reason"] = problem.reason
             await problem_response(problem, request_id)(scope, receive, send_named)
         except Exception:
             logger.exception("failed", extra={"request_id": request_id})
+            scope["state"]["reason"] = "error"
             if status:
                 raise  # half an answer is out: the connection must break
             problem = ProblemDetails(500, "error", "The server failed; its log has this request id.")
@@ -134,8 +136,19 @@ class RequestMiddleware:
                     "seconds": round(seconds, 4),
                     "client": client,
                     **({"token": admission.context.token} if admission.context.token else {}),
+                    **_fate(scope["state"], admission.context, status),
                 },
             )
+
+
+def _fate(state: dict[str, Any], context: RequestContext, status: int) -> dict[str, Any]:
+    """What became of the request, for the log: hands, or why there are none; and where the time went."""
+    fate: dict[str, Any] = {name: state[name] for name in ("hands", "reason") if name in state}
+    if not status:
+        fate["reason"] = "disconnected"
+    if context.seconds:
+        fate["timing"] = {stage: round(seconds, 4) for stage, seconds in context.seconds.items()}
+    return fate
 
 
 def _request_id(headers: Headers) -> str:

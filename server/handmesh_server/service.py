@@ -120,9 +120,11 @@ class HandService:
 
     # Life
 
-    def start(self) -> None:
-        """Load and warm up the model in a thread of its own."""
-        threading.Thread(target=self._load, name="handmesh-load", daemon=True).start()
+    def start(self) -> threading.Thread:
+        """Load and warm up the model in a thread of its own, which ends when that is done, or has failed."""
+        loading = threading.Thread(target=self._load, name="handmesh-load", daemon=True)
+        loading.start()
+        return loading
 
     def _load(self) -> None:
         started = time.monotonic()
