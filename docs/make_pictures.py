@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 import handmesh
@@ -24,6 +25,7 @@ from handmesh.system.atomic import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 SAMPLES = ROOT / "handmesh" / "assets" / "samples"
+GRAPH = ROOT / "handmesh" / "assets" / "handmesh_t8.onnx"
 FRAMES = (60, 130, 180, 215)  # of the clip
 
 
@@ -45,6 +47,8 @@ def main() -> None:
         os.chdir(folder)
         run("pinch_to_draw.py", str(clip), "drawing.png")
         save("pinch", [handmesh.read_image("drawing.png")])
+        run("plain_onnxruntime.py", str(GRAPH), str(SAMPLES / "palm.jpg"), "60", "60", "330", "330")
+        save("keypoints", [cv2.resize(handmesh.read_image("keypoints.png"), (256, 256), interpolation=cv2.INTER_AREA)])
         run("folder_to_joint_angles.py", str(SAMPLES), "angles.csv")
         rows = list(csv.reader(Path("angles.csv").read_text().splitlines()))
     write_atomically(IMAGES / "joint_angles.svg", table(rows).encode())
