@@ -6,6 +6,7 @@ Plain text, as wide as the terminal: prose is wrapped anew, the lines of example
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,15 @@ class Command(TyperCommand):
         formatter.write("\n")
         text = "\n".join(f"  {line}".rstrip() for line in _reflowed(self.help or "", formatter.width - 2))
         formatter.write(f"{text.rstrip()}\n")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments by their names alone: Python's types tell a user of a shell nothing."""
+        before = len(formatter.buffer)
+        super().format_options(ctx, formatter)
+        formatter.buffer[before:] = [
+            re.sub(r"^( +[^\s<>-]+)( <[\w\[\]]+>)", lambda found: found[1] + " " * len(found[2]), text)
+            for text in formatter.buffer[before:]
+        ]
 
 
 class Group(TyperGroup):

@@ -30,7 +30,12 @@ from handmesh.system.cpus import MAX_THREADS
 
 
 def video(
-    clip: Annotated[str, typer.Argument(help="A video file, or a folder of photographs in the order of their names.")],
+    clip: Annotated[
+        str,
+        typer.Argument(
+            metavar="CLIP|FOLDER", help="A video file, or a folder of photographs in the order of their names."
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Folder for the results; default: handmesh_out/ and its name."),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import webbrowser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -261,6 +260,8 @@ def show_hands(hands: Sequence[HandPrediction | MeshHand]) -> None:
 
         display(HTML(notebook_html(meshes)))
         return
+    import webbrowser  # on first use: it takes longer to import than a hand to draw
+
     page = Path(tempfile.mkdtemp(prefix="handmesh-")) / "hands.html"
     write_hands(page, meshes)
     if not webbrowser.open(page.as_uri()):

@@ -426,7 +426,7 @@ def test_a_photo_without_a_hand_has_none(handmesh, tmp_path):
 
 def test_predict_says_in_json_what_became_of_each_photo(predict, photos):
     (photos / "broken.jpg").write_bytes(b"no photo")
-    outcome = predict("photos", "--out", "o", "--format", "json", "--json", "--min-score", 0)
+    outcome = predict("photos", "--out", "o", "--format", "json", "--json", "--min-score", 0, "--hand", "Left")
     assert outcome.code == 1
     lines = [json.loads(line) for line in outcome.out.splitlines()]
     assert [line["image"] for line in lines] == [
@@ -437,7 +437,7 @@ def test_predict_says_in_json_what_became_of_each_photo(predict, photos):
         (file,) = line["files"]
         (told,) = line["hands"]
         (written_there,) = json.loads(Path(file).read_text())["hands"]
-        assert told["handedness"] == written_there["handedness"]
+        assert told["handedness"] == written_there["handedness"] == "left"
         np.testing.assert_allclose(told["box_px"], written_there["box_px"], rtol=1e-5)
         np.testing.assert_allclose(told["score"], written_there["score"], rtol=1e-5)
 
