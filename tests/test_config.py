@@ -105,7 +105,7 @@ def test_numbers_may_be_written_as_people_write_them(text, value, tmp_path):
         ("optimizer.decay_at=[0.5, 0.2]", "decay_at holds shares of the run"),
         ("select=test_set", r"no data\.freihand"),
         ("batch_size=1", r"batch_size: .*2"),
-        ("precision=float16", r"precision: .*bfloat16"),
+        ("precision=float8", r"precision: .*bfloat16"),
         ("model=3", r"model: .*found 3"),
         ("optimizer.learning_rate=.nan", r"optimizer\.learning_rate: .*finite"),
         ("loss.vertices=.inf", r"loss\.vertices: .*finite"),

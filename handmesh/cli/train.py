@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handmesh.cli.shell import progress_bar, say
+from handmesh.errors import ConfigError
 
 if TYPE_CHECKING:
     from handmesh.learn.train import Progressed
@@ -33,6 +34,9 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one setting; repeatable.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    tracker: Annotated[
+        str | None, typer.Option(metavar="wandb|mlflow", help="Send the run's figures there, too, if it is installed.")
+    ] = None,
     hand_model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The hand to train (`doctor` lists them); default: the config's.")
     ] = None,
@@ -80,6 +84,8 @@ def train(
             progress.update(training, completed=step, total=steps, visible=True, description=text)
 
         if isinstance(settings, DetectorConfig):
+            if tracker is not None:
+                raise ConfigError("--tracker goes with runs that train hands, and this one trains a detector.")
             path = train_detector(
                 settings,
                 directory,
@@ -96,6 +102,7 @@ def train(
                 on_progress=on_progress,
                 on_render=on_render,
                 should_stop=should_stop,
+                tracker=tracker,
             )
     if first:
         say(f"Done: {path}")

@@ -30,6 +30,7 @@ from handmesh.config import DetectorConfig, TrainConfig
 from handmesh.data.sources import RunData, source_sha256
 from handmesh.errors import CheckpointError
 from handmesh.hand import HandArrays
+from handmesh.learn.trackers import Tracker
 from handmesh.model.bundled import find_model
 from handmesh.model.pretrained import find_backbone_weights
 from handmesh.system.atomic import sha256_of_file, written_atomically
@@ -108,7 +109,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 class RunLog:
     """Figures and pictures of a run, step by step. `step`: where it starts or goes on; later records are dropped."""
 
-    def __init__(self, directory: Path, step: int, *, tensorboard: bool) -> None:
+    def __init__(self, directory: Path, step: int, *, tensorboard: bool, tracker: Tracker | None = None) -> None:
+        self._tracker = tracker
         self._file = directory / METRICS
         _rewind(self._file, step)
         self._writer = _tensorboard_writer(directory / "tensorboard", step) if tensorboard else None
@@ -120,10 +122,12 @@ class RunLog:
                 file.write(json.dumps({"step": step, **record}) + "\n")
         except OSError as error:
             raise CheckpointError(f"{self._file} cannot be written: {error.strerror or error}.") from error
+        figures = {f"{group}/{name}": float(value) for name, value in record.get(group, record).items()}
         if self._writer is not None:
-            values = record.get(group, record)
-            for name, value in values.items():
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker(step, figures)
 
     def draws(self) -> bool:
         """Whether somebody will see pictures."""

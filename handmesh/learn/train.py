@@ -38,6 +38,7 @@ from handmesh.learn.losses import distance_sums, hand_loss, label_counts
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_average
 from handmesh.learn.run_folder import RunLog, describe_inputs, write_json, write_run_record
 from handmesh.learn.targets import make_targets
+from handmesh.learn.trackers import open_tracker
 from handmesh.learn.validation import TEST_SET, draw_samples, relative_error, selection_score, validate
 from handmesh.model.bundled import find_model
 from handmesh.model.checkpoint import load_latest_state, load_model, load_weights, save_state
@@ -109,6 +110,7 @@ def train(
     on_progress: Callable[[Progressed], None] = lambda _: None,
     on_render: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
+    tracker: str | None = None,
 ) -> Path:
     """Train and return the path of the averaged model.
 
@@ -117,7 +119,7 @@ def train(
     process calls this; the first one writes and reports, and `directory` must be the same place for all.
 
     `should_stop` is asked in every step: once it says yes the run scores, saves and ends there, to be gone on with
-    later as if it had never stopped.
+    later as if it had never stopped. `tracker`: one of `handmesh.learn.trackers`, told what metrics.jsonl is.
     """
     with joined_ranks() as ranks, ExitStack() as stack:
         config = with_architecture(config, directory if resume else None)
@@ -153,7 +155,10 @@ def train(
             if state["optimizer"] is not None:
                 optimizer.load_state_dict(state["optimizer"])
             logger.info("resuming at step %d of %d", first_step, config.steps)
-        log = RunLog(directory, first_step, tensorboard=config.tensorboard) if ranks.is_main else None
+        log = None
+        if ranks.is_main:
+            tracked = None if tracker is None else open_tracker(tracker, config, directory)
+            log = RunLog(directory, first_step, tensorboard=config.tensorboard, tracker=tracked)
         if state is None and config.start_from is not None and data.validation:
             scores = validate(averaged, data.validation, ranks)  # what the run has to be better than
             if log is not None:
@@ -162,8 +167,11 @@ def train(
         autocast: AbstractContextManager[Any] = nullcontext()
         if config.precision == "bfloat16" and device.type == "cpu":
             model.backbone.train_perceptrons_in_bfloat16()
-        elif config.precision == "bfloat16":
-            autocast = torch.autocast(device.type, torch.bfloat16)
+        elif config.precision != "float32":
+            autocast = torch.autocast(device.type, getattr(torch, config.precision))
+        scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        if state is not None and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
         sync_batch_norms(module, ranks)
         if config.compile:
             module.compile()
@@ -199,15 +207,19 @@ def train(
                         output, heatmaps = network(piece.image)
                     known = piece.labels
                     loss, parts = hand_loss(output, heatmaps, known, config.loss, config.loss_norms, counts, faces)
-                    loss.backward()
+                    scaler.scale(loss).backward()
                 _add(sums, {**parts, "total": loss})
                 _add(distances, distance_sums(output, piece.labels, piece.image.shape[1]))
+            scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+            if scaler.is_enabled():
+                norm = _norm_of_scaled(norm, sums, scaler)
             _add(sums, {"gradient_norm": norm})
             # Before it gets into a state. On a GPU looking means waiting for it, so only where something is written.
             if device.type == "cpu" or logs or evaluates or saves:
                 _check_finite(sums, loss, norm, step, directory)
-            optimizer.step()
+            scaler.step(optimizer)  # not with gradients that overflowed
+            scaler.update()
             update_average(average, model, step, config.optimizer.ema_decay)
             waited += wait
 
@@ -247,6 +259,7 @@ def train(
                     "model": model.state_dict(),
                     "dense": {} if dense is None else dense.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
                     "average": average,
                     "best": best,
                     "warm_again_at": warm_again_at,
@@ -474,12 +487,22 @@ def _set_up(config: TrainConfig, ranks: Ranks) -> None:
             f"batch_size {config.batch_size} cannot be shared by {ranks.count} processes with accumulation "
             f"{config.accumulation}: choose a multiple of {ranks.count * config.accumulation}."
         )
+    _check_precision(config, ranks.device)
     if ranks.device.type == "cpu":
         torch.set_num_threads(config.threads)
         keep_freed_memory()
     else:
         torch.backends.cudnn.benchmark = True  # all batches have one shape
     cv2.setNumThreads(0)
+
+
+def _check_precision(config: TrainConfig, device: torch.device) -> None:
+    """Can the card do it? PyTorch computes bfloat16 on any, on old ones many times slower."""
+    if config.precision == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise ConfigError(
+            f"precision: bfloat16 needs a GPU from Ampere on, and {torch.cuda.get_device_name(device)} is older: "
+            "--set precision=float16."
+        )
 
 
 def _open_data(config: TrainConfig, hand: HandArrays, ranks: Ranks, on_render: Progress | None) -> RunData:
@@ -501,6 +524,15 @@ def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         number = value.detach().double()
         sums[name] = sums[name] + number if name in sums else number
+
+
+def _norm_of_scaled(norm: Tensor, sums: dict[str, Tensor], scaler: torch.amp.GradScaler) -> Tensor:
+    """A gradient that overflowed is left out, and counted: the loss's scale is halved for the next step. At a scale
+    below 1 it is the loss itself.
+    """
+    overflowed = ~torch.isfinite(norm)
+    _add(sums, {"skipped_steps": overflowed})
+    return norm if scaler.get_scale() < 1 else torch.where(overflowed, 0.0, norm)
 
 
 def _mean_distances(sums: dict[str, Tensor]) -> dict[str, float]:

@@ -9,7 +9,9 @@ import os
 import re
 import shutil
 import signal
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from handmesh.learn.distributed import Ranks
 from handmesh.learn.optimizer import learning_rate_at, make_optimizer, set_learning_rate, update_average
 from handmesh.learn.run_folder import describe_inputs, write_run_record
 from handmesh.learn.targets import complete_targets
-from handmesh.learn.train import build_network, count_steps, start_weights, train
+from handmesh.learn.train import _check_precision, build_network, count_steps, start_weights, train
 from handmesh.learn.validation import relative_error, validate
 from handmesh.model.checkpoint import load_latest_state, load_model, save_model, save_state
 from handmesh.model.fastvit import build_backbone
@@ -83,6 +85,38 @@ def test_four_images_overfit(tiny_config, tiny_pack, tmp_path, monkeypatch, prec
     assert reports[-1].keypoint_px < reports[0].keypoint_px < 64
     assert [report.step for report in reports] == list(range(5, 31, 5))
     assert all(0 <= report.data_wait_fraction <= 1 for report in reports)
+
+
+def test_float16_scales_the_loss_and_leaves_out_what_overflows(tiny_config, tmp_path, monkeypatch):
+    """At a scale far too large the first gradients are infinite: those steps change nothing, and are counted. A run
+    that goes on knows the scale.
+    """
+    settings = {"steps": 4, "log_every": 1, "checkpoint_every": 2, "evaluate_every": 4, "precision": "float16"}
+    first_scale = 2.0**30
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=first_scale))
+    config = tiny_config(**settings)
+    train(config, tmp_path / "whole")
+    skipped = [record["skipped_steps"] for record in records(tmp_path / "whole") if "skipped_steps" in record]
+    assert skipped[0] == 1
+    assert set(skipped) <= {0, 1}
+    state = torch.load(tmp_path / "whole" / "state-00000002.pt", weights_only=True)
+    assert state["scaler"]["scale"] == first_scale / 2 ** sum(skipped[:2])
+    with pytest.raises(KilledError):
+        train(config, tmp_path / "broken", on_progress=killed_after(3))
+    train(config, tmp_path / "broken", resume=True)
+    again = [record["skipped_steps"] for record in records(tmp_path / "broken") if "skipped_steps" in record]
+    assert again == skipped
+
+
+def test_bfloat16_is_refused_by_cards_that_have_none(tiny_config, monkeypatch):
+    """PyTorch would emulate it. The paper's RTX 2080 Ti is of compute capability 7.5."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "RTX 2080 Ti")
+    for capability, refused in (((7, 5), True), ((8, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        says = "RTX 2080 Ti is older: --set precision=float16"
+        with pytest.raises(ConfigError, match=says) if refused else nullcontext():
+            _check_precision(tiny_config(precision="bfloat16"), torch.device("cuda"))
+        _check_precision(tiny_config(precision="float16"), torch.device("cuda"))
 
 
 @pytest.mark.filterwarnings("error")
