@@ -6,6 +6,7 @@ references made from the code: settings, commands, HTTP, and the Python names. A
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import posixpath
 import re
@@ -35,7 +36,7 @@ PAGES_ELSEWHERE = {
 
 
 def main() -> None:
-    if shutil.which("zensical") is None:
+    if importlib.util.find_spec("zensical") is None:
         raise SystemExit('No zensical here, which builds the site: pip install -e ".[docs]"')
     target = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "site")
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +44,13 @@ def main() -> None:
         write_pages(stage / "docs")
         config = (ROOT / "docs" / "zensical.toml").read_text(encoding="utf-8")
         (stage / "zensical.toml").write_text(config.replace("REPOSITORY", ROOT.as_posix()), encoding="utf-8")
-        run = subprocess.run(["zensical", "build", "--strict"], cwd=stage, capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            [sys.executable, "-m", "zensical", "build", "--strict"],
+            cwd=stage,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if run.returncode:
             raise SystemExit(re.sub(r"\x1b\[[\d;]*m", "", run.stdout + run.stderr))
         shutil.rmtree(target, ignore_errors=True)
@@ -175,7 +182,7 @@ def commands_page() -> str:
     parts = ["# Commands", "What `--help` says."]
 
     def describe(command: Any, name: str, parent: Any) -> None:
-        context = command.make_context(name, [], parent=parent, resilient_parsing=True, terminal_width=96)
+        context = command.make_context(name, [], parent=parent, resilient_parsing=True, terminal_width=88)
         parts.append(f"## {context.command_path}\n\n```text\n{context.get_help().rstrip()}\n```")
         for word in getattr(command, "commands", {}):
             describe(command.commands[word], word, context)

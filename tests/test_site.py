@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,7 +14,7 @@ from handmesh import config
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_zensical = pytest.mark.skipif(
-    shutil.which("zensical") is None or importlib.util.find_spec("griffe") is None,
+    importlib.util.find_spec("zensical") is None or importlib.util.find_spec("griffe") is None,
     reason='needs Zensical: pip install -e ".[docs]"',
 )
 
