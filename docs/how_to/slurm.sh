@@ -1,5 +1,5 @@
 #!/bin/bash
-# A run on several machines under SLURM: sbatch configs/slurm.sh freihand_ma36_plus --out /shared/runs/plus
+# A run on several machines under SLURM: sbatch docs/how_to/slurm.sh freihand_ma36_plus --out /shared/runs/plus
 #
 # One torchrun on each machine, which meet at the first one; a process for each GPU. The folder of the run must be the
 # same place for all. --resume starts what has no state yet, so the same line goes on with a run, again and again until
