@@ -7,13 +7,25 @@ from typing import Annotated
 
 import typer
 
-from handmesh.cli.shell import JsonOption, ModelOption, say, say_json
+from handmesh.cli.shell import JsonOption, ModelOption, say, say_json, words
 from handmesh.errors import ConfigError
 
 
 def export(
-    format: Annotated[str, typer.Option(metavar="onnx|openvino|coreml|torch-export", help="What to write.")] = "onnx",
-    precision: Annotated[str, typer.Option(metavar="float32|int8", help="int8: for onnx and openvino.")] = "float32",
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="onnx|openvino|coreml|torch-export",
+            help="What to write.",
+            autocompletion=words("onnx", "openvino", "coreml", "torch-export"),
+        ),
+    ] = "onnx",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="float32|int8", help="int8: for onnx and openvino.", autocompletion=words("float32", "int8")
+        ),
+    ] = "float32",
     int8: Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Default: the model's name, here.")

@@ -29,6 +29,7 @@ from handmesh.cli.shell import (
     say_error,
     say_json,
     summary_of,
+    words,
 )
 from handmesh.errors import ConfigError, HandMeshError, ImageError
 from handmesh.system.cpus import MAX_THREADS
@@ -61,10 +62,20 @@ def predict(
         list[str] | None, typer.Option(metavar="x0,y0,x1,y1", help="Where a hand is, in pixels; once for each hand.")
     ] = None,
     hand: Annotated[
-        str, typer.Option(metavar="right|left|auto", help="Which hand it is; auto: the model finds out.")
+        str,
+        typer.Option(
+            metavar="right|left|auto",
+            help="Which hand it is; auto: the model finds out.",
+            autocompletion=words("right", "left", "auto"),
+        ),
     ] = "auto",
     detector: Annotated[
-        str, typer.Option(metavar="none|mediapipe|PALM.onnx", help="Who finds the hands, instead of --box.")
+        str,
+        typer.Option(
+            metavar="none|mediapipe|PALM.onnx",
+            help="Who finds the hands, instead of --box.",
+            autocompletion=words("none", "mediapipe"),
+        ),
     ] = "none",
     focal: FocalOption = None,
     fov: FovOption = None,

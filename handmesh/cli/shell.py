@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,8 +42,20 @@ error_console = OpenEndedConsole(stderr=True)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("glb", "obj", "ply", "stl", "npz", "json", "png", "jpg", "html")
 
+
+def words(*known: str) -> Callable[[str], list[str]]:
+    """For a shell that completes an option's value; where none of these begins so, it offers files."""
+    return lambda incomplete: [word for word in known if word.startswith(incomplete)]  # a name that typer knows
+
+
 ModelOption = Annotated[
-    str | None, typer.Option("--model", metavar="NAME|PATH", help="A model file; without it, the bundled model.")
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|PATH",
+        help="A model file; without it, the bundled model.",
+        autocompletion=words("handmesh_t8"),
+    ),
 ]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts, instead of text.")]
@@ -56,12 +69,19 @@ FovOption = Annotated[
 
 # Of video and webcam, which follow hands.
 HandOption = Annotated[
-    str, typer.Option(metavar="right|left|auto", help="Which hands there are; auto: found out, for each.")
+    str,
+    typer.Option(
+        metavar="right|left|auto",
+        help="Which hands there are; auto: found out, for each.",
+        autocompletion=words("right", "left", "auto"),
+    ),
 ]
 DetectorOption = Annotated[
     str,
     typer.Option(
-        metavar="none|mediapipe|PALM.onnx", help="Who finds hands: nobody, MediaPipe, or OpenCV zoo's palm detector."
+        metavar="none|mediapipe|PALM.onnx",
+        help="Who finds hands: nobody, MediaPipe, or OpenCV zoo's palm detector.",
+        autocompletion=words("none", "mediapipe"),
     ),
 ]
 MaxHandsOption = Annotated[

@@ -19,11 +19,19 @@ if TYPE_CHECKING:
     from handmesh.learn.train import Progressed
 
 
+def _shipped(incomplete: str) -> list[str]:
+    from handmesh.config import shipped_configs
+
+    return [name for name in shipped_configs() if name.startswith(incomplete)]
+
+
 def train(
     config: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG", help="A YAML file of settings, or the name of a shipped one, such as synthetic_t8."
+            metavar="CONFIG",
+            help="A YAML file of settings, or the name of a shipped one, such as synthetic_t8.",
+            autocompletion=_shipped,
         ),
     ],
     out: Annotated[

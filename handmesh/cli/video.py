@@ -24,6 +24,7 @@ from handmesh.cli.shell import (
     progress_bar,
     say,
     say_json,
+    words,
 )
 from handmesh.errors import ConfigError
 from handmesh.system.cpus import MAX_THREADS
@@ -46,7 +47,12 @@ def video(
     max_hands: MaxHandsOption = 2,
     smooth: SmoothOption = 1.0,
     overlay: Annotated[bool, typer.Option(help="Write overlay.mp4.")] = True,
-    codec: Annotated[str, typer.Option(metavar="auto|h264|vp9|mp4v", help="Of overlay.mp4.")] = "auto",
+    codec: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|h264|vp9|mp4v", help="Of overlay.mp4.", autocompletion=words("auto", "h264", "vp9", "mp4v")
+        ),
+    ] = "auto",
     skeleton: Annotated[bool, typer.Option("--skeleton", help="Draw bones instead of the mesh.")] = False,
     glb: Annotated[bool, typer.Option(help="Write hand.glb, skinned and animated.")] = True,
     skin_only: Annotated[

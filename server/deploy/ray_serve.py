@@ -1,6 +1,6 @@
 """The same application on a Ray cluster: replicas come and go with the load, and what is too much is answered 429.
 
-    pip install "handmesh[ray]"
+    pip install -e ".[ray]"
     serve run server.deploy.ray_serve:build                            # on this machine, or on the cluster it is of
     serve run server.deploy.ray_serve:build max_replicas=8 num_gpus=1  # a GPU for each replica
 

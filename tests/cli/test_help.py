@@ -91,9 +91,17 @@ def test_words_after_two_dashes_are_names_of_files(tmp_path, monkeypatch):
 
 
 def test_a_shell_can_complete():
-    environment = {"_HANDMESH_COMPLETE": "complete_bash", "COMP_WORDS": "handmesh pre", "COMP_CWORD": "1"}
-    answer = CliRunner().invoke(app, [], prog_name="handmesh", env=environment)
-    assert "predict" in answer.output.split()
+    for begun, wanted in (
+        ("handmesh pre", "predict"),
+        ("handmesh predict photo.jpg --ha", "--hand"),
+        ("handmesh predict photo.jpg --hand le", "left"),
+        ("handmesh train synthetic_t8_", "synthetic_t8_gpu"),
+        ("handmesh export --format open", "openvino"),
+    ):
+        count = str(len(begun.split()) - 1)
+        environment = {"_HANDMESH_COMPLETE": "complete_bash", "COMP_WORDS": begun, "COMP_CWORD": count}
+        answer = CliRunner().invoke(app, [], prog_name="handmesh", env=environment)
+        assert wanted in answer.output.split(), begun
 
 
 @pytest.mark.parametrize(
