@@ -109,14 +109,21 @@ def _scores(evaluation: Evaluation) -> str:
     if evaluation.first_iteration is not None:
         rows.append(_score_row("this run, first iteration alone", evaluation.first_iteration))
     rows.append(_score_row("mean-pose baseline: this set's own mean hand", evaluation.mean_pose_baseline))
-    for name, values in PUBLISHED.items():
-        rows.append(_score_row(name, dict(zip(PAPER_KEYS, values, strict=True)), dim=True))
+    for name, published in PUBLISHED.items():
+        row = _score_row(name, dict(zip(PAPER_KEYS, published.figures, strict=True)), dim=True)
+        told = f"{published.source}; TTA: {published.tta}; crop: {published.crop}"
+        rows.append(row.replace("</tr>", f"<td class=source>{html.escape(told)}</td></tr>"))
+    head += "<th>source</th>"
     note = (
         "Aligned frame by frame as the official tool does (similarity, reflections allowed; joints and vertices each "
         "on their own). Brackets: 95 % bootstrap interval over frames. Published rows are on FreiHAND's evaluation set "
         "and compare with nothing else."
     )
-    return f"<h2>Scores</h2>{_table(head, rows)}<p class=note>{note}</p>"
+    space = ""
+    if evaluation.camera_space:
+        listed = ", ".join(f"{key} {value:.3f}" for key, value in evaluation.camera_space.items())
+        space = f"<p class=note>In the camera's space, nothing aligned: {listed}.</p>"
+    return f"<h2>Scores</h2>{_table(head, rows)}<p class=note>{note}</p>{space}"
 
 
 def _score_row(

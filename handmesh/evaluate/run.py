@@ -288,9 +288,12 @@ def _print_scores(result: EvaluationResult, evaluation: Evaluation, console: Con
     if evaluation.first_iteration is not None:
         row("  first iteration", evaluation.first_iteration)
     row("mean-pose baseline", evaluation.mean_pose_baseline)
-    for name, values in PUBLISHED.items():
-        row(name, dict(zip(PAPER_KEYS, values, strict=True)), "dim")
+    for name, published in PUBLISHED.items():
+        row(name, dict(zip(PAPER_KEYS, published.figures, strict=True)), "dim")
     console.print(table)
+    if evaluation.camera_space:
+        listed = ", ".join(f"{key} {value:.3f}" for key, value in evaluation.camera_space.items())
+        console.print(f"In the camera's space: {listed}", highlight=False, soft_wrap=True)
 
     unaligned = {
         key: evaluation.official[key]

@@ -272,6 +272,23 @@ def test_the_zero_predictor_tells_the_real_ground_truth():
     assert check_zero_predictor(HandPoints(real.joints[:100], real.vertices[:100])) is None
 
 
+def test_errors_in_the_cameras_space_are_what_they_are_called(truth):
+    """Hands moved 30 mm away along the axis and 40 mm across, and hands too large by a tenth about their middles."""
+    moved = mapped(truth, lambda points: points + np.array([0.024, -0.032, 0.03]))
+    space = evaluate(truth, moved).camera_space
+    assert space["cs_mpjpe_mm"] == pytest.approx(50)
+    assert space["cs_mpvpe_mm"] == pytest.approx(50)
+    assert (space["depth_error_mm"], space["lateral_error_mm"]) == pytest.approx((30, 40))
+    assert (space["size_ratio"], space["size_error"]) == pytest.approx((1, 0), abs=1e-9)
+    middle = truth.joints.mean(axis=1, keepdims=True)
+    larger = HandPoints(*(middle + 1.1 * (points - middle) for points in truth))
+    space = evaluate(truth, larger).camera_space
+    assert (space["size_ratio"], space["size_error"]) == pytest.approx((1.1, 0.1))
+    assert space["depth_error_mm"] == pytest.approx(0, abs=1e-6)
+    assert evaluate(truth, larger).official["xyz_mean3d"] == pytest.approx(space["cs_mpjpe_mm"] / 10)
+    assert evaluate(truth, mapped(truth, lambda points: points - points[:, :1])).camera_space == {}, "about the wrist"
+
+
 def test_2d_scores():
     truth = np.zeros((2, 21, 2))
     truth[:, 1] = (100, 50)
