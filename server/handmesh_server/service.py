@@ -111,12 +111,15 @@ class HandService:
         metrics.watch(metrics.queue_depth, lambda: self._lanes.depth + (self._engine.depth if self._engine else 0))
         metrics.watch(metrics.memory, lambda: self.control.uploads.used + self.control.photos.used)
 
-    def _client_queue_size(self) -> int | None:
-        """Of clients with names none has all places; addresses may be a proxy's, and one name is everybody's."""
-        settings = self.settings
-        if settings.client_queue_size is None and len(self.tokens.names) > 1:
-            return max(1, 3 * settings.queue_size // 4)
-        return settings.client_queue_size
+    def client_part(self, total: int) -> int:
+        """Of places, so that no client takes all: three quarters where they have names.
+
+        Addresses may be a proxy's, and one name is everybody's.
+        """
+        return max(1, 3 * total // 4) if len(self.tokens.names) > 1 else total
+
+    def _client_queue_size(self) -> int:
+        return self.settings.client_queue_size or self.client_part(self.settings.queue_size)
 
     # Life
 

@@ -80,6 +80,9 @@ class StreamSocket:
             await self._make_room()
             with self._service.control.admission() as admission:
                 frames = _FRAMES_HELD * settings.stream_frame_bytes
+                theirs = sum(other.client == stream.client for other in self._open)
+                if theirs >= self._service.client_part(settings.max_streams) < settings.max_streams:
+                    raise StreamsFull(f"{theirs} cameras of yours are being followed, the limit of each client.")
                 if len(self._open) >= settings.max_streams or not admission.upload.grow(frames):
                     raise StreamsFull(f"{len(self._open)} cameras are being followed, the limit. Try again soon.")
                 self._open.add(stream)
@@ -195,7 +198,7 @@ class _Stream:
         self._websocket = websocket
         self._service = service
         self._request_id = request_id
-        self._client = client
+        self.client = client
         self._inbox = _Inbox()
         self._follower = StreamFollower()
         self.received = 0
@@ -287,7 +290,7 @@ class _Stream:
         """False when the frame was no image that we read."""
         service, started = self._service, time.monotonic()
         admission = service.control.admission(
-            started + service.settings.deadline_seconds, self._request_id, self._client
+            started + service.settings.deadline_seconds, self._request_id, self.client
         )
 
         async def gone() -> None:

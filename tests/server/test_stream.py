@@ -6,7 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socket import create_connection
 
@@ -248,3 +248,19 @@ def test_a_page_whose_name_was_made_to_point_here_gets_no_stream():
         with pytest.raises(InvalidStatus) as refusal:
             connect(url, sock=socket, subprotocols=[PROTOCOL], origin="http://evil.example", proxy=None)
     assert refusal.value.response.status_code == 403
+
+
+def test_no_client_with_a_name_has_all_cameras(tmp_path):
+    """Of two clients with names one has at most three of four, and is told so; the other finds a place."""
+    tokens = {"app": "a-token-of-the-app", "robot": "a-token-of-the-robot"}
+    (tmp_path / "tokens").write_text("".join(f"{name}: {token}\n" for name, token in tokens.items()))
+    shown = {name: BEARER + base64.urlsafe_b64encode(one.encode()).decode().rstrip("=") for name, one in tokens.items()}
+    with running(settings(token_file=tmp_path / "tokens", max_streams=4)) as server, ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(stream(server, shown=shown["app"]))
+        url = server.url.replace("http", "ws", 1) + "/v1/stream"
+        with connect(url, subprotocols=[PROTOCOL, shown["app"]], proxy=None) as refused:
+            with pytest.raises(ConnectionClosed) as closed:
+                refused.recv(timeout=20)
+            assert (closed.value.rcvd.code, closed.value.rcvd.reason[:20]) == (1013, "3 cameras of yours a")
+        held.enter_context(stream(server, shown=shown["robot"]))
