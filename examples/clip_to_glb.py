@@ -1,6 +1,8 @@
 """A clip in; an animated hand for Blender, three.js and Unity out.
 
-python examples/clip_to_glb.py clip.mp4 animated/
+    python examples/clip_to_glb.py clip.mp4 animated/
+
+The folder gets hand.glb and hands.jsonl, a line of JSON for each frame.
 """
 
 import sys

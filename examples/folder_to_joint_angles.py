@@ -1,6 +1,8 @@
 """A folder of photos in; a table of how far each joint bends, in degrees, out.
 
-python examples/folder_to_joint_angles.py photos/ angles.csv
+    python examples/folder_to_joint_angles.py photos/ angles.csv
+
+A row for each hand; docs/how_to/folder.md shows one.
 """
 
 import csv

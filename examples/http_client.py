@@ -1,6 +1,8 @@
 """Ask a server about many photos at once:  handmesh serve, then
 
-python examples/http_client.py http://127.0.0.1:8000 photo.jpg other.jpg
+    python examples/http_client.py http://127.0.0.1:8000 photo.jpg other.jpg
+
+Other languages do the same: post the photo's bytes, read JSON (docs/start/first_server.md).
 """
 
 import asyncio

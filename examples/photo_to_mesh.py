@@ -1,6 +1,8 @@
 """A photo in; a mesh and a picture of each hand out.
 
-python examples/photo_to_mesh.py photo.jpg
+    python examples/photo_to_mesh.py photo.jpg
+
+They land in the folder where you are.
 """
 
 import sys

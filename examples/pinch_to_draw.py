@@ -1,7 +1,9 @@
 """Draw in the air: pinch thumb and index finger to draw, open them to stop. Press c to clear, q to quit.
 
-python examples/pinch_to_draw.py                          the webcam
-python examples/pinch_to_draw.py clip.mp4 drawing.png     a clip, and the drawing as a file
+    python examples/pinch_to_draw.py                          the webcam
+    python examples/pinch_to_draw.py clip.mp4 drawing.png     a clip, and the drawing as a file
+
+Distances, angles and ids: docs/how_to/pinch.md.
 """
 
 import sys

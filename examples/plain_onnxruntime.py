@@ -1,7 +1,9 @@
 """The model without handmesh: one file, onnxruntime, NumPy and Pillow.
 
-handmesh export --format onnx
-python examples/plain_onnxruntime.py handmesh_t8.onnx photo.jpg 120 80 360 330     x0 y0 x1 y1: around the hand
+    handmesh export --format onnx
+    python examples/plain_onnxruntime.py handmesh_t8.onnx photo.jpg 120 80 360 330     x0 y0 x1 y1: around the hand
+
+Inputs and outputs: docs/reference/exported_models.md.
 """
 
 import sys
