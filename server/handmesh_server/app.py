@@ -386,7 +386,12 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
     detail = {404: "There is no such page; /docs says what there is.", 405: "Not with this method."}.get(
         error.status_code, str(error.detail)
     )
-    return problem_response(ProblemDetails(error.status_code, "http", detail, error.headers), request.state.request_id)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # Starlette names the methods of the first route with this path alone
+        path = getattr(request.scope.get("route"), "path", None)
+        methods = [method.upper() for method in request.app.openapi()["paths"].get(path, ())]
+        headers["Allow"] = ", ".join(sorted(methods)) or headers.get("Allow", "")
+    return problem_response(ProblemDetails(error.status_code, "http", detail, headers), request.state.request_id)
 
 
 async def _on_invalid_query(request: Request, error: RequestValidationError) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import html.parser
@@ -25,11 +26,13 @@ from handmesh_server.app import create_app
 from handmesh_server.errors import NotAcceptable
 from handmesh_server.schemas import Hand, HandsAnswer, ModelCard, Problem, Topology
 from handmesh_server.server import make_server
+from handmesh_server.settings import Settings
 from marker_hands import MarkerEngine, draw, hand_at
 from PIL import Image
 from pygltflib import GLTF2
 from server_harness import DOT, QUICK_JOBS, SIZE, DotEngine, dot_image, photo, running, settings
 
+from handmesh.errors import CheckpointError
 from handmesh.hand import JOINT_NAMES, builtin_hand
 from handmesh.predict import Predictor
 
@@ -644,6 +647,19 @@ def test_where_the_time_went(server):
     timing = dict(part.split(";dur=") for part in post(server).headers["server-timing"].split(", "))
     assert set(timing) == {"read", "decode", "queue", "model", "predict", "encode"}
     assert all(float(value) >= 0 for value in timing.values())
+
+
+def test_an_application_may_start_when_it_is_warm():
+    """For who sends requests as soon as it has started, as Ray Serve does."""
+
+    async def state(configuration: Settings, predictor: Predictor | None) -> str:
+        app = create_app(configuration, predictor, ready_first=True)
+        async with app.router.lifespan_context(app):
+            return app.state.service.state
+
+    assert asyncio.run(state(settings(), Predictor(DotEngine(), passes=2))) == "ready"
+    with pytest.raises(CheckpointError):
+        asyncio.run(state(settings(model="nothing.safetensors"), None))
 
 
 def test_answers_are_neither_guessed_nor_kept(server):

@@ -17,7 +17,7 @@ from handmesh.files.image import read_image
 from handmesh.motion.log import read_frames
 from handmesh.predict import load_predictor
 
-FRAMES = 8
+FRAMES = 6
 
 
 def clip_of(images: list[np.ndarray], path: Path, fourcc: str = "MJPG") -> bytes:
@@ -35,7 +35,7 @@ def clip(tmp_path_factory) -> bytes:
     import handmesh
 
     image = read_image(Path(handmesh.__file__).parent / "assets" / "samples" / "palm.jpg")
-    image = cv2.resize(image, (240, round(240 * image.shape[0] / image.shape[1]) // 2 * 2))
+    image = cv2.resize(image, (160, round(160 * image.shape[0] / image.shape[1]) // 2 * 2))
     moved = [cv2.warpAffine(image, np.float32([[1, 0, 2 * index], [0, 1, 0]]), None) for index in range(FRAMES)]
     return clip_of(moved, tmp_path_factory.mktemp("clip") / "clip.avi")
 
@@ -164,6 +164,8 @@ def test_what_is_posted_is_checked_at_once(jobs_in, clip, tmp_path):
         time.sleep(1.1)
         assert refused(clip[:90_000]) == (507, "storage_full")
         assert client.get("/v1/videos/nothing").status_code == 404
+        not_so = client.put("/v1/videos/nothing")
+        assert (not_so.status_code, not_so.headers["allow"]) == (405, "DELETE, GET")
 
 
 def test_jobs_have_the_token_to_show(jobs_in, clip):
