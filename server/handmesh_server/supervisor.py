@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import resource
@@ -38,6 +39,7 @@ APPLICATION: Final = "handmesh_server.app:create_app"
 
 _TICK: Final = 0.1  # s between looks at the workers
 _START_SECONDS: Final = 180.0  # until a worker has loaded its model, on a machine that has much else to do
+_DOOR_SECONDS: Final = 5.0  # for a client to wait for a worker that answers, before it hears that there is none
 _PATIENCE: Final = 5.0  # s in one photo with none finished, and new connections go to other workers
 _ABORT_SECONDS: Final = 1.0  # for a hung worker to say where, before it is killed
 _MAX_START_WAIT: Final = 30.0  # s, of a worker that dies at each start
@@ -177,6 +179,7 @@ class Supervisor:
         self._failed_starts = 0
         self._next_start = 0.0
         self._was_ready = False
+        self._answered = -math.inf  # when a worker was last there that answers
         self._signals = 0
         self._failure: HandMeshError | None = None
         self._drain_until: float | None = None
@@ -234,16 +237,20 @@ class Supervisor:
         return True
 
     def _takers(self) -> list[_Worker]:
-        """Who is given the next connection, best first. Those that cannot answer now, only where nobody else can."""
+        """Who is given the next connection, best first. Those that cannot answer now, only where nobody else can.
+
+        Where all died, connections wait at the door for a while: the next worker is on its way.
+        """
         now = time.monotonic()
         there = [one for one in self._workers if one.report.state != "starting" and one.stopped is None]
+        answering = [one for one in there if one.report.state in ("ready", "draining") and one.killed is None]
+        if answering:
+            self._answered = now
+        elif now - self._answered < _DOOR_SECONDS:
+            return []
         return sorted(
             there,
-            key=lambda one: (
-                one.report.state not in ("ready", "draining") or one.is_stuck(now) or one.killed is not None,
-                bool(one.retiring),
-                one.connections,
-            ),
+            key=lambda one: (one not in answering or one.is_stuck(now), bool(one.retiring), one.connections),
         )
 
     def _close_door(self) -> None:

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -26,6 +27,7 @@ from handmesh_server.lanes import Lanes
 from handmesh_server.metrics import Metrics, merged
 from handmesh_server.quarantine import PhotoInWork, Quarantine
 from handmesh_server.settings import Settings
+from handmesh_server.supervisor import Report, Supervisor
 from prometheus_client.parser import text_string_to_metric_families
 from server_harness import photo, talk_to
 
@@ -232,6 +234,28 @@ def test_workers_share_what_is_set_for_all():
 
 
 # Their parts, without processes
+
+
+def worker(state: str, connections: int = 0, **changes: object) -> SimpleNamespace:
+    report = Report(state, connections, 0, b"")
+    known = {"report": report, "connections": connections, "stopped": None, "killed": None, "retiring": ""}
+    return SimpleNamespace(**known | {"is_stuck": lambda _: False} | changes)
+
+
+def test_connections_go_to_the_worker_with_the_fewest_that_answers(monkeypatch):
+    supervisor, now = Supervisor(Settings()), time.monotonic()
+    loading, many, few = worker("loading"), worker("ready", 5), worker("ready", 2)
+    retiring, stuck = worker("ready", retiring="grew"), worker("ready", is_stuck=lambda _: True)
+    ended = worker("ready", stopped=1.0)
+    supervisor._workers = [loading]
+    assert supervisor._takers() == [loading], "at the start it says that it is loading"
+    supervisor._workers = [worker("starting"), loading, ended, stuck, retiring, many, few]
+    assert supervisor._takers()[:3] == [few, many, retiring]
+    assert ended not in supervisor._takers()
+    supervisor._workers = [loading]
+    assert supervisor._takers() == [], "where the others died, clients wait for it"
+    monkeypatch.setattr("handmesh_server.supervisor.time", SimpleNamespace(monotonic=lambda: now + 60))
+    assert supervisor._takers() == [loading], "but not for ever"
 
 
 def test_merged_metrics_are_those_that_were_merged():
