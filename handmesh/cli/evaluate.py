@@ -43,7 +43,8 @@ def evaluate(
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for scores.json, frames.npz, report.html.")
     ] = Path("evaluation"),
     against: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Compare with an earlier run's folder, frame by frame.")
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Compare with an earlier run's folder, frame by frame; repeatable."),
     ] = None,
     save_predictions: Annotated[
         Path | None, typer.Option(metavar="pred.zip", help="Write the model's answers in the official form.")
@@ -80,7 +81,7 @@ def evaluate(
         tta=tta,
         limit=count,
         out=out,
-        against=against,
+        against=tuple(against or ()),
         save_predictions=save_predictions,
         report=report,
         workers=threads,

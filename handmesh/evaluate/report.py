@@ -72,6 +72,7 @@ def render_report(report: ReportInput) -> str:
         _warnings_box(evaluation),
         _scores(evaluation),
         _comparison_table(report.comparisons),
+        _group_tables(evaluation),
         _official_table(evaluation),
         _plots(report),
         _frame_sections(report),
@@ -165,11 +166,26 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
         low, high = (format_figure(row.name, end) for end in row.interval)
         value, other = (format_figure(row.name, figure) for figure in (row.value, row.other))
         rows.append(
-            f"<tr><th scope=row>{_PAPER_TITLES[row.name]}</th><td>{value}</td><td>{other}</td>"
+            f"<tr><th scope=row>{html.escape(row.run)}: {_PAPER_TITLES[row.name]}</th><td>{value}</td><td>{other}</td>"
             f"<td>{row.difference:+.3f} <small>[{low}, {high}]</small></td><td>{row.verdict}</td></tr>"
         )
     head = "<th>this run</th><th>the other</th><th>difference</th><th></th>"
-    return f"<h2>Against the other run</h2>{_table(head, rows)}<p class=note>Paired over frames, 95 % interval.</p>"
+    return f"<h2>Against other runs</h2>{_table(head, rows)}<p class=note>Paired over frames, 95 % interval.</p>"
+
+
+def _group_tables(evaluation: Evaluation) -> str:
+    """Errors by view and by joint."""
+    parts = []
+    for title, groups in (("view", evaluation.views), ("joint", evaluation.joints)):
+        rows = [
+            f"<tr><th scope=row>{name}</th><td>{of.mean_mm:.2f} <small>[{of.interval[0]:.2f}, {of.interval[1]:.2f}]"
+            f"</small></td><td>{of.frames:,}</td></tr>"
+            for name, of in groups.items()
+        ]
+        if rows:
+            table = _table("<th>PA, <small>mm</small></th><th>frames</th>", rows)
+            parts.append(f"<details><summary>Error by {title}</summary>{table}</details>")
+    return "".join(parts)
 
 
 def _official_table(evaluation: Evaluation) -> str:

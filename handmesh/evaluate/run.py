@@ -29,10 +29,12 @@ from handmesh.evaluate.scores import (
     check_zero_predictor,
     compare,
     evaluate,
+    score_joints,
     score_keypoints,
+    score_views,
     write_scores,
 )
-from handmesh.evaluate.sets import EvaluationSet, open_evaluation_set
+from handmesh.evaluate.sets import EvaluationSet, open_evaluation_set, palm_angles
 from handmesh.hand import JOINT_COUNT
 from handmesh.runtime.engine import Engine
 from handmesh.system.atomic import sha256_of_file, write_atomically
@@ -55,7 +57,7 @@ class EvaluationRequest:
     tta: str = "none"
     limit: int | None = None
     out: Path = Path("evaluation")
-    against: Path | None = None
+    against: tuple[Path, ...] = ()  # folders of earlier runs
     save_predictions: Path | None = None
     report: bool = True
     workers: int | None = None
@@ -121,9 +123,13 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
         keypoints = _projected(points, data)
     if keypoints is not None and data.keypoints is not None and np.isfinite(keypoints).all():
         evaluation = replace(evaluation, keypoints=score_keypoints(data.keypoints, keypoints, data.visible))
-    comparisons = tuple(compare(evaluation, request.against)) if request.against is not None else ()
-    if request.against is not None:
-        run["compared with"] = str(request.against)
+    angles = palm_angles(data.truth.joints, data.handedness)
+    evaluation = replace(
+        evaluation, joints=score_joints(evaluation.frames), views=score_views(evaluation.frames, angles)
+    )
+    comparisons = tuple(row for other in request.against for row in compare(evaluation, other))
+    if request.against:
+        run["compared with"] = ", ".join(map(str, request.against))
     write_scores(request.out, evaluation, run)
     files = [request.out / "scores.json", request.out / "frames.npz"]
     if request.report:
@@ -145,7 +151,7 @@ def _score_in_2d(
     """Of a set that says where the joints are in the pictures, and nothing about space: scores.json alone."""
     if keypoints is None:
         raise DataError(f"{data.path} has no 'joints' that predictions in space could be compared with.")
-    if request.against is not None or request.save_predictions is not None:
+    if request.against or request.save_predictions is not None:
         raise ConfigError("--against and --save-predictions need a test set with 'joints'.")
     assert data.keypoints is not None
     occluded = [facts.get("occluded") for facts in data.facts]
@@ -257,7 +263,7 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
     for comparison in result.comparisons:
         low, high = comparison.interval
         console.print(
-            f"{comparison.name}: {comparison.value:.4f} here, {comparison.other:.4f} there, difference "
+            f"{comparison.name}: {comparison.value:.4f} here, {comparison.other:.4f} in {comparison.run}, difference "
             f"{comparison.difference:+.4f} [{low:+.4f}, {high:+.4f}]: {comparison.verdict}",
             markup=False,
             highlight=False,

@@ -133,6 +133,8 @@ class Evaluation:
     truth_sha256: str
     predictions_sha256: str
     keypoints: Mapping[str, float] = field(default_factory=dict)  # 2D, see `score_keypoints`
+    joints: Mapping[str, GroupScore] = field(default_factory=dict)  # see `score_joints`
+    views: Mapping[str, GroupScore] = field(default_factory=dict)  # see `score_views`
     camera_space: Mapping[str, float] = field(default_factory=dict)  # see `score_in_camera_space`
     first_iteration: Mapping[str, float] | None = None  # PAPER_KEYS of the first of two crops, where there were two
 
@@ -215,6 +217,34 @@ def score_in_camera_space(truth: HandPoints, predicted: HandPoints, frames: Fram
     return scores
 
 
+class GroupScore(NamedTuple):
+    """The aligned error of some joints or frames."""
+
+    frames: int
+    mean_mm: float
+    interval: tuple[float, float]  # 95 %, bootstrap over frames
+
+
+def score_joints(frames: FrameScores) -> dict[str, GroupScore]:
+    """PA error of each joint, by its name."""
+    errors = 1000 * frames.joint_errors_aligned
+    return {name: _group_score(errors[:, joint]) for joint, name in enumerate(JOINT_NAMES)}
+
+
+def score_views(frames: FrameScores, palm_angles: Array) -> dict[str, GroupScore]:
+    """PA-MPJPE of the frames that show the palm, the edge or the back of the hand; of those that there are.
+
+    `palm_angles` (N,) degrees, as of `handmesh.evaluate.sets`.
+    """
+    errors = 1000 * frames.joint_errors_aligned.mean(axis=1)
+    bins = {"palm": palm_angles < 60, "edge": (palm_angles >= 60) & (palm_angles < 120), "back": palm_angles >= 120}
+    return {name: _group_score(errors[chosen]) for name, chosen in bins.items() if chosen.any()}
+
+
+def _group_score(errors: Array) -> GroupScore:
+    return GroupScore(len(errors), float(errors.mean()), metrics.bootstrap_interval(errors))
+
+
 def check_zero_predictor(truth: HandPoints) -> tuple[bool, str] | None:
     """Whether this is FreiHAND's published ground truth: does answering zeros score what its README says?
 
@@ -275,6 +305,8 @@ def scores_json(evaluation: Evaluation, run: Mapping[str, Any]) -> dict[str, Any
         **{key: _number(value) for key, value in evaluation.paper.items()},
         "rigid": {key: _number(value) for key, value in evaluation.rigid.items()},
         "root_relative_mpjpe_mm": _number(evaluation.root_relative_mpjpe_mm),
+        "joints": {name: of_joint._asdict() for name, of_joint in evaluation.joints.items()} or None,
+        "views": {name: of_view._asdict() for name, of_view in evaluation.views.items()} or None,
         "camera_space": dict(evaluation.camera_space) or None,
         "keypoints_2d": dict(evaluation.keypoints) or None,
         "first_iteration": None
@@ -311,6 +343,7 @@ class Comparison(NamedTuple):
     other: float
     difference: float  # value - other
     interval: tuple[float, float]  # 95 %, paired bootstrap
+    run: str = "the other run"
 
     @property
     def verdict(self) -> str:
@@ -345,7 +378,8 @@ def compare(evaluation: Evaluation, other: Path) -> list[Comparison]:
         if np.isfinite(ours).all() and np.isfinite(theirs).all():
             interval = metrics.bootstrap_interval(ours - theirs)
             means = float(ours.mean()), float(theirs.mean())
-            rows.append(Comparison(name, *means, means[0] - means[1], interval))
+            run = path.parent.name if path.name == "frames.npz" else path.stem
+            rows.append(Comparison(name, *means, means[0] - means[1], interval, run))
     return rows
 
 

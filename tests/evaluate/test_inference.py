@@ -360,7 +360,7 @@ def test_a_set_without_3d_labels_is_scored_in_the_picture(directory, model_file,
     print_evaluation(result, console)
     assert "In the image, over the box's side: box_error" in console.file.getvalue()
     with pytest.raises(ConfigError, match="--against and --save-predictions need"):
-        run_evaluation(EvaluationRequest(data=folder, model=str(model_file), against=out, out=out))
+        run_evaluation(EvaluationRequest(data=folder, model=str(model_file), against=(out,), out=out))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ from handmesh.evaluate.scores import (
     compare,
     evaluate,
     recognise_joint_order,
+    score_joints,
     score_keypoints,
+    score_views,
     scores_json,
     write_scores,
 )
@@ -289,6 +292,19 @@ def test_errors_in_the_cameras_space_are_what_they_are_called(truth):
     assert evaluate(truth, mapped(truth, lambda points: points - points[:, :1])).camera_space == {}, "about the wrist"
 
 
+def test_errors_by_joint_and_by_view_are_means_over_theirs(scored):
+    joints = score_joints(scored.frames)
+    assert list(joints) == list(JOINT_NAMES)
+    errors = 1000 * scored.frames.joint_errors_aligned
+    assert joints["index_tip"].mean_mm == pytest.approx(errors[:, JOINT_NAMES.index("index_tip")].mean())
+    assert joints["wrist"].interval[0] < joints["wrist"].mean_mm < joints["wrist"].interval[1]
+    angles = np.linspace(0, 100, len(errors))
+    views = score_views(scored.frames, angles)
+    assert list(views) == ["palm", "edge"], "no frame shows the back"
+    assert sum(view.frames for view in views.values()) == len(errors)
+    assert views["palm"].mean_mm == pytest.approx(errors[angles < 60].mean())
+
+
 def test_2d_scores():
     truth = np.zeros((2, 21, 2))
     truth[:, 1] = (100, 50)
@@ -361,6 +377,18 @@ def test_the_command_scores_a_prediction_file(truth, predicted, scored, tmp_path
     assert again.exit_code == 0, again.output
     assert "pa_mpvpe_mm:" in again.output
     assert "difference +0.0000" in again.output
+    assert set(written["joints"]) == set(JOINT_NAMES)
+    assert sum(view["frames"] for view in written["views"].values()) == len(truth.joints)
+    assert written["camera_space"]["cs_mpjpe_mm"] == pytest.approx(10 * scored.official["xyz_mean3d"], abs=2e-3)
+    third = invoke(
+        *("--predictions", tmp_path / "pred.zip", "--ground-truth", tmp_path, "--out", tmp_path / "third"),
+        *("--against", out, "--against", tmp_path / "second"),
+    )
+    assert third.exit_code == 0, third.output
+    assert {"in out,", "in second,"} <= set(re.findall(r"in \w+,", third.output))
+    page = (tmp_path / "third" / "report.html").read_text()
+    assert "Against other runs" in page
+    assert "Error by view" in page
 
 
 def test_the_command_hides_what_means_nothing(truth, predicted, tmp_path, invoke):
