@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -178,7 +179,8 @@ class HandLog:
             raise ExportError(f"Cannot write {self.path}: {error.strerror or error}.") from error
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # every line was flushed when it was written; what the disk did not take was said then
+            self._file.close()
 
 
 def _header_line(header: LogHeader) -> dict[str, Any]:

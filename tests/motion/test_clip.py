@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from full_disk import disk_with
 from marker_hands import MarkerEngine, draw, hand_at
 from typer.testing import CliRunner
 
 from handmesh.cli import app
-from handmesh.errors import DataError, ImageError
+from handmesh.errors import DataError, ExportError, ImageError
 from handmesh.files.image import encode_image
 from handmesh.files.video import ClipSource, FolderSource, Frame
 from handmesh.geometry.camera import Intrinsics
@@ -233,6 +234,12 @@ def test_a_finished_run_is_only_drawn_again(pictures, whole):
 def test_the_folder_of_another_run_is_refused(pictures, whole):
     with pytest.raises(DataError, match=r"options.*--restart"):
         convert(pictures, whole[0], handedness="left")
+
+
+def test_a_full_disk_is_one_clear_error(pictures, tmp_path):
+    """Closing the log failed once more and hid the message behind a traceback."""
+    with disk_with(5000), pytest.raises(ExportError, match=r"hands\.jsonl: File too large"):
+        convert(pictures, tmp_path, VideoOptions(overlay=False))
 
 
 def test_smoothing_can_be_off(pictures):

@@ -6,17 +6,20 @@ go when memory runs out. It ends when its standard input does, for then its serv
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from handmesh.errors import DataError, HandMeshError, ImageError
 from handmesh_server.jobs.runner import DONE, REFUSED
 from handmesh_server.jobs.store import RESULTS
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> int:
@@ -31,6 +34,8 @@ def main() -> int:
         result = _convert(folder, request, arguments)
     except HandMeshError as error:
         reason = "unreadable_clip" if isinstance(error, ImageError | DataError) else "failed"
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROOM:
+            reason = "storage_full"
         detail = str(error).replace(f"{folder}{os.sep}", "")  # where it lies here is nobody's business
         _write(folder / "problem.json", {"reason": reason, "detail": detail})
         return REFUSED
