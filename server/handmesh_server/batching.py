@@ -13,8 +13,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,14 @@ class RequestEngine:
         return self._shared.run(crops, self._context)
 
 
+class Alone(NamedTuple):
+    """What a request has that is alone on a CPU."""
+
+    engine: Engine  # the same model, on all threads
+    threads: int
+    now: Callable[[], bool]  # whether a request is
+
+
 class SharedEngine:
     """An engine that is called by the requests' own threads."""
 
@@ -51,14 +60,14 @@ class SharedEngine:
         self,
         engine: Engine,
         *,
-        alone: tuple[Engine, Callable[[], bool]] | None = None,
+        alone: Alone | None = None,
         on_batch: OnBatch | None = None,
     ) -> None:
-        """`alone`: the same model on more threads, and when it is to be taken."""
         self.name, self.resolution, self.hand, self.record = engine.name, engine.resolution, engine.hand, engine.record
         self._engine = engine
         self._alone = alone
         self._on_batch = on_batch
+        self._others = ThreadPoolExecutor(alone.threads - 1, thread_name_prefix="handmesh-crops") if alone else None
 
     @property
     def depth(self) -> int:
@@ -73,16 +82,28 @@ class SharedEngine:
         """(B, S, S, 3) uint8 RGB -> HandOutput. Raises what the engine raises, and ClientGone or DeadlineExpired."""
         context.check()
         started = time.monotonic()
-        engine = self._alone[0] if self._alone is not None and self._alone[1]() else self._engine
-        output = engine(crops)
+        output = self._engine(crops) if self._alone is None or not self._alone.now() else self._on_all_threads(crops)
         seconds = time.monotonic() - started
         context.add("model", seconds)
         if self._on_batch is not None:
             self._on_batch(len(crops), seconds)
         return output
 
+    def _on_all_threads(self, crops: NDArray[np.uint8]) -> HandOutput:
+        """Several crops have a thread each, which wait for each other once; one has all, which wait at each layer."""
+        assert self._alone is not None
+        assert self._others is not None
+        if len(crops) == 1:
+            return self._alone.engine(crops)
+        first, *rest = np.array_split(crops, min(self._alone.threads, len(crops)))
+        others = [self._others.submit(self._engine, part) for part in rest]
+        outputs = [self._engine(first), *(other.result() for other in others)]
+        return HandOutput(*(np.concatenate(values) for values in zip(*outputs, strict=True)))
+
     def close(self) -> None:
-        """Nothing waits here."""
+        """When nobody calls it any more."""
+        if self._others is not None:
+            self._others.shutdown()
 
 
 @dataclass(eq=False)

@@ -30,12 +30,11 @@ from handmesh.hand import builtin_hand
 from handmesh.hand.models import HAND_MODELS
 from handmesh.model.bundled import BUNDLED_MODEL, find_model
 from handmesh.predict import HandPrediction, Predictor, load_predictor
-from handmesh.runtime.engine import Engine
 from handmesh.runtime.onnx import OnnxEngine
 from handmesh.system.cpus import default_threads
 from handmesh_server.admission import Admission, AdmissionControl, RequestContext
 from handmesh_server.answers import MEDIA_TYPES, Answer, encode_answer
-from handmesh_server.batching import BatchingEngine, SharedEngine
+from handmesh_server.batching import Alone, BatchingEngine, SharedEngine
 from handmesh_server.errors import ClientGone, DeadlineExpired, NotReady, UploadTooLarge
 from handmesh_server.input import read_form
 from handmesh_server.lanes import Lanes
@@ -157,7 +156,7 @@ class HandService:
         )
         logger.info("ready in %.1f s: %s on %s", time.monotonic() - started, card["name"], card["engine"])
 
-    def _engine_for_one(self, predictor: Predictor) -> tuple[Engine, Callable[[], bool]] | None:
+    def _engine_for_one(self, predictor: Predictor) -> Alone | None:
         """For a photo that is alone, all threads. Measured (docs/how_to/serving.md): for several it is better if each
         has one, and threads that spin while they wait for each other take twice the processor time.
         """
@@ -165,7 +164,7 @@ class HandService:
             return None
         path = find_model(self.settings.model)
         engine = OnnxEngine(path, threads=self._lanes.places, spinning=False)
-        return engine, lambda: self._lanes.busy <= 1
+        return Alone(engine, self._lanes.places, lambda: self._lanes.busy <= 1)
 
     @property
     def state(self) -> str:

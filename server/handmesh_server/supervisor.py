@@ -439,6 +439,8 @@ class Supervisor:
         found = re.search(r"^Current thread 0x([0-9a-f]+)", words, re.MULTILINE)
         photos = [photo for photo, _ in worker.photos.values()]
         guilty = [photo for photo in photos if found is not None and photo.thread == int(found.group(1), 16)]
+        if not guilty and len(photos) == 1 and "Fatal Python error" in words:  # in a thread that worked for it
+            guilty = photos
         for photo in guilty or photos:
             deaths = self._suspects.pop(photo.digest, 0) + 1
             if guilty or deaths > 1:

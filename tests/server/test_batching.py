@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from handmesh_server.admission import RequestContext
-from handmesh_server.batching import BatchingEngine
+from handmesh_server.batching import Alone, BatchingEngine, SharedEngine
 from handmesh_server.errors import ClientGone, DeadlineExpired
 
 from handmesh.hand import HandOutput, builtin_hand
@@ -172,3 +172,20 @@ def test_it_is_told_about_batches(echo):
     engine.close()
     assert sum(size for size, _ in told) == 3
     assert all(sane for _, sane in told)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_who_is_alone_has_all_threads_and_the_same_answers(count):
+    """Crops are shared out, one goes to the engine of many threads; beside others all go to the one of one thread."""
+    one, many, alone = Echo(), Echo(), True
+    engine = SharedEngine(one, alone=Alone(many, 3, lambda: alone))
+    numbers = list(range(20, 20 + count))
+    wanted = np.repeat(np.array(numbers)[:, None], 3, axis=1)
+    np.testing.assert_array_equal(engine.for_request(RequestContext())(crops(*numbers)).camera, wanted)
+    assert sorted(number for batch in one.batches for number in batch) == (numbers if count > 1 else [])
+    assert many.batches == ([numbers] if count == 1 else [])
+    assert len(one.batches) == (min(3, count) if count > 1 else 0)
+    one.batches, alone = [], False
+    np.testing.assert_array_equal(engine.for_request(RequestContext())(crops(*numbers)).camera, wanted)
+    assert one.batches == [numbers]
+    engine.close()
