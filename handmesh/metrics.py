@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
 
 from handmesh.hand import JOINT_NAMES
 
@@ -255,5 +254,7 @@ def match_boxes(
     shared = np.clip(high - low, 0, None).prod(axis=2)
     areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second)]
     overlap = shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12)
+    from scipy.optimize import linear_sum_assignment  # on first use: it takes a tenth of a second to import
+
     rows, columns = linear_sum_assignment(np.where(overlap >= min_iou, overlap, 0), maximize=True)
     return [(int(a), int(b)) for a, b in zip(rows, columns, strict=True) if overlap[a, b] >= min_iou]

@@ -474,7 +474,7 @@ def test_the_manuals_lines_about_npz_run(tmp_path, monkeypatch):
     axes = Rotation.from_rotvec([0.1, 0.5, -0.2]).as_matrix()
     hands = [replace(one, cam_from_hand_axes=axes) for one in BOTH]
     write_hands("hand.npz", hands)
-    page = (Path(__file__).parents[2] / "docs" / "outputs.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "outputs.md").read_text(encoding="utf-8")
     (block,) = (text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "hand.npz" in text)
     assert ".mT" not in page
     namespace: dict[str, Any] = {}
