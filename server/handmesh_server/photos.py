@@ -44,7 +44,10 @@ def opened_batch(
     `max_bytes`: of all that a zip unpacks to; those after it are refused.
     """
     file.seek(0)
-    if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):
+    begins = file.read(4)
+    if not begins:
+        raise UploadInvalid("The body is empty: send a zip, or a form of photos.")
+    if begins in (b"PK\x03\x04", b"PK\x05\x06"):
         _check_directory(file, max_photos)
         try:
             archive = zipfile.ZipFile(file)

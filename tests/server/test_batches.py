@@ -155,7 +155,8 @@ def test_a_batch_has_the_token_to_show():
 @pytest.mark.parametrize(
     ("content", "type", "status", "says"),
     [
-        (b"", "", 422, "no zip and no form"),
+        (b"", "", 422, "empty"),
+        (b"", "multipart/form-data; boundary=b", 422, "empty"),
         (b"just text", "application/zip", 422, "no zip and no form"),
         (photo(), "image/jpeg", 422, "no zip and no form"),
         (zipped({}), "", 422, "no files"),
