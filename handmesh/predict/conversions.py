@@ -34,13 +34,18 @@ class Keypoints(NamedTuple):
 # smplx
 
 
-def to_smplx(handedness: Handedness, pose: NDArray[Any], betas: NDArray[Any]) -> dict[str, Any]:
+def to_smplx(
+    handedness: Handedness, pose: NDArray[Any], betas: NDArray[Any], hands_mean: ArrayLike | None = None
+) -> dict[str, Any]:
     """(16, 3, 3) and (10,) -> keyword arguments for smplx, with a leading batch dimension of one.
 
     `MANOLayer` takes "global_orient", "hand_pose" (rotation matrices) and "betas"; `MANO` built with
     `use_pca=False, flat_hand_mean=True` takes the same names from "axis_angle". Both with `is_rhand` as given.
+    `hands_mean`, the (45,) mean pose of that hand's model: "axis_angle" is then relative to it, for
+    `flat_hand_mean=False`; matrices are absolute always. Raises DataError for another shape.
     """
     vectors = vector_from_matrix(pose).astype(np.float32)
+    vectors[1:] -= _mean_vectors(hands_mean).astype(np.float32)
     return {
         "is_rhand": handedness == Handedness.RIGHT,
         "global_orient": pose[None, :1],
@@ -50,12 +55,19 @@ def to_smplx(handedness: Handedness, pose: NDArray[Any], betas: NDArray[Any]) ->
     }
 
 
-def from_smplx(global_orient: ArrayLike, hand_pose: ArrayLike, betas: ArrayLike | None = None) -> tuple[Floats, Floats]:
+def from_smplx(
+    global_orient: ArrayLike,
+    hand_pose: ArrayLike,
+    betas: ArrayLike | None = None,
+    hands_mean: ArrayLike | None = None,
+) -> tuple[Floats, Floats]:
     """MANO's parameters of smplx -> (*B, 16, 3, 3) pose, (*B, 10) betas: what `shaped(betas).posed(pose)` takes.
 
-    Axis-angle, (*B, 3) and (*B, 45), or rotation matrices, (*B, 1, 3, 3) and (*B, 15, 3, 3); of a flat mean pose and
-    without PCA. `betas`: (*B, 10); None is the mean shape. Torch tensors that need no gradient will do. Raises
-    DataError for other shapes. 6 to 44 numbers of a hand are PCA's, which only the model that made them can read.
+    Axis-angle, (*B, 3) and (*B, 45), or rotation matrices, (*B, 1, 3, 3) and (*B, 15, 3, 3); without PCA. Axis-angle is
+    absolute (`flat_hand_mean=True`), or relative to `hands_mean`, the (45,) mean pose of its hand's model
+    (`flat_hand_mean=False`, smplx's default). `betas`: (*B, 10); None is the mean shape. Torch tensors that need no
+    gradient will do. Raises DataError for other shapes. 6 to 44 numbers of a hand are PCA's, which only the model that
+    made them can read.
     """
     fingers, orientation = np.asarray(hand_pose, np.float64), np.asarray(global_orient, np.float64)
     count = MANO_JOINT_COUNT - 1
@@ -63,9 +75,11 @@ def from_smplx(global_orient: ArrayLike, hand_pose: ArrayLike, betas: ArrayLike 
         if fingers.shape[-1:] != (FINGER_ROTATION_COUNT,):
             raise DataError(
                 f"hand_pose is {fingers.shape}, wanted (*B, 45) axis-angle or (*B, 15, 3, 3) rotations. Of "
-                "smplx's MANO take use_pca=False, flat_hand_mean=True."
+                "smplx's MANO take use_pca=False."
             )
-        fingers = matrix_from_vector(fingers.reshape(*fingers.shape[:-1], count, 3))
+        fingers = matrix_from_vector(fingers.reshape(*fingers.shape[:-1], count, 3) + _mean_vectors(hands_mean))
+    elif hands_mean is not None:
+        raise DataError("hand_pose holds rotation matrices, which smplx takes as absolute: leave hands_mean out.")
     batch = fingers.shape[:-3]
     if orientation.shape == (*batch, 3):
         orientation = matrix_from_vector(orientation)
@@ -75,6 +89,16 @@ def from_smplx(global_orient: ArrayLike, hand_pose: ArrayLike, betas: ArrayLike 
     if shape.shape != (*batch, BETA_COUNT):
         raise DataError(f"betas are {shape.shape}, wanted {(*batch, BETA_COUNT)}.")
     return np.concatenate([orientation.reshape(*batch, 1, 3, 3), fingers], axis=-3), shape
+
+
+def _mean_vectors(hands_mean: ArrayLike | None) -> Floats:
+    """(15, 3) rotation vectors; zeros of a flat one."""
+    mean = np.zeros(FINGER_ROTATION_COUNT) if hands_mean is None else np.asarray(hands_mean, np.float64)
+    if mean.shape != (FINGER_ROTATION_COUNT,):
+        raise DataError(
+            f"hands_mean is {mean.shape}, wanted ({FINGER_ROTATION_COUNT},): `hands_mean` of the hand model."
+        )
+    return mean.reshape(-1, 3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from handmesh.detect import Box, Source
 from handmesh.draw.colors import HAND_COLORS
@@ -160,13 +160,14 @@ class HandPrediction:
         """A trimesh.Trimesh in the camera frame, y up: for its tools and its other formats."""
         return as_mesh_hand(self).to_trimesh()
 
-    def to_smplx(self) -> dict[str, Any]:
+    def to_smplx(self, hands_mean: ArrayLike | None = None) -> dict[str, Any]:
         """Keyword arguments for smplx, numpy with a leading batch dimension of one; back: `handmesh.from_smplx`.
 
         `MANOLayer` takes "global_orient", "hand_pose" (rotation matrices) and "betas"; `MANO` built with
-        `use_pca=False, flat_hand_mean=True` takes the same names from "axis_angle". Both with `is_rhand` as given.
+        `use_pca=False, flat_hand_mean=True` takes the same names from "axis_angle". Both with `is_rhand` as given. With
+        `hands_mean`, the (45,) mean pose of that hand's model, "axis_angle" is for `flat_hand_mean=False`.
         """
-        return conversions.to_smplx(self.handedness, self.pose, self.betas)
+        return conversions.to_smplx(self.handedness, self.pose, self.betas, hands_mean)
 
     def to_mediapipe(self, size: tuple[int, int]) -> conversions.MediaPipeHand:
         """As MediaPipe's hand landmarker answers of a photo of `size` (width, height) px; back: `from_mediapipe`.

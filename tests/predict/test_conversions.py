@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from marker_hands import MarkerEngine, draw, hand_at
 
 import handmesh
@@ -19,6 +20,8 @@ from handmesh.errors import ConfigError, DataError, ExportError
 from handmesh.hand import Handedness, builtin_hand
 from handmesh.hand.anatomy import POSES, flexion_axes, pose_from_angles
 from handmesh.hand.fit import FitStart
+from handmesh.hand.layer import HandModel
+from handmesh.model.rotation import matrix_from_6d
 from handmesh.predict import HandPrediction, Predictor
 from handmesh.predict.prediction import as_mesh_hand
 
@@ -49,6 +52,33 @@ def test_smplx_and_back_is_the_same_mesh(convention, hand):
     assert (pose.shape, betas.shape) == ((1, 16, 3, 3), (1, 10))
     mesh = handmesh.load_hand("builtin", hand.handedness).shaped(betas).posed(pose).vertices
     np.testing.assert_allclose(mesh[0], hand.vertices, atol=1e-6)
+
+
+def test_poses_relative_to_the_mean_pose_are_the_same_hand(hand):
+    """smplx's MANO adds the mean to its 45 numbers unless it is told not to; MANOLayer never does."""
+    mean = np.random.default_rng(0).normal(0, 0.3, 45)
+    flat, relative = hand.to_smplx(), hand.to_smplx(mean)
+    np.testing.assert_allclose(relative["axis_angle"]["hand_pose"] + mean, flat["axis_angle"]["hand_pose"], atol=1e-6)
+    np.testing.assert_array_equal(relative["hand_pose"], flat["hand_pose"])
+    given = relative["axis_angle"]
+    pose, _ = handmesh.from_smplx(given["global_orient"], given["hand_pose"], hands_mean=mean)
+    np.testing.assert_allclose(pose[0], hand.pose, atol=1e-6)
+    with pytest.raises(DataError, match="rotation matrices, which smplx takes as absolute"):
+        handmesh.from_smplx(flat["global_orient"], flat["hand_pose"], hands_mean=mean)
+    with pytest.raises(DataError, match=r"hands_mean is \(15, 3\), wanted \(45,\)"):
+        hand.to_smplx(mean.reshape(15, 3))
+
+
+def test_the_layer_poses_what_was_predicted(hand):
+    """As docs/reference/outputs.md does for losses on PyTorch3D's meshes."""
+    layer = HandModel(builtin_hand(hand.handedness))
+    pose = torch.from_numpy(hand.pose[:, :2]).reshape(1, 16, 6).clone().requires_grad_()
+    axes = torch.from_numpy(hand.cam_from_hand_axes()).float()
+    vertices, _ = layer(matrix_from_6d(pose), torch.from_numpy(hand.betas)[None])
+    in_camera = vertices @ axes.T + torch.from_numpy(hand.origin_cam())
+    np.testing.assert_allclose(in_camera[0].detach().numpy(), hand.vertices_cam(), atol=1e-5)
+    in_camera.sum().backward()
+    assert pose.grad.abs().sum() > 0
 
 
 def test_smplx_parameters_that_cannot_be_read_are_refused():
