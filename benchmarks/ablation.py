@@ -80,7 +80,7 @@ def main() -> None:
             if not (folder / "errors.json").exists():
                 config = variant(name, arguments)
                 weights = train(config, folder, resume=folder.exists())
-                write_json(folder / "errors.json", score(load_predictor(weights, passes=PASSES), photos))
+                write_json(folder / "errors.json", score(load_predictor(weights, detector=None, passes=PASSES), photos))
             print(f"{name}: done", flush=True)
     print_table(arguments.out)
 

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, nargs=2, default=(0.3, 0.95), help="hand's box over the photo's side")
     parser.add_argument("--plot", type=Path, help="draw the reliability curve into this SVG file")
     arguments = parser.parse_args()
-    predictor = load_predictor(arguments.model, passes=arguments.passes)
+    predictor = load_predictor(arguments.model, detector=None, passes=arguments.passes)
     renderer = SceneRenderer(builtin_hand(), SceneSettings(crop_share=tuple(arguments.share)), size=224)
     scores, found, present, sides = [], [], [], []
     for index in range(arguments.count):

@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     arguments = parser.parse_args()
     photos = given_photos(arguments.photos) if arguments.photos else synthetic_photos(arguments.count)
-    predictor = load_predictor(arguments.model, passes=arguments.passes)
+    predictor = load_predictor(arguments.model, detector=None, passes=arguments.passes)
 
     def answer(image: Image, side: str, box: Points | None) -> tuple[Points, Points]:
         boxes = None if box is None else [(*box.min(axis=0), *box.max(axis=0))]

@@ -52,7 +52,7 @@ def main() -> None:
         both_sides = arguments.hand == "auto" and engine.record["model"]["handedness_head"]
 
         def predict(path: Path) -> None:
-            save_hands(path.with_suffix(".json"), predictor(read_photo(path), handedness=arguments.hand, search=False))
+            save_hands(path.with_suffix(".json"), predictor(read_photo(path), handedness=arguments.hand))
 
         def network(_: Path) -> None:
             for done in range(1, PASSES + 1):

@@ -41,7 +41,7 @@ def main() -> None:
     print(f"{'protocol':12} {'passes':>6} {'2D / box':>9} {'under 0.2':>9} {'PA-MPJPE mm':>12}")
     for protocol in ("whole", "box"):
         for passes in arguments.passes:
-            predictor = load_predictor(arguments.model, passes=passes)
+            predictor = load_predictor(arguments.model, detector=None, passes=passes)
             errors_2d, errors_3d, tiles = [], [], []
             for label in labels:
                 image = read_image(arguments.photos / label["file"])

@@ -46,7 +46,7 @@ def main() -> None:
     print(f"{'protocol':10} {'passes':>6} {'PA-MPJPE':>9} {'PA-MPVPE':>9} {'2D / box':>9} {'flipped':>8}")
     for protocol in ("whole", "box"):
         for passes in arguments.passes:
-            predictor = load_predictor(arguments.model, passes=passes)
+            predictor = load_predictor(arguments.model, detector=None, passes=passes)
             hands = []
             for sample in samples:
                 low, high = sample.keypoints.min(axis=0), sample.keypoints.max(axis=0)

@@ -29,6 +29,7 @@ from field_comments import field_comments  # noqa: E402, beside this file
 # Pages of the site that lie elsewhere in the repository, and where they go.
 PAGES_ELSEWHERE = {
     "handmesh/assets/handmesh_t8.md": "explain/model_card.md",
+    "handmesh/assets/handmesh_detector.md": "explain/detector_card.md",
     "mano_assets/README.md": "how_to/mano_files.md",
     "CHANGELOG.md": "reference/changelog.md",
     "CONTRIBUTING.md": "how_to/contributing.md",

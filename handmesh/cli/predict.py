@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ import typer
 
 from handmesh.cli.shell import (
     FORMATS,
+    DetectorOption,
     FocalOption,
     FovOption,
     JsonOption,
@@ -69,23 +69,19 @@ def predict(
             autocompletion=words("right", "left", "auto"),
         ),
     ] = "auto",
-    detector: Annotated[
-        str,
-        typer.Option(
-            metavar="none|mediapipe|PALM.onnx",
-            help="Who finds the hands, instead of --box.",
-            autocompletion=words("none", "mediapipe"),
-        ),
-    ] = "none",
+    detector: DetectorOption = None,
+    max_hands: Annotated[
+        int, typer.Option("--max-hands", metavar="N", min=1, help="Of the hands found, the N most certain.")
+    ] = 10,
     focal: FocalOption = None,
     fov: FovOption = None,
     passes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Crops of each hand that the network sees, each closer.")
     ] = 3,
     search: Annotated[
-        bool,
-        typer.Option("--search/--no-search", help="Without a good hand in the whole photo, search tiles of it, too."),
-    ] = True,
+        str,
+        typer.Option(metavar="fast|thorough", help="thorough: look at parts of the photo, too, for small hands."),
+    ] = "fast",
     min_score: Annotated[
         float | None,
         typer.Option(metavar="S", min=0, max=1, help="Without --box, leave out lower scores.  [default: 0.7]"),
@@ -113,11 +109,11 @@ def predict(
     model: ModelOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Find the hand in photographs and write meshes, joints and overlays.
+    """Find the hands in photographs and write meshes, joints and overlays.
 
-    Without --box the network sees the whole photograph, then ever closer crops; that suits photos of one hand. Where it
-    gives no good one, tiles are searched for a small one, which takes about ten times as long: --no-search leaves that
-    out.
+    Every hand is found, with its side and a score; a photo without one has an empty answer. --box says where hands are,
+    and is trusted.
+
     A file that cannot be read is reported and the others go on; the exit code is 0 only when all of them worked.
     With --json standard output has a line of JSON for each photo: its hands and its files, or its error.
 
@@ -131,7 +127,9 @@ def predict(
     formats = _parse_formats(format)
     boxes = [parse_box(text) for text in box] if box else None
     side = parse_hand(hand)
-    if boxes and detector != "none":
+    if search not in ("fast", "thorough"):
+        raise ConfigError(f"--search {search!r}: wanted fast or thorough.")
+    if boxes and detector is not None:
         raise ConfigError("--box and --detector both say where hands are: give one of them.")
     camera_of(focal, fov, (1, 1))  # refused here, once, and not for every photo
     if renderer not in ("own", "pytorch3d") or (skeleton and renderer != "own"):
@@ -151,17 +149,18 @@ def predict(
             return
 
     from handmesh.detect import open_detector
-    from handmesh.files.image import LargePhoto, Photo, encode_image, open_photo, read_photo
-    from handmesh.predict import MIN_SCORE, load_predictor, overlay_hands, predict_detected, save_hands
+    from handmesh.files.image import encode_image, open_photo
+    from handmesh.predict import MIN_SCORE, load_predictor, overlay_hands, save_hands
     from handmesh.system.atomic import write_atomically
     from handmesh.system.cpus import default_threads
 
-    finder, finding = open_detector(detector), threading.Lock()
     lowest = MIN_SCORE if min_score is None else min_score
     # One photo has all threads; of many, each has one: threads that share a photo wait for each other.
     threads = threads or default_threads()
     workers = min(threads, len(jobs))
-    predictor = load_predictor(model, passes=passes, threads=threads if workers == 1 else 1)
+    each = threads if workers == 1 else 1
+    finder = open_detector(detector or "handmesh", max_hands, threads=each)
+    predictor = load_predictor(model, detector=finder, passes=passes, threads=each)
 
     def picture(image: NDArray[np.uint8], hands: Sequence[HandPrediction]) -> NDArray[np.uint8]:
         if renderer == "pytorch3d":
@@ -174,18 +173,16 @@ def predict(
         """Whether it worked, and which hands there are or what went wrong: for people, and for scripts."""
         path, targets = job
         try:
-            photo: Photo | LargePhoto
-            if finder is None:
-                photo = open_photo(path)
-                intrinsics = camera_of(focal, fov, photo.size)
-                hands = predictor(
-                    photo, boxes=boxes, handedness=side, intrinsics=intrinsics, search=search, min_score=lowest
-                )
-            else:
-                photo = read_photo(path)
-                intrinsics = camera_of(focal, fov, photo.size)
-                with finding:  # detectors keep buffers
-                    hands = predict_detected(predictor, finder, photo, side, intrinsics)
+            photo = open_photo(path)
+            hands = predictor(
+                photo,
+                boxes=boxes,
+                handedness=side,
+                intrinsics=camera_of(focal, fov, photo.size),
+                search="thorough" if search == "thorough" else "fast",
+                min_score=lowest,
+                max_hands=max_hands,
+            )
             for target in targets:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.suffix in (".png", ".jpg"):  # a large photo is decoded in full only for a picture of it
@@ -195,9 +192,8 @@ def predict(
         except (HandMeshError, OSError) as error:
             text = str(error) if isinstance(error, HandMeshError) else f"{path}: {error}"
             return False, text, {"image": path, "error": text}
-        seen = "; ".join(f"{hand.handedness}, score {hand.score:.2f}" for hand in hands)
         record = {"image": path, "hands": [summary_of(hand) for hand in hands], "files": targets}
-        return True, f"{path}: {seen or 'no hand'}", record
+        return True, f"{path}: {_in_words(hands)}", record
 
     failed = 0
     with progress_bar() as progress:
@@ -214,6 +210,14 @@ def predict(
         say(f"{len(jobs) - failed} of {len(jobs)} images done: {', '.join(formats)} in {out}/")
     if failed:
         raise typer.Exit(1)
+
+
+def _in_words(hands: Sequence[HandPrediction]) -> str:
+    """As in "2 hands: right 0.98, left 0.91"."""
+    if not hands:
+        return "no hand"
+    found = ", ".join(f"{hand.handedness} {hand.score:.2f}" for hand in hands)
+    return f"{len(hands)} hand{'s' if len(hands) > 1 else ''}: {found}"
 
 
 def side_by_side(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int) -> Iterator[Answer]:

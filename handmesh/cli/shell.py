@@ -77,16 +77,17 @@ HandOption = Annotated[
     ),
 ]
 DetectorOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        metavar="none|mediapipe|PALM.onnx",
-        help="Who finds hands: nobody, MediaPipe, or OpenCV zoo's palm detector.",
-        autocompletion=words("none", "mediapipe"),
+        metavar="handmesh|none|mediapipe|FILE.onnx",
+        help="Who finds hands: ours, nobody (one hand, anywhere), MediaPipe, or a file: OpenCV zoo's palm detector, or "
+        "one that `train` wrote.  [default: handmesh]",
+        autocompletion=words("handmesh", "none", "mediapipe"),
     ),
 ]
 MaxHandsOption = Annotated[
     int,
-    typer.Option("--max-hands", metavar="N", min=1, help="At most so many hands; several need a detector or boxes."),
+    typer.Option("--max-hands", metavar="N", min=1, help="At most so many hands."),
 ]
 SmoothOption = Annotated[float, typer.Option(metavar="STRENGTH", help="0 not at all, 1 normal, 2 twice as steady.")]
 BoxOption = Annotated[
@@ -173,13 +174,13 @@ def parse_smoothing(strength: float) -> Smoothing | None:
     return None if strength == 0 else Smoothing.of_strength(strength)
 
 
-def hand_finder(detector: str, box: list[str] | None, max_hands: int) -> tuple[Detector | None, int]:
+def hand_finder(detector: str | None, box: list[str] | None, max_hands: int) -> tuple[Detector | None, int]:
     """Who finds hands, and how many there can be."""
     from handmesh.detect import GivenBoxes, open_detector
 
     if box:
-        if detector != "none":
+        if detector is not None:
             raise ConfigError("--box and --detector both say where hands are: give one of them.")
         return GivenBoxes([parse_box(text) for text in box]), len(box)  # of the side that the tracker is told
-    found = open_detector(detector, max_hands)
+    found = open_detector(detector or "handmesh", max_hands)
     return found, max_hands if found is not None else 1

@@ -42,7 +42,7 @@ def video(
         typer.Option("--out", "-o", metavar="DIR", help="Folder for the results; default: handmesh_out/ and its name."),
     ] = None,
     hand: HandOption = "auto",
-    detector: DetectorOption = "none",
+    detector: DetectorOption = None,
     box: BoxOption = None,
     max_hands: MaxHandsOption = 2,
     smooth: SmoothOption = 1.0,
@@ -76,7 +76,7 @@ def video(
 
       handmesh video clip.mp4 --out results --hand left --bvh
 
-      handmesh video party.mp4 --detector mediapipe --max-hands 4
+      handmesh video party.mp4 --max-hands 4
     """
     from handmesh.files.video import CODECS, open_source
     from handmesh.motion.clip import VideoOptions, convert_clip
@@ -100,7 +100,7 @@ def video(
 
         return camera_of(focal, fov, (width, height)) or Intrinsics.default_for(width, height)
 
-    predictor = load_predictor(model, threads=threads)
+    predictor = load_predictor(model, detector=finder, threads=threads)
     with progress_bar() as progress:
         task = progress.add_task(Path(clip).name, total=source.frame_count)
         result = convert_clip(

@@ -34,7 +34,7 @@ def webcam(
         str, typer.Option(metavar="N|clip.mp4|rtsp://...|FOLDER", help="A camera's number, or what stands in for one.")
     ] = "0",
     hand: HandOption = "auto",
-    detector: DetectorOption = "none",
+    detector: DetectorOption = None,
     box: BoxOption = None,
     guide: Annotated[
         bool,
@@ -77,7 +77,7 @@ def webcam(
 
     if benchmark and not headless:
         raise ConfigError("--benchmark goes with --headless: a window's own pace would be measured.")
-    if guide and (box or detector != "none"):
+    if guide and (box or detector is not None):
         raise ConfigError("--guide says where to look, as --box and --detector do: give one of them.")
     if json and not headless:
         raise ConfigError("--json goes with --headless: a window says nothing to a script.")
@@ -96,7 +96,7 @@ def webcam(
         square = _guide(first.image.shape)
         box = [",".join(f"{edge:.1f}" for edge in square)]
     finder, most = hand_finder(detector, box, max_hands)
-    predictor = load_predictor(model, threads=threads)
+    predictor = load_predictor(model, detector=finder, threads=threads)
     live = HandFollower(
         predictor, detector=finder, handedness=side, tracking=Tracking(max_hands=most), smoothing=smoothing
     )

@@ -32,19 +32,19 @@ __all__ = [
 ]
 
 
-def open_detector(choice: str, max_hands: int = 4) -> Detector | None:
+def open_detector(choice: str, max_hands: int = 4, *, threads: int | None = None) -> Detector | None:
     """What `--detector` names: "handmesh", "none", "mediapipe", or a path: the palm detector's or one of our own kind.
 
     None for "none". Raises ConfigError, AssetError and CheckpointError, which say what to install or fetch.
     """
     if choice == "handmesh":
-        return HandDetector()
+        return HandDetector(threads=threads)
     if choice == "none":
         return None
     if choice == "mediapipe":
         return MediaPipeHands(max_hands)
     if choice.lower().endswith(".onnx"):
-        return HandDetector(choice) if is_detector(choice) else PalmDetector(choice)
+        return HandDetector(choice, threads=threads) if is_detector(choice) else PalmDetector(choice)
     raise ConfigError(
         f"--detector {choice!r}: wanted handmesh, none, mediapipe, or the path of an .onnx detector, ours or the palm "
         "detector."

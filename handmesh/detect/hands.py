@@ -1,19 +1,23 @@
 """Our own detector: every hand of a photograph, its side and which way it points, from one look at 320 px.
 
-What it is and how well it does: docs/explain/bundled_model.md. `handmesh.hand.grid` says how its answer is read.
+What it is and how well it does: handmesh/assets/handmesh_detector.md. `handmesh.hand.grid` says how its answer is read.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.detect.detector import Detection, Image
-from handmesh.detect.overlap import deduplicate
+from handmesh.detect.overlap import box_iou, deduplicate
 from handmesh.errors import CheckpointError
+from handmesh.files.image import LargePhoto, Photo
+from handmesh.geometry.box import Box
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness
 from handmesh.hand.grid import FoundHand, decode, fitted, in_image
 from handmesh.runtime.detector_graph import INPUT, RECORD
@@ -23,7 +27,10 @@ from handmesh.system.cpus import default_threads
 BUNDLED_DETECTOR = Path(__file__).parents[1] / "assets" / "handmesh_detector.onnx"
 SIDE = 320  # px, the longer side of the picture that it looks at
 _PART_SHARE = 0.6  # of the photograph's sides: what a thorough search looks at by itself
-MIN_SCORE = 0.3  # lower ones are not worth a second look (measured: docs/explain/bundled_model.md)
+# In a given box there is a hand: it is looked at in a square of so many of the box's longer sides, at so many pixels,
+# and what has a little score and lies there is that hand.
+_BOX_MARGIN, _BOX_SIDE, _BOX_MIN_SCORE, _BOX_IOU = 2.0, 192, 0.05, 0.3
+MIN_SCORE = 0.15  # lower ones are not worth a second look (measured: its card)
 
 
 class HandDetector:
@@ -66,6 +73,23 @@ class HandDetector:
             for top, left, part in _parts(image):
                 found += self._look(part, (left, top))
         return deduplicate([_detection(hand) for hand in found])
+
+    def rotations(self, photo: Photo | LargePhoto, boxes: Sequence[Box]) -> list[float | None]:
+        """For the hand in each box the crop rotation in which it points up; None where it sees no hand there."""
+        if not boxes:
+            return []
+        crops = [CropTransform.around_box(box, _BOX_MARGIN) for box in boxes]
+        pictures = np.stack([photo.warp(crop, _BOX_SIDE) for crop in crops])
+        (grids,) = self._session.run(None, {INPUT: pictures})
+        rotations: list[float | None] = []
+        for grid, crop, box in zip(grids, crops, boxes, strict=True):
+            found = []
+            for hand in decode(grid, _BOX_MIN_SCORE):
+                corners = (np.array(hand.box).reshape(2, 2) + 0.5) / _BOX_SIDE * 2 - 1
+                found.append((box_iou(crop.to_image(corners).ravel().tolist(), box), hand.rotation))
+            overlap, rotation = max(found, default=(0.0, 0.0))
+            rotations.append(rotation if overlap >= _BOX_IOU else None)
+        return rotations
 
     def _look(self, image: Image, corner: tuple[int, int]) -> list[FoundHand]:
         picture, scale = fitted(image, SIDE)

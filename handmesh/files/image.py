@@ -94,6 +94,12 @@ class Photo:
         """The crop's pixels, (resolution, resolution, 3)."""
         return crop.warp(self.image, resolution)
 
+    def overview(self, least_side: int) -> tuple[NDArray[np.uint8], float, tuple[int, int]]:
+        """The whole photograph: (H, W, 3), how many of the photo's pixels one of its is wide, and where in the photo
+        its corner is.
+        """
+        return self.image, 1.0, (0, 0)
+
 
 class LargePhoto:
     """A JPEG photograph that is decoded no finer than its crops need; a `Photo` to whoever cuts crops from it.
@@ -117,13 +123,22 @@ class LargePhoto:
 
     def warp(self, crop: CropTransform, resolution: int) -> NDArray[np.uint8]:
         """The crop's pixels, (resolution, resolution, 3), from the coarsest decoding that still has them all."""
-        factor = next(factor for factor in (8, 4, 2, 1) if factor == 1 or crop.size >= factor * resolution)
+        reduced, factor, (x, y) = self._at_least(resolution / crop.size)
+        center = ((crop.center[0] - x + 0.5) / factor - 0.5, (crop.center[1] - y + 0.5) / factor - 0.5)
+        return replace(crop, center=center, size=crop.size / factor).warp(reduced, resolution)
+
+    def overview(self, least_side: int) -> tuple[NDArray[np.uint8], float, tuple[int, int]]:
+        """As `Photo.overview`, the longer side at least so many pixels where the photograph has them."""
+        return self._at_least(least_side / max(self.size))
+
+    def _at_least(self, scale: float) -> tuple[NDArray[np.uint8], int, tuple[int, int]]:
+        """The coarsest decoding with so many pixels per pixel of the photo, its factor, and where its corner is."""
+        factor = next(factor for factor in (8, 4, 2, 1) if factor == 1 or factor * scale <= 1)
         # Decoded blocks are counted from the stored image's corner, which may now be another one.
         width, height = (factor * side for side in self.reduced(factor).shape[1::-1])
         x = self.size[0] - width if self.orientation in (2, 3, 6, 7) else 0
         y = self.size[1] - height if self.orientation in (3, 4, 7, 8) else 0
-        center = ((crop.center[0] - x + 0.5) / factor - 0.5, (crop.center[1] - y + 0.5) / factor - 0.5)
-        return replace(crop, center=center, size=crop.size / factor).warp(self.reduced(factor), resolution)
+        return self.reduced(factor), factor, (x, y)
 
     def reduced(self, factor: int) -> NDArray[np.uint8]:
         """Upright, every pixel for `factor` x `factor` of the photograph's; the last ones for what is left."""

@@ -60,6 +60,11 @@ class Handedness(StrEnum):
     RIGHT = "right"
     LEFT = "left"
 
+    @property
+    def other(self) -> Handedness:
+        """What its mirror image is."""
+        return Handedness.LEFT if self == Handedness.RIGHT else Handedness.RIGHT
+
     @classmethod
     def parse(cls, text: str) -> Handedness:
         """Whatever the case of the letters. Raises ConfigError for anything but right and left."""

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from handmesh.detect import Box, Detection, Detector, WholeImage, box_iou
 from handmesh.detect.overlap import keypoint_agreement
 from handmesh.errors import ConfigError
+from handmesh.files.image import read_photo
 from handmesh.geometry.box import box_problem
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
@@ -155,13 +156,13 @@ class Tracker:
         handedness: Handedness | str = AUTO,
         settings: Tracking | None = None,
     ) -> None:
-        """`detector` says where new hands are; None searches the whole picture for one.
+        """`detector` says where new hands are; None: the predictor's, or where it has none the whole picture.
 
         `handedness` is that of all hands; "auto" finds out what each is, and takes right ones where neither network nor
         detector can tell. It may be set anew, followed by `forget`; so may `predictor`, to another engine's.
         """
         self.settings = settings or Tracking()
-        self.detector: Detector = WholeImage() if detector is None else detector
+        self.detector: Detector = detector or predictor.detector or WholeImage()
         self.handedness = parse_handedness(handedness)
         self.predictor = predictor
         self._tracks: list[_Track] = []
@@ -427,11 +428,14 @@ class Tracker:
     def _find_at(self, image: Image, place: Detection, time: float, intrinsics: Intrinsics) -> TrackedHand | None:
         """The hand at a place, if there is one."""
         side = self._handedness_to_try(place)
-        whole = place.source == "whole image"
-        boxes = None if whole else [place.box]  # no tiled search: the next picture would have to wait
-        (hand,) = self.predictor(image, boxes=boxes, handedness=side, intrinsics=intrinsics, search=False, min_score=0)
+        photo = read_photo(image)
+        if place.source == "whole image":
+            hand = self.predictor.predict_whole(photo, side, intrinsics)
+        else:
+            (hand,) = self.predictor.predict_detections(photo, [place], side, intrinsics)
+        passes = self.predictor.passes if place.rotation is None else 1
         both = side == AUTO and self.predictor.predicts_handedness
-        self.crop_count += self.predictor.passes + (min(HANDEDNESS_PASSES, self.predictor.passes) if both else 0)
+        self.crop_count += passes + (min(HANDEDNESS_PASSES, passes) if both else 0)
         points = hand.keypoints_image().astype(np.float64)
         extent = float(np.ptp(points, axis=0).max())
         height, width = image.shape[:2]

@@ -17,16 +17,17 @@ from handmesh.predict.prediction import (
 from handmesh.predict.predictor import (
     BOX_MARGIN,
     HANDEDNESS_PASSES,
+    MAX_HANDS,
     MIN_SCORE,
     Predictor,
     load_predictor,
-    predict_detected,
 )
 
 __all__ = [
     "AUTO",
     "BOX_MARGIN",
     "HANDEDNESS_PASSES",
+    "MAX_HANDS",
     "MIN_SCORE",
     "HandPrediction",
     "HandednessSource",
@@ -40,7 +41,6 @@ __all__ = [
     "load_predictor",
     "overlay_hands",
     "parse_handedness",
-    "predict_detected",
     "save_hands",
     "show_hands",
 ]

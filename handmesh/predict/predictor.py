@@ -1,28 +1,29 @@
 """A photograph in, hands out: the one place where pixels, engine, crop and handedness meet.
 
-The answer is refined in passes. Without a box the network first sees the whole photograph, then a crop around the hand
-that it just found, rotated so that the hand points up, and so on; with a box only the rotation is refined. Of the
-passes after the first, the most confident one counts. Where the whole photograph gives no good hand, overlapping tiles
-of it are searched. What the network says in a crop (rotated, mirrored for a left hand) is turned back here and nowhere
-else, for scores too: a `HandPrediction` is in the photo's own axes.
+A detector says where hands are, of which side, and which way they point: one crop of each, turned so that the hand
+points up, is then enough. Where a box is given it is trusted, and the direction is found in passes: each turns the crop
+by what the one before it said. Without a detector the whole photograph is taken for the first crop of its one hand, and
+each pass comes closer. Of several passes the most confident one counts. What the network says in a crop (rotated,
+mirrored for a left hand) is turned back here and nowhere else, for scores too: a `HandPrediction` is in the photo's own
+axes.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from handmesh.detect import Detector, Source
-from handmesh.detect.overlap import keypoint_agreement
+from handmesh.detect import Detection, Detector, HandDetector, Source
+from handmesh.detect.hands import SIDE
+from handmesh.detect.overlap import box_iou, keypoint_agreement
 from handmesh.errors import ConfigError
 from handmesh.files.image import ImageSource, LargePhoto, Photo, read_photo
 from handmesh.geometry.box import box_problem
@@ -30,11 +31,9 @@ from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, HandOutput, upright_rotation
 from handmesh.hand.anatomy import flexion_axes
-from handmesh.predict.arguments import AUTO, Boxes, parse_boxes, parse_camera, parse_sides
+from handmesh.predict.arguments import AUTO, Boxes, parse_boxes, parse_camera, parse_handedness, parse_sides
 from handmesh.predict.prediction import Floats, HandednessSource, HandPrediction
 from handmesh.runtime.engine import Engine, open_engine
-
-logger = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
 OnePhoto = ImageSource | Photo | LargePhoto
@@ -47,28 +46,40 @@ BOX_MARGIN = 1.5
 SECOND_PASS_MARGIN, LATER_PASS_MARGIN = 1.8, 1.5
 # Where the handedness is to be found, so many passes show the hand as a right and as a left one; the likelier goes on.
 HANDEDNESS_PASSES = 2
-# A photo whose hand has a score below the first is searched in tiles, and what is found there has to have the second:
-# of many tiles the most confident is often a wrong one (measured: docs/explain/bundled_model.md).
-TILED_SEARCH_BELOW, TILED_SEARCH_MIN_SCORE = 0.7, 0.9
 # Without a box, a hand with a lower score is none: measured in the model card.
 MIN_SCORE = 0.7
-_TILE_SIZE = 0.34  # side of a tile over the longer side of the photo; neighbours overlap by half
-_MIN_TILE_PX = 48.0
-_TILES_REFINED = 3
+MAX_HANDS = 10
+# Below this probability of a side, the detector's and the network's together, the other side is looked at, too; not of
+# what is no hand by this score.
+CERTAIN_SIDE, PLAUSIBLE = 0.95, 0.05
+# Detector and network look at the same pixels: two opinions of theirs count for this much of two independent ones.
+_INDEPENDENCE = 0.8
+_MOST_SAID = 2.0  # log-odds that a detector's word on the side counts for at most: the network sees more of the hand
+# Two answers are of one hand when their boxes share so much of their union and their keypoints are so near, over the
+# larger one's extent.
+_SAME_HAND_IOU, _SAME_HAND_DISTANCE = 0.6, 0.12
+
+Search = Literal["fast", "thorough"]
 
 
 class Predictor:
     """Built once, then only called. Safe to call from several threads when its engine is."""
 
-    def __init__(self, engine: Engine, *, passes: int = 3, margin: float = BOX_MARGIN) -> None:
-        """`passes`: crops of each hand that the network sees, the first of the box (or the whole photo), the others
-        refined by what it said before them. Of those the most confident one is the answer.
+    def __init__(
+        self, engine: Engine, *, detector: Detector | None = None, passes: int = 3, margin: float = BOX_MARGIN
+    ) -> None:
+        """`detector` finds the hands of a photograph without boxes; None takes the whole photograph for one hand's.
 
-        `margin`: side of the first crop over the longer side of a given box.
+        `passes`: crops of each hand that the network sees, the first of the box (or the whole photo), the others
+        refined by what it said before them. Of those the most confident one is the answer. A hand of which the detector
+        says which way it points needs one.
+
+        `margin`: side of the first crop over the longer side of a box.
         """
         if passes < 1:
             raise ConfigError(f"passes is {passes}, wanted at least 1.")
         self.engine = engine
+        self.detector = detector
         self.passes = passes
         self.margin = margin
         heads = engine.record.get("model", {})
@@ -100,8 +111,9 @@ class Predictor:
         intrinsics: Intrinsics | ArrayLike | None = None,
         focal: float | None = None,
         fov: float | None = None,
-        search: bool = True,
+        search: Search = "fast",
         min_score: float = MIN_SCORE,
+        max_hands: int = MAX_HANDS,
     ) -> list[HandPrediction]: ...
 
     @overload
@@ -113,8 +125,9 @@ class Predictor:
         intrinsics: Intrinsics | ArrayLike | None = None,
         focal: float | None = None,
         fov: float | None = None,
-        search: bool = True,
+        search: Search = "fast",
         min_score: float = MIN_SCORE,
+        max_hands: int = MAX_HANDS,
     ) -> list[list[HandPrediction]]: ...
 
     @overload
@@ -126,8 +139,9 @@ class Predictor:
         intrinsics: Intrinsics | ArrayLike | None = None,
         focal: float | None = None,
         fov: float | None = None,
-        search: bool = True,
+        search: Search = "fast",
         min_score: float = MIN_SCORE,
+        max_hands: int = MAX_HANDS,
     ) -> Iterator[list[HandPrediction]]: ...
 
     def __call__(
@@ -139,10 +153,11 @@ class Predictor:
         intrinsics: Intrinsics | ArrayLike | None = None,
         focal: float | None = None,
         fov: float | None = None,
-        search: bool = True,
+        search: Search = "fast",
         min_score: float = MIN_SCORE,
+        max_hands: int = MAX_HANDS,
     ) -> list[HandPrediction] | list[list[HandPrediction]] | Iterator[list[HandPrediction]]:
-        """The hands of one photograph: one per box, or none or one in the whole image. All boxes run as one batch.
+        """The hands of one photograph, most certain first; of given boxes, one for each, in their order.
 
         `image`: what `read_photo` takes (a path, the bytes of a file, an array, a PIL image), or a `Photo`. Of a list
         of them the answer is a list, of an iterator an iterator, which reads each photo when its hands are asked for;
@@ -150,19 +165,20 @@ class Predictor:
         for all hands or one per box; "auto" finds out, if the network has that head, and takes a right one otherwise.
 
         `intrinsics` (an `Intrinsics` or K), `focal` (pixels) or `fov` (radians, of the longer side), if known; else the
-        photo's EXIF focal length or the default lens is used, and only for positions in space. `search`: where the
-        whole image gives no good hand, search tiles of it for a small one, which takes several times as long (networks
-        with a confidence head only). `min_score`: a hand with a lower score is left out, so that a photograph without
-        one gives an empty list; the hand in a given box always comes (networks with a confidence head only).
+        photo's EXIF focal length or the default lens is used, and only for positions in space. `search`: "thorough"
+        looks for small hands in parts of the photo, too, which takes five times as long. `min_score`: a hand with a
+        lower score is left out, so that a photograph without one gives an empty list; `max_hands`: of the others, so
+        many at most. The hand in a given box always comes.
 
         Raises ImageError for an image that cannot be read, ConfigError for any other argument that cannot be meant.
         """
+        options = (handedness, intrinsics, focal, fov, search, min_score, max_hands)
         if isinstance(image, list | tuple | Iterator):
             if boxes is not None:
                 raise ConfigError("Boxes belong to one photo: give the photos with boxes one at a time.")
-            many = (self._predict(one, None, handedness, intrinsics, focal, fov, search, min_score) for one in image)
+            many = (self._predict(one, None, *options) for one in image)
             return many if isinstance(image, Iterator) else list(many)
-        return self._predict(image, boxes, handedness, intrinsics, focal, fov, search, min_score)
+        return self._predict(image, boxes, *options)
 
     def _predict(
         self,
@@ -172,24 +188,118 @@ class Predictor:
         intrinsics: Intrinsics | ArrayLike | None,
         focal: float | None,
         fov: float | None,
-        search: bool,
+        search: Search,
         min_score: float,
+        max_hands: int,
     ) -> list[HandPrediction]:
         photo = image if isinstance(image, Photo | LargePhoto) else read_photo(image)
         known = parse_camera(photo, intrinsics, focal, fov)
         if not (isinstance(min_score, int | float) and 0 <= min_score <= 1):
             raise ConfigError(f"min_score is {min_score!r}, wanted a number from 0 to 1.")
+        if not (isinstance(max_hands, int) and max_hands >= 1):
+            raise ConfigError(f"max_hands is {max_hands!r}, wanted a whole number from 1 on.")
+        if search not in ("fast", "thorough"):
+            raise ConfigError(f"search is {search!r}, wanted 'fast' or 'thorough'.")
         if boxes is not None:
             places = parse_boxes(boxes, photo.size)
             sides = parse_sides(handedness, len(places))
-            crops = [CropTransform.around_box(box, self.margin) for box in places]
-            return self._refine(photo, self._queries(crops, sides), True, known, self.passes) if crops else []
-        sides = parse_sides(handedness, 1)
-        queries = self._queries([CropTransform.whole_image(*photo.size)], sides)
-        hands = self._refine(photo, queries, False, known, self.passes)
-        if search and self.predicts_confidence and self.passes > 1 and hands[0].score < TILED_SEARCH_BELOW:
-            hands = self._search_tiles(photo, sides[0], known) or hands
-        return [hand for hand in hands if hand.score >= min_score] if self.predicts_confidence else hands
+            turns: list[float | None] = [None] * len(places)
+            if isinstance(self.detector, HandDetector):
+                turns = self.detector.rotations(photo, places)
+            crops = [
+                CropTransform.around_box(box, self.margin, turn or 0.0) for box, turn in zip(places, turns, strict=True)
+            ]
+            passes = 1 if None not in turns else self.passes
+            answers = self._refine(photo, self._queries(crops, sides), True, passes) if crops else []
+            return [self._prediction(answer, "given box", known) for answer in answers]
+        (side,) = parse_sides(handedness, 1)
+        if self.detector is None:
+            hands = [self.predict_whole(photo, side, known)]
+        else:
+            found = _detections(photo, self.detector, search)[: 2 * max_hands]
+            hands = _each_once(self.predict_detections(photo, found, side, known))
+        if self.predicts_confidence:
+            hands = [hand for hand in hands if hand.score >= min_score]
+        return sorted(hands, key=lambda hand: -hand.score)[:max_hands]
+
+    def predict_detections(
+        self,
+        photo: Photo | LargePhoto,
+        found: Sequence[Detection],
+        handedness: Handedness | str = AUTO,
+        intrinsics: Intrinsics | None = None,
+    ) -> list[HandPrediction]:
+        """The hand of each detection, in their order; `handedness` "auto" goes by what the detector says, too.
+
+        A detection that says which way the hand points takes one pass.
+        """
+        if not found:
+            return []
+        side = parse_handedness(handedness)
+        one_pass = all(item.rotation is not None for item in found)
+        crops = [CropTransform.around_box(item.box, self.margin, item.rotation or 0.0) for item in found]
+        sides = [side if side != AUTO else item.handedness or AUTO for item in found]
+        answers = self._refine(photo, self._queries(crops, sides), True, 1 if one_pass else self.passes)
+        if side == AUTO:
+            answers = self._with_sides(photo, answers, found)
+        known = parse_camera(photo, intrinsics, None, None)
+        hands = [self._prediction(answer, item.source, known) for answer, item in zip(answers, found, strict=True)]
+        return [
+            hand
+            if not item.is_probability
+            else replace(hand, score=_both(item.score, hand.score) if self.predicts_confidence else item.score)
+            for hand, item in zip(hands, found, strict=True)
+        ]
+
+    def predict_whole(
+        self, photo: Photo | LargePhoto, handedness: Handedness | str = AUTO, intrinsics: Intrinsics | None = None
+    ) -> HandPrediction:
+        """The whole photograph taken for the first crop of its one hand; each pass comes closer."""
+        queries = self._queries([CropTransform.whole_image(*photo.size)], [parse_handedness(handedness)])
+        (answer,) = self._refine(photo, queries, False, self.passes)
+        return self._prediction(answer, "whole image", parse_camera(photo, intrinsics, None, None))
+
+    def _with_sides(
+        self, photo: Photo | LargePhoto, answers: list[_CropAnswer], found: Sequence[Detection]
+    ) -> list[_CropAnswer]:
+        """The answers with how their sides are known: what the detector said, until the network finds it unlikely.
+
+        Where both together are not certain, the network sees the hand as one of the other side, too; the likelier one
+        stays.
+        """
+        answers, doubted = list(answers), []
+        said = [
+            min(_log_odds(item.score if item.handedness_score is None else item.handedness_score), _MOST_SAID)
+            for item in found
+        ]
+        for index, answer in enumerate(answers):
+            if answer.query.handedness_source != "given":  # the detector did not say, so both were seen
+                continue
+            odds = said[index] + (self._side_odds(answer) if self.predicts_handedness else 0.0)
+            answers[index] = answer.with_side(_probability(_INDEPENDENCE * odds))
+            if self.predicts_handedness and answer.score >= PLAUSIBLE and answers[index].sure < CERTAIN_SIDE:
+                doubted.append(index)
+        if not doubted:
+            return answers
+        queries = [answers[index].query for index in doubted]
+        mirrored = [
+            replace(
+                query,
+                hand=row,
+                handedness=query.handedness.other,
+                crop=replace(query.crop, mirror=not query.crop.mirror),
+            )
+            for row, query in enumerate(queries)
+        ]
+        for index, other in zip(doubted, self._refine(photo, mirrored, True, 1), strict=True):
+            odds = _INDEPENDENCE * (said[index] + (self._side_odds(answers[index]) - self._side_odds(other)) / 2)
+            likelier = answers[index] if odds >= 0 else other
+            answers[index] = likelier.with_side(_probability(abs(odds)))
+        return answers
+
+    def _side_odds(self, answer: _CropAnswer) -> float:
+        """The network's log-odds that the hand has the side it was shown as."""
+        return _log_odds(float(answer.output.handedness[answer.row]))
 
     def predict_crops(
         self,
@@ -232,34 +342,14 @@ class Predictor:
                 queries.append(_CropQuery(index, hand, source, replace(crop, mirror=hand == Handedness.LEFT)))
         return queries
 
-    def _search_tiles(self, photo: Photo | LargePhoto, side: str, intrinsics: Intrinsics) -> list[HandPrediction]:
-        """The hand of which the network is confident once it sees the photo in tiles; none or one."""
-        tiles = _tiles(*photo.size)
-        if not tiles:
-            return []
-        queries = self._queries(tiles, [side] * len(tiles))
-        output = self.engine(np.stack([photo.warp(query.crop, self.engine.resolution) for query in queries]))
-        places: list[NDArray[np.floating[Any]]] = []
-        for row in np.argsort(-output.confidence, kind="stable"):
-            points = _keypoints_image(output, int(row), queries[row].crop)
-            if all(_apart(points, other) for other in places):
-                places.append(points)
-            if len(places) == _TILES_REFINED:
-                break
-        whole = CropTransform.whole_image(*photo.size)
-        crops = [self._closer(whole, points, photo.size, SECOND_PASS_MARGIN) for points in places]
-        hands = self._refine(photo, self._queries(crops, [side] * len(crops)), False, intrinsics, self.passes - 1)
-        best = max(hands, key=attrgetter("score"))
-        return [best] if best.score >= TILED_SEARCH_MIN_SCORE else []
-
     def _refine(
         self,
         photo: Photo | LargePhoto,
         queries: list[_CropQuery],
         box_is_given: bool,
-        intrinsics: Intrinsics,
         passes: int,
-    ) -> list[HandPrediction]:
+    ) -> list[_CropAnswer]:
+        """What the network says in the last passes; one answer for each hand of the queries."""
         previous: list[NDArray[np.floating[Any]]] | None = None
         answers: list[_CropAnswer] = []
         for done in range(1, passes + 1):
@@ -286,8 +376,7 @@ class Predictor:
         if not self.predicts_confidence and previous is not None:
             scores = [keypoint_agreement(before, now) for before, now in zip(previous, found, strict=True)]
             answers = [replace(answer, score=score) for answer, score in zip(answers, scores, strict=True)]
-        source: Source = "given box" if box_is_given else "whole image"
-        return [self._prediction(answer, source, intrinsics) for answer in answers]
+        return answers
 
     def _score(self, output: HandOutput, row: int) -> float:
         """The network's confidence; 1 where it has no such head, for nothing can be compared."""
@@ -358,25 +447,14 @@ class _CropAnswer:
     query: _CropQuery
     score: float
 
+    @property
+    def sure(self) -> float:
+        """How probable its side is."""
+        return self.query.handedness_score
 
-def _tiles(width: int, height: int) -> list[CropTransform]:
-    """Overlapping squares that cover a photo of so many pixels; none of one so small that a tile shows nothing."""
-    side = _TILE_SIZE * max(width, height)
-    if side < _MIN_TILE_PX:
-        return []
-
-    def places(length: int) -> NDArray[np.float64]:
-        if length <= side:
-            return np.array([(length - 1) / 2])
-        count = math.ceil((length - side) / (side / 2) - 1e-9) + 1
-        return np.linspace(side / 2, length - side / 2, count) - 0.5
-
-    return [CropTransform((float(x), float(y)), side) for y in places(height) for x in places(width)]
-
-
-def _apart(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> bool:
-    """Whether (21, 2) and (21, 2) keypoints are of two hands, by their middles."""
-    return float(np.linalg.norm((first - second).mean(axis=0))) > 0.3 * float(np.ptp(second, axis=0).max())
+    def with_side(self, probability: float) -> _CropAnswer:
+        """The same, its side found, and so probable."""
+        return replace(self, query=replace(self.query, handedness_source="found", handedness_score=probability))
 
 
 def _likelier_sides(queries: list[_CropQuery], right: Floats) -> tuple[list[int], list[_CropQuery]]:
@@ -400,28 +478,68 @@ def _likelier_sides(queries: list[_CropQuery], right: Floats) -> tuple[list[int]
     return kept, chosen
 
 
-def predict_detected(
-    predictor: Predictor,
-    detector: Detector,
-    photo: Photo,
-    handedness: Handedness | str,
-    intrinsics: Intrinsics | None = None,
-) -> list[HandPrediction]:
-    """The hands that a detector finds in a photograph, of the given side; with "auto" of the one that it says."""
-    found = [item for item in detector(photo.image) if box_problem(item.box, photo.size) is None]
-    sides = [item.handedness or AUTO if handedness == AUTO else handedness for item in found]
-    hands = predictor(photo, boxes=[item.box for item in found], handedness=sides, intrinsics=intrinsics)
-    answers = []
-    for hand, item in zip(hands, found, strict=True):
-        if handedness == AUTO and item.handedness is not None:
-            hand = replace(hand, handedness_source="found", handedness_score=item.score)
-        answers.append(replace(hand, source=item.source))
-    return answers
+def _detections(photo: Photo | LargePhoto, detector: Detector, search: Search) -> list[Detection]:
+    """What a detector finds, in pixels of the photograph; boxes that no hand can be in are left out."""
+    if isinstance(detector, HandDetector):
+        thorough = search == "thorough"
+        image, scale, (x, y) = photo.overview((2 if thorough else 1) * SIDE)
+        found = detector.find(image, thorough=thorough)
+    elif search == "thorough":
+        raise ConfigError(f"{detector.name} has no thorough search: take the hand detector, or search='fast'.")
+    else:
+        found, scale, x, y = detector(photo.image), 1.0, 0, 0
+    placed = []
+    for item in found:
+        x0, y0, x1, y1 = ((edge + 0.5) * scale - 0.5 for edge in item.box)
+        box = (x0 + x, y0 + y, x1 + x, y1 + y)
+        if box_problem(box, photo.size) is None:
+            placed.append(replace(item, box=box))
+    return placed
 
 
-def load_predictor(model: str | Path | None = None, *, passes: int = 3, threads: int | None = None) -> Predictor:
-    """A predictor with the bundled model, or with a model file of your own. Raises CheckpointError."""
-    return Predictor(open_engine(model, threads=threads), passes=passes)
+def _each_once(hands: list[HandPrediction]) -> list[HandPrediction]:
+    """Of several answers about one hand the most certain."""
+    kept: list[HandPrediction] = []
+    for hand in sorted(hands, key=lambda hand: -hand.score):
+        if not any(_is_one_hand(hand, other) for other in kept):
+            kept.append(hand)
+    return kept
+
+
+def _is_one_hand(first: HandPrediction, second: HandPrediction) -> bool:
+    points = first.keypoints_image(), second.keypoints_image()
+    extent = max(float(np.ptp(one, axis=0).max()) for one in points)
+    near = float(np.linalg.norm(points[0] - points[1], axis=1).mean()) < _SAME_HAND_DISTANCE * extent
+    return near or (box_iou(first.box, second.box) > _SAME_HAND_IOU and first.handedness == second.handedness)
+
+
+def _both(detector: float, network: float) -> float:
+    """One probability of two, not quite independent ones."""
+    return _probability(_INDEPENDENCE * (_log_odds(detector) + _log_odds(network)))
+
+
+def _log_odds(probability: float) -> float:
+    likely = min(max(probability, 1e-4), 1 - 1e-4)
+    return math.log(likely / (1 - likely))
+
+
+def _probability(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds))
+
+
+def load_predictor(
+    model: str | Path | None = None,
+    *,
+    detector: Detector | Literal["handmesh"] | None = "handmesh",
+    passes: int = 3,
+    threads: int | None = None,
+) -> Predictor:
+    """A predictor with the bundled model, or with a model file of your own, and the bundled detector, another or none.
+
+    Raises CheckpointError.
+    """
+    finder = HandDetector(threads=threads) if detector == "handmesh" else detector
+    return Predictor(open_engine(model, threads=threads), detector=finder, passes=passes)
 
 
 def _keypoints_image(output: HandOutput, index: int, crop: CropTransform) -> NDArray[np.floating[Any]]:

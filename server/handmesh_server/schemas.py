@@ -22,6 +22,7 @@ from handmesh.errors import ConfigError
 from handmesh.files.image import ImageFormat
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, VERTEX_COUNT
+from handmesh.predict import MAX_HANDS as DEFAULT_MAX_HANDS
 from handmesh.predict import MIN_SCORE
 from handmesh_server.errors import QueryInvalid
 
@@ -59,6 +60,13 @@ class _PhotoQuery(BaseModel):
         float,
         Field(ge=0, le=1, description="Without a box, a hand of a lower score is left out, and the list may be empty."),
     ] = MIN_SCORE
+    max_hands: Annotated[
+        int, Field(ge=1, le=MAX_HANDS, description="Of the hands that are found, so many at most, the most certain.")
+    ] = DEFAULT_MAX_HANDS
+    search: Annotated[
+        Literal["fast", "thorough"],
+        Field(description="thorough: look at parts of the photo, too, for small hands; five times the work."),
+    ] = "fast"
     encoding: Annotated[
         Literal["numbers", "base64"],
         Field(description="How the JSON answer holds arrays: nested lists, or base64 of little-endian float32."),
@@ -82,7 +90,7 @@ class HandsQuery(_PhotoQuery):
         Field(
             max_length=MAX_HANDS,
             description="Where a hand is: x0,y0,x1,y1 in pixels of the upright photo. Repeat it for several hands. "
-            "Without it the whole photo is searched for one hand.",
+            "Without it every hand of the photo is found.",
         ),
     ] = []
     hand: Annotated[

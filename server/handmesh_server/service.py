@@ -333,7 +333,7 @@ class HandService:
             if isinstance(photo, Photo):  # the other kind has them still
                 admission.upload.shrink_to(0)
             with self._predicting(context) as predictor:
-                hands = _predict(predictor, photo, query, self.settings.search)
+                hands = _predict(predictor, photo, query)
             with self.metrics.stage("encode", context):
                 answer = request.encode(hands, photo, query)
         self.metrics.hands.inc(len(hands))
@@ -405,15 +405,16 @@ class HandService:
         return self._predictor, self._engine
 
 
-def _predict(predictor: Predictor, photo: Photo | LargePhoto, query: HandsQuery, search: bool) -> list[HandPrediction]:
+def _predict(predictor: Predictor, photo: Photo | LargePhoto, query: HandsQuery) -> list[HandPrediction]:
     return predictor(
         photo,
         boxes=query.boxes,
         handedness=query.sides,
         focal=query.focal,
         fov=query.fov_radians,
-        search=search,
+        search=query.search,
         min_score=query.min_score,
+        max_hands=query.max_hands,
     )
 
 
@@ -422,7 +423,7 @@ def _warm_up(predictor: Predictor) -> None:
     grey = np.full((64, 48, 3), 128, np.uint8)
     photo = read_photo(encode_image(grey, "jpeg"))
     for query in (HandsQuery(min_score=0), HandsQuery(min_score=0, hand=["left"])):
-        hands = _predict(predictor, photo, query, search=False)
+        hands = _predict(predictor, photo, query)
         for media_type in MEDIA_TYPES:
             encode_answer(hands, photo, query, media_type=media_type)
 

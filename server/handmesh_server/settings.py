@@ -35,7 +35,6 @@ class Settings(BaseModel):
     # What computes
     model: str | None = None  # a model file; None: the bundled model
     passes: int = Field(3, ge=1, le=10)  # crops of each hand; see handmesh.predict.Predictor
-    search: bool = True  # search tiles of a photo for small hands, where the whole gives no good one; takes longer
     threads: int | None = Field(None, ge=1, le=MAX_THREADS)  # of the network; None: one for each usable core
     max_batch: int | None = Field(None, ge=1, le=1024)  # crops; None: 16 on CUDA, and 1 on a CPU, which gains nothing
 

@@ -24,6 +24,7 @@ from handmesh.files.image import Photo
 from handmesh.hand import JOINT_COUNT, Handedness
 from handmesh.motion.follow import HandFollower
 from handmesh.motion.smoothing import Smoothing
+from handmesh.motion.track import Tracking
 from handmesh.predict import HandPrediction, Predictor
 
 _MIN_STEP: Final = 1e-3  # s between frames, for clocks that stand still
@@ -36,6 +37,7 @@ class StreamOptions(BaseModel):
 
     hand: Literal["auto", "right", "left"] = "auto"
     box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] | None = None  # x0, y0, x1, y1 in pixels
+    max_hands: int = Field(default=2, ge=1, le=10)
     vertices: Literal["float16", "float32"] = "float16"
     smooth: float = Field(default=1.0, ge=0, le=20, allow_inf_nan=False)  # 0 not at all, 1 normal, 2 twice as steady
 
@@ -69,7 +71,7 @@ class StreamFollower:
         """The hand in a frame that came at `time` seconds, or none. Raises what the predictor raises."""
         with self._lock:
             options = self.options
-            made_for = (options.hand, options.box, options.smooth, photo.size)
+            made_for = (options.hand, options.box, options.max_hands, options.smooth, photo.size)
             if self._follower is None or made_for != self._made_for:
                 self._follower, self._made_for = _follower(predictor, options), made_for
             self._follower.tracker.predictor = predictor  # it knows for which request it works
@@ -82,6 +84,7 @@ def _follower(predictor: Predictor, options: StreamOptions) -> HandFollower:
         predictor,
         detector=None if options.box is None else GivenBoxes([options.box]),
         handedness=options.hand,
+        tracking=Tracking(max_hands=options.max_hands),
         smoothing=Smoothing.of_strength(options.smooth) if options.smooth else None,
     )
 
@@ -93,7 +96,7 @@ HEADER: Final = struct.Struct("<4sIIIHBBff")  # magic, frame, width, height, ver
 HAND: Final = struct.Struct("<BBBxf4f2fff2f")
 HANDEDNESS: Final = (Handedness.RIGHT, Handedness.LEFT)
 HANDEDNESS_SOURCES: Final = ("given", "assumed", "found")
-SOURCES: Final = ("whole image", "given box", "tracking", "mediapipe", "palm detector")
+SOURCES: Final = ("whole image", "given box", "tracking", "mediapipe", "palm detector", "hand detector")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 
 from handmesh import __version__
 from handmesh.cli import run
@@ -377,25 +378,27 @@ needs_bundled_model = pytest.mark.skipif(
 
 
 @needs_bundled_model
-def test_a_small_hand_is_searched_for_unless_that_is_left_out(handmesh, tmp_path):
-    """A sample, an eighth of the photo wide, on grey."""
-    side, corner = 144, (850, 200)
+def test_every_hand_of_a_photo_is_found_and_said(handmesh, tmp_path):
+    """Two samples side by side on grey, one mirrored, and a grey photo without any."""
+    canvas = Image.new("RGB", (900, 500), (110, 110, 110))
     with Image.open(bundled_model_path().parent / "samples" / "spread.jpg") as sample:
-        canvas = Image.new("RGB", (1200, 900), (110, 110, 110))
-        canvas.paste(sample.resize((side, side)), corner)
-    canvas.save(tmp_path / "far.png")
-    scores = {}
-    for option in ("--search", "--no-search"):
-        arguments = ("--format", "json", "--out", option.strip("-"), option, "--min-score", "0")
-        assert handmesh("predict", "far.png", *arguments).code == 0
-        (hand,) = json.loads((tmp_path / option.strip("-") / "far.json").read_text())["hands"]
-        scores[option] = hand["score"]
-        if option == "--search":
-            x0, y0, x1, y1 = hand["box_px"]
-            assert corner[0] < x0 < x1 < corner[0] + side
-            assert corner[1] < y0 < y1 < corner[1] + side
-    assert scores["--no-search"] < 0.7
-    assert scores["--search"] > 0.9
+        canvas.paste(sample.resize((320, 320)), (60, 90))
+        canvas.paste(ImageOps.mirror(sample.resize((300, 300))), (520, 100))
+    canvas.save(tmp_path / "pair.png")
+    Image.new("RGB", (640, 480), (110, 110, 110)).save(tmp_path / "empty.png")
+    ran = handmesh("predict", "pair.png", "empty.png", "--format", "json,png", "--out", "found")
+    assert ran.code == 0
+    assert re.search(r"pair\.png: 2 hands: (right|left) \d\.\d\d, (right|left) \d\.\d\d", ran.out)
+    assert "empty.png: no hand" in ran.out
+    hands = json.loads((tmp_path / "found" / "pair.json").read_text())["hands"]
+    assert {hand["handedness"] for hand in hands} == {"right", "left"}
+    assert hands[0]["score"] >= hands[1]["score"] >= 0.5
+    places = sorted((hand["box_px"][0], hand["box_px"][2]) for hand in hands)
+    assert 60 < places[0][0] < places[0][1] < 380
+    assert 520 < places[1][0] < places[1][1] < 820
+    assert json.loads((tmp_path / "found" / "empty.json").read_text())["hands"] == []
+    assert handmesh("predict", "pair.png", "--format", "json", "--out", "one", "--max-hands", "1").code == 0
+    assert len(json.loads((tmp_path / "one" / "pair.json").read_text())["hands"]) == 1
 
 
 @needs_bundled_model
@@ -426,7 +429,9 @@ def test_a_photo_without_a_hand_has_none(handmesh, tmp_path):
 
 def test_predict_says_in_json_what_became_of_each_photo(predict, photos):
     (photos / "broken.jpg").write_bytes(b"no photo")
-    outcome = predict("photos", "--out", "o", "--format", "json", "--json", "--min-score", 0, "--hand", "Left")
+    outcome = predict(
+        "photos", "--out", "o", "--format", "json", "--json", "--max-hands", 1, "--min-score", 0, "--hand", "Left"
+    )
     assert outcome.code == 1
     lines = [json.loads(line) for line in outcome.out.splitlines()]
     assert [line["image"] for line in lines] == [

@@ -22,7 +22,7 @@ from handmesh.detect.palm import decode_palms, palm_anchors
 from handmesh.errors import AssetError, ConfigError
 from handmesh.files.image import read_photo
 from handmesh.hand import Handedness
-from handmesh.predict import Predictor, predict_detected
+from handmesh.predict import Predictor
 
 RIGHT, LEFT = Handedness.RIGHT, Handedness.LEFT
 
@@ -180,7 +180,7 @@ def test_what_is_missing_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     with pytest.raises(ConfigError, match=r'pip install -e "\.\[detect\]"'):
         open_detector("mediapipe")
-    with pytest.raises(ConfigError, match="none, mediapipe"):
+    with pytest.raises(ConfigError, match="handmesh, none, mediapipe"):
         open_detector("yolo")
     assert open_detector("none") is None
 
@@ -199,10 +199,10 @@ def test_a_photograph_is_predicted_where_the_detector_says():
             return [found((80, 60, 170, 200), LEFT, 0.9)]
 
     photo = read_photo(draw([hand_at(120, 170), hand_at(260, 170)]))
-    (hand,) = predict_detected(Predictor(MarkerEngine()), Finder(), photo, "auto")
+    (hand,) = Predictor(MarkerEngine(), detector=Finder())(photo)
     assert (hand.handedness, hand.handedness_source, hand.source) == (LEFT, "found", "mediapipe")
     np.testing.assert_allclose(hand.keypoints_image()[0], (120, 170), atol=1.0)
-    (hand,) = predict_detected(Predictor(MarkerEngine()), Finder(), photo, "right")
+    (hand,) = Predictor(MarkerEngine(), detector=Finder())(photo, handedness="right")
     assert hand.handedness == RIGHT, "who says it knows it"
 
 
@@ -221,4 +221,4 @@ def test_a_detection_outside_of_the_photo_is_no_hand():
             return [found((400, 60, 470, 200), LEFT, 0.9), found((80, 60, 170, 200), LEFT, 0.8)]
 
     photo = read_photo(draw([hand_at(120, 170)]))
-    assert len(predict_detected(Predictor(MarkerEngine()), Finder(), photo, "auto")) == 1
+    assert len(Predictor(MarkerEngine(), detector=Finder())(photo)) == 1

@@ -157,7 +157,7 @@ def test_a_display_that_is_not_there_does_not_abort_us(monkeypatch):
         (["video", "nothing.mp4"], "No video at nothing.mp4"),
         (["video", "nothing.mp4", "--codec", "divx"], "wanted one of auto"),
         (["video", "nothing.mp4", "--smooth", "-1"], "smoothing strength"),
-        (["predict", "x.jpg", "--detector", "yolo"], "wanted none, mediapipe"),
+        (["predict", "x.jpg", "--detector", "yolo"], "wanted handmesh, none, mediapipe"),
         (["predict", "x.jpg", "--detector", "palm.onnx", "--box", "1,2,3,4"], "give one of them"),
     ],
 )

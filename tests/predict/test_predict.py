@@ -25,6 +25,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import handmesh
+from handmesh.detect import Detection
 from handmesh.errors import ConfigError, ExportError, ImageError
 from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.camera import Intrinsics
@@ -810,7 +811,10 @@ def test_the_bundled_model_beats_the_mean_pose_baseline():
     renderer = SceneRenderer(builtin_hand(), size=192, backgrounds=Backgrounds(77, count=4))
     scenes = [renderer.render(sample_generator(987_654_321, index)) for index in range(24)]
     predictor = load_predictor()
-    found = [one(predictor, scene.image) for scene in scenes]
+    answers = [predictor(scene.image, max_hands=1) for scene in scenes]
+    assert sum(map(len, answers)) >= 0.75 * len(scenes)
+    scenes = [scene for scene, hands in zip(scenes, answers, strict=True) if hands]
+    found = [hand for hands in answers for hand in hands]
     truth = np.stack([scene.joints for scene in scenes]).astype(float)
     own_frame = np.stack(
         [(scene.joints - scene.joints[0]).astype(float) @ scene.pose[0].astype(float) for scene in scenes]
@@ -832,7 +836,7 @@ def test_predictions_are_values(hand):
     assert Path(handmesh.__file__).is_file()
 
 
-# ------------------------------------------------------------------------------------------- a hand that is small
+# ------------------------------------------------------------------------------------------------- hands, and none
 
 
 FAR = draw(
@@ -846,23 +850,16 @@ def sure_engine(confidence: float = 0.95) -> MarkerEngine:
     return engine
 
 
-def test_a_hand_too_small_for_the_whole_photo_is_found_in_a_tile():
-    predictor = Predictor(sure_engine())
-    without = one(predictor, FAR, search=False)
-    assert without.score < 0.1
-    hand = one(predictor, FAR)
-    assert hand.score == pytest.approx(0.95)
-    assert hand.handedness == "left"
-    assert hand.source == "whole image"
-    wrist, knuckle = hand.keypoints_image()[[WRIST, KNUCKLE]]
-    np.testing.assert_allclose(wrist, (2650, 700), atol=1)
-    np.testing.assert_allclose(knuckle, (2650 + 40 * math.sin(0.4), 700 - 40 * math.cos(0.4)), atol=1)
-
-
 def test_a_hand_of_a_low_score_is_none_unless_it_is_in_a_given_box():
     """So a photograph without a hand gives an empty list; one that cannot tell answers as ever."""
     image = draw([hand_at(160, 160, side="right")])
-    for confidence, least, count in ((0.6, MIN_SCORE, 0), (0.8, MIN_SCORE, 1), (0.8, 0.9, 0), (0.4, 0.3, 1)):
+    cases = (
+        (MIN_SCORE - 0.05, MIN_SCORE, 0),
+        (0.8, MIN_SCORE, 1),
+        (0.8, 0.9, 0),
+        (0.4, 0.3, 1),
+    )
+    for confidence, least, count in cases:
         assert len(Predictor(sure_engine(confidence))(image, min_score=least)) == count
     assert Predictor(sure_engine(0.4))(image) == []
     assert len(Predictor(sure_engine(0.4))(image, boxes=(100, 100, 220, 220))) == 1
@@ -876,31 +873,81 @@ def test_a_score_that_no_hand_can_have_is_refused(wrong):
         Predictor(sure_engine())(FAR, min_score=wrong)
 
 
-def test_a_hand_in_a_tile_needs_a_high_score():
-    predictor = Predictor(sure_engine(0.85))
-    hand, without = one(predictor, FAR), one(predictor, FAR, search=False)
-    assert hand.score == without.score
-    np.testing.assert_array_equal(hand.vertices, without.vertices)
-
-
-@pytest.mark.parametrize(
-    ("image", "arguments", "crops"),
-    [
-        (draw([hand_at(160, 160, side="right")]), {"handedness": "right"}, 3),
-        (draw([hand_at(160, 160, side="right")]), {}, 5),
-        (FAR, {"handedness": "left", "boxes": [(0, 0, 3199, 2399)]}, 3),
-        (FAR, {"handedness": "left", "search": False}, 3),
-        (draw([], size=(130, 100)), {"handedness": "left"}, 3),  # a tile of it shows nothing
-    ],
-)
-def test_tiles_are_searched_only_where_that_may_help(image, arguments, crops):
-    engine = sure_engine()
-    one(Predictor(engine), image, **arguments)
-    assert engine.crop_count == crops
-
-
-def test_tracking_does_not_wait_for_tiles():
+def test_tracking_looks_at_the_whole_picture_where_nobody_finds_hands():
     engine = sure_engine()
     tracker = Tracker(Predictor(engine), handedness="left")
     assert tracker(FAR, 0.0) == []
     assert engine.crop_count == tracker.crop_count == 3
+
+
+class Finder:
+    """Says what it is told."""
+
+    name, searches = "finder", True
+
+    def __init__(self, *found: Detection) -> None:
+        self.found = list(found)
+
+    def __call__(self, image):
+        return list(self.found)
+
+
+def found(x: float, y: float, side: str | None, score: float, **more) -> Detection:
+    """A hand whose wrist is at x, y and that is as high as `hand_at` draws it."""
+    handedness = None if side is None else Handedness(side)
+    return Detection((x - 45, y - 100, x + 45, y + 10), handedness, score, "hand detector", **more)
+
+
+PAIR = draw([hand_at(90, 170, side="right"), hand_at(240, 170, side="left", angle=0.5)], size=(320, 240))
+
+
+def test_every_hand_is_found_once_and_the_most_certain_first():
+    engine = sure_engine(0.9)
+    finder = Finder(
+        found(240, 170, "left", 0.7, rotation=-0.5, handedness_score=0.95, is_probability=True),
+        found(90, 170, "right", 0.95, rotation=0.0, handedness_score=0.95, is_probability=True),
+        found(92, 172, "right", 0.6, rotation=0.0, handedness_score=0.95, is_probability=True),
+    )
+    predictor = Predictor(engine, detector=finder)
+    hands = predictor(PAIR)
+    assert [(hand.handedness, hand.handedness_source) for hand in hands] == [("right", "found"), ("left", "found")]
+    assert engine.crop_count == 3, "one crop each"
+    for hand, wrist in zip(hands, ((90, 170), (240, 170)), strict=True):
+        np.testing.assert_allclose(hand.keypoints_image()[WRIST], wrist, atol=1.5)
+        assert hand.source == "hand detector"
+    assert 0.9 < hands[1].score < 0.95 < hands[0].score < 0.99, "two that agree are surer than one"
+    assert [hand.handedness for hand in predictor(PAIR, max_hands=1)] == ["right"]
+    assert [hand.handedness for hand in predictor(PAIR, min_score=0.95)] == ["right"]
+    assert Predictor(engine, detector=Finder())(PAIR) == []
+    assert [len(one) for one in predictor([PAIR, PAIR])] == [2, 2]
+
+
+def test_a_side_that_the_detector_mistakes_is_mended_by_the_network():
+    finder = Finder(found(240, 170, "right", 0.9, rotation=-0.5, handedness_score=0.99, is_probability=True))
+    (hand,) = Predictor(sure_engine(), detector=finder)(PAIR)
+    assert (hand.handedness, hand.handedness_source) == ("left", "found")
+    (hand,) = Predictor(sure_engine(), detector=finder)(PAIR, handedness="right")
+    assert (hand.handedness, hand.handedness_source) == ("right", "given")
+
+
+def test_a_detector_that_knows_no_direction_takes_all_passes():
+    engine = sure_engine()
+    (hand,) = Predictor(engine, detector=Finder(found(240, 170, "left", 0.9)))(PAIR)
+    assert engine.crop_count == 3
+    assert hand.handedness == "left"
+    assert hand.score == pytest.approx(0.95), "a score that is no probability says nothing about it"
+
+
+def test_a_given_box_asks_no_detector():
+    (hand,) = Predictor(sure_engine(), detector=Finder())(PAIR, boxes=(45, 70, 135, 180))
+    assert hand.source == "given box"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [({"max_hands": 0}, "max_hands"), ({"max_hands": 2.0}, "max_hands"), ({"search": "tiles"}, "search"),
+     ({"search": "thorough"}, "thorough search")],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused(arguments, word):
+    with pytest.raises(ConfigError, match=word):
+        Predictor(sure_engine(), detector=Finder())(PAIR, **arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import gzip
 import html.parser
 import io
@@ -32,6 +33,7 @@ from PIL import Image
 from pygltflib import GLTF2
 from server_harness import DOT, QUICK_JOBS, SIZE, DotEngine, dot_image, photo, running, settings
 
+from handmesh.detect import Detection
 from handmesh.errors import CheckpointError
 from handmesh.hand import JOINT_NAMES, builtin_hand
 from handmesh.predict import Predictor
@@ -591,7 +593,8 @@ def test_openapi_names_every_answer(server):
     operation = server.client.get("/openapi.json").json()["paths"]["/v1/hands"]["post"]
     assert set(operation["responses"]["200"]["content"]) == set(MEDIA_TYPES)
     assert {"413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
-    assert {one["name"] for one in operation["parameters"]} == {"box", "hand", "focal", "fov", "encoding", "min_score"}
+    names = {one["name"] for one in operation["parameters"]}
+    assert names == {"box", "hand", "focal", "fov", "encoding", "min_score", "max_hands", "search"}
 
 
 def test_the_manual_page_fetches_nothing(server):
@@ -734,14 +737,31 @@ def test_what_deployments_ask_is_answered(server):
         assert {server.client.get(path).status_code for path in probes} == {200}
 
 
-@pytest.mark.parametrize("search", [True, False])
-def test_small_hands_are_searched_for_unless_the_operator_says_no(search):
+def test_hands_are_found_sorted_and_counted():
+    """The detector's, each once, the most certain first; a photograph in which it finds none has an empty list."""
+
+    class Finder:
+        name, searches = "finder", True
+
+        def __call__(self, image):
+            corner = image[10, 10, 0] > 200
+            boxes = [] if corner else [((45, 70, 135, 180), 0.8), ((195, 70, 285, 180), 0.95)]
+            return [
+                Detection(box, None, score, "hand detector", 0.0, None, is_probability=True) for box, score in boxes
+            ]
+
     engine = MarkerEngine(heads=True)
-    engine.confidence = 0.95
-    image = draw([hand_at(2650, 700, length=40, side="right")], size=(3200, 2400))
-    with running(settings(search=search), engine) as server:
-        (hand,) = server.client.post("/v1/hands?min_score=0", content=photo(image=image)).json()["hands"]
-        sure = server.client.post("/v1/hands", content=photo(image=image)).json()["hands"]
-        assert server.client.post("/v1/hands?min_score=2", content=photo(image=image)).status_code == 422
-    assert hand["score"] == pytest.approx(0.95 if search else 0.05, abs=1e-4)
-    assert len(sure) == (1 if search else 0)
+    engine.confidence = 0.9
+    pair = draw([hand_at(90, 170, side="right"), hand_at(240, 170, side="left")], size=(320, 240))
+    empty = np.full((240, 320, 3), 255, np.uint8)
+    with running(settings(), predictor=Predictor(engine, detector=Finder())) as server:
+        post = functools.partial(server.client.post, "/v1/hands")
+        hands = post(content=photo(image=pair)).json()["hands"]
+        assert [hand["handedness"] for hand in hands] == ["left", "right"]
+        assert hands[0]["score"] > hands[1]["score"]
+        assert {hand["source"] for hand in hands} == {"hand detector"}
+        (one,) = server.client.post("/v1/hands?max_hands=1", content=photo(image=pair)).json()["hands"]
+        assert one["handedness"] == "left"
+        assert post(content=photo(image=empty)).json()["hands"] == []
+        for wrong in ("max_hands=0", "max_hands=17", "search=tiles", "min_score=2"):
+            assert server.client.post(f"/v1/hands?{wrong}", content=photo(image=pair)).status_code == 422

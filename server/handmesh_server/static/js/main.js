@@ -29,6 +29,7 @@ function setMode(mode) {
   $("camera-label").textContent = mode === "live" ? "Stop" : "Camera";
   $("cameras").hidden = mode !== "live" || $("cameras").options.length < 2;
   if (mode !== "live" && stage) stage.view.mirrored = false;
+  if (mode !== "photo") $("found").hidden = true;
 }
 
 function setStatus(text, busy = false) {
@@ -77,11 +78,28 @@ function describe(hands) {
   $("side-note").hidden = !hands.some((hand) => hand.handednessSource === "assumed");
   const [assumed] = hands;
   if (assumed) $("side-note").textContent = `Taken for a ${assumed.handedness} hand. If it is the other one, say so.`;
-  if (!hands.length) return "No hand found. Draw a box around it.";
-  const names = hands.map((hand) => `${hand.handedness} hand`).join(" and ");
-  return hands.some((hand) => hand.score < UNSURE)
-    ? `Perhaps a ${names}. A box around it would help.`
-    : `${names[0].toUpperCase()}${names.slice(1)} found.`;
+  if (!hands.length) return "No hand found. If there is one, draw a box around it.";
+  const names = hands.map((hand) => `${hand.score < UNSURE ? "perhaps a " : ""}${hand.handedness} hand`).join(", ");
+  const found = hands.some((hand) => hand.score < UNSURE) ? ". A box around it would help" : " found";
+  return `${names[0].toUpperCase()}${names.slice(1)}${found}.`;
+}
+
+/** Of several hands each can be hidden; beside it stands how sure the model is of it. */
+function listHands(hands) {
+  $("found").hidden = hands.length < 2;
+  const boxes = hands.map(() => Object.assign(document.createElement("input"), { type: "checkbox", checked: true }));
+  const show = () => stage.setHands(hands.filter((_, index) => boxes[index].checked));
+  $("hands").replaceChildren(
+    ...hands.map((hand, index) => {
+      const [label, text] = ["label", "span"].map((tag) => document.createElement(tag));
+      const name = hand.handedness[0].toUpperCase() + hand.handedness.slice(1);
+      text.textContent = `${name} ${Math.round(100 * hand.score)} %`;
+      boxes[index].addEventListener("change", () => (show(), stage.redraw()));
+      label.append(boxes[index], text);
+      return label;
+    }),
+  );
+  show();
 }
 
 const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
@@ -101,7 +119,7 @@ async function takeFile(file, sample = "") {
     stage.view.reset();
     stage.setBoxing(false);
     stage.setBox(null);
-    stage.setHands([]);
+    listHands([]);
     stage.setPicture(photo.bitmap, photo.width, photo.height);
     setBoxLabel();
     await findHands();
@@ -116,7 +134,7 @@ async function findHands() {
   const { signal } = (asking = new AbortController());
   hideProblem();
   $("downloads").disabled = true;
-  setStatus("Looking for the hand …", true);
+  setStatus("Looking for hands …", true);
   const started = performance.now();
   try {
     const response = await postPhoto(photo.blob, { side, box, compact: true }, signal);
@@ -124,7 +142,7 @@ async function findHands() {
     const arrived = performance.now();
     const hands = handsOf(answer);
     stage.setPicture(photo.bitmap, answer.image.width, answer.image.height);
-    stage.setHands(hands);
+    listHands(hands);
     await stage.redraw();
     const drawn = performance.now();
     const timing = timingOf(response);
