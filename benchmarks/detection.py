@@ -67,7 +67,7 @@ def main() -> None:
     ]
     rows = [rows[i] for i in np.linspace(0, len(rows) - 1, min(arguments.count, len(rows))).astype(int)]
     detector = open_detector(arguments.detector)
-    if hasattr(detector, "min_score"):
+    if arguments.by == "detector" and hasattr(detector, "min_score"):
         detector.min_score = 0.05
     predictor = load_predictor(arguments.model, detector=detector, threads=1) if arguments.by == "predictor" else None
 

@@ -51,7 +51,7 @@ MIN_SCORE = 0.7
 MAX_HANDS = 10
 # Below this probability of a side, the detector's and the network's together, the other side is looked at, too; not of
 # what is no hand by this score.
-CERTAIN_SIDE, PLAUSIBLE = 0.95, 0.05
+CERTAIN_SIDE, PLAUSIBLE = 0.85, 0.15
 # Detector and network look at the same pixels: two opinions of theirs count for this much of two independent ones.
 _INDEPENDENCE = 0.8
 _MOST_SAID = 2.0  # log-odds that a detector's word on the side counts for at most: the network sees more of the hand
@@ -244,12 +244,12 @@ class Predictor:
             answers = self._with_sides(photo, answers, found)
         known = parse_camera(photo, intrinsics, None, None)
         hands = [self._prediction(answer, item.source, known) for answer, item in zip(answers, found, strict=True)]
-        return [
-            hand
-            if not item.is_probability
-            else replace(hand, score=_both(item.score, hand.score) if self.predicts_confidence else item.score)
-            for hand, item in zip(hands, found, strict=True)
-        ]
+        if not self.predicts_confidence:
+            return [
+                replace(hand, score=item.score) if item.is_probability else hand
+                for hand, item in zip(hands, found, strict=True)
+            ]
+        return [replace(hand, score=_joined(item, hand.score)) for hand, item in zip(hands, found, strict=True)]
 
     def predict_whole(
         self, photo: Photo | LargePhoto, handedness: Handedness | str = AUTO, intrinsics: Intrinsics | None = None
@@ -277,7 +277,8 @@ class Predictor:
                 continue
             odds = said[index] + (self._side_odds(answer) if self.predicts_handedness else 0.0)
             answers[index] = answer.with_side(_probability(_INDEPENDENCE * odds))
-            if self.predicts_handedness and answer.score >= PLAUSIBLE and answers[index].sure < CERTAIN_SIDE:
+            plausible = _joined(found[index], answer.score) >= PLAUSIBLE
+            if self.predicts_handedness and plausible and answers[index].sure < CERTAIN_SIDE:
                 doubted.append(index)
         if not doubted:
             return answers
@@ -513,9 +514,9 @@ def _is_one_hand(first: HandPrediction, second: HandPrediction) -> bool:
     return near or (box_iou(first.box, second.box) > _SAME_HAND_IOU and first.handedness == second.handedness)
 
 
-def _both(detector: float, network: float) -> float:
-    """One probability of two, not quite independent ones."""
-    return _probability(_INDEPENDENCE * (_log_odds(detector) + _log_odds(network)))
+def _joined(item: Detection, score: float) -> float:
+    """The network's score of a detection, joined with the detector's where that is a probability, too."""
+    return _probability(_INDEPENDENCE * (_log_odds(item.score) + _log_odds(score))) if item.is_probability else score
 
 
 def _log_odds(probability: float) -> float:
