@@ -123,7 +123,7 @@ def test_it_is_a_module_too(tmp_path):
 
 
 def test_a_photo_becomes_an_overlay_a_mesh_and_numbers(predict, photos, tmp_path):
-    outcome = predict(photos / "a.jpg")
+    outcome = predict(photos / "a.jpg", "--max-hands", 1, "--min-score", 0, "--hand", "right")
     assert outcome.code == 0
     assert "1 of 1 images done: png, glb, json in handmesh_out/" in outcome.out
     assert written(tmp_path / "handmesh_out") == ["a.glb", "a.json", "a.png"]

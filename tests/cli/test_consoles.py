@@ -36,7 +36,7 @@ def test_names_that_the_console_cannot_show(encoding, tmp_path):
     done = handmesh(tmp_path, "predict", "手.jpg", "缺.jpg", "--out", "手", "--format", "json", encoding=encoding)
     assert b"Traceback" not in done.stderr
     assert done.returncode == 1  # for the file that is not there
-    assert rb"\u624b.jpg: right, score" in done.stdout
+    assert rb"\u624b.jpg: 1 hand: right" in done.stdout
     assert rb"\u7f3a.jpg" in done.stderr
     assert (tmp_path / "手" / "手.json").is_file()
 

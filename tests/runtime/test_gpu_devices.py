@@ -153,5 +153,5 @@ def test_answers_and_losses_stay_on_the_gpu(backbone):
         assert {value.device for value in on_gpu} == {GPU}
         # Those of heatmaps use a softmax that is not to be had here, and the optional heads' look for gradients.
         left_out = {"heatmaps", "heatmap_keypoints", "heatmap_depths"}
-        left_out |= {"confidence", "handedness", "joint_confidence"}
+        left_out |= {"confidence", "handedness", "joint_confidence", "normals", "edges"}  # the last two are off
         assert set(parts) == set(LossWeights.model_fields) - left_out

@@ -718,7 +718,7 @@ def test_sigterm_under_load_loses_no_request(model_file):
             with talk_to(url) as client:
                 while True:
                     try:
-                        response = client.post("/v1/hands", content=photo())
+                        response = client.post("/v1/hands?box=8,8,200,180", content=photo())
                         complete = response.status_code != 200 or len(response.json()["hands"]) == 1
                         outcome = str(response.status_code) if complete else "cut off"
                     except httpx.HTTPError as error:

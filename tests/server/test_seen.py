@@ -102,7 +102,7 @@ def test_a_collector_gets_stages_and_counts():
                     assert time.monotonic() < until
                     time.sleep(0.1)
                 parent = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
-                assert client.post("/v1/hands?min_score=0", content=photo(), headers=parent).status_code == 200
+                assert client.post("/v1/hands?box=8,8,90,90", content=photo(), headers=parent).status_code == 200
         finally:
             process.send_signal(signal.SIGTERM)  # what is not sent yet is sent at the end
             process.communicate(timeout=60)
