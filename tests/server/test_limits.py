@@ -643,7 +643,8 @@ def test_tokens_have_names_and_change_while_the_server_runs(tmp_path, monkeypatc
         assert server.service.control.client_queue_size() == 3, "where clients have names, none has all places"
         with caplog.at_level("INFO", logger="handmesh_server.access"):
             status(other)
-        assert [record.token for record in caplog.records if getattr(record, "status", 0) == 200] == ["robot"]
+            # The line is written once the answer is sent.
+            wait_until(lambda: [one.token for one in caplog.records if getattr(one, "status", 0) == 200] == ["robot"])
         change(f"app: {first}\napp: {second}\n")
         assert [status(one) for one in (first, other, second)] == [200, 401, 200]
         change("short")
