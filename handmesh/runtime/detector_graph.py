@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from handmesh.config import DetectorModel
 from handmesh.errors import CheckpointError
-from handmesh.runtime.trace import IR_VERSION, OPSET, quiet, split_depthwise, store_in_16_bits
+from handmesh.runtime.trace import OPSET, optimized, quiet, split_depthwise, store_in_16_bits
 from handmesh.system.atomic import written_atomically
 from handmesh.system.extras import extra
 
@@ -58,8 +58,6 @@ def write_detector(path: Path, network: HandDetectorNet, training: Mapping[str, 
 def _traced(config: DetectorModel) -> bytes:
     """The graph of a network of these settings, with whatever weights: each is an initializer of its own name."""
     with extra("train", "making an ONNX graph"):
-        import onnx
-        import onnxscript.optimizer
         import torch
 
     from handmesh.model.detector import HandDetectorNet
@@ -80,17 +78,7 @@ def _traced(config: DetectorModel) -> bytes:
             verbose=False,
         )
         assert program is not None
-        model = program.model_proto
-        own = {name for name, _ in network.named_parameters()}
-        weights = [constant for constant in model.graph.initializer if constant.name in own]
-        for weight in weights:  # as inputs, the optimizer leaves weights alone
-            model.graph.initializer.remove(weight)
-            value = onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
-            model.graph.input.append(value)
-        model = onnxscript.optimizer.optimize(model)
-        del model.graph.input[1:]
-        model.graph.initializer.extend(weights)
-    model.ir_version = IR_VERSION
+        model = optimized(program.model_proto, {name for name, _ in network.named_parameters()})
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""

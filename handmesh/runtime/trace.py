@@ -109,8 +109,6 @@ def _structure_of(config: ModelConfig) -> ModelConfig:
 def _traced(config: ModelConfig) -> bytes:
     """The graph of a network of these settings, with whatever weights: each is an initializer of its own name."""
     with extra("train", "making an ONNX graph"):
-        import onnx
-        import onnxscript.optimizer
         import torch
 
         from handmesh.hand.layer import HandModel
@@ -132,20 +130,27 @@ def _traced(config: ModelConfig) -> bytes:
             verbose=False,
         )
         assert program is not None
-        model = program.model_proto
-        # As inputs, the optimizer leaves weights alone.
         own = {name for name, _ in [*network.named_parameters(), *network.named_buffers()]}
-        weights = [constant for constant in model.graph.initializer if constant.name in own]
-        for weight in weights:
-            model.graph.initializer.remove(weight)
-            value = onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
-            model.graph.input.append(value)
-        model = onnxscript.optimizer.optimize(model)
-        del model.graph.input[1:]
-        model.graph.initializer.extend(weights)
-    model.ir_version = IR_VERSION
+        model = optimized(program.model_proto, own)
     _named_by_scope(model.graph, {name for name, _ in network.named_modules()})
     return bytes(model.SerializeToString())
+
+
+def optimized(model: Any, weights: set[str]) -> Any:
+    """A traced graph with what can be computed once computed, but for these weights, which stay under their names."""
+    import onnx
+    import onnxscript.optimizer
+
+    own = [constant for constant in model.graph.initializer if constant.name in weights]
+    for weight in own:  # as inputs, the optimizer leaves them alone
+        model.graph.initializer.remove(weight)
+        value = onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
+        model.graph.input.append(value)
+    model = onnxscript.optimizer.optimize(model)
+    del model.graph.input[1:]
+    model.graph.initializer.extend(own)
+    model.ir_version = IR_VERSION
+    return model
 
 
 def _named_by_scope(graph: Any, modules: set[str]) -> None:
