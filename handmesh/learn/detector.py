@@ -114,6 +114,10 @@ def train_detector(
         torch.manual_seed(config.seed)
         model = to_device(HandDetectorNet(config.detector), ranks.device)
         state = load_latest_state(directory) if resume else None
+        if resume and state is None and any(directory.glob("state-*.pt")):
+            raise CheckpointError(f"No state in {directory} can be read: start again with another --out.")
+        if state is not None and state["config"]["detector"] != config.detector.model_dump(mode="json"):
+            raise CheckpointError(f"{directory} holds a run of another network: resume with its `detector`.")
         if state is None and config.start_from is not None:
             start_weights(model, config.start_from)
         if config.frozen_stem:
@@ -206,12 +210,12 @@ def detection_scores(model: HandDetectorNet, records: list[SceneRecord], side: i
     false_per_photo: hands in photographs that are known to have none, at that score. A hand that no complete list has
     is not counted: incomplete lists say nothing about what they lack.
     """
-    model.eval()
+    device = next((value.device for value in model.parameters()), torch.device("cpu"))
     found, right, hands, false, empty = 0, 0, 0, 0, 0
     for record in records:
         image = read_image(record.image)
         picture, scale = fitted(image, side)
-        grid = model(torch.from_numpy(picture)[None])[0].numpy()
+        grid = model(torch.from_numpy(picture)[None].to(device))[0].cpu().numpy()
         answers = [(in_image(hand.box, scale), hand.right) for hand in decode(grid, FOUND_SCORE)]
         truth = [((*keypoints.min(axis=0), *keypoints.max(axis=0)), side) for keypoints, side in record.hands]
         pairs = match_boxes([box for box, _ in truth], [box for box, _ in answers], FOUND_IOU)
@@ -220,7 +224,6 @@ def detection_scores(model: HandDetectorNet, records: list[SceneRecord], side: i
         right += sum((answers[b][1] > 0.5) == (truth[a][1] == Handedness.RIGHT) for a, b in pairs)
         if record.complete and not record.hands:
             empty, false = empty + 1, false + len(answers)
-    model.train()
     scores = {"recall": found / max(hands, 1), "sides_right": right / max(found, 1)}
     return scores | ({"false_per_photo": false / empty} if empty else {})
 

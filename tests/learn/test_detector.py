@@ -112,6 +112,8 @@ def test_a_run_stopped_and_resumed_ends_as_one_that_was_not(scenes, tmp_path):
     train_detector(half, tmp_path / "parts", should_stop=stop)
     with pytest.raises(CheckpointError, match="--resume"):
         train_detector(config(scenes), tmp_path / "parts")
+    with pytest.raises(CheckpointError, match="another network"):
+        train_detector(config(scenes, detector={"width": 16}), tmp_path / "parts", resume=True)
     parts = train_detector(config(scenes), tmp_path / "parts", resume=True)
     lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "total" in line] == [1, 2, 3, 4]
