@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import posixpath
 import re
 import shutil
@@ -206,12 +207,14 @@ def http_page() -> str:
         for method, operation in operations.items():
             parts += [f"## {method.upper()} {path}", operation.get("summary", "")]
             parts.append(operation.get("requestBody", {}).get("description", ""))
-            rows = [
-                f"| `{one['name']}` | {_schema_name(one['schema'])} | {_cell(one.get('description', ''))} |"
-                for one in operation.get("parameters", [])
-            ]
-            if rows:
-                parts.append("| query | type | |\n| --- | --- | --- |\n" + "\n".join(rows))
+            for place in ("path", "query"):
+                rows = [
+                    f"| `{one['name']}` | {_parameter(one['schema'])} | {_cell(one.get('description', ''))} |"
+                    for one in operation.get("parameters", [])
+                    if one["in"] == place
+                ]
+                if rows:
+                    parts.append(f"| {place} | | |\n| --- | --- | --- |\n" + "\n".join(rows))
             rows = [
                 f"| {status} | {_cell(answer.get('description', ''))} | {_contents(answer)} |"
                 for status, answer in operation["responses"].items()
@@ -234,6 +237,17 @@ def _contents(answer: dict[str, Any]) -> str:
         f"`{kind}`" + (f" {_schema_name(one['schema'])}" if "$ref" in one.get("schema", {}) else "")
         for kind, one in answer.get("content", {}).items()
     )
+
+
+def _parameter(schema: dict[str, Any]) -> str:
+    """Its type, and what it is when it is not said."""
+    kind = _schema_name(schema).removesuffix(" or null")
+    default = schema.get("default")
+    if isinstance(default, list):  # of a parameter that may be repeated
+        default = default[0] if default else None
+    if default is None:
+        return kind
+    return f"{kind}; default `{default if isinstance(default, str) else json.dumps(default)}`"
 
 
 def _schema_name(schema: dict[str, Any]) -> str:

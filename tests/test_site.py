@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -76,7 +77,10 @@ def test_the_references_are_whole(build_site):
     assert all(
         f"## handmesh {command.name or command.callback.__name__}" in commands for command in app.registered_commands
     )
-    assert "## POST /v1/hands" in build_site.http_page()
+    http = build_site.http_page()
+    assert "## POST /v1/hands" in http
+    assert re.search(r"\| query .*\n.*\n(\| .*\n)*\| `min_score` \| [^|]*; default `0\.7` \|", http), "defaults are said"
+    assert re.search(r"## GET /v1/videos/\{id\}\n+.*\n+\| path ", http), "what is no query is not called one"
 
 
 @needs_zensical
