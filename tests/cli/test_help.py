@@ -42,7 +42,9 @@ def test_help_fits_the_terminal_and_breaks_where_it_must(words, columns):
 
 def test_examples_in_help_can_be_pasted():
     for words in COMMANDS:
-        shown = CliRunner().invoke(app, [*words, "-h"], terminal_width=80).output.replace("\\\n", " ")
+        shown = CliRunner().invoke(app, [*words, "-h"], terminal_width=80).output
+        assert not [line for line in shown.splitlines() if line.count('"') % 2], "a break between quotes"
+        shown = shown.replace("\\\n", " ")
         for example in re.findall(r"^ +(handmesh .*)$", shown.partition("Options:")[0], re.MULTILINE):
             _, *found = shlex.split(example.partition("&&")[0])
             node = typer.main.get_command(app)
