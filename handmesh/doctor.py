@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from handmesh import __version__
+from handmesh.detect.hands import BUNDLED_DETECTOR
 from handmesh.errors import HandMeshError
 from handmesh.hand import Handedness
 from handmesh.hand.models import HAND_MODELS, HandModelSource
@@ -62,7 +63,8 @@ def examine() -> Iterator[Finding]:
             yield _hand(hand, side)
     yield _guarded("folder for what you add", lambda: _folder(user_data_folder()))
     yield _guarded("folder for caches", lambda: _folder(user_cache_folder()))
-    yield _guarded("bundled model", _bundled_model)
+    yield _guarded("bundled model", lambda: _file(bundled_model_path()))
+    yield _guarded("bundled detector", lambda: _file(BUNDLED_DETECTOR))
     yield _guarded("inference", _inference)
 
 
@@ -114,8 +116,7 @@ def _folder(folder: Path) -> str:
     return f"{folder}{', which the system empties: set HOME to a folder that can be written' if stands_in else ''}"
 
 
-def _bundled_model() -> str:
-    path: Path = bundled_model_path()
+def _file(path: Path) -> str:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return f"{path.name}, {path.stat().st_size / 1e6:.1f} MB, sha256 {digest[:12]}"
 
