@@ -76,7 +76,8 @@ def predict(
     focal: FocalOption = None,
     fov: FovOption = None,
     passes: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Crops of each hand that the network sees, each closer.")
+        int,
+        typer.Option(metavar="N", min=1, help="Crops of a hand; where our detector says how it points, one is enough."),
     ] = 3,
     search: Annotated[
         str,

@@ -29,7 +29,13 @@ def serve(
         list[str] | None, typer.Option(metavar="ORIGIN", help="Web pages of this origin may call; repeatable.")
     ] = None,
     passes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=10, help="Crops of each hand; default: 3.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=10,
+            help="Crops of a hand; where our detector says how it points, one is enough. Default: 3.",
+        ),
     ] = None,
     threads: Annotated[
         int | None,

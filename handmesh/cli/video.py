@@ -130,7 +130,7 @@ def video(
         say_json(result)
         return
     earlier = f" ({result.resumed_at} of them by an earlier run)" if result.resumed_at else ""
-    say(f"{result.frames} frames{earlier}, a hand in {result.frames_with_hands}; {result.hands} hands followed")
+    say(f"{result.frames} frames{earlier}, a hand in {result.frames_with_hands}; hands followed: {result.hands}")
     if result.brief_hands:
         say(f"in hands.jsonl alone, for they were seen in fewer than {MIN_TRACK_FRAMES} frames: {result.brief_hands}")
     for remark in result.remarks:
