@@ -144,6 +144,13 @@ class _Track:
         if self.handedness_seconds > 0:
             self.right_log_odds += (right - self.right_log_odds) * min(1.0, seconds / self.handedness_seconds)
 
+    def update_with(self, detection: Detection) -> None:
+        """What a detector says of it, if it names a side: as certain as it is of that, but never very."""
+        if detection.handedness is not None:
+            score = detection.handedness_score
+            odds = _DETECTOR_LOG_ODDS if score is None else min(_log_odds(score), _DETECTOR_LOG_ODDS)
+            self.update_handedness(detection.handedness, odds, _DETECTION_SECONDS)
+
 
 class Tracker:
     """Follows hands through pictures in order of time. One per camera or clip; not for several threads at once."""
@@ -421,8 +428,7 @@ class Tracker:
         for row, column in zip(*linear_sum_assignment(np.minimum(cost, 10.0)), strict=True):
             if cost[row, column] < 1:
                 matched.add(column)
-                if (side := detections[column].handedness) is not None:
-                    self._tracks[row].update_handedness(side, _DETECTOR_LOG_ODDS, _DETECTION_SECONDS)
+                self._tracks[row].update_with(detections[column])
         return [item for index, item in enumerate(detections) if index not in matched]
 
     def _find_at(self, image: Image, place: Detection, time: float, intrinsics: Intrinsics) -> TrackedHand | None:
@@ -434,7 +440,7 @@ class Tracker:
         else:
             (hand,) = self.predictor.predict_detections(photo, [place], side, intrinsics)
         passes = self.predictor.passes if place.rotation is None else 1
-        both = side == AUTO and self.predictor.predicts_handedness
+        both = side == AUTO and place.handedness is None and self.predictor.predicts_handedness
         self.crop_count += passes + (min(HANDEDNESS_PASSES, passes) if both else 0)
         points = hand.keypoints_image().astype(np.float64)
         extent = float(np.ptp(points, axis=0).max())
@@ -457,15 +463,15 @@ class Tracker:
         if self._check(image, [(points, mirror)], time, both=True)[0] < min_agreement:
             return None
         track = self._started(hand.handedness, points, time)
-        if hand.handedness_source == "found":
+        if hand.handedness_source == "found":  # by network and detector together
             track.update_handedness(hand.handedness, _log_odds(hand.handedness_score), _FOUND_SECONDS)
-        if place.handedness is not None and self.handedness == AUTO:
-            track.update_handedness(place.handedness, _DETECTOR_LOG_ODDS, _DETECTION_SECONDS)
+        elif self.handedness == AUTO:
+            track.update_with(place)
         self._tracks.append(track)
         return TrackedHand(track.id, self._with_handedness(replace(hand, source=place.source), track), True)
 
     def _handedness_to_try(self, place: Detection) -> str:
-        """What is given; else what a lost hand that was near was; else what the detector says; else both."""
+        """What is given; else what a lost hand that was near was; else it is found out, the detector heard too."""
         if self.handedness != AUTO:
             return self.handedness
         seconds, odds = _HANDEDNESS_SETTLED
@@ -476,7 +482,7 @@ class Tracker:
                 and track.handedness_log_odds >= odds
             ):
                 return track.handedness
-        return self._expected.get(self._next_id) or place.handedness or AUTO
+        return self._expected.get(self._next_id) or AUTO
 
     def _started(self, side: Handedness, points: Keypoints, time: float) -> _Track:
         """A track for a hand that was found: that of a lost one, or a new one."""

@@ -108,6 +108,19 @@ def test_a_detector_that_insists_changes_the_side():
     assert sides[-1] == [LEFT]
 
 
+def test_the_network_is_asked_where_the_detector_is_not_certain_of_the_side():
+    """A right hand of which the detector said left, at 0.6, was taken for a left one for good; `predict` said right."""
+
+    class Doubtful(Shuffling):
+        def __call__(self, image):
+            return [Detection((110, 70, 210, 170), LEFT, 0.99, "hand detector", 0.0, 0.6, is_probability=True)]
+
+    track = Tracker(Predictor(MarkerEngine(heads=True)), detector=Doubtful())
+    for items in follow(track, [thumbed(0, RIGHT)] * 60):
+        assert [item.hand.handedness for item in items] == [RIGHT]
+        assert items[0].hand.handedness_score > 0.8
+
+
 def follow(track, hands):
     """What is tracked in pictures of hands, one after the other."""
     return [track(draw([] if hand is None else [hand]), index / FPS) for index, hand in enumerate(hands)]
