@@ -1,14 +1,16 @@
-"""How long the web page takes, in a headless Chromium:  python benchmarks/page.py [--photos 20] [--seconds 20]
+"""How long the web page takes, in a headless Chromium:  python benchmarks/page.py [--photos 20] [--seconds 10]
 
-A server with the bundled model is started. A 640 x 480 JPEG is chosen again and again: from the choice to the mesh on
-the screen, in the parts that the page itself shows. Then a fake camera (640 x 480, a hand that sways) is followed for
-some seconds: frames per second, and one frame there and back. Without a graphics card Chromium draws on the processor,
-which it shares with the server.
+A server with the bundled model is started, at default settings. A 640 x 480 JPEG is chosen again and again: from the
+choice to the mesh on the screen, in the parts that the page itself shows. Then, in turns, the page follows a fake
+camera (640 x 480, a hand that sways), and a client sends the same pictures over the same WebSocket, each as soon as the
+one before is answered: frames per second of both, and their ratio. Without a graphics card Chromium draws on the
+processor, which it shares with the server.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import tempfile
@@ -16,54 +18,61 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-from serving import photo_640
+from serving import Server, sample
 
 import handmesh
-from handmesh.runtime.engine import open_engine
+from handmesh.client import Client
+from handmesh.files.image import encode_image
 
 ROWS = """Object.fromEntries([...document.querySelectorAll("#timing > div")].map(
     row => [...row.children].map(part => part.innerText)))"""
 STATUS = "document.getElementById('status').textContent"
+SHIFTS = [round(80 + 30 * np.sin(angle)) for angle in np.linspace(0, 2 * np.pi, 60, endpoint=False)]  # px, of the hand
+QUALITY = 80  # of a JPEG, as the page sends them
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of the camera")
-    parser.add_argument("--threads", type=int, default=1, help="of the network")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of the camera, and of the client, in each round")
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-    from browser import CHROMIUM, chromium, write_camera
-    from server_harness import running, settings
+    from browser import CHROMIUM, camera_pictures, chromium, write_camera
 
     if CHROMIUM is None:
         sys.exit("No Chromium was found: apt-get install chromium, or Google Chrome.")
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        photo, camera = directory / "photo.jpg", directory / "camera.y4m"
-        photo.write_bytes(photo_640())
-        swaying = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-        sample = Path(handmesh.__file__).parent / "assets" / "samples" / "rest.jpg"
-        write_camera(camera, sample, 30, [round(80 + 30 * np.sin(angle)) for angle in swaying])
-        fake = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-        engine = open_engine(threads=arguments.threads)
-        with (
-            running(settings(), engine) as server,
-            chromium(directory / "profile", *fake, f"--use-file-for-fake-video-capture={camera}") as page,
-        ):
-            page.resize(1280, 800)
-            page.open(server.url + "/")
-            report("a photo", [one_photo(page, photo) for _ in range(arguments.photos + 1)][1:])
-            page.click("#camera")
-            page.wait_for(f"{STATUS}.startsWith('Following')")
-            time.sleep(2)
-            frames = []
-            until = time.monotonic() + arguments.seconds
-            while time.monotonic() < until:
-                time.sleep(0.6)  # the page renews its figures every half second
-                frames.append(page.run(ROWS))
-            report("the camera", frames)
+    server = Server()
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            photo, camera = directory / "photo.jpg", directory / "camera.y4m"
+            photo.write_bytes(encode_image(sample(), "jpeg", quality=90))
+            hand = Path(handmesh.__file__).parent / "assets" / "samples" / "rest.jpg"
+            write_camera(camera, hand, 30, SHIFTS)
+            frames = [
+                encode_image(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), "jpeg", quality=QUALITY)
+                for picture in camera_pictures(hand, SHIFTS)
+            ]
+            fake = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+            with chromium(directory / "profile", *fake, f"--use-file-for-fake-video-capture={camera}") as page:
+                page.resize(1280, 800)
+                page.open(f"http://127.0.0.1:{server.port}/")
+                if arguments.photos:
+                    report("a photo", [one_photo(page, photo) for _ in range(arguments.photos + 1)][1:])
+                rows, ratios = [], []
+                for _ in range(arguments.rounds):
+                    shown = camera_round(page, arguments.seconds)
+                    rate = client_round(server.port, frames, arguments.seconds)
+                    rows += shown
+                    ratios.append(statistics.median(float(row["Frames"].split()[0]) for row in shown) / rate)
+                    print(f"the WebSocket alone: {rate:.1f} frames/s; the page's over it: {ratios[-1]:.2f}")
+                report("the camera", rows)
+                print(f"the page's frames/s over the WebSocket's: {statistics.median(ratios):.2f}")
+    finally:
+        server.end()
 
 
 def one_photo(page: Any, path: Path) -> dict[str, str]:
@@ -72,6 +81,34 @@ def one_photo(page: Any, path: Path) -> dict[str, str]:
     page.wait_for("document.querySelector('#timing').innerText.includes('Photo to mesh')")
     rows: dict[str, str] = page.run(ROWS)
     return rows
+
+
+def camera_round(page: Any, seconds: float) -> list[dict[str, str]]:
+    """The figures that the page shows, every 0.6 s: it renews them every half second."""
+    page.click("#camera")
+    page.wait_for(f"{STATUS}.startsWith('Following')")
+    time.sleep(3)
+    rows = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.6)
+        rows.append(page.run(ROWS))
+    page.click("#camera")
+    page.wait_for("document.getElementById('app').dataset.mode !== 'live'")
+    return rows
+
+
+def client_round(port: int, frames: list[bytes], seconds: float) -> float:
+    """Frames per second."""
+    with Client(f"http://127.0.0.1:{port}").stream() as stream:
+        for frame in frames[:10]:
+            stream(frame)
+        started = time.monotonic()
+        for number, frame in enumerate(itertools.cycle(frames)):
+            if time.monotonic() - started > seconds:
+                return number / (time.monotonic() - started)
+            stream(frame)
+    raise AssertionError
 
 
 def report(name: str, rows: list[dict[str, str]]) -> None:

@@ -30,10 +30,7 @@ FLAGS = [
     "--hide-scrollbars",
     "--mute-audio",
     "--force-color-profile=srgb",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--ignore-gpu-blocklist",
+    "--enable-unsafe-swiftshader",  # WebGL without a graphics card; all else is as Chromium chooses without one
     "--window-size=1280,800",
     "--disable-quic",
     "--no-first-run",
@@ -48,14 +45,20 @@ FLAGS = [
 ]
 
 
-def write_camera(path: Path, picture: Path, fps: int, shifts: Iterable[int]) -> None:
-    """A clip for Chromium's fake camera, as YUV4MPEG2: the square picture on grey, 640 x 480, `shifts` px from the left."""
+def camera_pictures(picture: Path, shifts: Iterable[int]) -> Iterator[np.ndarray]:
+    """(480, 640, 3) BGR: the square picture on grey, `shifts` px from the left."""
     hand = cv2.resize(cv2.imread(str(picture)), (480, 480))
+    for shift in shifts:
+        frame = np.full((480, 640, 3), 90, np.uint8)
+        frame[:, shift : shift + 480] = hand
+        yield frame
+
+
+def write_camera(path: Path, picture: Path, fps: int, shifts: Iterable[int]) -> None:
+    """A clip for Chromium's fake camera, as YUV4MPEG2."""
     with path.open("wb") as file:
         file.write(f"YUV4MPEG2 W640 H480 F{fps}:1 Ip A1:1 C420jpeg\n".encode())
-        for shift in shifts:
-            frame = np.full((480, 640, 3), 90, np.uint8)
-            frame[:, shift : shift + 480] = hand
+        for frame in camera_pictures(picture, shifts):
             file.write(b"FRAME\n" + cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420).tobytes())
 
 

@@ -34,7 +34,7 @@ _TYPES: Final = {
 # Everything from this server, nothing inline, no strings turned into code, in nobody's frame.
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "object-src 'none'; require-trusted-types-for 'script'",
+    "object-src 'none'; media-src 'self' blob:; require-trusted-types-for 'script'",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",  # kept, but asked about: after an upgrade no old module meets a new one
@@ -96,5 +96,6 @@ def _facts(settings: Settings, sample_names: list[str]) -> bytes:
             "hand_colors": {str(side): color for side, color in HAND_COLORS.items()},
             "joint_colors": [FINGER_COLORS[one] if one in FINGER_NAMES else WRIST_COLOR for one in fingers],
             "max_body_bytes": settings.max_body_bytes,
+            "max_clip_bytes": settings.max_upload_bytes,
         }
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -15,10 +16,12 @@ import trimesh
 from browser import CHROMIUM, Page, chromium, write_camera
 from handmesh_server.stream import Frame, StreamOptions, encode_frame
 from marker_hands import MarkerEngine, draw, hand_at
-from server_harness import running, settings
+from server_harness import DotEngine, running, settings
 
 import handmesh
-from handmesh.predict import Predictor
+from handmesh.files.video import ClipSource
+from handmesh.motion.log import read_frames
+from handmesh.predict import Predictor, load_predictor
 from handmesh.runtime.engine import open_engine
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -88,7 +91,11 @@ def until_still(page: Page) -> np.ndarray:
 
 
 def choose(page: Page, name: str = "palm.jpg") -> None:
-    page.choose(SAMPLES / name)
+    choose_path(page, SAMPLES / name)
+
+
+def choose_path(page: Page, path: Path) -> None:
+    page.choose(path)
     page.wait_for(FOUND)
 
 
@@ -219,6 +226,185 @@ def test_the_camera_is_followed_and_switched_off(page):
     page.wait_for("document.getElementById('app').dataset.mode !== 'live'")
     assert page.run("document.getElementById('video').srcObject") is None
     assert page.errors == []
+
+
+def downloaded(profile: Path, name: str) -> Path:
+    path = profile / "downloads" / name
+    until = time.monotonic() + 20
+    while not (path.exists() and path.stat().st_size):
+        assert time.monotonic() < until, f"no {name} came"
+        time.sleep(0.05)
+    return path
+
+
+def two_hands(width: int, height: int) -> np.ndarray:
+    """(H, W, 3) BGR: a right hand beside a left one, on grey."""
+    both = cv2.hconcat([cv2.imread(str(SAMPLES / name)) for name in ("palm.jpg", "left_gun.jpg")])
+    picture = np.full((height, width, 3), 90, np.uint8)
+    top = (height - width // 2) // 2
+    picture[top : top + width // 2] = cv2.resize(both, (width, width // 2))
+    return picture
+
+
+@pytest.fixture(scope="module")
+def finder():
+    """A server that finds every hand."""
+    predictor = load_predictor(threads=1)
+    with running(settings(), predictor.engine, predictor) as one:
+        yield one
+
+
+@pytest.fixture
+def two_hands_page(finder, tmp_path):
+    """The page of a browser whose camera sees two hands."""
+    camera = tmp_path / "two.y4m"
+    with camera.open("wb") as file:
+        file.write(b"YUV4MPEG2 W640 H480 F15:1 Ip A1:1 C420jpeg\n")
+        file.write(b"FRAME\n" + cv2.cvtColor(two_hands(640, 480), cv2.COLOR_BGR2YUV_I420).tobytes())
+    fake = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    with chromium(tmp_path / "profile", *fake, f"--use-file-for-fake-video-capture={camera}") as page:
+        page.resize(1280, 800)
+        page.open(finder.url + "/")
+        yield page
+
+
+CHIPS = "[...document.getElementById('hands').children].map((label) => label.innerText.trim())"
+
+
+def test_several_hands_of_a_camera_have_scores_and_can_be_hidden(two_hands_page):
+    page = two_hands_page
+    page.click("#camera")
+    page.wait_for("document.getElementById('status').textContent === 'Following 2 hands.'")
+    sides = [chip.split()[0] for chip in page.wait_for(f"({CHIPS}).every((chip) => /%$/.test(chip)) && {CHIPS}")]
+    assert sorted(sides) == ["Left", "Right"]
+    with_both = picture(page)
+    page.click("#hands label:first-child span")
+    time.sleep(2)
+    assert changed(with_both, picture(page)) > 0.02, "one is gone, and stays so"
+    page.click("#camera")
+    assert page.errors == []
+
+
+def test_a_camera_is_recorded_and_kept(page, profile):
+    """What was seen, as a clip that our own reader reads, and the hands in it."""
+    page.click("#camera")
+    page.wait_for("document.getElementById('status').textContent.startsWith('Following')")
+    page.click("#record")
+    page.wait_for("/Recording, [2-9]/.test(document.getElementById('status').textContent)")
+    page.click("#record")
+    page.wait_for("document.querySelectorAll('#files button').length === 2")
+    for number in (1, 2):
+        page.click(f"#files button:nth-child({number})")
+    page.click("#camera")
+    lines = [json.loads(line) for line in downloaded(profile, "hands.jsonl").read_text().splitlines()]
+    assert len(lines) >= 2
+    assert all(0 <= line["time"] < 60 and line["width"] == 640 for line in lines)
+    assert np.array(lines[-1]["hands"][0]["joints"]).shape == (21, 3)
+    (clip,) = [path for path in (profile / "downloads").iterdir() if path.stem == "hands" and path.suffix != ".jsonl"]
+    shown = ClipSource(downloaded(profile, clip.name)).read()
+    assert shown is not None
+    assert shown.image.std() > 20, "the picture with the hand"
+    assert page.errors == []
+
+
+def test_the_next_picture_is_sent_before_the_last_one_is_shown(browser):
+    """While the server works, the next one is made ready."""
+    log_events = """window.events = [];
+        const send = WebSocket.prototype.send;
+        WebSocket.prototype.send = function (data) {
+            if (typeof data !== "string") events.push("sent");
+            return send.call(this, data);
+        };
+        import("./static/js/stage.js").then(({ Stage }) => {
+            const show = Stage.prototype.setPicture;
+            Stage.prototype.setPicture = function (...picture) {
+                if (picture[0]) events.push("shown");
+                return show.apply(this, picture);
+            };
+        })"""
+    with running(settings(), DotEngine(delay=0.3)) as server:
+        browser.open(server.url + "/")
+        browser.run(log_events)
+        browser.click("#camera")
+        browser.wait_for("events.filter((event) => event === 'shown').length > 5")
+        events = browser.run("events")
+        browser.click("#camera")
+    shown = [index for index, event in enumerate(events) if event == "shown"]
+    in_flight = [events[:index].count("sent") - number for number, index in enumerate(shown, 1)]
+    assert sum(count > 0 for count in in_flight) > len(shown) / 2, events
+
+
+def test_a_clip_becomes_a_job_whose_results_are_kept(browser, profile, tmp_path):
+    """Dropped on the page: progress, then the clip with hands, their log and the animated hand."""
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 25.0, (384, 384))
+    for _ in range(8):
+        writer.write(cv2.imread(str(SAMPLES / "palm.jpg")))
+    writer.release()
+    browser.errors.clear()
+    with running(
+        settings(jobs_dir=tmp_path / "jobs", job_nice=0, token="a-token-of-some-length"), open_engine()
+    ) as server:
+        browser.call("Page.navigate", url=server.url + "/")
+        browser.wait_for("document.getElementById('token').open")
+        browser.run("document.getElementById('token-value').value = 'a-token-of-some-length'")
+        browser.click("#token [type=submit]")
+        browser.wait_for("document.getElementById('app').dataset.ready === 'true'")
+        browser.drop(clip, (400, 300))
+        browser.wait_for("document.getElementById('app').dataset.mode === 'clip'")
+        browser.wait_for("document.querySelectorAll('#files button').length >= 3", 90)
+        assert browser.run("document.getElementById('status').textContent") == "Done: hands in 8 of 8 pictures."
+        names = browser.run(
+            "[...document.querySelectorAll('#files button')].map((one) => one.textContent.split(',')[0])"
+        )
+        assert {"overlay.mp4", "hands.jsonl", "hand.glb"} <= set(names)
+        (profile / "downloads" / "hands.jsonl").unlink(missing_ok=True)
+        browser.click(f"#files button:nth-child({names.index('hands.jsonl') + 1})")
+        assert len(list(read_frames(downloaded(profile, "hands.jsonl")))) == 8
+        browser.wait_for("document.getElementById('clip').src.startsWith('blob:')")
+    refused = [error for error in browser.errors if "401" not in error]
+    # Chromium without Google's codecs does not play H.264.
+    assert [error for error in refused if "overlay" not in error] == []
+
+
+def test_a_clip_that_cannot_be_read_is_refused_in_words(browser, tmp_path):
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"no clip at all")
+    with running(settings(jobs_dir=tmp_path / "jobs"), DotEngine()) as server:
+        browser.open(server.url + "/")
+        browser.choose(clip)
+        browser.wait_for("!document.getElementById('notice').hidden")
+        assert "MP4" in browser.run("document.getElementById('notice-text').textContent")
+        assert browser.run("document.getElementById('app').dataset.mode") == "empty"
+
+
+def test_it_is_said_that_a_hand_can_be_turned_until_it_was(page):
+    assert not page.run("document.getElementById('hint').checkVisibility()")
+    choose(page)
+    assert page.run("document.getElementById('hint').checkVisibility()")
+    page.drag((470, 400), (620, 440))
+    page.wait_for("!document.getElementById('hint').checkVisibility()")
+    choose(page, "left_gun.jpg")
+    assert not page.run("document.getElementById('hint').checkVisibility()")
+
+
+@pytest.mark.skipif("AXE" not in os.environ, reason="needs axe-core: npm install axe-core, AXE=.../axe.min.js")
+def test_axe_finds_nothing(finder, browser, tmp_path):
+    """The checks of accessibility by axe-core, with hands shown, light and dark."""
+    path = tmp_path / "two.jpg"
+    cv2.imwrite(str(path), two_hands(800, 500))
+    for scheme in ("light", "dark"):
+        browser.prefer(color_scheme=scheme)
+        browser.open(finder.url + "/")
+        for show in (lambda: None, lambda: choose_path(browser, path), lambda: browser.click("#camera")):
+            show()
+            browser.run(Path(os.environ["AXE"]).read_text(encoding="utf-8") + ";0")
+            found = browser.run(
+                "axe.run().then(({ violations }) => violations.map(({ id, nodes }) => [id, nodes[0].html]))"
+            )
+            assert found == [], scheme
+        browser.click("#camera")
+    browser.prefer(color_scheme="light")
 
 
 def test_a_camera_that_is_refused_is_told_how_to_be_allowed(server, tmp_path):

@@ -1,4 +1,4 @@
-// Ways for a photo to come in: dropped, pasted, chosen, or a sample; and what makes a file a photo.
+// Ways for a photo or a clip to come in: dropped, pasted, chosen, or a sample; and what makes a file a photo.
 
 import { Problem, request } from "./api.js";
 
@@ -44,7 +44,7 @@ export async function openPhoto(file, mostBytes) {
     full = await createImageBitmap(file);
   } catch {
     const name = file.name ? `“${file.name}”` : "It";
-    throw new Problem("This is not a picture", `${name} cannot be read as one. JPEG, PNG and WebP are welcome.`);
+    throw new Problem("This is not a picture", `${name} cannot be read as one. JPEG, PNG and WebP are welcome, and clips as MP4, MOV or WebM.`);
   }
   const { width, height } = full;
   // What only browsers read (HEIC in Safari, AVIF, GIF) is sent as a JPEG.

@@ -1,4 +1,5 @@
-// The camera, and its frames on their way to the server: one in flight, and always the newest one.
+// The camera, and its frames on their way to the server. While one is in flight the next is made ready; it is sent as soon
+// as the answer is there, before that is drawn.
 
 import { openStream, Problem, request } from "./api.js";
 import { decodeFrame } from "./wire.js";
@@ -6,6 +7,7 @@ import { decodeFrame } from "./wire.js";
 const LONG_SIDE = 640; // pixels sent; the network sees a part of it, much smaller still
 const JPEG_QUALITY = 0.8;
 const ANSWER_SECONDS = 12; // the server's own deadline is 10
+const PICTURE_MS = 50; // a new one is said to be there only when the page is drawn, which may be seldom
 const RETRY_SECONDS = [1, 2, 4, 8];
 const REMEMBERED = 30; // answers, for the rates that are shown
 
@@ -18,7 +20,7 @@ export class Live {
     Object.assign(this, { video, onFrame, onMessage, onEnd });
     this.options = { hand: "auto", box: null };
     this.running = false;
-    this.canvases = [document.createElement("canvas"), document.createElement("canvas")];
+    this.canvases = [1, 2, 3].map(() => document.createElement("canvas")); // on the screen, in flight, made ready
     document.addEventListener("visibilitychange", () => this.running && !document.hidden && this.wake?.());
   }
 
@@ -107,28 +109,33 @@ export class Live {
   async #talk(ours) {
     const socket = (this.socket = openStream());
     const inbox = new Inbox(socket);
+    const open = () => ours() && socket.readyState === WebSocket.OPEN;
     let answered = 0;
     if (await inbox.opened) {
       socket.send(JSON.stringify(this.options));
       const rates = new Rates();
-      for (let number = 0; ours() && socket.readyState === WebSocket.OPEN; number++) {
-        await this.#nextPicture();
-        if (!ours()) break;
-        const snapshot = this.#snapshot(number);
-        const blob = await toJpeg(snapshot, JPEG_QUALITY);
-        const sent = performance.now();
-        if (socket.readyState !== WebSocket.OPEN) break;
+      let next = this.#nextFrame(0);
+      let show = () => {};
+      for (let number = 0; ; number++) {
+        if (next.ready) setTimeout(show); // after sending
+        else show();
+        const { canvas, blob } = await next.frame;
+        if (!open()) break;
         socket.send(blob);
+        const sent = performance.now();
+        // Made ready when the answer is expected, so that it is not older than it must be.
+        next = this.#nextFrame(number + 1, rates.count ? rates.median("roundTrip") - 2 * rates.median("preparing") : 0);
         const answer = await inbox.answerTo(number);
         if (answer === null || !ours()) break;
+        show = () => {};
         if (answer.type === "error") {
           this.onMessage(answer.status === 429 ? "The server is busy …" : answer.detail);
           await sleep(1000 * Math.max(0.25, answer.retry_after ?? 0));
           continue;
         }
         answered++;
-        rates.add(performance.now() - sent, answer);
-        this.onFrame(snapshot, answer, rates);
+        rates.add({ roundTrip: performance.now() - sent, server: answer.serverMs, model: answer.modelMs, preparing: this.preparing });
+        show = () => ours() && this.onFrame(canvas, answer, rates);
       }
     }
     socket.close();
@@ -136,12 +143,28 @@ export class Live {
     return { answered, code, reason };
   }
 
-  /** Resolves when the camera has a picture that was not sent yet, and somebody is looking. */
+  /** -> { frame, ready }: a promise of the camera's next picture as canvas and JPEG, and whether it is kept already. */
+  #nextFrame(number, waitMs = 0) {
+    const next = { ready: false };
+    next.frame = (async () => {
+      if (waitMs > 0) await sleep(waitMs);
+      const started = performance.now();
+      await this.#nextPicture();
+      const canvas = this.#snapshot(number);
+      const blob = await toJpeg(canvas, JPEG_QUALITY);
+      this.preparing = performance.now() - started;
+      next.ready = true;
+      return { canvas, blob };
+    })();
+    return next;
+  }
+
+  /** Resolves when the camera should have a picture that was not sent yet, and somebody is looking. */
   async #nextPicture() {
     while (document.hidden && this.running) await new Promise((resolve) => (this.wake = resolve));
     const video = this.video;
     await new Promise((resolve) => {
-      const timer = setTimeout(resolve, 500); // a camera that stands still
+      const timer = setTimeout(resolve, PICTURE_MS);
       const done = () => (clearTimeout(timer), resolve());
       this.wake = done;
       if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(done);
@@ -149,14 +172,15 @@ export class Live {
     });
   }
 
-  /** One of two canvases in turn: the other one is on the screen. */
+  /** On the canvases in turn. */
   #snapshot(number) {
     const { videoWidth, videoHeight } = this.video;
     const scale = Math.min(1, LONG_SIDE / Math.max(videoWidth, videoHeight, 1));
-    const canvas = this.canvases[number % 2];
+    const canvas = this.canvases[number % this.canvases.length];
     const size = { width: Math.max(1, Math.round(videoWidth * scale)), height: Math.max(1, Math.round(videoHeight * scale)) };
     if (canvas.width !== size.width || canvas.height !== size.height) Object.assign(canvas, size);
-    canvas.getContext("2d").drawImage(this.video, 0, 0, size.width, size.height);
+    // To be read again at once, which a graphics card does slowly.
+    canvas.getContext("2d", { willReadFrequently: true }).drawImage(this.video, 0, 0, size.width, size.height);
     return canvas;
   }
 }
@@ -190,11 +214,15 @@ class Inbox {
 }
 
 class Rates {
-  answers = []; // { at, roundTrip, server, model }
+  answers = []; // { at, roundTrip, server, model, preparing }: milliseconds
 
-  add(roundTrip, frame) {
-    this.answers.push({ at: performance.now(), roundTrip, server: frame.serverMs, model: frame.modelMs });
+  add(answer) {
+    this.answers.push({ at: performance.now(), ...answer });
     if (this.answers.length > REMEMBERED) this.answers.shift();
+  }
+
+  get count() {
+    return this.answers.length;
   }
 
   get framesPerSecond() {

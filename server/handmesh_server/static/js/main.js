@@ -1,24 +1,28 @@
 // The page: what it shows, and what happens when. Everything else is in the modules beside.
 
 import { handsOf, onTokenWanted, postPhoto, Problem, request, timingOf } from "./api.js";
+import { isClip, workOnClip } from "./clip.js";
 import { fetchSample, listen, openPhoto } from "./input.js";
 import { Live } from "./live.js";
+import { Recording, recordingFormat } from "./record.js";
 import { Stage } from "./stage.js";
 
 const $ = (id) => document.getElementById(id);
 const UNSURE = 0.6; // scores below are not to be relied on
 
 const state = {
-  mode: "empty", // "empty", "photo" or "live"
+  mode: "empty", // "empty", "photo", "live" or "clip"
   photo: null, // { blob, bitmap, width, height, name }
   side: "auto",
   box: null, // image pixels
+  turned: false, // a hand, once
   retry: null, // what "Try again" does
 };
 let page; // static/page.json: samples, colours, limits
 let stage;
 let live;
 let asking = null; // AbortController of the question that is out
+let recording = null;
 
 // What is shown
 
@@ -28,8 +32,14 @@ function setMode(mode) {
   $("camera").setAttribute("aria-pressed", String(mode === "live"));
   $("camera-label").textContent = mode === "live" ? "Stop" : "Camera";
   $("cameras").hidden = mode !== "live" || $("cameras").options.length < 2;
-  if (mode !== "live" && stage) stage.view.mirrored = false;
-  if (mode !== "photo") $("found").hidden = true;
+  if (mode !== "live") recording?.stop();
+  if (stage) {
+    stage.live = mode === "live";
+    if (mode !== "live") stage.view.mirrored = false;
+  }
+  $("found").hidden = $("results").hidden = true;
+  $("job").hidden = mode !== "clip";
+  if (mode !== "clip") closeClip();
 }
 
 function setStatus(text, busy = false) {
@@ -84,22 +94,77 @@ function describe(hands) {
   return `${names[0].toUpperCase()}${names.slice(1)}${found}.`;
 }
 
+let listed = []; // hands
+
 /** Of several hands each can be hidden; beside it stands how sure the model is of it. */
 function listHands(hands) {
+  const sides = (list) => list.map((hand) => hand.handedness).join();
+  const same = state.mode === "live" && sides(hands) === sides(listed); // those of the picture before
+  listed = hands;
   $("found").hidden = hands.length < 2;
-  const boxes = hands.map(() => Object.assign(document.createElement("input"), { type: "checkbox", checked: true }));
-  const show = () => stage.setHands(hands.filter((_, index) => boxes[index].checked));
-  $("hands").replaceChildren(
-    ...hands.map((hand, index) => {
-      const [label, text] = ["label", "span"].map((tag) => document.createElement(tag));
-      const name = hand.handedness[0].toUpperCase() + hand.handedness.slice(1);
-      text.textContent = `${name} ${Math.round(100 * hand.score)} %`;
-      boxes[index].addEventListener("change", () => (show(), stage.redraw()));
-      label.append(boxes[index], text);
-      return label;
+  if (!same) {
+    $("hands").replaceChildren(
+      ...hands.map(() => {
+        const [label, box, text] = ["label", "input", "span"].map((tag) => document.createElement(tag));
+        Object.assign(box, { type: "checkbox", checked: true });
+        label.append(box, text);
+        return label;
+      }),
+    );
+  }
+  showHands();
+}
+
+function showHands() {
+  const labels = [...$("hands").children];
+  const shown = listed.filter((_, index) => labels[index].firstChild.checked);
+  stage.setHands(shown);
+  $("hint").hidden = !shown.length || stage.view.rotated || state.turned;
+}
+
+/** As often as it can be read. */
+function showScores() {
+  [...$("hands").children].forEach((label, index) => {
+    const { handedness, score } = listed[index];
+    label.lastChild.textContent = `${handedness[0].toUpperCase()}${handedness.slice(1)} ${Math.round(100 * score)} %`;
+  });
+}
+
+/** Once a hand was turned, nobody has to be told that it can be. */
+function onDraw() {
+  if (stage.view.rotated) {
+    state.turned = true;
+    $("hint").hidden = true;
+  }
+  recording?.draw();
+}
+
+/** `files`: [{ name, bytes, open() -> Blob }], to be kept. */
+function listResults(files) {
+  $("results").hidden = files.length === 0;
+  $("files").replaceChildren(
+    ...files.map(({ name, bytes, open }) => {
+      const button = document.createElement("button");
+      const size = bytes < 2 ** 20 ? `${Math.ceil(bytes / 1024)} kB` : `${(bytes / 2 ** 20).toFixed(1)} MB`;
+      button.type = "button";
+      button.textContent = `${name}, ${size}`;
+      button.addEventListener("click", async () => {
+        try {
+          save(await open(), name);
+        } catch (problem) {
+          showProblem(problem);
+        }
+      });
+      return button;
     }),
   );
-  show();
+}
+
+function save(blob, name) {
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  setStatus(`Saved ${name}.`);
 }
 
 const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
@@ -108,6 +173,7 @@ const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 
 async function takeFile(file, sample = "") {
   hideProblem();
+  if (isClip(file)) return takeClip(file);
   try {
     const photo = await openPhoto(file, page.max_body_bytes);
     live.stop();
@@ -143,6 +209,7 @@ async function findHands() {
     const hands = handsOf(answer);
     stage.setPicture(photo.bitmap, answer.image.width, answer.image.height);
     listHands(hands);
+    showScores();
     await stage.redraw();
     const drawn = performance.now();
     const timing = timingOf(response);
@@ -168,15 +235,48 @@ async function download(format) {
   setStatus(`Preparing ${format.toUpperCase()} …`, true);
   try {
     const response = await postPhoto(photo.blob, { side, box, format });
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(await response.blob());
-    link.download = `${photo.name}${format === "png" ? "_overlay" : ""}.${format}`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-    setStatus(`Saved ${link.download}.`);
+    save(await response.blob(), `${photo.name}${format === "png" ? "_overlay" : ""}.${format}`);
   } catch (problem) {
     showProblem(problem, () => download(format));
   }
+}
+
+// Clips
+
+async function takeClip(file) {
+  asking?.abort();
+  const { signal } = (asking = new AbortController());
+  live.stop();
+  Object.assign(state, { photo: null, box: null });
+  markSample("");
+  listHands([]);
+  setMode("clip");
+  $("downloads").disabled = true;
+  $("job-progress").removeAttribute("value");
+  setStatus("Sending the clip …", true);
+  try {
+    const { job, files } = await workOnClip(file, { hand: state.side }, page.max_clip_bytes, { signal, onProgress: showProgress });
+    $("job").hidden = true;
+    listResults(files);
+    setStatus(job.hands ? `Done: hands in ${job.frames_with_hands} of ${job.frames} pictures.` : "Done: no hand was found.");
+    const overlay = files.find((one) => one.name === "overlay.mp4");
+    if (overlay) $("clip").src = URL.createObjectURL(await overlay.open());
+  } catch (problem) {
+    if (problem.name === "AbortError") return; // something else was chosen
+    setMode("empty");
+    showProblem(problem, () => takeClip(file));
+  }
+}
+
+function showProgress({ status, frames_done: done, frames }) {
+  if (status === "queued") return setStatus("Others' clips come first …", true);
+  if (frames) Object.assign($("job-progress"), { max: frames, value: done });
+  setStatus(frames ? `Picture ${done} of ${frames} …` : `${done} pictures done …`, true);
+}
+
+function closeClip() {
+  URL.revokeObjectURL($("clip").src);
+  $("clip").removeAttribute("src");
 }
 
 // Live
@@ -196,6 +296,7 @@ async function startCamera(deviceId) {
     stage.setHands([]);
     setMirror(facing !== "environment");
     setBoxLabel();
+    $("record").hidden = !recordingFormat();
     setStatus("Hold a hand in front of the camera.", true);
     await listCameras(id);
   } catch (problem) {
@@ -232,10 +333,12 @@ let timingShown = 0;
 
 function onFrame(snapshot, frame, rates) {
   stage.setPicture(snapshot, frame.width, frame.height);
-  stage.setHands(frame.hands);
+  listHands(frame.hands);
+  recording?.add(frame);
   if (performance.now() - timingShown < 500) return; // numbers that can be read
   timingShown = performance.now();
   describe(frame.hands);
+  showScores();
   setStatus(...liveStatus(frame.hands));
   const rate = rates.framesPerSecond;
   $("live-rate").textContent = rate ? `Live, ${rate.toFixed(rate < 10 ? 1 : 0)} frames/s` : "Live";
@@ -248,10 +351,26 @@ function onFrame(snapshot, frame, rates) {
 }
 
 /** What is said, and whether something is still being looked for. */
-function liveStatus([hand]) {
-  if (hand) return [`Following the ${hand.handedness} hand.`, false];
+function liveStatus(hands) {
+  if (recording) return [`Recording, ${Math.round(recording.seconds)} s.`, false];
+  if (hands.length > 1) return [`Following ${hands.length} hands.`, false];
+  if (hands.length) return [`Following the ${hands[0].handedness} hand.`, false];
   if (state.side === "auto") return ["Hold a hand in front of the camera.", true];
   return [`Looking for a ${state.side} hand. Is it the other one? Choose Auto.`, true];
+}
+
+function toggleRecording() {
+  if (recording) return recording.stop();
+  recording = new Recording(stage.layers, (files) => {
+    recording = null;
+    $("record").setAttribute("aria-pressed", "false");
+    $("record-label").textContent = "Record";
+    if (state.mode === "live") listResults(files);
+    else for (const { open, name } of files) open().then((blob) => save(blob, name)); // the camera was switched off
+  });
+  listResults([]);
+  $("record").setAttribute("aria-pressed", "true");
+  $("record-label").textContent = "Stop";
 }
 
 async function shutter() {
@@ -269,6 +388,12 @@ const actions = {
   choose: () => $("file").click(),
   camera: () => (state.mode === "live" ? stopCamera() : startCamera()),
   shutter,
+  record: toggleRecording,
+  cancel() {
+    asking?.abort();
+    setMode("empty");
+    setStatus("Cancelled.");
+  },
   reset: () => stage.reset(),
   "zoom-in": () => stage.zoom(1),
   "zoom-out": () => stage.zoom(-1),
@@ -345,7 +470,7 @@ function connect() {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, dialog *")) return;
     if (event.key === "Escape" && stage.boxing) actions.box();
-    if (event.key.toLowerCase() === "b" && state.mode !== "empty") actions.box();
+    if (event.key.toLowerCase() === "b" && ["photo", "live"].includes(state.mode)) actions.box();
   });
 }
 
@@ -408,7 +533,7 @@ async function start() {
   page ??= await (await request("static/page.json")).json();
   if (!document.querySelector("[data-sample]")) addSamples();
   const handModel = await loadHandModel();
-  stage = new Stage($("stage"), handModel, { onBox });
+  stage = new Stage($("stage"), handModel, { onBox, onDraw });
   live = new Live($("video"), {
     onFrame,
     onMessage: (text) => setStatus(text, true),

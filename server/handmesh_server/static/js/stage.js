@@ -6,16 +6,26 @@ import { ARROWS, Viewer } from "../viewer/viewer.js";
 const MIN_BOX = 10; // stage pixels
 
 export class Stage extends Viewer {
-  /** `handModel`: { bones, faces, colors, jointColors }. `onBox(box | null)`: a box was drawn or taken back. */
-  constructor(root, handModel, { onBox }) {
+  /**
+   * `handModel`: { bones, faces, colors, jointColors }. `onBox(box | null)`: a box was drawn or taken back; `onDraw()`: the
+   * canvases have something new.
+   */
+  constructor(root, handModel, { onBox, onDraw }) {
     const [picture, mesh, lines] = ["#picture", "#mesh", "#lines"].map((name) => root.querySelector(name));
     super(root, mesh, lines);
-    Object.assign(this, { handModel, onBox, picture, lines });
+    Object.assign(this, { handModel, onBox, onDraw, picture, lines });
+    this.layers = [picture, mesh, lines];
+    this.live = false; // pictures follow each other
     this.show = { bones: !this.hasMesh };
     this.source = null;
     this.box = null; // image pixels
     this.boxing = false;
     this.drawing = null; // the box in the making, stage pixels
+  }
+
+  /** A camera's picture is enlarged, so nothing over it is drawn finer than its pixels: that costs most of a frame's time. */
+  get ratio() {
+    return this.live ? Math.min(super.ratio, this.view.zoom / this.view.scale) : super.ratio;
   }
 
   /** A bitmap, canvas or video frame, and the size in pixels of the image that the server saw. */
@@ -50,7 +60,8 @@ export class Stage extends Viewer {
     super.draw();
     const { view, ratio } = this;
     this.picture.style.opacity = view.rotated ? "0.25" : "1"; // turned, the hand is no longer over its picture
-    const [picture, lines] = [this.picture, this.lines].map((canvas) => {
+    const box = this.drawing ?? (this.box && [...view.toStage(this.box.slice(0, 2)), ...view.toStage(this.box.slice(2))]);
+    const cleared = (canvas) => {
       const size = { width: Math.round(view.stage.width * ratio), height: Math.round(view.stage.height * ratio) };
       if (canvas.width !== size.width || canvas.height !== size.height) Object.assign(canvas, size);
       const context = canvas.getContext("2d");
@@ -58,17 +69,23 @@ export class Stage extends Viewer {
       context.clearRect(0, 0, canvas.width, canvas.height);
       context.scale(ratio, ratio);
       return context;
-    });
+    };
+    const picture = cleared(this.picture);
     if (this.source) {
       const map = view.map;
-      picture.imageSmoothingQuality = "high";
+      picture.imageSmoothingQuality = this.live ? "low" : "high";
       picture.translate(map.x.offset, map.y.offset);
       picture.scale(map.x.factor, map.y.factor);
       picture.drawImage(this.source, -0.5, -0.5, view.image.width, view.image.height);
     }
-    if (this.show.bones) for (const hand of this.hands) this.#drawBones(lines, hand);
-    const box = this.drawing ?? (this.box && [...view.toStage(this.box.slice(0, 2)), ...view.toStage(this.box.slice(2))]);
-    if (box) drawBox(lines, box);
+    const lined = Boolean(box) || (this.show.bones && this.hands.length > 0);
+    if (lined || this.lined) {
+      const lines = cleared(this.lines);
+      if (this.show.bones) for (const hand of this.hands) this.#drawBones(lines, hand);
+      if (box) drawBox(lines, box);
+    }
+    this.lined = lined;
+    this.onDraw();
   }
 
   #drawBones(context, hand) {
