@@ -13,15 +13,16 @@ keeps the keypoints alone, or nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.draw.colors import HAND_COLORS
-from handmesh.draw.render import ImageMesh, overlay_meshes
+from handmesh.draw.render import ImageMesh, overlay_meshes, render_meshes
 from handmesh.draw.sheet import captioned
 from handmesh.draw.skeleton import draw_skeleton
 from handmesh.errors import ImageError
@@ -39,6 +40,10 @@ Floats = NDArray[np.float64]
 CROP_MARGIN = 1.3  # of the keypoints' box: what the network is shown
 _CHUNK = 128  # hands in work at a time
 _MAX_BOX = 4  # a hand's box over the picture's longer side: beyond, a keypoint is a mistake
+# A hand is cut out of so much of the photograph around its box (of the box), reduced to a box of so many pixels ...
+_CUT_MARGIN, _CUT_BOX, _CUT_ROUNDS = 0.7, 96.0, 3
+# ... if so much of the fitted hand's silhouette is in what was cut out, and that is at most so many times as large.
+_CUT_AGREEMENT, _CUT_LARGEST = 0.85, 3.5
 TILE = 224  # px, the height of a picture of a label
 
 
@@ -257,6 +262,53 @@ def _judged(
     return LabelledHand(path, seen, record, reason, fit, prediction)
 
 
+def alpha_of(labelled: LabelledHand, right_hand: HandArrays) -> NDArray[np.uint8] | None:
+    """How much of each pixel of the photograph is the hand that was fitted there, with its arm: (H, W) uint8.
+
+    GrabCut (Rother et al., SIGGRAPH 2004; OpenCV's), begun with the silhouette of the mesh: inside it is hand, what
+    looks like it and hangs together with it, too. None where the two do not agree. `right_hand` as for `draw_label`.
+    """
+    assert labelled.fit is not None
+    image, fit = read_image(labelled.image), labelled.fit
+    mesh = _in_picture(fit, both_sides(right_hand)[labelled.seen.handedness])
+    low, high = fit.keypoints.min(axis=0), fit.keypoints.max(axis=0)
+    box = float((high - low).max())
+    size = np.array([image.shape[1], image.shape[0]])
+    x0, y0 = np.clip(np.floor(low - _CUT_MARGIN * box), 0, size - 1).astype(int)
+    x1, y1 = np.clip(np.ceil(high + _CUT_MARGIN * box), 1, size).astype(int)
+    if min(x1 - x0, y1 - y0) < 2:
+        return None
+    scale = min(1.0, _CUT_BOX / box)
+    small = cv2.resize(image[y0:y1, x0:x1], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    silhouette = render_meshes([mesh], (image.shape[1], image.shape[0]))[y0:y1, x0:x1, 3]
+    inside = cv2.resize(silhouette, small.shape[1::-1], interpolation=cv2.INTER_AREA) > 127
+    # The fit is a few hundredths of the box off.
+    core = cv2.erode(inside.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))) > 0
+    if not core.any():
+        return None
+    guess = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    guess[core] = cv2.GC_FGD
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(small, guess, (0, 0, 1, 1), *models, _CUT_ROUNDS, cv2.GC_INIT_WITH_MASK)  # the rectangle is not used
+    found = np.isin(guess, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+    _, parts = cv2.connectedComponents(found, connectivity=4)
+    kept = np.isin(parts, np.unique(parts[core])) & (found > 0)
+    if kept[inside].mean() < _CUT_AGREEMENT or kept.sum() > _CUT_LARGEST * inside.sum():
+        return None
+    alpha = np.zeros(image.shape[:2], np.uint8)
+    soft = cv2.GaussianBlur(kept.astype(np.uint8) * 255, (0, 0), 0.8)
+    alpha[y0:y1, x0:x1] = cv2.resize(soft, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
+    return alpha
+
+
+def _in_picture(fit: HandFit, hand: HandArrays) -> ImageMesh:
+    """The fitted hand as it lies in the photograph, px. `hand`: of its side."""
+    vertices = fit.vertices(hand)
+    size, *shift = fit.camera
+    placed = size * (vertices + np.array([*shift, 0.0]))
+    return ImageMesh(placed, hand.faces, vertex_normals(vertices, hand.faces))
+
+
 def draw_label(labelled: LabelledHand, right_hand: HandArrays) -> NDArray[np.uint8]:
     """(224, 448, 3) uint8 RGB: the photograph around a hand, with what was given and with what was fitted.
 
@@ -274,13 +326,8 @@ def draw_label(labelled: LabelledHand, right_hand: HandArrays) -> NDArray[np.uin
 
     bones = draw_skeleton(pixels, place(labelled.seen.keypoints))
     hand = both_sides(right_hand)[labelled.seen.handedness]
-    vertices = labelled.fit.vertices(hand)
-    size, *shift = labelled.fit.camera
-    xy = place(size * (vertices[:, :2] + np.array(shift)))
-    mesh = ImageMesh(
-        np.column_stack([xy, vertices[:, 2] * size * scale]).astype(np.float32),
-        hand.faces,
-        vertex_normals(vertices, hand.faces).astype(np.float32),
-        HAND_COLORS[labelled.seen.handedness],
-    )
+    mesh = _in_picture(labelled.fit, hand)
+    xy, depth = place(mesh.vertices_image[:, :2].astype(np.float64)), mesh.vertices_image[:, 2:] * scale
+    color = HAND_COLORS[labelled.seen.handedness]
+    mesh = replace(mesh, vertices_image=np.hstack([xy, depth]), color=color)
     return captioned(np.hstack([bones, overlay_meshes(pixels, [mesh])]), labelled.reason or "complete")

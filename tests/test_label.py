@@ -198,6 +198,26 @@ def test_keypoints_of_ones_own_become_labels_that_training_reads(drawn, tmp_path
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
 
+def test_hands_are_cut_out_where_they_are(drawn, tmp_path):
+    """With the arm, which looks like them; a set with such pictures trains on other backgrounds."""
+    out, folder = tmp_path / "labels" / "labels.jsonl", tmp_path / "alphas"
+    arguments = ["label", str(write_keypoints(drawn, tmp_path)), "--out", str(out), "--cut-out", str(folder)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    hit, missed = [], []
+    data = JsonlData(out)
+    for index in range(len(data)):
+        if (alpha := data[index].alpha) is None:
+            continue
+        truth = drawn.samples[drawn.paths.index(data.image_path(index).resolve())]
+        hit.append((alpha[truth.mask > 127] > 127).mean())
+        missed.append((alpha[truth.alpha < 128] > 127).mean())
+    assert f"{len(hit)} of them cut out" in result.output.replace("\n", " ")
+    assert len(hit) >= COUNT / 2
+    assert np.median(hit) > 0.9
+    assert np.median(missed) < 0.1
+
+
 def test_photographs_without_mediapipe_say_how_to_get_it(drawn, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     result = CliRunner().invoke(app, ["label", str(drawn.paths[0]), "--out", str(tmp_path / "labels.jsonl")])
@@ -248,10 +268,12 @@ def test_a_photograph_that_cannot_be_read_is_among_the_dropped(tmp_path, monkeyp
         (["nowhere.jsonl"], "nowhere.jsonl"),
         (["a.jsonl", "--out", "."], "folder"),
         (["a.jsonl", "--dropped", ".."], "folder"),
+        (["a.jsonl", "--cut-out", "picture.png"], "wanted a folder"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "picture.png").touch()
     result = CliRunner().invoke(app, ["label", *arguments])
     assert message in str(result.exception)
     assert not (tmp_path / "labels.jsonl").exists()

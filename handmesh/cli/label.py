@@ -29,6 +29,10 @@ def label(
         Path | None, typer.Option(metavar="JSONL", help="Also list what was left out, and why, in this file.")
     ] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="PICTURE", help="Draw some of the labels to look at.")] = None,
+    cut_out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also cut hands out, into this folder; training changes their backgrounds."),
+    ] = None,
     keypoints_by: Annotated[
         str, typer.Option(metavar="freihand|mediapipe", help="Whose definition a JSONL's keypoints follow.")
     ] = "freihand",
@@ -57,12 +61,18 @@ def label(
         raise ConfigError("Photographs and JSONL files at once: label the ones first, then the others.")
     if any(path.is_file() and out.is_file() and path.samefile(out) for path in photos):
         raise ConfigError(f"--out {out} is what is to be read: your own labels would be lost. Give another name.")
+    import numpy as np
+
     from handmesh.draw.sheet import contact_sheet
     from handmesh.files.image import encode_image
-    from handmesh.label import MEDIAPIPE, OWN, draw_label, label_hands
+    from handmesh.label import MEDIAPIPE, OWN, alpha_of, draw_label, label_hands
     from handmesh.predict import load_predictor
     from handmesh.system.atomic import write_atomically, written_atomically
 
+    if cut_out is not None:
+        if cut_out.is_file():
+            raise ConfigError(f"--cut-out {cut_out} is a file: wanted a folder.")
+        cut_out.mkdir(parents=True, exist_ok=True)
     for path in (out, dropped, sheet):
         if path is not None and path.is_dir():
             raise ConfigError(f"{path} is a folder: wanted the name of a file.")
@@ -73,12 +83,21 @@ def label(
         task = progress.add_task("labelling", total=None)
         hands = _hands_in_labels(given) if given else _hands_in_photos(photos, max_hands)
         definition = MEDIAPIPE if not given or keypoints_by == "mediapipe" else OWN
-        labels = []
+        labels: list[LabelledHand] = []
+        alphas: dict[int, Path] = {}
         for labelled in label_hands(hands, predictor, definition):
+            if cut_out is not None and labelled.record is not None and not labelled.reason:
+                alpha = alpha_of(labelled, predictor.engine.hand)
+                if alpha is not None:
+                    alphas[len(labels)] = cut_out / f"{labelled.image.stem}_{len(labels):06d}.png"
+                    write_atomically(alphas[len(labels)], encode_image(np.dstack([alpha] * 3), ".png"))
             labels.append(labelled)
             progress.update(task, completed=len(labels))
     if not labels:
         raise DataError("No hand was found in these photographs: nothing to label.")
+    for number, path in alphas.items():
+        record = {**(labels[number].record or {}), "alpha": _relative(path, out)}
+        labels[number] = labels[number]._replace(record=record)
     kept = [labelled for labelled in labels if labelled.record is not None]
     left_out = [labelled for labelled in labels if labelled.record is None]
     if kept:
@@ -101,7 +120,7 @@ def label(
         picture = contact_sheet((draw_label(one, predictor.engine.hand) for one in chosen), columns=4)
         write_atomically(sheet, encode_image(picture, sheet.suffix))
         say(f"{sheet}")
-    say(f"{len(kept)} hands in {out}")
+    say(f"{len(kept)} hands in {out}" + (f", {len(alphas)} of them cut out in {cut_out}" if cut_out else ""))
 
 
 def _kind(labelled: LabelledHand) -> str:

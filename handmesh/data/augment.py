@@ -179,6 +179,14 @@ def enlarged(rng: np.random.Generator, image: NDArray[np.uint8], resolution: int
     return np.asarray(cv2.resize(image, (resolution, resolution), interpolation=how), np.uint8)
 
 
+def on_background(
+    rng: np.random.Generator, image: NDArray[np.uint8], alpha: NDArray[np.uint8], background: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """What `alpha` (R, R) leaves of a crop (R, R, 3), on another background of its size."""
+    premultiplied = cv2.multiply(image, cv2.cvtColor(alpha, cv2.COLOR_GRAY2BGR), scale=1 / 255)
+    return np.asarray(place_on_background(rng, np.asarray(premultiplied, np.uint8), alpha, background), np.uint8)
+
+
 def changed_photo(rng: np.random.Generator, image: NDArray[np.uint8], settings: PhotoAugmentation) -> NDArray[np.uint8]:
     """(R, R, 3) uint8 with something in front of it, other colours, and what a worse camera would have made of it."""
     if settings.occlusion and rng.random() < settings.occlusion:

@@ -24,7 +24,15 @@ from handmesh.config import (
     TrainingScenes,
     flat_settings,
 )
-from handmesh.data.augment import CropJitter, augment, changed_photo, downscaled_side, enlarged, negative_crop
+from handmesh.data.augment import (
+    CropJitter,
+    augment,
+    changed_photo,
+    downscaled_side,
+    enlarged,
+    negative_crop,
+    on_background,
+)
 from handmesh.data.crops import PROTOCOLS, CropProtocol, crop_sample
 from handmesh.data.formats import open_photos
 from handmesh.data.formats.freihand import FreiHand, Split, split_by_annotation
@@ -143,6 +151,7 @@ class PhotoSource:
     same_hand: bool = True
     skip_bad_images: bool = False  # take the next one that can be read
     crops: tuple[tuple[CropProtocol, float], ...] = ()  # several protocols to train with, and their shares
+    seed: int = 0  # of the backgrounds that hands are put on
     skipped: list[str] = field(default_factory=list, init=False)  # why, of each since `take_skipped`
 
     def __len__(self) -> int:
@@ -171,7 +180,14 @@ class PhotoSource:
         else:
             crop = negative_crop(sample.image.shape, rng)
         cropped = crop_sample(sample, crop, side)
-        return cropped._replace(image=changed_photo(rng, enlarged(rng, cropped.image, resolution), settings))
+        image = cropped.image
+        if sample.alpha is not None and settings.background_prob and rng.random() < settings.background_prob:
+            image = on_background(rng, image, crop.warp(sample.alpha, side), self.backgrounds.sample(rng, side))
+        return cropped._replace(image=changed_photo(rng, enlarged(rng, image, resolution), settings))
+
+    @cached_property
+    def backgrounds(self) -> Backgrounds:
+        return Backgrounds(self.seed)
 
     def _upright(self, sample: RawSample, rng: np.random.Generator) -> float | None:
         """For `upright_prob` of the samples whose keypoints are all known: the turn by which the hand points up."""
@@ -410,6 +426,7 @@ def photo_source(
         same_hand=same_hand,
         skip_bad_images=config.data.skip_bad_images,
         crops=protocols if len(protocols) > 1 else (),
+        seed=config.seed,
     )
     held_out = replace(source, indices=_spread(np.sort(order[:kept]), config.evaluation_count))
     return source, _watched(held_out, protocols) if kept else []

@@ -48,6 +48,7 @@ def folder(tmp_path) -> Path:
     """A photograph, 120 x 80 px, for lines to name."""
     gradient = np.linspace(0, 255, 120 * 80 * 3).reshape(80, 120, 3).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "photo.png"), gradient)
+    cv2.imwrite(str(tmp_path / "small.png"), gradient[:10, :20])
     return tmp_path
 
 
@@ -176,6 +177,9 @@ REFLECTIONS = (-np.broadcast_to(np.eye(3), (16, 3, 3))).tolist()
         ({"pose": NOT_ROTATIONS}, "no rotations"),
         ({"pose": REFLECTIONS}, "a reflection"),
         ({"betas": [[0.0] * 10]}, "'betas'"),
+        ({"alpha": ["photo.png"]}, r"'alpha' is \['photo.png'\], wanted the path"),
+        ({"alpha": "gone.png"}, "gone.png"),
+        ({"alpha": "small.png"}, "'alpha' has 20 x 10 px, wanted the image's 120 x 80"),
     ],
 )
 def test_mistakes_are_named_with_their_line(record, message, folder):
@@ -536,6 +540,25 @@ def test_small_photographs_are_soft_and_their_labels_unchanged(sources):
             cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).astype(float) for image in (sharp.image, soft.image)
         ]
         assert np.abs(coarse[0] - coarse[1]).mean() < 8
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_hands_that_were_cut_out_are_put_on_other_backgrounds_as_often_as_asked(share, folder):
+    """Of the photograph nothing is left but what alpha covers: here its left half."""
+    alpha = np.zeros((80, 120), np.uint8)
+    alpha[:, :60] = 255
+    cv2.imwrite(str(folder / "alpha.png"), alpha)
+    settings = PhotoAugmentation(rotation=0.0, scale=0.0, channel_gain=0.0, background_prob=share)
+    source = PhotoSource("cut", written(folder, {"alpha": "alpha.png"}), FRAME, augmentation=settings)
+    assert {path.name for path in source.files()} == {"labels.jsonl", "photo.png", "alpha.png"}
+    same = source.sample(0, 120).image.astype(int)
+    changed = 0
+    for number in range(40):
+        image = source.example(0, np.random.default_rng(number), 120).image.astype(int)
+        different = np.abs(image - same).mean(axis=-1) > 40
+        changed += different[:, 70:].mean() > 0.2
+        assert different[20:100, :50].mean() < 0.05
+    assert changed == pytest.approx(40 * share, abs=10 if 0 < share < 1 else 4)
 
 
 def test_wide_crops_show_the_hand_smaller_by_the_factors_asked_for(folder):

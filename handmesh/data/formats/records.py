@@ -39,9 +39,10 @@ KEYS = {
     "pose": "16 x 3 x 3 rotations or 16 x 3 rotation vectors, identity = flat hand",
     "betas": "10 shape coefficients",
     "present": "false for a photograph that shows no hand (default: true)",
+    "alpha": "the path of a grey picture of the photograph's size: what is the hand, with its arm",
 }
 # Written by `handmesh synth --out` or left to the user; not read here.
-OTHER_KEYS = ("mask", "alpha", "translation", "facts")
+OTHER_KEYS = ("mask", "translation", "facts")
 
 
 class Claim(NamedTuple):
@@ -112,7 +113,9 @@ class LabelledPhotos(ABC):
         """Every file that a sample comes from; of a published set, those with labels."""
         yield self.path
         if not self.published:
-            yield from (self.image_path(index) for index in range(len(self)))
+            for index in range(len(self)):
+                record = self.record(index)
+                yield from (self.path.parent / record[key] for key in ("image", "alpha") if record.get(key) is not None)
 
     def labels(self, index: int) -> PhotoLabels:
         """Raises DataError that names place and key for a value of the wrong form."""
@@ -126,7 +129,23 @@ class LabelledPhotos(ABC):
             image = read_image(self.path.parent / record["image"])
         except ImageError as error:
             raise DataError(f"{where}: {error}") from error
-        return RawSample(record["image"], image, parse_labels(record, where), for_scoring=self.for_scoring)
+        labels, alpha = parse_labels(record, where), self._alpha(record, image, where)
+        return RawSample(record["image"], image, labels, alpha, for_scoring=self.for_scoring)
+
+    def _alpha(self, record: dict[str, Any], image: NDArray[np.uint8], where: str) -> NDArray[np.uint8] | None:
+        name = record.get("alpha")
+        if name is None:
+            return None
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{where}: 'alpha' is {name!r}, wanted {KEYS['alpha']}.")
+        try:
+            alpha = np.ascontiguousarray(read_image(self.path.parent / name)[..., 0])
+        except ImageError as error:
+            raise DataError(f"{where}: {error}") from error
+        if alpha.shape != image.shape[:2]:
+            (height, width), found = image.shape[:2], f"{alpha.shape[1]} x {alpha.shape[0]}"
+            raise DataError(f"{where}: 'alpha' has {found} px, wanted the image's {width} x {height}.")
+        return alpha
 
     def __iter__(self) -> Iterator[RawSample]:
         return (self[index] for index in range(len(self)))
