@@ -13,10 +13,9 @@ import httpx
 
 
 async def ask(client: httpx.AsyncClient, photo: Path) -> dict:
-    while (answer := await client.post("/v1/hands", content=photo.read_bytes())).status_code == 429:  # it is full
+    # 429: it is full; 503: it is just starting. Both say when to ask again.
+    while (answer := await client.post("/v1/hands", content=photo.read_bytes())).status_code in (429, 503):
         await asyncio.sleep(float(answer.headers["Retry-After"]))
-    if answer.is_error:
-        raise SystemExit(f"{photo}: {answer.json()['detail']}")
     return answer.json()
 
 
@@ -24,6 +23,9 @@ async def main(address: str, *photos: str) -> None:
     async with httpx.AsyncClient(base_url=address, timeout=30) as client:  # headers={"Authorization": "Bearer ..."}
         answers = await asyncio.gather(*(ask(client, Path(photo)) for photo in photos))
     for photo, answer in zip(photos, answers, strict=True):
+        if "hands" not in answer:
+            print(f"{photo}: {answer['detail']}")
+            continue
         for hand in answer["hands"]:
             wrist = [round(metres, 3) for metres in hand["translation"]]
             print(f"{photo}: {hand['handedness']} hand, score {hand['score']:.2f}, {wrist} m from the camera")

@@ -143,6 +143,15 @@ def test_http_client(run, capsys):
     assert all("photo.jpg: right hand" in line for line in lines)
 
 
+def test_http_client_says_what_the_server_refuses(run, capsys):
+    Path("text.jpg").write_text("no photo")
+    with running(settings(), predictor=bundled()) as server:
+        run("http_client.py", server.url, "text.jpg", "photo.jpg")
+    refused, found = capsys.readouterr().out.splitlines()
+    assert refused.startswith("text.jpg: ")
+    assert "hand, score" in found
+
+
 def test_live_viewer(run, markers, capsys):
     pytest.importorskip("viser", reason="needs viser: pip install viser")
     write_clip("clip.mp4", [(140, 150)] * 4)
