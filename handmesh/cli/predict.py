@@ -47,6 +47,12 @@ Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 
 
+def _formats(incomplete: str) -> list[str]:
+    """The last of several, for a shell."""
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + word for word in FORMATS if word.startswith(last)]
+
+
 def predict(
     images: Annotated[
         list[str],
@@ -56,7 +62,8 @@ def predict(
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results; made if it is not there.")
     ] = Path("handmesh_out"),
     format: Annotated[
-        str, typer.Option(metavar=",".join(FORMATS), help="What to write, separated by commas.")
+        str,
+        typer.Option(metavar=",".join(FORMATS), help="What to write, separated by commas.", autocompletion=_formats),
     ] = "png,glb,json",
     box: Annotated[
         list[str] | None, typer.Option(metavar="x0,y0,x1,y1", help="Where a hand is, in pixels; once for each hand.")
@@ -81,7 +88,11 @@ def predict(
     ] = 3,
     search: Annotated[
         str,
-        typer.Option(metavar="fast|thorough", help="thorough: look at parts of the photo, too, for small hands."),
+        typer.Option(
+            metavar="fast|thorough",
+            help="thorough: look at parts of the photo, too, for small hands.",
+            autocompletion=words("fast", "thorough"),
+        ),
     ] = "fast",
     min_score: Annotated[
         float | None,
@@ -90,7 +101,9 @@ def predict(
     skeleton: Annotated[bool, typer.Option("--skeleton", help="Draw bones instead of the mesh in pictures.")] = False,
     renderer: Annotated[
         str,
-        typer.Option(metavar="own|pytorch3d", help="Who draws meshes in pictures."),
+        typer.Option(
+            metavar="own|pytorch3d", help="Who draws meshes in pictures.", autocompletion=words("own", "pytorch3d")
+        ),
     ] = "own",
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out images whose results are all there: goes on with a run.")

@@ -97,6 +97,8 @@ def test_a_shell_can_complete():
         ("handmesh pre", "predict"),
         ("handmesh predict photo.jpg --ha", "--hand"),
         ("handmesh predict photo.jpg --hand le", "left"),
+        ("handmesh predict photo.jpg --format glb,h", "glb,html"),
+        ("handmesh predict photo.jpg --search th", "thorough"),
         ("handmesh train synthetic_t8_", "synthetic_t8_gpu"),
         ("handmesh export --format open", "openvino"),
     ):
