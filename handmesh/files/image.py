@@ -226,7 +226,7 @@ def photos_in(folder: str | os.PathLike[str], *, recursive: bool = False) -> tup
             left[file.suffix.lower() or "without suffix"] += 1
     found.sort(key=lambda file: [natural_order(part) for part in file.relative_to(root).parts])
     kinds = ", ".join(sorted(left))
-    return found, f"{left.total()} files of kinds that are not read were left out: {kinds}" if left else ""
+    return found, f"files of kinds that are not read are left out: {left.total()} ({kinds})" if left else ""
 
 
 def natural_order(name: str) -> list[tuple[str, int]]:

@@ -364,5 +364,5 @@ def test_photographs_of_a_folder_come_in_natural_order(tmp_path):
         seen.append(number(frame.image))
     assert seen == list(range(12))
     assert source.remarks == [
-        f"{tmp_path.name}: 4 files of kinds that are not read were left out: .avif, .mov, .txt, without suffix"
+        f"{tmp_path.name}: files of kinds that are not read are left out: 4 (.avif, .mov, .txt, without suffix)"
     ]
