@@ -174,6 +174,7 @@ class VideoQuery(BaseModel):
     smooth: Annotated[
         float, Field(ge=0, le=20, description="0 not at all, 1 normal, 2 twice as steady; from 0.05 on.")
     ] = 1.0
+    max_hands: Annotated[int, Field(ge=1, le=DEFAULT_MAX_HANDS, description="That are followed at a time.")] = 2
     skeleton: Annotated[bool, Field(description="Draw bones instead of the mesh.")] = False
     bvh: Annotated[bool, Field(description="Make a .bvh for each hand, too.")] = False
     focal: Annotated[

@@ -36,8 +36,20 @@ def clip(tmp_path_factory) -> bytes:
 
     image = read_image(Path(handmesh.__file__).parent / "assets" / "samples" / "palm.jpg")
     image = cv2.resize(image, (160, round(160 * image.shape[0] / image.shape[1]) // 2 * 2))
-    moved = [cv2.warpAffine(image, np.float32([[1, 0, 2 * index], [0, 1, 0]]), None) for index in range(FRAMES)]
-    return clip_of(moved, tmp_path_factory.mktemp("clip") / "clip.avi")
+    return clip_of(moved(image), tmp_path_factory.mktemp("clip") / "clip.avi")
+
+
+@pytest.fixture(scope="module")
+def two_hands(tmp_path_factory) -> bytes:
+    """A right hand beside a left one, which move alike."""
+    import handmesh
+
+    image = cv2.resize(read_image(Path(handmesh.__file__).parent / "assets" / "samples" / "palm.jpg"), (240, 240))
+    return clip_of(moved(np.hstack([image, image[:, ::-1]])), tmp_path_factory.mktemp("clip") / "two.avi")
+
+
+def moved(image: np.ndarray) -> list[np.ndarray]:
+    return [cv2.warpAffine(image, np.float32([[1, 0, 2 * index], [0, 1, 0]]), None) for index in range(FRAMES)]
 
 
 @pytest.fixture
@@ -101,25 +113,24 @@ def test_a_clip_becomes_overlay_log_and_animation(jobs_in, clip, tmp_path):
         assert not (tmp_path / "jobs" / job.id).exists()
 
 
-def test_the_hands_are_those_that_the_command_line_finds(jobs_in, clip, tmp_path):
-    """And a clip that ends midway is followed as far as it goes."""
+def test_the_hands_are_those_that_the_command_line_finds(jobs_in, two_hands, tmp_path):
+    """Both of them, where a job once followed one alone; and a clip that ends midway is followed as far as it goes."""
     from handmesh.files.video import ClipSource
     from handmesh.motion.clip import VideoOptions, convert_clip
-    from handmesh.motion.track import Tracking
 
-    half = clip[: 2 * len(clip) // 3]
+    half = two_hands[: 2 * len(two_hands) // 3]
     path = tmp_path / "clip.avi"
     path.write_bytes(half)
     here = convert_clip(
         ClipSource(path),
         tmp_path / "here",
         load_predictor(None, passes=2, threads=1),
-        options=VideoOptions(tracking=Tracking(max_hands=1)),
+        options=VideoOptions(),
     )
     assert 2 <= here.frames < FRAMES
     with running(jobs_in()) as server:
         job = finished(server.client, server.client.post("/v1/videos", content=half).json()["id"])
-        assert (job.status, job.frames) == ("done", here.frames), job.problem
+        assert (job.status, job.frames, job.hands) == ("done", here.frames, 2), job.problem
         log = server.client.get(f"/v1/videos/{job.id}/hands.jsonl").text
     expected = [json.loads(line) for line in (tmp_path / "here" / "hands.jsonl").read_text().splitlines()[1:]]
     assert [json.loads(line) for line in log.splitlines()[1:]] == expected

@@ -77,7 +77,7 @@ def _convert(folder: Path, request: dict[str, Any], arguments: dict[str, Any]) -
             handedness=query["hand"],
             intrinsics=camera,
             options=VideoOptions(
-                tracking=Tracking(max_hands=1),  # without a detector there is no second
+                tracking=Tracking(max_hands=query["max_hands"]),
                 smoothing=None if query["smooth"] == 0 else Smoothing.of_strength(query["smooth"]),
                 skeleton=query["skeleton"],
                 bvh=query["bvh"],

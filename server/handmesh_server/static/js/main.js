@@ -251,6 +251,7 @@ async function takeClip(file) {
   markSample("");
   listHands([]);
   setMode("clip");
+  showClip(file);
   $("downloads").disabled = true;
   $("job-progress").removeAttribute("value");
   setStatus("Sending the clip …", true);
@@ -260,7 +261,7 @@ async function takeClip(file) {
     listResults(files);
     setStatus(job.hands ? `Done: hands in ${job.frames_with_hands} of ${job.frames} pictures.` : "Done: no hand was found.");
     const overlay = files.find((one) => one.name === "overlay.mp4");
-    if (overlay) $("clip").src = URL.createObjectURL(await overlay.open());
+    if (overlay) showClip(await overlay.open());
   } catch (problem) {
     if (problem.name === "AbortError") return; // something else was chosen
     setMode("empty");
@@ -271,7 +272,13 @@ async function takeClip(file) {
 function showProgress({ status, frames_done: done, frames }) {
   if (status === "queued") return setStatus("Others' clips come first …", true);
   if (frames) Object.assign($("job-progress"), { max: frames, value: done });
+  if (done === frames) return setStatus("Drawing and saving …", true);
   setStatus(frames ? `Picture ${done} of ${frames} …` : `${done} pictures done …`, true);
+}
+
+function showClip(blob) {
+  closeClip();
+  $("clip").src = URL.createObjectURL(blob);
 }
 
 function closeClip() {
@@ -542,6 +549,7 @@ async function start() {
       showProblem(problem, () => startCamera());
     },
   });
+  $("clip").addEventListener("error", closeClip); // of a kind that this browser does not play
   connect();
   setOpacity($("opacity").value);
   setShown("mesh", $("show-mesh").checked); // browsers keep what was chosen before a reload
