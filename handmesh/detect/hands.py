@@ -45,13 +45,17 @@ class HandDetector:
         *,
         min_score: float = MIN_SCORE,
         threads: int | None = None,
+        spinning: bool = True,
     ) -> None:
-        """`path`: of a detector that `handmesh train` wrote; None: the bundled one. Raises CheckpointError."""
+        """`path`: of a detector that `handmesh train` wrote; None: the bundled one. `spinning` as of an `OnnxEngine`.
+
+        Raises CheckpointError.
+        """
         file = BUNDLED_DETECTOR if path is None else Path(path)
         if not file.is_file():
             raise CheckpointError(f"No detector at {file}. Give the path of a .onnx file that `handmesh train` wrote.")
         try:
-            self._session = session_of(file, threads or default_threads())
+            self._session = session_of(file, threads or default_threads(), spinning=spinning)
             record = json.loads(metadata_in(self._session)[RECORD])
         except KeyError:
             raise CheckpointError(f"{file} is a graph, but not a detector of handmesh's.") from None

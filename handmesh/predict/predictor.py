@@ -95,10 +95,14 @@ class Predictor:
             np.tensordot(regressor, values, 1) for values in (engine.hand.v_template, engine.hand.shapedirs)
         )
 
-    def with_engine(self, engine: Engine) -> Predictor:
-        """The same predictor on another engine of the same model; takes no time."""
+    def with_engine(self, engine: Engine, detector: Detector | None = None) -> Predictor:
+        """The same predictor on another engine of the same model, and with another detector if one is given.
+
+        Takes no time.
+        """
         other = copy.copy(self)
         other.engine = engine
+        other.detector = detector or self.detector
         return other
 
     @overload

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.detect import Detector
 from handmesh.hand import HandOutput
 from handmesh.runtime.engine import Engine
 from handmesh_server.admission import RequestContext
@@ -47,6 +48,7 @@ class Alone(NamedTuple):
     """What a request has that is alone on a CPU."""
 
     engine: Engine  # the same model, on all threads
+    detector: Detector | None  # so is this; None: that of all
     threads: int
     now: Callable[[], bool]  # whether a request is
 
@@ -77,6 +79,11 @@ class SharedEngine:
     def for_request(self, context: RequestContext) -> RequestEngine:
         """The engine as one request sees it."""
         return RequestEngine(self, context)
+
+    @property
+    def detector(self) -> Detector | None:
+        """Another one than that of all, for the request that begins now."""
+        return self._alone.detector if self._alone is not None and self._alone.now() else None
 
     def run(self, crops: NDArray[np.uint8], context: RequestContext) -> HandOutput:
         """(B, S, S, 3) uint8 RGB -> HandOutput. Raises what the engine raises, and ClientGone or DeadlineExpired."""
@@ -115,6 +122,8 @@ class _Crop:
 
 class BatchingEngine:
     """An engine for many threads in front of one that is called by a single thread. Close it when done."""
+
+    detector = None  # no other than that of all
 
     def __init__(self, engine: Engine, max_batch: int, *, on_batch: OnBatch | None = None) -> None:
         self.name, self.resolution, self.hand, self.record = engine.name, engine.resolution, engine.hand, engine.record

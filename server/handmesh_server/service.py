@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from handmesh import __version__
+from handmesh.detect.hands import HandDetector
 from handmesh.errors import HandMeshError
 from handmesh.files.image import LargePhoto, Photo, encode_image, open_photo, read_header, read_photo
 from handmesh.hand import builtin_hand
@@ -140,10 +141,11 @@ class HandService:
                 self.control.places = self._lanes.places = max(self._lanes.places, 2 * batch)
                 engine = BatchingEngine(predictor.engine, batch, on_batch=self._on_batch)
             else:
-                alone = self._engine_for_one(predictor)
+                alone = self._alone(predictor)
                 engine = SharedEngine(predictor.engine, alone=alone, on_batch=self._on_batch)
             _warm_up(predictor)
-            _warm_up(predictor.with_engine(engine.for_request(RequestContext())))  # which may be another one
+            # Which may be others.
+            _warm_up(predictor.with_engine(engine.for_request(RequestContext()), engine.detector))
         except Exception as error:  # any of them means: this process will never answer
             self.failure = error
             logger.error("the model cannot be loaded: %s", error, exc_info=not isinstance(error, HandMeshError))
@@ -156,15 +158,16 @@ class HandService:
         )
         logger.info("ready in %.1f s: %s on %s", time.monotonic() - started, card["name"], card["engine"])
 
-    def _engine_for_one(self, predictor: Predictor) -> Alone | None:
+    def _alone(self, predictor: Predictor) -> Alone | None:
         """For a photo that is alone, all threads. Measured (docs/how_to/serving.md): for several it is better if each
         has one, and threads that spin while they wait for each other take twice the processor time.
         """
-        if self._given is not None or self._lanes.places == 1 or not isinstance(predictor.engine, OnnxEngine):
+        threads = self._lanes.places
+        if self._given is not None or threads == 1 or not isinstance(predictor.engine, OnnxEngine):
             return None
-        path = find_model(self.settings.model)
-        engine = OnnxEngine(path, threads=self._lanes.places, spinning=False)
-        return Alone(engine, self._lanes.places, lambda: self._lanes.busy <= 1)
+        engine = OnnxEngine(find_model(self.settings.model), threads=threads, spinning=False)
+        detector = HandDetector(threads=threads, spinning=False)
+        return Alone(engine, detector, threads, lambda: self._lanes.busy <= 1)
 
     @property
     def state(self) -> str:
@@ -362,7 +365,7 @@ class HandService:
         predictor, batching = self._ready(even_draining=True)
         before = waited()
         with self.metrics.stage("predict", context):
-            yield predictor.with_engine(batching.for_request(context))
+            yield predictor.with_engine(batching.for_request(context), batching.detector)
         context.add("predict", before - waited())
 
     def _open(

@@ -12,6 +12,7 @@ from handmesh_server.admission import RequestContext
 from handmesh_server.batching import Alone, BatchingEngine, SharedEngine
 from handmesh_server.errors import ClientGone, DeadlineExpired
 
+from handmesh.detect import WholeImage
 from handmesh.hand import HandOutput, builtin_hand
 
 
@@ -178,14 +179,17 @@ def test_it_is_told_about_batches(echo):
 def test_who_is_alone_has_all_threads_and_the_same_answers(count):
     """Crops are shared out, one goes to the engine of many threads; beside others all go to the one of one thread."""
     one, many, alone = Echo(), Echo(), True
-    engine = SharedEngine(one, alone=Alone(many, 3, lambda: alone))
+    detector = WholeImage()
+    engine = SharedEngine(one, alone=Alone(many, detector, 3, lambda: alone))
     numbers = list(range(20, 20 + count))
     wanted = np.repeat(np.array(numbers)[:, None], 3, axis=1)
     np.testing.assert_array_equal(engine.for_request(RequestContext())(crops(*numbers)).camera, wanted)
     assert sorted(number for batch in one.batches for number in batch) == (numbers if count > 1 else [])
     assert many.batches == ([numbers] if count == 1 else [])
     assert len(one.batches) == (min(3, count) if count > 1 else 0)
+    assert engine.detector is detector
     one.batches, alone = [], False
+    assert engine.detector is None
     np.testing.assert_array_equal(engine.for_request(RequestContext())(crops(*numbers)).camera, wanted)
     assert one.batches == [numbers]
     engine.close()
