@@ -7,7 +7,7 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,6 +90,14 @@ class DotEngine:
 def talk_to(url: str) -> httpx.Client:
     """Without certificates, which take longer to load than most tests take: nothing here is TLS."""
     return httpx.Client(base_url=url, timeout=60, trust_env=False, verify=False)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """For what the server does once an answer is out."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 def dot_image() -> np.ndarray:

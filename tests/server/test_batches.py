@@ -16,7 +16,7 @@ import pytest
 from handmesh_server.errors import UploadInvalid, UploadTooLarge
 from handmesh_server.photos import opened_batch
 from handmesh_server.schemas import BatchEnd, BatchLine
-from server_harness import DOT, DotEngine, photo, running, settings, talk_to
+from server_harness import DOT, DotEngine, photo, running, settings, talk_to, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_client_that_leaves_takes_its_photos_with_it():
             assert time.monotonic() < until
             time.sleep(0.05)
         assert len(engine.batches) < 16
-        assert server.service.control.in_flight == 0
+        wait_until(lambda: not server.service.control.in_flight)
 
 
 def test_a_batch_waits_where_a_single_photo_is_refused():

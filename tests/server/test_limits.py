@@ -32,7 +32,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 from python_multipart.multipart import parse_form
-from server_harness import DotEngine, photo, running, settings, talk_to
+from server_harness import DotEngine, photo, running, settings, talk_to, wait_until
 
 from handmesh.errors import ConfigError
 from handmesh.files.image import encode_image
@@ -55,13 +55,6 @@ def flood(server, count: int, threads: int, content: bytes | None = None, **opti
     finally:
         for client in clients:
             client.close()
-
-
-def wait_until(condition) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 # Too many requests
@@ -295,7 +288,7 @@ def test_too_many_bytes(chunked):
         response = server.client.post("/v1/hands", content=content)
         assert response.status_code == 413
         assert "50,000" in response.json()["detail"]
-        assert server.service.control.uploads.used == 0
+        wait_until(lambda: not server.service.control.uploads.used)
 
 
 @pytest.mark.parametrize("chunked", [False, True])

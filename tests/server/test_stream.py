@@ -15,7 +15,7 @@ import pytest
 from handmesh_server.sockets import BEARER, PROTOCOL
 from handmesh_server.stream import HAND, HEADER, MAGIC, StreamFollower, StreamOptions
 from marker_hands import MarkerEngine, draw, hand_at
-from server_harness import running, settings
+from server_harness import running, settings, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -32,6 +32,13 @@ SHOWN = BEARER + base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")
 def server():
     with running(settings(token=TOKEN, stream_frame_bytes=200_000, max_streams=2), open_engine()) as one:
         yield one
+
+
+@pytest.fixture(autouse=True)
+def all_streams_are_over(server):
+    """A client has closed before the server has noticed, and the next test's would find no place."""
+    yield
+    wait_until(lambda: b"handmesh_streams 0.0" in server.service.metrics.text())
 
 
 def photo() -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from handmesh_server.jobs.limits import suffix_of
 from handmesh_server.schemas import Job
-from server_harness import photo, running, settings, talk_to
+from server_harness import photo, running, settings, talk_to, wait_until
 
 from handmesh.files.image import read_image
 from handmesh.motion.log import read_frames
@@ -85,7 +85,7 @@ def test_a_clip_becomes_overlay_log_and_animation(jobs_in, clip, tmp_path):
         done = finished(client, job.id)
         assert done.status == "done", done.problem
         assert (done.frames_done, done.frames, done.frames_with_hands, done.hands) == (FRAMES, FRAMES, FRAMES, 1)
-        assert "handmesh_jobs_ended_total" in client.get("/metrics").text
+        wait_until(lambda: 'handmesh_jobs_ended_total{status="done"} 1.0' in client.get("/metrics").text)
 
     with running(jobs_in()) as server:
         client = server.client
