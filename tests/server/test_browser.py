@@ -345,8 +345,7 @@ def test_a_clip_becomes_a_job_whose_results_are_kept(browser, profile, tmp_path)
     with running(
         settings(jobs_dir=tmp_path / "jobs", job_nice=0, token="a-token-of-some-length"), open_engine()
     ) as server:
-        browser.call("Page.navigate", url=server.url + "/")
-        browser.wait_for("document.getElementById('token').open")
+        browser.open(server.url + "/", ready="document.getElementById('token')?.open")
         browser.run("document.getElementById('token-value').value = 'a-token-of-some-length'")
         browser.click("#token [type=submit]")
         browser.wait_for("document.getElementById('app').dataset.ready === 'true'")

@@ -53,8 +53,9 @@ def _convert(folder: Path, request: dict[str, Any], arguments: dict[str, Any]) -
     from handmesh.motion.track import Tracking
     from handmesh.predict import load_predictor
     from handmesh_server.jobs.limits import LimitedSource
+    from handmesh_server.schemas import VideoQuery
 
-    query = request["query"]
+    query = VideoQuery.model_validate(request["query"]).model_dump()  # of an earlier version, perhaps: with what is new
 
     def camera(width: int, height: int) -> Intrinsics:
         if query["focal"] is not None:
