@@ -76,11 +76,13 @@ def open_graph(
     metadata_in: Callable[[Loaded], Mapping[str, str]],
     kinds: type[Exception],
     runtime: str,
+    damaged: tuple[type[Exception], ...] | None = None,
 ) -> Loaded:
     """What `load` makes of an exported file, or of the graph of a model file, which is made where there is none.
 
-    `metadata_in` reads what a loaded graph says about itself. `kinds` are the errors of `load`. Raises CheckpointError,
-    AssetError, MissingPackageError.
+    `metadata_in` reads what a loaded graph says about itself. `kinds` are the errors of `load`; those of `damaged`, by
+    default all of them, say that the file is not whole: such a graph is made anew, and is replaced once the new one
+    loads. All others end it, the file as it was. Raises CheckpointError, AssetError, MissingPackageError.
     """
     if is_exported(model):
         try:
@@ -91,14 +93,17 @@ def open_graph(
     sha256 = sha256_of(model)
     beside, cached = model.with_suffix(".onnx"), cached_path(model, sha256)
     places = [beside, cached]
+    damaged = damaged or (kinds,)
     for path in (beside, cached):
         if not path.is_file():
             continue
         try:
             loaded = load(path)
-        except kinds as error:
+        except damaged as error:
             logger.warning("The graph %s cannot be read (%s): it is made anew.", path, error)
             continue
+        except kinds as error:
+            raise CheckpointError(f"The graph {path} cannot be run by {runtime}: {error}.") from error
         metadata = metadata_in(loaded)
         if metadata.get(WEIGHTS_SHA256) == sha256 and "precision" not in json.loads(metadata.get(RECORD, "{}")):
             return loaded
@@ -107,7 +112,14 @@ def open_graph(
             places.remove(beside)
         else:
             logger.warning("%s is of other weights than %s: it is made anew.", path, model.name)
-    return load(_made(model, places))
+    logger.warning("Making the graph of %s with torch, once: it takes some seconds.", model.name)
+    graph = graph_of(model)
+    try:
+        loaded = load(graph)
+    except kinds as error:
+        raise CheckpointError(f"A graph that was just made of {model} cannot be run by {runtime}: {error}.") from error
+    _keep(graph, places)
+    return loaded
 
 
 def cached_path(model: Path, sha256: str) -> Path:
@@ -120,22 +132,18 @@ def _may_be_replaced(metadata: Mapping[str, str]) -> bool:
     return RECORD in metadata and "precision" not in json.loads(metadata[RECORD])
 
 
-def _made(model: Path, places: list[Path]) -> Path | bytes:
-    """The graph, new: in the first place that can be written, or itself."""
-    logger.warning("Making the graph of %s with torch, once: it takes some seconds.", model.name)
-    graph = graph_of(model)
+def _keep(graph: bytes, places: list[Path]) -> None:
+    """Write it to the first place that can be written."""
     problem: Exception | None = None
     for path in places:
         try:
-            if path.parent != model.parent:
-                path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, graph)
         except (OSError, ExportError) as error:
             problem = error
         else:
-            return path
+            return
     logger.warning("The graph is made anew at every start: %s Set %s to another folder.", problem, CACHE_VARIABLE)
-    return graph
 
 
 # --- What a graph says about itself -----------------------------------------------------------------------------------

@@ -43,6 +43,15 @@ def metadata_in(session: Any) -> dict[str, str]:
     return metadata
 
 
+def _of_a_damaged_file() -> tuple[type[Exception], ...]:
+    """What is raised about a file that is not a whole graph. Memory, threads, a GPU, or a version of ONNX that this
+    runtime does not know (`Fail`, `RuntimeException`, ...) are no fault of the file.
+    """
+    errors = import_onnxruntime("onnxruntime.capi.onnxruntime_pybind11_state")
+    names = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoModel")
+    return (*(getattr(errors, name) for name in names), UnicodeDecodeError)
+
+
 class OnnxEngine:
     """ONNX Runtime, float32, on the graph that lies beside a model file (`handmesh.runtime.graph`)."""
 
@@ -66,7 +75,7 @@ class OnnxEngine:
             return session_of(graph, threads or default_threads(), wanted, spinning=spinning)
 
         kinds = Exception  # its own have no common root
-        self._session = open_graph(path, load, metadata_in, kinds, "ONNX Runtime")
+        self._session = open_graph(path, load, metadata_in, kinds, "ONNX Runtime", _of_a_damaged_file())
         self.record = record_in(metadata_in(self._session), path) if is_exported(path) else read_record(path)
         self.hand = hand_of(self.record, path)
         self.resolution = config_of(self.record, path).resolution

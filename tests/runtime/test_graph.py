@@ -128,6 +128,31 @@ def test_a_damaged_graph_is_made_anew(model, caplog):
     assert model.with_suffix(".onnx").read_bytes() == whole
 
 
+def test_a_graph_that_is_whole_is_left_alone_whatever_else_goes_wrong(model):
+    """Loading fails for lack of memory too, or in a runtime that is too old: of this one's graph nothing is known."""
+    beside = write_graph(model)
+    newer = onnx.load(beside)
+    newer.opset_import[0].version = 99
+    onnx.save(newer, beside)
+    before = beside.read_bytes()
+    with pytest.raises(CheckpointError, match=r"The graph .*tiny\.onnx cannot be run by ONNX Runtime: .*Opset 99"):
+        open_engine(model)
+    assert beside.read_bytes() == before
+    assert names_in(model.parent) == ["tiny.onnx", "tiny.safetensors"]
+
+
+def test_a_graph_is_replaced_only_by_one_that_loads(model):
+    beside = write_graph(model)
+    before = beside.read_bytes()
+
+    def load(graph):
+        raise RuntimeError("no more threads")
+
+    with pytest.raises(CheckpointError, match=r"just made of .*tiny\.safetensors cannot be run by it: no more threads"):
+        graph.open_graph(model, load, lambda loaded: {}, RuntimeError, "it")
+    assert beside.read_bytes() == before
+
+
 @pytest.mark.slow  # each of them traces
 def test_processes_that_start_together_all_get_a_whole_graph(model):
     code = (
