@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
 import pickle
 import shutil
 from collections.abc import Generator, Iterator, Sequence
@@ -25,6 +26,7 @@ from handmesh.config import TrainConfig
 from handmesh.data.sample import HandLabels, HandSample, hand_labels
 from handmesh.data.sources import Source
 from handmesh.errors import ConfigError, DataError, HandMeshError
+from handmesh.system.spawn import check_main_guard
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +134,8 @@ def training_batches(
     killed. Where shared memory is too small for what they load ahead, batches come through pipes.
     """
     share = config.batch_size // ranks
+    if config.loader_workers and multiprocessing.get_context().get_start_method() != "fork":
+        check_main_guard()
     wanted = config.loader_workers * (_LOADED_AHEAD + 1) * share * _sample_bytes(config)
     through_pipes = wanted > _free_shared_memory()
     if through_pipes:

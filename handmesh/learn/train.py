@@ -51,6 +51,7 @@ from handmesh.model.surgery.unreparameterize import unreparameterize
 from handmesh.runtime.graph import write_with_graph
 from handmesh.synth.dataset import Progress
 from handmesh.system.allocator import keep_freed_memory
+from handmesh.system.spawn import end_if_imported
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ def train(
     `should_stop` is asked in every step: once it says yes the run scores, saves and ends there, to be gone on with
     later as if it had never stopped. `tracker`: one of `handmesh.learn.trackers`, told what metrics.jsonl is.
     """
+    end_if_imported()
     with joined_ranks() as ranks, ExitStack() as stack:
         config = with_architecture(config, directory if resume else None)
         settings, device = config.model_dump(mode="json"), ranks.device

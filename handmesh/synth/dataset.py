@@ -27,6 +27,7 @@ from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, HandArrays,
 from handmesh.synth.backgrounds import Backgrounds
 from handmesh.synth.scene import SceneRenderer, SyntheticSample
 from handmesh.system.atomic import write_atomically, written_atomically
+from handmesh.system.spawn import check_main_guard
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +128,8 @@ def render_pack(
 
     Images are clean (no background, no camera effects): see `camera_effects.place_on_background`. Backgrounds given
     here only texture the things in front of a hand. With `workers` > 1 processes are spawned: scripts need the usual
-    `if __name__ == "__main__":`. Raises DataError when `path` holds something else, or a run was started there with
-    other arguments.
+    `if __name__ == "__main__":`, ConfigError where it lacks. Raises DataError when `path` holds something else, or a
+    run was started there with other arguments.
     """
     job = _Job(Path(path), count, seed, size, settings, hand, background_folder, background_count)
     if path.exists():
@@ -295,6 +296,7 @@ def _run(
             if progress is not None:
                 progress(done, job.count)
         return
+    check_main_guard()
     context = multiprocessing.get_context("spawn")
     finished: Any = context.Queue()
     processes = [

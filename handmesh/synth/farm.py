@@ -36,6 +36,7 @@ from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, HandArrays
 from handmesh.synth.backgrounds import Backgrounds
 from handmesh.synth.dataset import sample_generator
 from handmesh.synth.scene import SceneRenderer
+from handmesh.system.spawn import check_main_guard
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +122,9 @@ class RenderFarm:
         """Renders samples `first`, `first` + 1, ... of `seed`.
 
         The backgrounds only texture the things in front of a hand. Processes are spawned: scripts need the usual
-        `if __name__ == "__main__":`.
+        `if __name__ == "__main__":`. Raises ConfigError where it lacks.
         """
+        check_main_guard()
         self.seed, self.next_index, self._size = seed, first, size
         layout = _Layout(size, _SLOTS * workers)
         # Megabytes as a process's argument would make each start wait until that process reads them.
