@@ -238,6 +238,48 @@ def write_interhand(root: Path, hands: list[KnownHand], mean: NDArray[np.float64
     return folder / f"InterHand2.6M_{split}_data.json"
 
 
+def write_hanco(root: Path, hands: list[KnownHand], mean: NDArray[np.float64]) -> dict[str, tuple[KnownHand, int]]:
+    """show_dataset.py and utils/mano_utils.py of github.com/lmb-freiburg/contra-hand: a frame for each hand, in turns
+    in sequence 3, with the green screen and looked at, and in sequence 1517, without; each begins with a frame without
+    a fit. -> image in rgb/, relative to the root; the hand, and by how many hundredths of a radian the camera turned.
+    """
+    world_from_cam = np.eye(4)
+    world_from_cam[:3, :3] = matrix_from_vector(np.array([0.3, -2.0, 0.4]))
+    world_from_cam[:3, 3] = (0.2, -0.1, 0.5)
+    turns = np.tile(np.eye(4), (8, 1, 1))
+    turns[:, :3, :3] = [matrix_from_vector(np.array([0, 0, 0.01 * camera])) for camera in range(8)]
+    meta: dict[str, list[list[Any]]] = {
+        name: [[] for _ in range(1518)] for name in ("is_train", "subject_id", "is_valid", "object_id", "has_fit")
+    }
+    found = {}
+    for sequence, of in ((3, hands[::2]), (1517, hands[1::2])):
+        train, count = sequence == 3, len(of) + 1
+        meta["is_train"][sequence], meta["is_valid"][sequence] = [train] * count, [False] + [train] * len(of)
+        meta["subject_id"][sequence], meta["object_id"][sequence] = [7] * count, [None] * count
+        meta["has_fit"][sequence] = [False] + [True] * len(of)
+        for frame, hand in enumerate([None, *of]):
+            place = f"{sequence:04d}/{frame:08d}.json"
+            calibration = {"K": [K.tolist()] * 8, "M": (turns @ np.linalg.inv(world_from_cam)).tolist()}
+            _write_json(root / "calib" / place, calibration)
+            for camera in range(8):
+                view = f"{sequence:04d}/cam{camera}/{frame:08d}"
+                for folder in ("rgb", "rgb_merged") if train else ("rgb",):
+                    write_photo(root / folder / f"{view}.jpg", camera)
+                if hand is None:
+                    continue
+                joints = hand.joints @ turns[camera, :3, :3].T
+                orientation = vector_from_matrix(turns[camera, :3, :3] @ matrix_from_vector(hand.vectors[0]))
+                root_and_scale = [*projected(joints[9:10])[0], (K[0, 0] + K[1, 1]) / 2 / joints[9, 2]]
+                numbers = [*orientation, *(hand.vectors[1:].ravel() - mean), *hand.betas, *root_and_scale]
+                _write_json(root / "shape" / f"{view}.json", numbers)
+                found[f"rgb/{view}.jpg"] = (hand, camera)
+            if hand is not None:
+                world = hand.joints @ world_from_cam[:3, :3].T + world_from_cam[:3, 3]
+                _write_json(root / "xyz" / place, world.tolist())
+    _write_json(root / "meta.json", meta)
+    return found
+
+
 HO3D_TIPS = (744, 333, 444, 555, 672)  # thumb, index, middle, ring, pinky
 
 

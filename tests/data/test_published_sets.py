@@ -21,6 +21,7 @@ from published_sets import (
     known_hands,
     write_coco_wholebody,
     write_dexycb,
+    write_hanco,
     write_hint,
     write_ho3d,
     write_interhand,
@@ -267,6 +268,45 @@ def test_interhand(mano_hands, tmp_path):
     shutil.rmtree(tmp_path / "InterHand2.6M" / "images")
     with pytest.raises(DataError, match="no images/val in a folder above it"):
         open_photos(path)
+
+
+def test_hanco(stand_in_mano, tmp_path, monkeypatch):
+    root = tmp_path / "HanCo"
+    known = write_hanco(root, known_hands(4, stand_in_mano, sides="r"), stand_in_mano.hands_mean)
+    train, test, merged = (opened(root / part, "HanCo") for part in ("train", "test", "rgb_merged"))
+    assert len(train) == len(test) == len(merged) == 2 * 8, "frames without a fit are left out"
+    assert {data.record(index)["image"] for data in (train, test) for index in range(len(data))} == known.keys()
+    for data in (train, test):
+        for index in range(0, len(data), 5):
+            (hand, hundredths), labels = known[data.record(index)["image"]], data.labels(index)
+            turn = matrix_from_vector(np.array([0, 0, 0.01 * hundredths]))
+            np.testing.assert_allclose(labels.hand.joints, hand.joints @ turn.T, atol=1e-9)
+            np.testing.assert_allclose(labels.intrinsics.matrix, K)
+            np.testing.assert_allclose(labels.hand.betas, hand.betas)
+            has_pose(data, index, hand, turn)
+            # Decoded with MANO, up to where the hand lies, the mesh is the hand's own.
+            posed = stand_in_mano.shaped(labels.hand.betas).posed(labels.hand.pose).vertices
+            np.testing.assert_allclose(np.ptp(posed - hand.vertices @ turn.T, axis=0), 0, atol=1e-5)
+    assert merged.record(5)["image"] == train.record(5)["image"].replace("rgb/", "rgb_merged/")
+    rows = rows_of(root / "train")
+    assert rows["sequences"].passed
+    assert rows["frames with a MANO fit"].found == "2 in 1 sequences; the fits of 2 were looked at by their authors"
+    is_used(root / "rgb_merged", merged)
+    np.testing.assert_allclose(open_evaluation_set(root / "test").truth.joints[0], test.labels(0).hand.joints)
+    with monkeypatch.context() as patch:
+        patch.setenv("HANDMESH_MANO_DIR", str(tmp_path / "nothing"))
+        without = open_photos(root / "train").labels(0).hand
+        assert without.joints_known
+        assert not without.pose_known
+    shutil.rmtree(root / "rgb" / "0003")
+    with pytest.raises(DataError, match="no frame with a MANO fit whose photographs are in rgb/"):
+        open_photos(root / "train")
+    (root / "xyz/1517/00000001.json").write_text("[1, 2]")
+    with pytest.raises(DataError, match=r"sequence 1517, frame 00000001, camera 0: no labels of HanCo \(ValueError"):
+        test.labels(0)
+    (root / "meta.json").write_text('{"has_fit": []}')
+    with pytest.raises(DataError, match=r"meta\.json is not HanCo's \(KeyError: 'is_train'"):
+        open_photos(root / "test")
 
 
 @pytest.mark.parametrize(("version", "suffix", "protocol"), [(2, ".png", 0), (3, ".jpg", 2)])

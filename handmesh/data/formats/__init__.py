@@ -4,6 +4,7 @@ from pathlib import Path
 
 from handmesh.data.formats.coco_wholebody import CocoWholeBody
 from handmesh.data.formats.dexycb import DexYCB
+from handmesh.data.formats.hanco import HanCo
 from handmesh.data.formats.hint import HInt
 from handmesh.data.formats.ho3d import HO3D
 from handmesh.data.formats.interhand import InterHand
@@ -12,7 +13,7 @@ from handmesh.data.formats.records import LabelledPhotos
 
 # Asked in this order whether a path is one of theirs. FreiHAND, with its versions, its splits and its official test
 # set, is a kind of its own: `handmesh.data.formats.freihand`.
-FORMATS: tuple[type[LabelledPhotos], ...] = (CocoWholeBody, DexYCB, HInt, HO3D, InterHand, JsonlData)
+FORMATS: tuple[type[LabelledPhotos], ...] = (CocoWholeBody, DexYCB, HanCo, HInt, HO3D, InterHand, JsonlData)
 
 
 def holds_photos(path: Path) -> bool:
