@@ -110,6 +110,8 @@ def _scores(evaluation: Evaluation) -> str:
     if evaluation.first_iteration is not None:
         rows.append(_score_row("this run, first iteration alone", evaluation.first_iteration))
     rows.append(_score_row("mean-pose baseline: this set's own mean hand", evaluation.mean_pose_baseline))
+    if evaluation.mean_hand:
+        rows.append(_score_row("the hand model's mean shape and pose, on this set", evaluation.mean_hand))
     for name, published in PUBLISHED.items():
         row = _score_row(name, dict(zip(PAPER_KEYS, published.figures, strict=True)), dim=True)
         told = f"{published.source}; TTA: {published.tta}; crop: {published.crop}"

@@ -34,7 +34,7 @@ from handmesh.evaluate.scores import (
     score_views,
     write_scores,
 )
-from handmesh.evaluate.sets import EvaluationSet, open_evaluation_set, palm_angles
+from handmesh.evaluate.sets import EvaluationSet, match_hand, open_evaluation_set, palm_angles
 from handmesh.hand import JOINT_COUNT
 from handmesh.runtime.engine import Engine
 from handmesh.system.atomic import sha256_of_file, write_atomically
@@ -115,7 +115,8 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
         run["true meshes"] = data.meshes
     if not data.in_space:
         return _score_in_2d(request, data, keypoints, run)
-    evaluation = evaluate(data.truth, points, same_hand=same_hand, workers=request.workers, progress=scored)
+    hand = match_hand(data.truth.vertices)
+    evaluation = evaluate(data.truth, points, same_hand=same_hand, hand=hand, workers=request.workers, progress=scored)
     if first is not None:
         of_first = evaluate(data.truth, first, same_hand=same_hand, workers=request.workers)
         evaluation = replace(evaluation, first_iteration=of_first.paper)
@@ -294,6 +295,8 @@ def _print_scores(result: EvaluationResult, evaluation: Evaluation, console: Con
     if evaluation.first_iteration is not None:
         row("  first iteration", evaluation.first_iteration)
     row("mean-pose baseline", evaluation.mean_pose_baseline)
+    if evaluation.mean_hand:
+        row("hand model's mean hand", evaluation.mean_hand)
     for name, published in PUBLISHED.items():
         row(name, dict(zip(PAPER_KEYS, published.figures, strict=True)), "dim")
     console.print(table)

@@ -32,7 +32,8 @@ from handmesh import metrics
 from handmesh.errors import DataError
 from handmesh.evaluate.official_files import HandPoints
 from handmesh.evaluate.sets import hand_lengths
-from handmesh.hand import FINGER_NAMES, JOINT_NAMES, JOINTS_FROM_MANO, VERTEX_COUNT
+from handmesh.geometry.rotation import matrix_from_vector
+from handmesh.hand import BETA_COUNT, FINGER_NAMES, JOINT_NAMES, JOINTS_FROM_MANO, VERTEX_COUNT, HandArrays
 from handmesh.system.atomic import write_atomically
 
 Array = NDArray[np.float64]
@@ -68,8 +69,8 @@ PUBLISHED: dict[str, Published] = {
     "simpleHand, FastViT-MA36": Published(
         (5.7, 6.0, None, None), "Zhou et al., CVPR 2024", "no", "box-from-test-labels"
     ),
-    # The first version of arXiv:1909.04349, on the data set's first release, which is not the one in use. For the right
-    # release there is the mean-pose baseline: the set's own mean hand, computed.
+    # The first version of arXiv:1909.04349, on the data set's first release, which is not the one in use. Of the
+    # release at hand the same is computed, where its hand model is (`Evaluation.mean_hand`).
     "mean hand, first release": Published(
         (None, 17.8, 0.300, 0.808), "Zimmermann et al., arXiv:1909.04349v1", "no", "none"
     ),
@@ -133,6 +134,7 @@ class Evaluation:
     truth_sha256: str
     predictions_sha256: str
     keypoints: Mapping[str, float] = field(default_factory=dict)  # 2D, see `score_keypoints`
+    mean_hand: Mapping[str, float] = field(default_factory=dict)  # the same of the hand model's mean shape and pose
     joints: Mapping[str, GroupScore] = field(default_factory=dict)  # see `score_joints`
     views: Mapping[str, GroupScore] = field(default_factory=dict)  # see `score_views`
     camera_space: Mapping[str, float] = field(default_factory=dict)  # see `score_in_camera_space`
@@ -144,13 +146,14 @@ def evaluate(
     predicted: HandPoints,
     *,
     same_hand: bool = True,
+    hand: HandArrays | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score predictions. `workers`: threads; None takes the processors that this process may use, at most eight.
 
     `same_hand`: whether meshes of as many vertices have them in the same places. If not, only what needs no
-    correspondence is scored of them: F-scores, aligned by the joints.
+    correspondence is scored of them: F-scores, aligned by the joints. `hand`: the model that the true meshes are of.
     Raises DataError when the shapes do not fit. What can be scored but looks wrong (other units, another joint order,
     mirrored hands) is scored as the official tool would, and named in `warnings`.
     """
@@ -167,7 +170,8 @@ def evaluate(
             parts.append(part)
             if progress is not None:
                 progress(min(len(parts) * _CHUNK, count), count)
-        baseline = _mean_pose_baseline(truth, pool)
+        baseline = _constant_scores(truth, None, pool)
+        mean_hand = {} if hand is None or truth.vertices is None else _constant_scores(truth, hand, pool)
     frames = FrameScores(
         *(np.concatenate([getattr(part.frames, f.name) for part in parts]) for f in fields(FrameScores))
     )
@@ -181,6 +185,7 @@ def evaluate(
         paper={name: float(values.mean()) for name, values in per_frame.items()},
         rigid={name: float(values.mean()) for name, values in rigid.items()},
         mean_pose_baseline=baseline,
+        mean_hand=mean_hand,
         root_relative_mpjpe_mm=1000 * float(frames.root_relative_error.mean()),
         intervals={
             name: metrics.bootstrap_interval(values) for name, values in per_frame.items() if np.isfinite(values).all()
@@ -314,6 +319,7 @@ def scores_json(evaluation: Evaluation, run: Mapping[str, Any]) -> dict[str, Any
         else {key: _number(value) for key, value in evaluation.first_iteration.items()},
         "intervals_95": {key: list(value) for key, value in evaluation.intervals.items()},
         "mean_pose_baseline": {key: _number(value) for key, value in evaluation.mean_pose_baseline.items()},
+        "mean_hand": {key: _number(value) for key, value in evaluation.mean_hand.items()} or None,
         "frames": len(evaluation.frames),
         "camera_coordinates": evaluation.camera_coordinates,
         "camera_note": evaluation.camera_note,
@@ -481,14 +487,20 @@ def _per_frame_mm(frames: FrameScores, alignment: str) -> tuple[Array, Array, Ar
     return joints, vertices, f[:, 0], f[:, 1]
 
 
-def _mean_pose_baseline(truth: HandPoints, pool: ThreadPoolExecutor) -> dict[str, float]:
+def _constant_scores(truth: HandPoints, hand: HandArrays | None, pool: ThreadPoolExecutor) -> dict[str, float]:
+    """PAPER_KEYS of one hand as the answer to every frame: the set's own mean, or `hand` in its mean shape and pose."""
     chosen = np.unique(np.linspace(0, len(truth.joints) - 1, _BASELINE_FRAMES).round().astype(int))
-    joints = truth.joints[chosen]
+    joints, vertices = truth.joints[chosen], None if truth.vertices is None else truth.vertices[chosen]
+    if hand is None:
+        constant = metrics.mean_shape(joints), None if vertices is None else metrics.mean_shape(vertices)
+    else:
+        pose = matrix_from_vector(np.concatenate([np.zeros(3), hand.hands_mean]).reshape(-1, 3))
+        mean_hand = hand.shaped(np.zeros(BETA_COUNT)).posed(pose).vertices
+        constant = hand.joints_of(mean_hand), mean_hand
     scores = dict.fromkeys(PAPER_KEYS, float("nan"))
-    scores["pa_mpjpe_mm"] = 1000 * float(metrics.pa_mean_error(joints, metrics.mean_shape(joints)).mean())
-    if truth.vertices is not None:
-        vertices = truth.vertices[chosen]
-        aligned = metrics.align_similarity(vertices, metrics.mean_shape(vertices))
+    scores["pa_mpjpe_mm"] = 1000 * float(metrics.pa_mean_error(joints, constant[0]).mean())
+    if vertices is not None and constant[1] is not None:
+        aligned = metrics.align_similarity(vertices, constant[1])
         scores["pa_mpvpe_mm"] = 1000 * float(metrics.point_errors(vertices, aligned).mean())
         parts = [slice(start, start + _CHUNK) for start in range(0, len(chosen), _CHUNK)]
         f = np.concatenate(list(pool.map(lambda part: metrics.f_scores(vertices[part], aligned[part]), parts)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from handmesh.evaluate.scores import (
     scores_json,
     write_scores,
 )
-from handmesh.hand import JOINT_NAMES
+from handmesh.hand import JOINT_NAMES, builtin_hand
 
 # What metrics knows beyond alignments (those are in test_metrics.py)
 
@@ -166,6 +167,18 @@ def test_the_paper_figures_are_the_official_ones_in_millimetres(scored):
 def test_the_floor_is_what_a_constant_scores(truth, scored):
     constant = mapped(truth, lambda points: np.broadcast_to(metrics.mean_shape(points), points.shape))
     assert scored.mean_pose_baseline == pytest.approx(evaluate(truth, constant).paper, rel=1e-9)
+
+
+def test_the_hand_models_mean_hand_is_scored_where_the_model_is_known(truth, scored):
+    """FreiHAND's paper: its "mean shape", here of the release at hand. MANO's mean pose is not the flat hand."""
+    assert scored.mean_hand == {}
+    hand = replace(builtin_hand(), hands_mean=np.full(45, 0.1))
+    rotations = Rotation.from_rotvec([[0.0, 0, 0]] + [[0.1, 0.1, 0.1]] * 15).as_matrix()
+    mean_hand = hand.shaped(np.zeros(10)).posed(rotations).vertices
+    count = len(truth.joints)
+    constant = HandPoints(np.stack([hand.joints_of(mean_hand)] * count), np.stack([mean_hand] * count))
+    assert evaluate(truth, constant, hand=hand).mean_hand == pytest.approx(evaluate(truth, constant).paper, rel=1e-9)
+    assert evaluate(HandPoints(truth.joints, None), constant, hand=hand).mean_hand == {}
 
 
 def test_nothing_is_said_about_sane_predictions(scored):
