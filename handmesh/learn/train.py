@@ -73,7 +73,7 @@ _MAY_CHANGE = frozenset(
         "tensorboard",
     )
 )
-_OPTIONAL_HEADS = ("confidence_head.", "handedness_head.", "joint_confidence_head.")
+_OPTIONAL_HEADS = ("confidence_head.", "handedness_head.", "joint_confidence_head.", "token_head.")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The network: normalise -> backbone -> global average pool -> three single fully connected heads -> hand model.
 
+`model.token_head` puts a second head behind those three (`handmesh.model.token_head`); the paper has none.
 `HandMeshNet` is what is trained, saved and exported. `DenseHead` helps in training only: it reads the backbone's
 stage maps and predicts where each joint is, so that early features learn to see fingers. No output depends on it.
 """
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from handmesh.config import IMAGE_MEAN, IMAGE_STD, ModelConfig
+from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import BETA_COUNT, JOINT_NAMES, MANO_JOINT_NAMES, HandOutput
 from handmesh.hand.layer import HandModel
 from handmesh.model.backbone import build_backbone
 from handmesh.model.rotation import matrix_from_6d
+from handmesh.model.token_head import TokenHead
 
 _ROTATIONS = len(MANO_JOINT_NAMES)
 _IDENTITY_6D = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+_TOKEN_STAGE = 1  # of the backbone's maps: stride 8, where a finger is one or two cells wide
 
 
 class HandMeshNet(nn.Module):
@@ -40,6 +44,9 @@ class HandMeshNet(nn.Module):
         self.confidence_head = nn.Linear(channels, 1) if config.confidence_head else None
         self.handedness_head = nn.Linear(channels, 1) if config.handedness_head else None
         self.joint_confidence_head = nn.Linear(channels, len(JOINT_NAMES)) if config.joint_confidence_head else None
+        answers = [head.out_features for head in (self.camera_head, self.pose_head, self.betas_head)]
+        maps = (self.backbone.pyramid_channels[_TOKEN_STAGE], channels)
+        self.token_head = TokenHead(maps, sum(answers)) if config.token_head else None
         self.hand = hand
         self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
@@ -55,27 +62,41 @@ class HandMeshNet(nn.Module):
             self.pose_head.bias.copy_(torch.tensor(_IDENTITY_6D).repeat(_ROTATIONS))
 
     def forward(self, images: Tensor) -> HandOutput:
-        return self._decode(self.backbone(self._normalise(images)))
+        if self.token_head is not None:
+            return self.forward_with_pyramid(images)[0]
+        return self._decode(self.backbone(self._normalise(images)), ())
 
     def forward_with_pyramid(self, images: Tensor) -> tuple[HandOutput, tuple[Tensor, ...]]:
         """The answer and the backbone's four stage maps (strides 4, 8, 16, 32), from one pass: for `DenseHead`."""
         features, pyramid = self.backbone.forward_all(self._normalise(images))
-        return self._decode(features), pyramid
+        return self._decode(features, pyramid), pyramid
 
     def _normalise(self, images: Tensor) -> Tensor:
         return (images.permute(0, 3, 1, 2) / 255.0 - self.image_mean) / self.image_std
 
-    def _decode(self, features: Tensor) -> HandOutput:
+    def _decode(self, features: Tensor, pyramid: tuple[Tensor, ...]) -> HandOutput:
         with torch.autocast(features.device.type, enabled=False):
             pooled = features.float().mean(dim=(2, 3))
-            camera = self.camera_head(pooled)
-            pose = matrix_from_6d(self.pose_head(pooled).unflatten(-1, (_ROTATIONS, 6)))
-            betas = self.betas_head(pooled)
+            answers = self.camera_head(pooled), self.pose_head(pooled), self.betas_head(pooled)
+            if self.token_head is not None:
+                # Where to look is no part of what is learnt: the first answer learns by what is added to it.
+                keypoints = self._keypoints(*(answer.detach() for answer in answers))
+                corrections = self.token_head((pyramid[_TOKEN_STAGE].float(), features.float()), keypoints)
+                parts = corrections.split([answer.shape[-1] for answer in answers], dim=-1)
+                answers = tuple(answer + part for answer, part in zip(answers, parts, strict=True))
+            camera, numbers, betas = answers
+            pose = _rotations(numbers)
             vertices, joints = self.hand(pose, betas)
             confidence = _probabilities(self.confidence_head, pooled, 1)[:, 0]
             handedness = _probabilities(self.handedness_head, pooled, 1)[:, 0]
             joint_confidence = _probabilities(self.joint_confidence_head, pooled, len(JOINT_NAMES))
         return HandOutput(camera, pose, betas, vertices, joints, confidence, handedness, joint_confidence)
+
+    def _keypoints(self, camera: Tensor, numbers: Tensor, betas: Tensor) -> Tensor:
+        """(B, 21, 2) in NDC: where these answers draw the joints."""
+        _, joints = self.hand(_rotations(numbers), betas)
+        keypoints: Tensor = WeakPerspectiveCamera.from_vector(camera).project(joints)
+        return keypoints
 
     def reparameterize(self) -> HandMeshNet:
         """A copy with every train-time branch of the backbone folded away: same outputs, faster, not for training."""
@@ -83,6 +104,11 @@ class HandMeshNet(nn.Module):
         deployed.backbone = self.backbone.reparameterize()
         deployed.reparameterized = True
         return deployed.requires_grad_(False)
+
+
+def _rotations(numbers: Tensor) -> Tensor:
+    """(B, 16 x 6) -> (B, 16, 3, 3)."""
+    return matrix_from_6d(numbers.unflatten(-1, (_ROTATIONS, 6)))
 
 
 def _probabilities(head: nn.Linear | None, pooled: Tensor, count: int) -> Tensor:

@@ -59,23 +59,24 @@ def _metadata_in(model: Any) -> dict[str, str]:
 def _split_after_backbone(openvino: Any, model: Any) -> tuple[Any, Any]:
     """The backbone, and all that follows its features. `model` is used up."""
     front = model.clone()
-    backbone = openvino.Model([_features(front)], front.get_parameters(), "backbone")
-    features = _features(model)
-    shape = [-1, *(side.get_length() for side in list(features.get_partial_shape())[1:])]
-    given = openvino.opset13.parameter(shape, np.float32)
-    for consumer in features.get_target_inputs():
-        if not _of_backbone(consumer.get_node()):
-            consumer.replace_source_output(given.output(0))
+    backbone = openvino.Model(_features(front), front.get_parameters(), "backbone")
+    given = []
+    for features in _features(model):
+        shape = [-1, *(side.get_length() for side in list(features.get_partial_shape())[1:])]
+        given.append(openvino.opset13.parameter(shape, np.float32))
+        for consumer in features.get_target_inputs():
+            if not _of_backbone(consumer.get_node()):
+                consumer.replace_source_output(given[-1].output(0))
     for consumer in model.get_parameters()[0].output(0).get_target_inputs():
         if consumer.get_node().get_type_name() == "ShapeOf":  # how many crops there are: as many as features
-            consumer.replace_source_output(given.output(0))
-    return backbone, openvino.Model(model.get_results(), [given], "geometry")
+            consumer.replace_source_output(given[0].output(0))
+    return backbone, openvino.Model(model.get_results(), given, "geometry")
 
 
-def _features(model: Any) -> Any:
-    """What the backbone gives: the one value that goes from its modules to what is computed after them."""
+def _features(model: Any) -> list[Any]:
+    """What the backbone gives: the values that go from its modules to what is computed after them, by name."""
     if old := [operation for operation in model.get_ops() if operation.get_friendly_name() == "pooled"]:
-        return old[0].output(0)  # so graphs of earlier versions called it
+        return [old[0].output(0)]  # so graphs of earlier versions called it
     found = {
         given.get_node().get_friendly_name(): given
         for operation in model.get_ops()
@@ -83,8 +84,7 @@ def _features(model: Any) -> Any:
         for given in operation.input_values()
         if _of_backbone(given.get_node())
     }
-    (features,) = found.values()
-    return features
+    return [found[name] for name in sorted(found)]
 
 
 def _of_backbone(operation: Any) -> bool:
@@ -131,10 +131,11 @@ class OpenVinoEngine:
         except IndexError:  # as many as threads ever called at once
             requests = [part.create_infer_request() for part in self._parts]
         *before, last = requests
-        values = np.ascontiguousarray(crops)
+        values = [np.ascontiguousarray(crops)]
         for request in before:
-            values = request.infer([values])[0]
-        answers = last.infer([values])
+            found = request.infer(values)
+            values = [found[number] for number in range(len(found))]
+        answers = last.infer(values)
         output = hand_output([np.array(answers[name]) for name in self._outputs])
         self._idle.append(requests)
         return output

@@ -51,6 +51,8 @@ def unreparameterize(reparameterized: HandMeshNet, images: Iterable[Tensor]) -> 
     own = dict(reparameterized.named_modules())
     for name, module in model.named_modules():
         _copy(module, own.get(name))
+    if model.token_head is not None and reparameterized.token_head is not None:
+        model.token_head.load_state_dict(reparameterized.token_head.state_dict())
     _measure_norms(model, images)
     return model
 
