@@ -96,6 +96,8 @@ def _with_site_links(text: str, page: str, homes: dict[str, str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(page), address))
         home = homes.get(target) or (target.removeprefix("docs/") if target.startswith("docs/images/") else None)
         if home is not None:
+            if label.endswith(".md"):  # a file in the repository, a page here
+                label = (ROOT / target).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
             return f"[{label}]({posixpath.relpath(home, posixpath.dirname(homes[page]) or '.')}{anchor})"
         if not (ROOT / target).exists():
             return match[0]  # generated, or broken: the build tells

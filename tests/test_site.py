@@ -55,6 +55,8 @@ def test_it_builds_strictly_and_fetches_nothing(tmp_path):
         text = (tmp_path / "site" / page).read_text(encoding="utf-8")
         for tag in ("<script src=", "<link rel=stylesheet href=", '<link rel="stylesheet" href=', "<img src="):
             assert f'{tag}"http' not in text, f"{page} fetches from elsewhere"
+    serving = (tmp_path / "site" / "how_to" / "serving.html").read_text(encoding="utf-8")
+    assert not re.search(r">\w+\.md</a>", serving), "a page is called by its title, not by its file"
     python = (tmp_path / "site" / "reference" / "python.html").read_text(encoding="utf-8")
     assert "handmesh.load_predictor" in python
     assert "x0, y0, x1, y1 in pixels, around the keypoints" in python, "comments beside fields are their documentation"
