@@ -214,11 +214,11 @@ def test_three_js_plays_the_animated_hand(run, markers, tmp_path):
     run("clip_to_glb.py", "clip.mp4", "out")
     shutil.copytree(EXAMPLES / "three", tmp_path / "page", symlinks=True)
     shutil.copy("out/hand.glb", tmp_path / "page")
-    at = (
-        "(async () => { player.mixer.setTime(%s); player.hands.updateMatrixWorld(true); let skin;"
+    at = (  # the page plays on while it waits, so nothing is awaited after the time is set
+        "(async () => { const { Vector3 } = await import('three'); let skin;"
+        " player.mixer.setTime(%s); player.hands.updateMatrixWorld(true);"
         " player.hands.traverse((node) => { if (node.isSkinnedMesh) skin = node; });"
-        " const { Vector3 } = await import('three'); return skin.getVertexPosition(0, new Vector3())"
-        ".applyMatrix4(skin.matrixWorld).toArray(); })()"
+        " return skin.getVertexPosition(0, new Vector3()).applyMatrix4(skin.matrixWorld).toArray(); })()"
     )
     with served(tmp_path / "page") as address, chromium(tmp_path / "profile") as page:
         page.open(f"{address}/index.html", ready="window.player !== undefined")
