@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "evaluate": "errors system geometry hand metrics draw files model runtime predict data",
     "bench": "errors config system geometry hand files model synth runtime predict",
     "builtin_hand": "errors system geometry hand draw files",
-    "doctor": "errors system hand model runtime",
+    "doctor": "errors system hand model runtime detect",
     "handmesh_server": "errors system geometry hand draw files model runtime detect predict motion",
     "client": "errors system files handmesh_server",
     "cli": "errors config system geometry hand metrics draw files model synth runtime detect predict data learn motion "
