@@ -8,7 +8,9 @@ with the keypoints' (IoU 0.5); hands whose longer side is below --least pixels a
 teacher saw: hands that it missed count as nothing, so precision is not to be had from such lists, and false hands are
 counted on hand-free photographs alone. Labels by MediaPipe favour MediaPipe (--detector mediapipe).
 
---by predictor: the boxes of the meshes that `predictor(photo)` answers with, and its scores.
+--by predictor: the boxes of the meshes that `predictor(photo)` answers with, and its scores. --curve draws how many
+answers of a score are listed hands (IoU 0.3), those on photographs without a hand among them; places that the list
+calls "doubtful" do not count, and hands that it misses count as none, so the curve lies lower than the truth.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from confidence import calibration_error, curve, reliability
 
 from handmesh.detect import open_detector
+from handmesh.detect.overlap import box_iou
 from handmesh.draw.sheet import contact_sheet
 from handmesh.files.image import read_image, read_photo
 from handmesh.metrics import match_boxes
@@ -58,6 +62,7 @@ def main() -> None:
     parser.add_argument("--search", choices=("fast", "thorough"), default="fast")
     parser.add_argument("--least", type=float, default=24.0, help="pixels of a hand's longer side")
     parser.add_argument("--sheet", type=Path, help="a picture of the photographs with the worst answers")
+    parser.add_argument("--curve", type=Path, metavar="SVG", help="a picture of what scores are worth")
     arguments = parser.parse_args()
     rows = [
         (path.parent, row)
@@ -82,6 +87,7 @@ def main() -> None:
     hands: list[Hand] = []
     false: list[list[float]] = []  # scores of the answers on each photograph without a hand
     pictures: list[tuple[float, Path, dict, list[Answer]]] = []
+    said: list[tuple[float, bool]] = []  # each answer's score, and whether it is a listed hand
     started = time.process_time()
     for folder, row in rows:
         path = folder / row["image"]
@@ -100,6 +106,10 @@ def main() -> None:
             right = answer is not None and answer.side == hand["handedness"]
             hands.append(Hand(row.get("source", "all"), longer / size, len(known) > 1, score, right))
             worst = max(worst, 1 - score, 0.8 * (answer is not None and not right))
+        listed = {answer for _, answer in match_boxes(boxes, [answer.box for answer in answers], 0.3)}
+        for index, answer in enumerate(answers):
+            if index in listed or all(box_iou(answer.box, box) < 0.1 for box in row.get("doubtful", [])):
+                said.append((answer.score, index in listed))
         if row.get("no_hand"):
             false.append([answer.score for answer in answers])
             worst = max([worst, *false[-1]])
@@ -126,6 +136,10 @@ def main() -> None:
     if false:
         counts = [sum(score >= t for scores in false for score in scores) for t in THRESHOLDS]
         print(f"hands in {len(false)} photographs without one, by threshold: {counts}")
+    if arguments.curve:
+        rows = reliability(*np.array(said, float).T)
+        print(f"expected calibration error of {len(said)} answers: {calibration_error(rows, len(said)):.3f}")
+        arguments.curve.write_text(curve(rows), encoding="utf-8")
     if arguments.sheet:
         worst = sorted(pictures, key=lambda item: -item[0])[:60]
         tiles = [draw(path, row, answers) for _, path, row, answers in worst]

@@ -3,15 +3,17 @@
     python benchmarks/photographs.py LABELS.jsonl [--model M]
 
 Lines of LABELS need "image", "handedness" and "keypoints" (21 x [x, y], pixels, FreiHAND's order); "source" splits the
-tables. Keypoints by MediaPipe are compared as they are and (`--keypoints-by mediapipe`, the default) also with the tips
-where its definition and ours agree (`handmesh.label.MEDIAPIPE`). Errors are mean distances over the longer side of the
-keypoints' box: mean, median, share of hands under 0.1; with the box and the side given, with the box alone, and with
-nothing but the photograph. PA errors are not to be had: nobody measured these hands.
+tables, and so does the size of the hand's box. Keypoints by MediaPipe are compared as they are and (`--keypoints-by
+mediapipe`, the default) also with the tips where its definition and ours agree (`handmesh.label.MEDIAPIPE`). Errors are
+mean distances over the longer side of the keypoints' box: mean, median, share of hands under 0.1; with the box and the
+side given, with the box alone, and with nothing but the photograph. PA errors are not to be had: nobody measured these
+hands.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -41,7 +43,7 @@ def main() -> None:
             by_source[str(row.get("source", "all"))].append(row)
     predictor = load_predictor(arguments.model, passes=arguments.passes, threads=1)
     print(f"{'source':18} {'hands':>5}  box and side: mean median <0.1 (ours)   sides   whole: mean median")
-    rows_of_all, joint_errors, joint_scores = [], [], []
+    rows_of_all, joint_errors, joint_scores, sizes = [], [], [], []
     for source in arguments.source or sorted(by_source):
         rows = by_source[source]
         rows = [rows[index] for index in np.linspace(0, len(rows) - 1, min(arguments.count, len(rows))).astype(int)]
@@ -61,12 +63,17 @@ def main() -> None:
             lost = errors(whole[0]).mean() if whole else 1.0  # not found: as far off as the hand is large
             ours = np.linalg.norm(known.keypoints_image() - definition.apply(truth), axis=1) / side
             found.append((errors(known).mean(), ours.mean(), free.handedness == row["handedness"], lost, path))
+            sizes.append(side)
             joint_errors.append(ours)
             if known.joint_scores is not None:
                 joint_scores.append(known.joint_scores)
         rows_of_all += found
         show(source, found)
     show("all", rows_of_all)
+    for low, high in itertools.pairwise((0, 60, 80, 110, 150, 10_000)):
+        chosen = [row for row, size in zip(rows_of_all, sizes, strict=True) if low <= size < high]
+        if chosen:
+            show(f"box from {low} px" if high == 10_000 else f"box {low} to {high} px", chosen)
     per_joint = np.mean(joint_errors, axis=0)
     fingers = {
         name: np.mean([per_joint[joint] for joint, full in enumerate(JOINT_NAMES) if full.startswith(name)])
