@@ -704,7 +704,8 @@ def test_the_page_in_python(server, beside_a_photo, monkeypatch):
 
 
 def test_the_page_with_curl(server, beside_a_photo):
-    commands = [line for block in page_blocks("bash") for line in block.splitlines() if line.strip().startswith("curl")]
+    lines = [line for block in page_blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    commands = [line for line in lines if line.strip().startswith("curl")]
     assert commands
     for command in commands:
         words = shlex.split(command.replace("http://127.0.0.1:8000", server.url), comments=True)

@@ -165,7 +165,7 @@ def test_what_is_posted_is_checked_at_once(jobs_in, clip, tmp_path):
         assert refused(bytes(100_001)) == (413, "too_large")
         assert refused(clip[:90_000], "?focal=500&fov=60") == (422, "invalid_query")
         assert refused(clip[:90_000], "?smooth=0.01") == (422, "invalid_query")
-        assert refused(clip[:90_000], "?max_hands=2") == (422, "invalid_query")
+        assert refused(clip[:90_000], "?max_hands=0") == (422, "invalid_query")
         assert list((tmp_path / "jobs").iterdir()) == []
         job = client.post("/v1/videos", content=clip[:90_000])
         assert job.status_code == 202
