@@ -57,9 +57,8 @@ def gradient_shares(config: TrainConfig, mistake: float, count: int = 64, seed: 
     moved = torch.cat([torch.zeros(count, 1), mistake * SHIFT_MISTAKE * normal(count, 2)], dim=1)
     answered = rotations(turns) @ wrong_pose, betas + mistake * BETAS_MISTAKE * normal(count, 10) + shapes
     likely = torch.ones(count)
-    output = HandOutput(
-        camera * relative + moved + cameras, *answered, *hand(*answered), likely, likely, likely[:, None].expand(-1, 21)
-    )
+    heads = likely, likely, likely[:, None].expand(-1, 21), torch.zeros(count, 21, 3)
+    output = HandOutput(camera * relative + moved + cameras, *answered, *hand(*answered), *heads)
     faces = torch.from_numpy(hand.faces).long()
     _, parts = hand_loss(output, None, truth, config.loss, config.loss_norms, faces=faces)
     lengths: dict[str, dict[str, float]] = {name: {} for name in VARIABLES}

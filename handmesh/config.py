@@ -98,6 +98,8 @@ class ModelConfig(Settings):
     joint_confidence_head: bool = False  # which of the joints are well found?
     # A second head, on features at the joints that the first draws (`handmesh.model.token_head`). The paper has none.
     token_head: bool = False
+    # Where each joint is seen, from heatmaps at stride 8: what an answer can be fitted to (`handmesh.predict.refine`).
+    keypoint_head: bool = False
     # The camera's first guess: 2 f / (r z) for a median FreiHAND frame, f = 730 px-metres per metre, r = 224 px.
     initial_scale: float = Field(default=6.5, gt=0)
 

@@ -83,7 +83,7 @@ class MarkerEngine:
             if thumb is not None and not imagined:
                 (x, y), (u, v) = knuckle - wrist, thumb - wrist
                 right = 0.95 if x * v - y * u < 0 else 0.05
-        said = np.float32(confidence), np.float32(right), np.full(21, confidence, np.float32)
+        said = np.float32(confidence), np.float32(right), np.full(21, confidence, np.float32), np.zeros((21, 3))
         return camera, pose, np.zeros(10), posed.vertices, posed.joints, *said
 
     def _dot(self, crop, channel):

@@ -84,6 +84,7 @@ class DotEngine:
             confidence=np.ones(count, np.float32),
             handedness=np.ones(count, np.float32),
             joint_confidence=np.ones((count, 21), np.float32),
+            seen=np.zeros((count, 21, 3), np.float32),
         )
 
 

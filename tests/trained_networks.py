@@ -14,7 +14,7 @@ def trained(backbone: str) -> HandMeshNet:
     """Weights and statistics as training leaves them: no branch, norm or layer scale at its first value."""
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(0)
-    config = ModelConfig(backbone=backbone, resolution=64, confidence_head=True)
+    config = ModelConfig(backbone=backbone, resolution=64, confidence_head=True, keypoint_head=True)
     model = HandMeshNet(config, HandModel(builtin_hand()))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -59,6 +59,8 @@ class HandOutput(NamedTuple):
     confidence: Any  # (B,)       0..1: that there is a hand and it was found; 1 of a network without that head
     handedness: Any  # (B,)      0..1: that the crop shows a right hand; 1 of a network without that head
     joint_confidence: Any  # (B, 21)  0..1: that there is a hand and this joint of it was found; 1 without that head
+    # (B, 21, 3) where the keypoint head sees each joint, x and y in NDC, and how surely, 0..1; 0 without that head
+    seen: Any
 
 
 _SHAPES: dict[str, tuple[int | None, ...]] = {

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ from handmesh.hand.arrays import (
     builtin_hand,
 )
 from handmesh.hand.skeleton import FINGERTIP_VERTICES, JOINTS_FROM_MANO
+from handmesh.system.blas import one_blas_thread
 
 Floats = NDArray[np.float64]
 
@@ -92,6 +94,7 @@ class HandFit(NamedTuple):
         return model.shaped(self.betas).posed(self.pose).vertices
 
 
+@one_blas_thread()
 def fit_hand(
     keypoints: ArrayLike,
     weights: ArrayLike | None = None,
@@ -111,7 +114,7 @@ def fit_hand(
     Raises DataError for arrays of other shapes, and for a hand with fewer than four known keypoints.
     """
     settings = FitSettings() if settings is None else settings
-    model = _JointModel(builtin_hand() if hand is None else hand)
+    model = _joint_model(builtin_hand() if hand is None else hand)
     points = _array(keypoints, "keypoints", (JOINT_COUNT, 2))
     batch = points.shape[:-2]
     known = np.isfinite(points).all(axis=-1)
@@ -496,6 +499,11 @@ class _Problem:
             pull = beyond[:, joint - 1, :, None] / self.settings.limit_std
             gradient[:, own] += (np.swapaxes(slope, -1, -2) @ pull)[..., 0]
         return matrix, gradient
+
+
+@lru_cache(maxsize=4)
+def _joint_model(hand: HandArrays) -> _JointModel:
+    return _JointModel(hand)
 
 
 def _fit_from_nothing(problem: _Problem) -> _State:

@@ -44,7 +44,7 @@ from handmesh.model.bundled import find_model
 from handmesh.model.checkpoint import load_latest_state, load_model, load_weights, save_state
 from handmesh.model.fastvit_weights import load_backbone_weights
 from handmesh.model.file import config_of, read_record
-from handmesh.model.network import DenseHead, HandMeshNet, to_device
+from handmesh.model.network import DenseHead, DenseMaps, HandMeshNet, to_device
 from handmesh.model.pretrained import find_backbone_weights
 from handmesh.model.surgery.grow import check_growth, grow
 from handmesh.model.surgery.unreparameterize import unreparameterize
@@ -73,7 +73,13 @@ _MAY_CHANGE = frozenset(
         "tensorboard",
     )
 )
-_OPTIONAL_HEADS = ("confidence_head.", "handedness_head.", "joint_confidence_head.", "token_head.")
+_OPTIONAL_HEADS = (
+    "confidence_head.",
+    "handedness_head.",
+    "joint_confidence_head.",
+    "token_head.",
+    "keypoint_head.",
+)
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,9 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.model, self.dense = model, dense
 
-    def forward(self, images: Tensor) -> tuple[HandOutput, tuple[Tensor, Tensor] | None]:
-        if self.dense is None:
-            return self.model(images), None
-        output, pyramid = self.model.forward_with_pyramid(images)
-        return output, self.dense(pyramid)
+    def forward(self, images: Tensor) -> tuple[HandOutput, DenseMaps | None]:
+        output: tuple[HandOutput, DenseMaps | None] = self.model.forward_with_maps(images, self.dense)
+        return output
 
 
 def train(
@@ -514,6 +518,9 @@ def _open_data(config: TrainConfig, hand: HandArrays, ranks: Ranks, on_render: P
 
 
 def _wants_dense(config: TrainConfig) -> bool:
+    """Whether a `DenseHead` is needed that is no part of the network."""
+    if config.model.keypoint_head:
+        return False
     return any(getattr(config.loss, name) for name in ("heatmaps", "heatmap_keypoints", "heatmap_depths"))
 
 

@@ -33,6 +33,7 @@ from handmesh.hand import Handedness, HandOutput, upright_rotation
 from handmesh.hand.anatomy import flexion_axes
 from handmesh.predict.arguments import AUTO, Boxes, parse_boxes, parse_camera, parse_handedness, parse_sides
 from handmesh.predict.prediction import Floats, HandednessSource, HandPrediction
+from handmesh.predict.refine import refined
 from handmesh.runtime.engine import Engine, open_engine
 
 Image = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -52,8 +53,11 @@ MAX_HANDS = 10
 # Below this probability of a side, the detector's and the network's together, the other side is looked at, too; not of
 # what is no hand by this score.
 CERTAIN_SIDE, PLAUSIBLE = 0.85, 0.15
-# Detector and network look at the same pixels: two opinions of theirs count for this much of two independent ones.
+# Detector and network look at the same pixels: two opinions on a side count for this much of independent ones.
 _INDEPENDENCE = 0.8
+# That there is a hand: what the detector's log-odds count for, the network's, and how much more is asked. Fitted to
+# photographs never learnt from, with and without hands (the detector's card).
+_SCORE_OF_BOTH = (0.75, 1.05, -1.0)
 _MOST_SAID = 2.0  # log-odds that a detector's word on the side counts for at most: the network sees more of the hand
 # Two answers are of one hand when their boxes share so much of their union and their keypoints are so near, over the
 # larger one's extent.
@@ -66,7 +70,13 @@ class Predictor:
     """Built once, then only called. Safe to call from several threads when its engine is."""
 
     def __init__(
-        self, engine: Engine, *, detector: Detector | None = None, passes: int = 3, margin: float = BOX_MARGIN
+        self,
+        engine: Engine,
+        *,
+        detector: Detector | None = None,
+        passes: int = 3,
+        margin: float = BOX_MARGIN,
+        refine: bool = True,
     ) -> None:
         """`detector` finds the hands of a photograph without boxes; None takes the whole photograph for one hand's.
 
@@ -75,6 +85,9 @@ class Predictor:
         says which way it points needs one.
 
         `margin`: side of the first crop over the longer side of a box.
+
+        `refine`: bring the answer to where a keypoint head sees the joints (`handmesh.predict.refine`), where the
+        network has one.
         """
         if passes < 1:
             raise ConfigError(f"passes is {passes}, wanted at least 1.")
@@ -86,7 +99,8 @@ class Predictor:
         # What the network has heads for.
         self.predicts_handedness = bool(heads.get("handedness_head"))
         self.predicts_confidence = bool(heads.get("confidence_head"))
-        self.predicts_joint_confidence = bool(heads.get("joint_confidence_head"))
+        self.refines = refine and bool(heads.get("keypoint_head"))
+        self.predicts_joint_confidence = self.refines or bool(heads.get("joint_confidence_head"))
         self._hands = {Handedness.RIGHT: engine.hand, Handedness.LEFT: engine.hand.mirrored()}
         self._flexion_axes = {side: flexion_axes(hand).astype(np.float32) for side, hand in self._hands.items()}
         # The root joint at rest, as a function of the shape.
@@ -215,7 +229,7 @@ class Predictor:
             ]
             passes = 1 if None not in turns else self.passes
             answers = self._refine(photo, self._queries(crops, sides), True, passes) if crops else []
-            return [self._prediction(answer, "given box", known) for answer in answers]
+            return self._predictions(answers, ["given box"] * len(answers), [known] * len(answers))
         (side,) = parse_sides(handedness, 1)
         if self.detector is None:
             hands = [self.predict_whole(photo, side, known)]
@@ -247,7 +261,7 @@ class Predictor:
         if side == AUTO:
             answers = self._with_sides(photo, answers, found)
         known = parse_camera(photo, intrinsics, None, None)
-        hands = [self._prediction(answer, item.source, known) for answer, item in zip(answers, found, strict=True)]
+        hands = self._predictions(answers, [item.source for item in found], [known] * len(found))
         if not self.predicts_confidence:
             return [
                 replace(hand, score=item.score) if item.is_probability else hand
@@ -260,8 +274,9 @@ class Predictor:
     ) -> HandPrediction:
         """The whole photograph taken for the first crop of its one hand; each pass comes closer."""
         queries = self._queries([CropTransform.whole_image(*photo.size)], [parse_handedness(handedness)])
-        (answer,) = self._refine(photo, queries, False, self.passes)
-        return self._prediction(answer, "whole image", parse_camera(photo, intrinsics, None, None))
+        answers = self._refine(photo, queries, False, self.passes)
+        (hand,) = self._predictions(answers, ["whole image"], [parse_camera(photo, intrinsics, None, None)])
+        return hand
 
     def _with_sides(
         self, photo: Photo | LargePhoto, answers: list[_CropAnswer], found: Sequence[Detection]
@@ -326,13 +341,17 @@ class Predictor:
         cameras = [intrinsics] * len(crops) if intrinsics is None or isinstance(intrinsics, Intrinsics) else intrinsics
         pixels = [crop.warp(one, self.engine.resolution) for one, crop in zip(images, crops, strict=True)]
         output = self.engine(np.stack(pixels))
-        hands = []
-        for row, (one, crop, camera) in enumerate(zip(images, crops, cameras, strict=True)):
+        answers = []
+        for row, crop in enumerate(crops):
             side = Handedness.LEFT if crop.mirror else Handedness.RIGHT
             probable = float(output.handedness[row]) if self.predicts_handedness else 1.0
-            answer = _CropAnswer(output, row, _CropQuery(row, side, "given", crop, probable), self._score(output, row))
-            hands.append(self._prediction(answer, source, camera or Intrinsics.default_for(one.shape[1], one.shape[0])))
-        return hands
+            query = _CropQuery(row, side, "given", crop, probable)
+            answers.append(_CropAnswer(output, row, query, self._score(output, row)))
+        known = [
+            camera or Intrinsics.default_for(one.shape[1], one.shape[0])
+            for one, camera in zip(images, cameras, strict=True)
+        ]
+        return self._predictions(answers, [source] * len(crops), known)
 
     def _queries(self, crops: Sequence[CropTransform], sides: Sequence[str]) -> list[_CropQuery]:
         """One for each crop, or two where the handedness is to be found."""
@@ -398,6 +417,15 @@ class Predictor:
             return crop
         rotation = upright_rotation(keypoints)
         return CropTransform.around_points(keypoints, margin, rotation, crop.mirror)
+
+    def _predictions(
+        self, answers: Sequence[_CropAnswer], sources: Sequence[Source], cameras: Sequence[Intrinsics]
+    ) -> list[HandPrediction]:
+        if self.refines and answers:
+            rows = zip(*([values[one.row] for values in one.output] for one in answers), strict=True)
+            output = refined(HandOutput(*map(np.stack, rows)), self.engine.hand)
+            answers = [replace(answer, output=output, row=row) for row, answer in enumerate(answers)]
+        return [self._prediction(*hand) for hand in zip(answers, sources, cameras, strict=True)]
 
     def _prediction(self, answer: _CropAnswer, source: Source, intrinsics: Intrinsics) -> HandPrediction:
         output, row, query = answer.output, answer.row, answer.query
@@ -520,7 +548,10 @@ def _is_one_hand(first: HandPrediction, second: HandPrediction) -> bool:
 
 def _joined(item: Detection, score: float) -> float:
     """The network's score of a detection, joined with the detector's where that is a probability, too."""
-    return _probability(_INDEPENDENCE * (_log_odds(item.score) + _log_odds(score))) if item.is_probability else score
+    if not item.is_probability:
+        return score
+    detector, network, more = _SCORE_OF_BOTH
+    return _probability(detector * _log_odds(item.score) + network * _log_odds(score) + more)
 
 
 def _log_odds(probability: float) -> float:
@@ -537,14 +568,15 @@ def load_predictor(
     *,
     detector: Detector | Literal["handmesh"] | None = "handmesh",
     passes: int = 3,
+    refine: bool = True,
     threads: int | None = None,
 ) -> Predictor:
     """A predictor with the bundled model, or with a model file of your own, and the bundled detector, another or none.
 
-    Raises CheckpointError.
+    `passes` and `refine` as for `Predictor`. Raises CheckpointError.
     """
     finder = HandDetector(threads=threads) if detector == "handmesh" else detector
-    return Predictor(open_engine(model, threads=threads), detector=finder, passes=passes)
+    return Predictor(open_engine(model, threads=threads), detector=finder, passes=passes, refine=refine)
 
 
 def _keypoints_image(output: HandOutput, index: int, crop: CropTransform) -> NDArray[np.floating[Any]]:

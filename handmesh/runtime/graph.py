@@ -165,11 +165,12 @@ def metadata_of(model: Path) -> dict[str, str]:
         "confidence": config.confidence_head,
         "handedness": config.handedness_head,
         "joint_confidence": config.joint_confidence_head,
+        "seen": config.keypoint_head,
     }
     outputs = {name: {**about, "dtype": "float32"} for name, about in _OUTPUTS.items()}
     for name, there in heads.items():
         if not there:
-            outputs[name]["meaning"] = "1: this model cannot tell"
+            outputs[name]["meaning"] = f"{'0' if name == 'seen' else '1'}: this model cannot tell"
     return {
         RECORD: json.dumps(record),
         "checkpoint": model.name,
@@ -230,9 +231,14 @@ _OUTPUTS: dict[str, dict[str, Any]] = {
         "order": JOINT_NAMES,
         "meaning": "probability that there is a hand, and that this joint is drawn within 0.06 of its size",
     },
+    "seen": {
+        "shape": ["batch", len(JOINT_NAMES), 3],
+        "order": JOINT_NAMES,
+        "meaning": "where heatmaps have each joint, x and y in NDC, and how much of the heatmap's mass lies there",
+    },
 }
 assert tuple(_OUTPUTS) == HandOutput._fields
-_NEW_OUTPUTS = ("joint_confidence",)  # of this version
+_NEW_OUTPUTS = ("joint_confidence", "seen")  # since the first version
 
 
 def record_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
@@ -257,10 +263,14 @@ def outputs_in(names: Iterable[str]) -> list[str]:
 
 
 def hand_output(answers: Sequence[NDArray[Any]]) -> HandOutput:
-    """Of the values of `outputs_in`: a graph of a former version cannot tell which joints were found."""
-    if len(answers) < len(HandOutput._fields):
-        answers = [*answers, np.ones((len(answers[0]), len(JOINT_NAMES)), np.float32)]
-    return HandOutput(*answers)
+    """Of the values of `outputs_in`: a graph of a former version cannot tell which joints were found, or seen."""
+    count, joints = len(answers[0]), len(JOINT_NAMES)
+    missing = {
+        "joint_confidence": np.ones((count, joints), np.float32),
+        "seen": np.zeros((count, joints, 3), np.float32),
+    }
+    there = len(HandOutput._fields) - len(answers)
+    return HandOutput(*answers, *list(missing.values())[len(missing) - there :])
 
 
 def scope_of(name: str) -> str:

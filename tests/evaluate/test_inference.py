@@ -74,9 +74,9 @@ class KnowingEngine:
             vertices.append(points[1])
         pose, betas = np.tile(np.eye(3), (len(crops), 16, 1, 1)), np.zeros((len(crops), 10))  # not scored
         sure = np.ones(len(crops))
-        return HandOutput(
-            np.array(camera), pose, betas, np.stack(vertices), np.stack(joints), sure, sure, np.ones((len(crops), 21))
-        )
+        shapes = np.stack(vertices), np.stack(joints)
+        heads = sure, sure, np.ones((len(crops), 21)), np.zeros((len(crops), 21, 3))
+        return HandOutput(np.array(camera), pose, betas, *shapes, *heads)
 
     def __call__(self, crops: np.ndarray) -> HandOutput:
         assert crops.shape == (COUNT, 64, 64, 3)

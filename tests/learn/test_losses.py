@@ -49,6 +49,7 @@ def random_hands(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]
 def answer(camera: Tensor, pose: Tensor, betas: Tensor) -> HandOutput:
     likely = torch.full((len(camera),), 0.8)
     said = {"confidence": likely, "handedness": likely, "joint_confidence": likely[:, None].expand(-1, 21)}
+    said["seen"] = torch.zeros(len(camera), 21, 3)
     return HandOutput(camera, pose, betas, *HAND(pose, betas), **said)
 
 

@@ -424,13 +424,13 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
     keypoints = 6.0 * (joints[..., :2] + torch.tensor([0.1, -0.1]))
     targets = complete_targets(keypoints, joints, vertices, pose, betas)
 
-    sure = torch.ones(6)
+    heads = torch.ones(6), torch.ones(6), torch.ones(6, 21), torch.zeros(6, 21, 3)
 
     def scores(output: HandOutput) -> dict[str, float]:
         monkeypatch.setattr("handmesh.learn.validation.predict_samples", lambda *_: (output, targets))
         return validate(lively_network, [SixHands("upright"), SixHands("any_rotation")], ALONE)
 
-    perfect = scores(HandOutput(camera, pose, betas, vertices, joints, sure, sure, torch.ones(6, 21)))
+    perfect = scores(HandOutput(camera, pose, betas, vertices, joints, *heads))
     for name in ("upright", "any_rotation"):
         assert perfect[f"{name}_pa_mpjpe_mm"] < 1e-3
         assert perfect[f"{name}_pa_mpvpe_mm"] < 1e-3
@@ -441,18 +441,12 @@ def test_the_scores_of_a_run_are_its_errors(monkeypatch, lively_network):
     flipped = pose.clone()
     flipped[:2, 0] = pose[:2, 0] @ torch.diag(torch.tensor([1.0, -1.0, -1.0]))
     turned = 2 * vertices @ torch.from_numpy(matrix_from_vector([0.3, 1.0, 0.2])).float() + 1
-    found = scores(
-        HandOutput(
-            camera + torch.tensor([0.0, 0.01, 0.0]), flipped, betas, turned, joints, sure, sure, torch.ones(6, 21)
-        )
-    )
+    found = scores(HandOutput(camera + torch.tensor([0.0, 0.01, 0.0]), flipped, betas, turned, joints, *heads))
     assert found["upright_pa_mpvpe_mm"] < 1e-2
     assert found["upright_palm_flipped_share"] == pytest.approx(2 / 6)
     sides = (keypoints.amax(1) - keypoints.amin(1)).amax(-1)
     assert found["upright_keypoint_box_error"] == pytest.approx((0.06 / sides).mean().item(), rel=1e-4)
-    mirrored = scores(
-        HandOutput(camera, pose, betas, vertices * torch.tensor([-1.0, 1, 1]), joints, sure, sure, torch.ones(6, 21))
-    )
+    mirrored = scores(HandOutput(camera, pose, betas, vertices * torch.tensor([-1.0, 1, 1]), joints, *heads))
     assert mirrored["upright_pa_mpvpe_mm"] > 5, "a mirrored hand is wrong here"
 
 
@@ -540,6 +534,23 @@ def test_a_reparameterized_network_is_trained_as_it_will_be_shipped(name, tiny_c
     assert unchanged == []
     deployed, _ = load_model(path.with_name("deploy.safetensors"))
     torch.testing.assert_close(deployed(image).vertices, trained(image).vertices, rtol=1e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize("reparameterized", [False, True])
+def test_a_keypoint_head_is_part_of_the_model_that_it_trains(reparameterized, tiny_config, tmp_path, weights_alone):
+    """And goes on with it: no second head learns beside it, and all of it learns."""
+    first = tiny_config(steps=2, checkpoint_every=2, model={**HEADS, "keypoint_head": True})
+    start = train(first, tmp_path / "first")
+    assert load_latest_state(tmp_path / "first")["dense"] == {}
+    config = tiny_config(steps=2, start_from=str(start), reparameterized=reparameterized)
+    before = load_model(start)[0]
+    before = before.reparameterize() if reparameterized else before
+    after, record = load_model(train(config, tmp_path / "second"))
+    assert record["model"]["keypoint_head"]
+    weights = dict(after.keypoint_head.named_parameters())
+    assert all(not torch.equal(weights[name], value) for name, value in before.keypoint_head.named_parameters())
+    with torch.no_grad():
+        assert (after(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).seen[..., 2] > 0).all()
 
 
 def test_a_reparameterized_run_goes_on(tiny_config, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,10 @@ from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.learn.losses import hand_loss
 from handmesh.learn.targets import complete_targets
-from handmesh.model.network import DenseHead, HandMeshNet, to_device
+from handmesh.model.network import DenseHead, HandMeshNet, seen_keypoints, to_device
 
 SHAPES = {"camera": (3,), "pose": (16, 3, 3), "betas": (10,), "vertices": (778, 3), "joints": (21, 3)}
-SHAPES |= {"confidence": (), "handedness": (), "joint_confidence": (21,)}
+SHAPES |= {"confidence": (), "handedness": (), "joint_confidence": (21,), "seen": (21, 3)}
 
 
 def crops(count: int, resolution: int = 64, seed: int = 0) -> torch.Tensor:
@@ -54,8 +56,8 @@ def test_trains_and_folds(backbone, steps):
     images, targets = crops(2), some_targets(2)
     losses = []
     for _ in range(steps):
-        output, pyramid = model.train().forward_with_pyramid(images)
-        loss, _ = hand_loss(output, dense(pyramid), targets, LossWeights())
+        output, maps = model.train().forward_with_maps(images, dense)
+        loss, _ = hand_loss(output, maps, targets, LossWeights())
         optimizer.zero_grad()
         loss.backward()
         unused = [name for name, value in model.named_parameters() if value.grad is None]
@@ -90,11 +92,10 @@ def test_both_forwards_answer_alike(lively_network):
     images = crops(3)
     with torch.no_grad():
         alone = lively_network(images)
-        output, pyramid = lively_network.forward_with_pyramid(images)
+        output, maps = lively_network.forward_with_maps(images)
+    assert maps is None
     for first, second in zip(alone, output, strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)
-    assert [stage.shape[-1] for stage in pyramid] == [16, 8, 4, 2]
-    assert tuple(stage.shape[1] for stage in pyramid) == lively_network.backbone.pyramid_channels
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -177,10 +178,46 @@ def test_the_state_holds_no_hand(lively_network):
 def test_the_dense_head_answers_at_stride_8_in_float32(lively_network):
     dense = DenseHead(lively_network.backbone.pyramid_channels).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        _, pyramid = lively_network.forward_with_pyramid(crops(2, 96))
-        logits, depths = dense(pyramid)
+        _, maps = lively_network.forward_with_maps(crops(2, 96), dense)
+    assert maps is not None
+    logits, depths = maps
     assert logits.shape == depths.shape == (2, 21, 12, 12)
     assert logits.dtype == depths.dtype == torch.float32
+
+
+def test_a_keypoint_head_changes_nothing_but_what_is_seen():
+    plain, headed = network("fastvit_t8").eval(), network("fastvit_t8", keypoint_head=True).eval()
+    assert not headed.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    with torch.no_grad():
+        headed.keypoint_head.smooth[2].running_var.uniform_(0.5, 2)
+        headed.keypoint_head.smooth[2].running_mean.normal_()
+        headed.keypoint_head.predict.weight.normal_(std=3)
+        images = crops(3, 96)
+        without, answer, folded = plain(images), headed(images), headed.reparameterize()(images)
+        answered, maps = headed.forward_with_maps(images)
+    for name in HandOutput._fields[:-1]:
+        torch.testing.assert_close(getattr(answer, name), getattr(without, name), rtol=0, atol=0)
+    assert (without.seen == 0).all()
+    assert ((answer.seen[..., :2].abs() < 1) & (answer.seen[..., 2:] > 0) & (answer.seen[..., 2:] <= 1)).all()
+    assert answer.seen[..., :2].std(dim=0).min() > 0, "it depends on the picture"
+    assert maps is not None
+    torch.testing.assert_close(seen_keypoints(maps[0]), answered.seen)
+    torch.testing.assert_close(folded.seen, answer.seen, atol=1e-3, rtol=0)
+    assert not [module for module in headed.reparameterize().keypoint_head.modules() if hasattr(module, "running_var")]
+
+
+def test_a_joint_is_seen_where_its_heatmap_has_its_peak():
+    """And with half of the mass, if it may be in two places as well; no place is between them."""
+    logits = torch.full((1, 21, 10, 20), -20.0)
+    logits[0, :, 2, 5] = 5.0
+    logits[0, 1, 2, 6] = 5.0  # between two cells
+    logits[0, 2, 8, 18] = 4.9
+    seen = seen_keypoints(logits)[0]
+    at = torch.tensor([(5 + 0.5) / 10 - 1, (2 + 0.5) / 5 - 1])
+    torch.testing.assert_close(seen[0], torch.tensor([*at, 1.0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen[1], torch.tensor([at[0] + 0.05, at[1], 1.0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen[2, :2], at, atol=1e-4, rtol=0)
+    assert seen[2, 2].item() == pytest.approx(1 / (1 + math.exp(-0.1)), abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_every_branch_can_learn(pair):
     _, unreparameterized = pair
     unreparameterized.train().requires_grad_(True)
     answer = unreparameterized(images(8, 70))
-    (answer.vertices.square().sum() + answer.confidence.sum() + answer.camera.sum()).backward()
+    (answer.vertices.square().sum() + answer.confidence.sum() + answer.camera.sum() + answer.seen.sum()).backward()
     idle = [name for name, value in unreparameterized.named_parameters() if value.grad is None or not value.grad.any()]
     assert all(".conv.weight" in name for name in idle), idle
     unreparameterized.zero_grad()

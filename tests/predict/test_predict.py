@@ -84,7 +84,7 @@ class DotEngine:
         vertices, joints = posed(Handedness.RIGHT, pose, np.zeros(10))
         scale = np.linalg.norm(seen) / np.linalg.norm(resting)
         camera = np.array([scale, *(wrist / scale - joints[WRIST, :2])])
-        return camera, pose, np.zeros(10), vertices, joints, np.ones(()), np.ones(()), np.ones(21)
+        return camera, pose, np.zeros(10), vertices, joints, np.ones(()), np.ones(()), np.ones(21), np.zeros((21, 3))
 
     def _dot(self, crop: np.ndarray, channel: int) -> np.ndarray:
         """(2,) ndc: the middle of what is brighter in this channel than in the others."""
@@ -104,7 +104,7 @@ class SidedEngine(DotEngine):
         (ax, ay), (bx, by) = knuckle - wrist, thumb - wrist
         right = 0.9 if ax * by - ay * bx > 0 else 0.1
         confidence = np.clip(crop[..., 2] - crop[..., :2].max(axis=-1), 0, None).max() / 255
-        return *super()._answer(crop)[:5], np.array(confidence), np.array(right), np.ones(21)
+        return *super()._answer(crop)[:5], np.array(confidence), np.array(right), np.ones(21), np.zeros((21, 3))
 
 
 def dotted(
@@ -233,7 +233,7 @@ class DoubtfulEngine(SidedEngine):
 
     def _answer(self, crop: np.ndarray) -> tuple[np.ndarray, ...]:
         joints = np.where(np.arange(21) == JOINT_NAMES.index("index_tip"), 0.1, 0.9)
-        return *super()._answer(crop)[:7], joints
+        return *super()._answer(crop)[:7], joints, np.zeros((21, 3))
 
 
 def test_an_unsure_finger_is_said_and_drawn_paler(tmp_path):

@@ -36,7 +36,9 @@ class Echo:
         time.sleep(self.delay)
         if 13 in numbers:
             raise ValueError("unlucky")
-        return HandOutput(*(np.repeat(numbers[:, None], width, axis=1) for width in (3, 4, 5, 6, 7, 8, 9, 10)))
+        return HandOutput(
+            *(np.repeat(numbers[:, None], width, axis=1) for width in range(3, 3 + len(HandOutput._fields)))
+        )
 
 
 def crops(*numbers: int) -> np.ndarray:
@@ -80,7 +82,7 @@ def test_everyone_gets_their_own_answer(echo, engine):
     with ThreadPoolExecutor(16) as pool:
         asked = [tuple(np.random.default_rng(i).integers(20, 250, size=1 + i % 6)) for i in range(200)]
         for numbers, output in zip(asked, pool.map(lambda one: ask(engine, *one), asked), strict=True):
-            assert [part.shape[1] for part in output] == [3, 4, 5, 6, 7, 8, 9, 10]
+            assert [part.shape[1] for part in output] == [*range(3, 3 + len(HandOutput._fields))]
             for part in output:
                 np.testing.assert_array_equal(part, np.repeat(np.array(numbers)[:, None], part.shape[1], axis=1))
     assert len(echo.threads) == 1, "an engine is called by one thread"
@@ -147,7 +149,7 @@ def test_nobody_waits_for_the_expired_and_the_gone(echo, engine):
 
 
 def test_an_engine_that_loses_a_crop_is_found_out(engine, monkeypatch):
-    monkeypatch.setattr(engine, "_engine", lambda _: HandOutput(*(np.zeros((2, 3)) for _ in range(8))))
+    monkeypatch.setattr(engine, "_engine", lambda _: HandOutput(*(np.zeros((2, 3)) for _ in HandOutput._fields)))
     with pytest.raises(RuntimeError, match="2 of 1"):
         ask(engine, 20)
 

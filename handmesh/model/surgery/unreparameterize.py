@@ -29,7 +29,7 @@ from handmesh.model.fastvit import (
     identity_kernel,
     pad_kernel,
 )
-from handmesh.model.network import HandMeshNet
+from handmesh.model.network import DenseHead, HandMeshNet
 from handmesh.model.surgery.norm_statistics import norm_statistics
 
 
@@ -86,6 +86,16 @@ def _copy(module: nn.Module, reparameterized: nn.Module | None) -> None:
     elif isinstance(module, MobileOneBlock) and reparameterized is not None:  # RepMixer's own two were done with it
         _into_main_branch(module, *_kernel_and_bias(reparameterized, "reparam_conv"))
         module.se.load_state_dict(reparameterized.get_submodule("se").state_dict())
+    elif isinstance(module, DenseHead):
+        assert isinstance(reparameterized, DenseHead)
+        for part in ("laterals", "predict"):
+            module.get_submodule(part).load_state_dict(reparameterized.get_submodule(part).state_dict())
+        kernel, bias = _kernel_and_bias(reparameterized, "smooth.1")
+        convolution, norm = module.smooth[1], module.smooth[2]
+        assert isinstance(convolution, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        convolution.weight.copy_(kernel)
+        _pass_through(norm, bias)
     elif isinstance(module, nn.Linear) and module.bias is not None:  # the heads; attention did its own
         assert isinstance(reparameterized, nn.Linear)
         module.load_state_dict(reparameterized.state_dict())
