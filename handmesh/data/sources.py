@@ -439,14 +439,15 @@ def _check_lines(data: LabelledPhotos, protocols: list[CropProtocol], *, images:
     """
     numbers = _spread(np.arange(len(data)), _CHECKED_OF_PUBLISHED if data.published else len(data))
     for index in map(int, numbers):
-        labels, image = data.labels(index), data.image_path(index)
+        labels = data.labels(index)
         if any(one.share is None for one in protocols) and labels.hand.present and labels.hand_box() is None:
             raise DataError(
                 f"{data.where(index)} has no box, and no keypoints to make one from: give one of them, or set this "
                 "source's crop to frame."
             )
-        if images and not image.is_file():
-            raise DataError(f"{data.where(index)}: there is no image {image}.")
+        for image in data.picture_paths(index) if images else ():
+            if not image.is_file():
+                raise DataError(f"{data.where(index)}: there is no image {image}.")
 
 
 def _spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -426,6 +426,8 @@ def test_an_image_that_breaks_while_training_is_one_clear_error(workers, folder)
     [
         ({}, "box", "jsonl:2 has no box, and no keypoints"),
         ({"image": "lost.png"}, "frame", "jsonl:2: there is no image .*lost.png"),
+        ({"alpha": "lost.png"}, "frame", "jsonl:2: there is no image .*lost.png"),
+        ({"alpha": 1}, "frame", "'alpha' is 1, wanted the path"),
         ({"keypoint": KEYPOINTS}, "frame", "did you mean 'keypoints'"),
     ],
 )

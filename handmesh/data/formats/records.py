@@ -104,18 +104,23 @@ class LabelledPhotos(ABC):
                 raise DataError(f"{where}: {key!r} is no label; {hint}")
         if not isinstance(record.get("image"), str) or not record["image"]:
             raise DataError(f"{where}: 'image' is {record.get('image')!r}, wanted {KEYS['image']}.")
+        if (alpha := record.get("alpha")) is not None and not (isinstance(alpha, str) and alpha):
+            raise DataError(f"{where}: 'alpha' is {alpha!r}, wanted {KEYS['alpha']}.")
         return record
 
     def image_path(self, index: int) -> Path:
         return self.path.parent / self.record(index)["image"]
 
+    def picture_paths(self, index: int) -> list[Path]:
+        """The photograph's, and its alpha's if it has one."""
+        record = self.record(index)
+        return [self.path.parent / record[key] for key in ("image", "alpha") if record.get(key) is not None]
+
     def files(self) -> Iterator[Path]:
         """Every file that a sample comes from; of a published set, those with labels."""
         yield self.path
         if not self.published:
-            for index in range(len(self)):
-                record = self.record(index)
-                yield from (self.path.parent / record[key] for key in ("image", "alpha") if record.get(key) is not None)
+            yield from (path for index in range(len(self)) for path in self.picture_paths(index))
 
     def labels(self, index: int) -> PhotoLabels:
         """Raises DataError that names place and key for a value of the wrong form."""
@@ -136,8 +141,6 @@ class LabelledPhotos(ABC):
         name = record.get("alpha")
         if name is None:
             return None
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{where}: 'alpha' is {name!r}, wanted {KEYS['alpha']}.")
         try:
             alpha = np.ascontiguousarray(read_image(self.path.parent / name)[..., 0])
         except ImageError as error:
