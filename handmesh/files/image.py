@@ -94,7 +94,7 @@ class Photo:
         """The crop's pixels, (resolution, resolution, 3)."""
         return crop.warp(self.image, resolution)
 
-    def overview(self, least_side: int) -> tuple[NDArray[np.uint8], float, tuple[int, int]]:
+    def overview(self, min_side: int) -> tuple[NDArray[np.uint8], float, tuple[int, int]]:
         """The whole photograph: (H, W, 3), how many of the photo's pixels one of its is wide, and where in the photo
         its corner is.
         """
@@ -127,9 +127,9 @@ class LargePhoto:
         center = ((crop.center[0] - x + 0.5) / factor - 0.5, (crop.center[1] - y + 0.5) / factor - 0.5)
         return replace(crop, center=center, size=crop.size / factor).warp(reduced, resolution)
 
-    def overview(self, least_side: int) -> tuple[NDArray[np.uint8], float, tuple[int, int]]:
+    def overview(self, min_side: int) -> tuple[NDArray[np.uint8], float, tuple[int, int]]:
         """As `Photo.overview`, the longer side at least so many pixels where the photograph has them."""
-        return self._at_least(least_side / max(self.size))
+        return self._at_least(min_side / max(self.size))
 
     def _at_least(self, scale: float) -> tuple[NDArray[np.uint8], int, tuple[int, int]]:
         """The coarsest decoding with so many pixels per pixel of the photo, its factor, and where its corner is."""

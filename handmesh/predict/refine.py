@@ -19,11 +19,11 @@ from handmesh.hand.fit import FitSettings, FitStart, fit_hand
 from handmesh.system.blas import one_blas_thread
 
 _FIT = FitSettings(orientation_std=0.2, rotation_std=0.2, iterations=2)
-_LEAST_MASS = 0.02
+_MIN_MASS = 0.02
 # Log-odds that a refined joint is within `losses.JOINT_FOUND_ERROR` of where it is: this many times its mass's, and so
 # much more. Fitted to photographs never learnt from; either half of them gives nearly the same (the model's card).
 _JOINT_SCORE = (1.0, -1.6)
-_LEAST_EXTENT = 0.02  # NDC; of heatmaps that see a smaller hand nothing is to be learnt
+_MIN_EXTENT = 0.02  # NDC; of heatmaps that see a smaller hand nothing is to be learnt
 
 
 @one_blas_thread()
@@ -33,9 +33,9 @@ def refined(output: HandOutput, hand: HandArrays) -> HandOutput:
     `output` is of a network with a keypoint head.
     """
     output = HandOutput(*(np.asarray(values, np.float64) for values in output))
-    points, mass = output.seen[..., :2], np.clip(output.seen[..., 2], _LEAST_MASS, 0.999)
+    points, mass = output.seen[..., :2], np.clip(output.seen[..., 2], _MIN_MASS, 0.999)
     drawn = WeakPerspectiveCamera.from_vector(output.camera).project(output.joints)
-    points = np.where((np.ptp(points, axis=1).max(axis=-1) > _LEAST_EXTENT)[:, None, None], points, drawn)
+    points = np.where((np.ptp(points, axis=1).max(axis=-1) > _MIN_EXTENT)[:, None, None], points, drawn)
     fit = fit_hand(
         points,
         mass**2,

@@ -264,13 +264,12 @@ def outputs_in(names: Iterable[str]) -> list[str]:
 
 def hand_output(answers: Sequence[NDArray[Any]]) -> HandOutput:
     """Of the values of `outputs_in`: a graph of a former version cannot tell which joints were found, or seen."""
+    absent = len(HandOutput._fields) - len(answers)
+    if not absent:
+        return HandOutput(*answers)
     count, joints = len(answers[0]), len(JOINT_NAMES)
-    missing = {
-        "joint_confidence": np.ones((count, joints), np.float32),
-        "seen": np.zeros((count, joints, 3), np.float32),
-    }
-    there = len(HandOutput._fields) - len(answers)
-    return HandOutput(*answers, *list(missing.values())[len(missing) - there :])
+    cannot_tell = np.ones((count, joints), np.float32), np.zeros((count, joints, 3), np.float32)  # `_NEW_OUTPUTS`
+    return HandOutput(*answers, *cannot_tell[-absent:])
 
 
 def scope_of(name: str) -> str:
