@@ -50,13 +50,18 @@ def draw_crowd(
     sides: list[bool] = []
     hidden: list[NDArray[np.bool_]] = []
     for share in shares:
+        near = last is not None and rng.random() < 0.35
+        right = bool(rng.random() < 0.5)
+        if near and rng.random() < 0.5:
+            share = last_share * math.exp(rng.normal(0, 0.1))
+            right = sides[-1] if rng.random() < 0.15 else not sides[-1]
+        last_share = share
         sample = draw_sample(rng)
         keypoints = sample.keypoints.astype(np.float64)
         extent = float(np.ptp(keypoints, axis=0).max())
         scale = share * side / extent
-        right = bool(rng.random() < 0.5)
         turn = rng.normal(0, math.radians(30)) if rng.random() < 0.5 else rng.uniform(-math.pi, math.pi)
-        if last is not None and rng.random() < 0.35:
+        if last is not None and near:
             center = last + rng.normal(0, 0.45, 2) * share * side
         else:  # the larger the hand, the more of it may lie outside
             reach = 0.5 + 0.28 * min(share, 1.0)

@@ -69,6 +69,20 @@ def test_a_crowd_knows_where_its_hands_are_and_what_hides_them(pack):
     assert min(seen) < 0.9 < max(seen)
 
 
+def test_a_crowd_has_pairs_as_of_one_person(pack):
+    """Near each other, as large, and one of each side: seldom among hands drawn one by one."""
+    rng = np.random.default_rng(2)
+    pairs = []
+    for _ in range(60):
+        _, (first, second) = draw_crowd(rng, BACK, 2, (0.05, 1.0), lambda r: pack[int(r.integers(len(pack)))])
+        extents = [float(np.ptp(hand.keypoints, axis=0).max()) for hand in (first, second)]
+        apart = float(np.linalg.norm(first.keypoints.mean(axis=0) - second.keypoints.mean(axis=0)))
+        if 0.7 < extents[0] / extents[1] < 1.4 and apart < 1.2 * max(extents):
+            pairs.append(first.right != second.right)
+    assert len(pairs) >= 6
+    assert np.mean(pairs) > 0.6
+
+
 @pytest.mark.parametrize("kind", ["photographs", "mosaics"])
 def test_labels_follow_the_photograph_through_turns_and_mirrors(tmp_path, kind):
     hand = a_hand(200, 150)
