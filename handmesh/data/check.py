@@ -19,7 +19,7 @@ from handmesh.data.formats.freihand import (
     decode_mano,
     root_from_mano,
 )
-from handmesh.data.formats.records import LabelledPhotos, parse_labels
+from handmesh.data.formats.records import LabelledPhotos, parse_labels, read_alpha
 from handmesh.data.sample import PhotoLabels
 from handmesh.errors import AssetError, ConfigError, DataError, ImageError
 from handmesh.files.image import read_image
@@ -323,13 +323,15 @@ def check_photos(data: LabelledPhotos, images: int | None = 200, progress: Progr
         try:
             record = data.record(index)
             labels = parse_labels(record, data.where(index))
-            image = data.path.parent / record["image"]
+            decoded += index in chosen
+            for picture in data.picture_paths(index):
+                if not picture.is_file():
+                    raise ImageError(f"No image at {picture}.")
             if index in chosen:
-                decoded += 1
-                height, width = read_image(image).shape[:2]
+                height, width = read_image(data.path.parent / record["image"]).shape[:2]
                 size = width, height
-            elif not image.is_file():
-                raise ImageError(f"No image at {image}.")
+                if record.get("alpha") is not None:
+                    read_alpha(data.path.parent / record["alpha"], size, data.where(index))
         except DataError as error:
             problems.append(str(error))
         except ImageError as error:

@@ -174,8 +174,8 @@ class RawSample:
     name: str  # which one, for messages: a file name, or an id
     image: NDArray[np.uint8]  # (H, W, 3) RGB
     labels: PhotoLabels
-    # (H, W) how much of a pixel is the hand with its arm, 255: all; None: not known
-    alpha: NDArray[np.uint8] | None = None
+    # Reads (H, W) how much of a pixel is the hand with its arm, 255: all; None: not known. Raises DataError.
+    alpha: Callable[[], NDArray[np.uint8]] | None = None
     for_scoring: bool = False  # its labels are the test set's: no crop may be made from them without saying so
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ from handmesh.data.formats.freihand import FreiHand, Split, split_by_annotation
 from handmesh.data.formats.records import LabelledPhotos
 from handmesh.data.sample import HandSample, LabelledHand, RawData, RawSample, without
 from handmesh.errors import ConfigError, DataError, ImageError
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandArrays, builtin_hand, upright_rotation
 from handmesh.hand.models import HAND_MODELS
 from handmesh.synth import Backgrounds, Pack, render_pack
@@ -182,12 +183,28 @@ class PhotoSource:
         cropped = crop_sample(sample, crop, side)
         image = cropped.image
         if sample.alpha is not None and settings.background_prob and rng.random() < settings.background_prob:
-            image = on_background(rng, image, crop.warp(sample.alpha, side), self.backgrounds.sample(rng, side))
+            image = self._on_background(rng, image, crop, sample.alpha)
         return cropped._replace(image=changed_photo(rng, enlarged(rng, image, resolution), settings))
 
     @cached_property
     def backgrounds(self) -> Backgrounds:
         return Backgrounds(self.seed)
+
+    def _on_background(
+        self,
+        rng: np.random.Generator,
+        image: NDArray[np.uint8],
+        crop: CropTransform,
+        read_alpha: Callable[[], NDArray[np.uint8]],
+    ) -> NDArray[np.uint8]:
+        try:
+            alpha = crop.warp(read_alpha(), image.shape[0])
+        except DataError as error:
+            if not self.skip_bad_images:
+                raise
+            self.skipped.append(str(error))
+            return image
+        return on_background(rng, image, alpha, self.backgrounds.sample(rng, image.shape[0]))
 
     def _upright(self, sample: RawSample, rng: np.random.Generator) -> float | None:
         """For `upright_prob` of the samples whose keypoints are all known: the turn by which the hand points up."""

@@ -178,8 +178,6 @@ REFLECTIONS = (-np.broadcast_to(np.eye(3), (16, 3, 3))).tolist()
         ({"pose": REFLECTIONS}, "a reflection"),
         ({"betas": [[0.0] * 10]}, "'betas'"),
         ({"alpha": ["photo.png"]}, r"'alpha' is \['photo.png'\], wanted the path"),
-        ({"alpha": "gone.png"}, "gone.png"),
-        ({"alpha": "small.png"}, "'alpha' has 20 x 10 px, wanted the image's 120 x 80"),
     ],
 )
 def test_mistakes_are_named_with_their_line(record, message, folder):
@@ -188,6 +186,26 @@ def test_mistakes_are_named_with_their_line(record, message, folder):
         data[1]
     assert f"{folder / 'labels.jsonl'}:2" in str(caught.value)
     data[0]
+
+
+@pytest.mark.parametrize(
+    ("alpha", "message"),
+    [("gone.png", r"gone\.png"), ("small.png", "'alpha' has 20 x 10 px, wanted the image's 120 x 80")],
+)
+def test_an_alpha_is_read_only_where_the_background_changes(alpha, message, folder):
+    """Its mistakes are named with their line, or it is left out and said to be, as the run wishes."""
+    data = written(folder, {"alpha": alpha})
+    settings = PhotoAugmentation(rotation=0.0, scale=0.0, channel_gain=0.0, background_prob=1.0)
+    source = PhotoSource("cut", data, FRAME, augmentation=settings)
+    with pytest.raises(DataError, match=message) as caught:
+        source.example(0, np.random.default_rng(0), 64)
+    assert f"{folder / 'labels.jsonl'}:1" in str(caught.value)
+    same = source.sample(0, 64)
+    unchanged = replace(source, augmentation=settings.model_copy(update={"background_prob": 0.0}))
+    np.testing.assert_array_equal(unchanged.example(0, np.random.default_rng(0), 64).image, same.image)
+    lenient = replace(source, skip_bad_images=True)
+    np.testing.assert_array_equal(lenient.example(0, np.random.default_rng(0), 64).image, same.image)
+    assert [str(caught.value)] == lenient.take_skipped()
 
 
 def test_images_that_cannot_be_read_are_named_with_their_line(folder):
@@ -234,6 +252,16 @@ def test_what_is_wrong_is_listed(folder):
     assert "labels.jsonl:2" in decoded.found
     assert rows["known keypoints in the image"].passed is False
     assert "1 left hands of 5" in rows["labels"].found
+
+
+@pytest.mark.parametrize(
+    ("alpha", "row"), [("small.png", "samples"), ("gone.png", "2 images decoded, 2 looked for"), ("photo.png", None)]
+)
+def test_alphas_are_checked_with_their_photographs(alpha, row, folder):
+    written(folder, {"alpha": "photo.png"}, {"alpha": alpha})
+    failed = {row.subject: row.found for row in check(folder) if row.passed is False}
+    assert list(failed) == ([] if row is None else [row])
+    assert row is None or "labels.jsonl:2" in failed[row]
 
 
 def test_boxes_that_no_hand_of_the_photo_can_be_in_are_listed(folder):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -134,24 +135,25 @@ class LabelledPhotos(ABC):
             image = read_image(self.path.parent / record["image"])
         except ImageError as error:
             raise DataError(f"{where}: {error}") from error
-        labels, alpha = parse_labels(record, where), self._alpha(record, image, where)
-        return RawSample(record["image"], image, labels, alpha, for_scoring=self.for_scoring)
-
-    def _alpha(self, record: dict[str, Any], image: NDArray[np.uint8], where: str) -> NDArray[np.uint8] | None:
-        name = record.get("alpha")
-        if name is None:
-            return None
-        try:
-            alpha = np.ascontiguousarray(read_image(self.path.parent / name)[..., 0])
-        except ImageError as error:
-            raise DataError(f"{where}: {error}") from error
-        if alpha.shape != image.shape[:2]:
-            (height, width), found = image.shape[:2], f"{alpha.shape[1]} x {alpha.shape[0]}"
-            raise DataError(f"{where}: 'alpha' has {found} px, wanted the image's {width} x {height}.")
-        return alpha
+        alpha = None
+        if record.get("alpha") is not None:
+            height, width = image.shape[:2]
+            alpha = partial(read_alpha, self.path.parent / record["alpha"], (width, height), where)
+        return RawSample(record["image"], image, parse_labels(record, where), alpha, for_scoring=self.for_scoring)
 
     def __iter__(self) -> Iterator[RawSample]:
         return (self[index] for index in range(len(self)))
+
+
+def read_alpha(path: Path, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
+    """(H, W) of a photograph of this size (width, height). Raises DataError."""
+    try:
+        alpha = np.ascontiguousarray(read_image(path)[..., 0])
+    except ImageError as error:
+        raise DataError(f"{where}: {error}") from error
+    if (found := alpha.shape[::-1]) != size:
+        raise DataError(f"{where}: 'alpha' has {found[0]} x {found[1]} px, wanted the image's {size[0]} x {size[1]}.")
+    return alpha
 
 
 def parse_labels(record: dict[str, Any], where: str) -> PhotoLabels:
