@@ -45,7 +45,7 @@ def draw_crowd(
     side = background.shape[0]
     largest = min(sizes[1], max(2.0 / math.sqrt(max(count, 1)) - 0.5, 2 * sizes[0]))
     shares = np.sort(np.exp(rng.uniform(math.log(sizes[0]), math.log(max(largest, sizes[0])), count)))
-    image, hands, last = background, [], None
+    image, hands, last, last_share = background, [], None, 0.0
     points: list[NDArray[np.float64]] = []
     sides: list[bool] = []
     hidden: list[NDArray[np.bool_]] = []
