@@ -103,7 +103,9 @@ def encode(hands: Sequence[SeenHand], height: int, width: int) -> GridTarget:
 def decode(grid: NDArray[np.float32], min_score: float, most: int = 100) -> list[FoundHand]:
     """(8, h, w) as the detector answers -> the hands that it says, most certain first; one may be said twice.
 
-    A hand is where the score is at least `min_score` and higher than in the eight cells around.
+    A hand is where the score is at least `min_score` and higher than in the eight cells around. Its box, side and turn
+    are the means of those of these nine cells that are taught of it, each counted by its score: on photographs sides
+    are right more often than by the highest cell alone (0.855 instead of 0.828), and turns nearer.
     """
     probability = _sigmoid(grid[0])
     highest = cv2.dilate(probability, np.ones((3, 3), np.uint8))
@@ -112,10 +114,19 @@ def decode(grid: NDArray[np.float32], min_score: float, most: int = 100) -> list
     x, y = cell_centers(*grid.shape[1:])
     found = []
     for row, column in zip(rows[order], columns[order], strict=True):
-        left, up, right, down = STRIDE * np.exp(np.clip(grid[1:5, row, column].astype(np.float64), -3, 6))
-        box = (float(x[column] - left), float(y[row] - up), float(x[column] + right), float(y[row] + down))
-        rotation = math.atan2(float(grid[6, row, column]), float(grid[5, row, column]))
-        found.append(FoundHand(box, rotation, float(_sigmoid(grid[7, row, column])), float(probability[row, column])))
+        around = slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2)
+        weight = probability[around].astype(np.float64)
+        weight[weight < TAUGHT_ABOVE * probability[row, column]] = 0
+        weight /= weight.sum()
+        cells = grid[:, *around].astype(np.float64)
+        left, up, right, down = STRIDE * np.exp(np.clip(cells[1:5], -3, 6))
+        middle_x, middle_y = x[around[1]], y[around[0], None]
+        edges = np.stack([middle_x - left, middle_y - up, middle_x + right, middle_y + down])
+        x0, y0, x1, y1, cosine, sine, side = (
+            np.concatenate([edges, cells[5:8]]).reshape(7, -1) @ weight.ravel()
+        ).tolist()
+        score = float(probability[row, column])
+        found.append(FoundHand((x0, y0, x1, y1), math.atan2(sine, cosine), float(_sigmoid(side)), score))
     return found
 
 

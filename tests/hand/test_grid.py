@@ -34,6 +34,25 @@ def test_what_is_encoded_is_decoded():
         assert (nearest.right > 0.5) == hand.right
 
 
+def test_the_cells_around_the_middle_have_a_say():
+    """One cell that errs is outvoted; one that sees nothing is not asked."""
+    grid = answer(encode(HANDS[:1], 24, 24))
+    row, column = np.unravel_index(np.argmax(grid[0]), grid[0].shape)
+    grid[7, row, column] = -2.0
+    grid[5:7, row, column] *= -0.5
+    assert grid[0, row - 1, column] > -1 > grid[0, row - 3, column]
+    (found,) = decode(grid, 0.5)
+    assert found.right > 0.5
+    assert math.cos(found.rotation - HANDS[0].rotation) > 0.999
+    grid[1:5, row, column - 1 : column + 2] += 0.2
+    grid[0, row - 1 : row + 2, [column - 1, column + 1]] = -9.0
+    grid[0, [row - 1, row + 1], column] = -9.0
+    (found,) = decode(grid, 0.5)
+    np.testing.assert_allclose(
+        np.diff(np.reshape(found.box, (2, 2)), axis=0)[0], (60 * math.exp(0.2), 80 * math.exp(0.2))
+    )
+
+
 def test_cells_near_the_middle_are_taught_the_same_box():
     target = encode(HANDS[:1], 24, 24)
     rows, columns = np.nonzero(target.taught)
