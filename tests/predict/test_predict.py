@@ -30,7 +30,7 @@ from handmesh.errors import ConfigError, ExportError, ImageError
 from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
-from handmesh.hand import BONES, JOINT_NAMES, MANO_JOINT_NAMES, Handedness, HandOutput, builtin_hand
+from handmesh.hand import BONES, FINGER_NAMES, JOINT_NAMES, MANO_JOINT_NAMES, Handedness, HandOutput, builtin_hand
 from handmesh.hand.anatomy import angles_from_pose, flexion_axes
 from handmesh.hand.layer import HandModel
 from handmesh.metrics import pa_rigid_mean_error
@@ -899,6 +899,42 @@ def found(x: float, y: float, side: str | None, score: float, **more) -> Detecti
 
 
 PAIR = draw([hand_at(90, 170, side="right"), hand_at(240, 170, side="left", angle=0.5)], size=(320, 240))
+
+
+@pytest.mark.parametrize("finger", FINGER_NAMES)
+@pytest.mark.parametrize("detected", [False, True])
+def test_a_lost_finger_lowers_the_score_of_a_sure_hand(finger, detected):
+    """A raised index finger that was missing had cost nothing. The hand is still there, so it is not left out."""
+
+    class OneFinger(MarkerEngine):
+        joint_score = 0.9
+
+        def __call__(self, crops: np.ndarray) -> HandOutput:
+            joints = np.full((len(crops), 21), 0.9, np.float32)
+            joints[:, [name.startswith(finger) for name in JOINT_NAMES]] = self.joint_score
+            return super().__call__(crops)._replace(joint_confidence=joints)
+
+    engine = OneFinger(heads=True)
+    engine.record["model"]["joint_confidence_head"] = True
+    finder = Finder(found(90, 170, "right", 0.95, rotation=0.0, handedness_score=0.95, is_probability=True))
+    predictor = Predictor(engine, detector=finder if detected else None)
+    image = PAIR if detected else draw([hand_at(160, 160, side="right")])
+
+    def scores(confidence: float) -> list[float]:
+        engine.confidence, answers = confidence, []
+        for engine.joint_score in (0.9, 0.6, 0.4, 0.2, 0.03):
+            answers.append(predictor(image, handedness="right", min_score=0)[0].score)
+        return answers
+
+    sure = scores(0.97)
+    assert sure == sorted(sure, reverse=True)
+    assert sure[0] > 0.96
+    assert 0.8 < sure[2] < sure[0] - 0.05, "either may be"
+    assert MIN_SCORE <= sure[-1] < 0.75
+    assert predictor(image, handedness="right") != []
+    unsure = scores(0.2)
+    assert unsure[0] < MIN_SCORE
+    assert unsure == pytest.approx([unsure[0]] * 5), "it is doubted already"
 
 
 def test_every_hand_is_found_once_and_the_most_certain_first():
