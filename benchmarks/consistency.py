@@ -21,7 +21,7 @@ from synthetic_photos import SEED
 from handmesh import metrics
 from handmesh.cli.shell import IMAGE_SUFFIXES
 from handmesh.files.image import read_image
-from handmesh.hand import builtin_hand
+from handmesh.hand import Handedness, builtin_hand
 from handmesh.predict import load_predictor
 from handmesh.synth import SceneRenderer, SceneSettings, sample_generator
 
@@ -104,13 +104,14 @@ def compare(
     keypoints: Points | None,
     before: tuple[Points, Points],
     protocol: str,
+    side: Handedness = Handedness.RIGHT,
 ) -> tuple[float, float, float]:
     """(mm relative to the wrist, mm aligned, 2D over box) between the answers before and after the change."""
     changed, centers = change.apply(image)
     box = None
     if protocol == "box" and keypoints is not None:
         box = keypoints @ centers[:, :2].T + centers[:, 2]
-    joints, points = answer(changed, "left" if change.mirrored else "right", box)
+    joints, points = answer(changed, side.other if change.mirrored else side, box)
     joints, points = change.back(joints, points, centers)
     return (
         1000 * float(metrics.mpjpe(before[0], joints)),
