@@ -73,7 +73,7 @@ class Page:
         for domain in ("Page", "Runtime", "DOM", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def call(self, method: str, timeout: float = 30, **parameters: Any) -> dict[str, Any]:
+    def call(self, method: str, timeout: float = 90, **parameters: Any) -> dict[str, Any]:
         number = next(self._ids)
         self._websocket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         until = time.monotonic() + timeout
@@ -103,7 +103,7 @@ class Page:
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 30) -> Any:
+    def wait_for(self, expression: str, seconds: float = 90) -> Any:
         """Until it is true; its value."""
         until = time.monotonic() + seconds
         while not (value := self.run(expression)):

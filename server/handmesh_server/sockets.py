@@ -50,6 +50,7 @@ POLICY, FAILED, RESTART, TRY_LATER, IDLE = 1008, 1011, 1012, 1013, 4408
 _MAX_OPTIONS_LENGTH: Final = 4096  # characters
 _MAX_BAD_FRAMES: Final = 10  # in a row: this is no camera
 _QUIET_SECONDS: Final = 2.0  # without a frame, and another camera may have the place
+_LEAVE_SECONDS: Final = 2.0  # for it to go
 _MAX_REASON: Final = 123  # bytes of UTF-8 (RFC 6455, section 5.5)
 
 # A frame is held while it is received, while it waits, and while it is in work.
@@ -119,7 +120,7 @@ class StreamSocket:
         if quiet is not None and quiet.quiet_seconds >= _QUIET_SECONDS:
             quiet.make_room()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(quiet.ended.wait(), _QUIET_SECONDS)
+                await asyncio.wait_for(quiet.ended.wait(), _LEAVE_SECONDS)
 
     async def _deny(self, websocket: WebSocket, error: RequestError, request_id: str) -> None:
         problem = problem_of(error)

@@ -378,7 +378,7 @@ def test_a_notebook_shows_the_page_in_a_frame(tmp_path):
     (tmp_path / "cell.html").write_text(f"<!doctype html><body>{notebook_html(colored)}", encoding="utf-8")
     with chromium(tmp_path / "profile") as tab:
         tab.open((tmp_path / "cell.html").as_uri(), ready="document.readyState === 'complete'")
-        until = time.monotonic() + 30  # a frame of another origin is drawn when it likes
+        until = time.monotonic() + 90  # a frame of another origin is drawn when it likes
         while min(map(len, (found := shown(tab)).values())) < 500 and time.monotonic() < until:
             time.sleep(0.1)
         assert tab.errors == []

@@ -6,7 +6,7 @@ import io
 import json
 import struct
 import tempfile
-import time
+import threading
 import tracemalloc
 import zipfile
 import zlib
@@ -106,29 +106,54 @@ def test_what_is_asked_of_the_batch_is_asked_of_each_photo(server):
     assert "box" in refused.json()["detail"]
 
 
-def test_lines_come_while_others_are_in_work():
-    """The first line is there long before the last photo is done: also when it is compressed."""
-    engine = DotEngine(delay=0.1)
-    with running(settings(), engine) as server, talk_to(server.url) as client:
+class HeldAfter(DotEngine):
+    """Answers so many calls, and no more until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold_after(10**9)
+
+    def hold_after(self, calls: int) -> None:
+        self.batches.clear()
+        self.left, self.holds, self.let = threading.Semaphore(calls), threading.Event(), threading.Event()
+
+    def __call__(self, crops):
+        if not self.left.acquire(blocking=False):
+            self.holds.set()
+            self.let.wait()
+        return super().__call__(crops)
+
+
+def test_lines_come_while_others_are_in_work(monkeypatch):
+    """The first line is there while the second photo is in work: also when it is compressed."""
+    monkeypatch.setattr("handmesh_server.lanes.PATIENCE", 1000)
+    engine = HeldAfter()
+    with running(settings(threads=1), engine) as server, talk_to(server.url) as client:
         for encoding in ("identity", "gzip"):
-            engine.batches.clear()
+            engine.hold_after(2)  # the passes of one photo
             with client.stream("POST", "/v1/batches", content=EIGHT, headers={"Accept-Encoding": encoding}) as answer:
                 assert answer.headers.get("content-encoding", "identity") == encoding
                 lines = answer.iter_lines()
                 assert json.loads(next(lines))["status"] == 200
-                assert len(engine.batches) < 12  # of 16
+                assert engine.holds.wait(90)
+                assert len(engine.batches) == 2
+                engine.let.set()
                 assert json.loads(list(lines)[-1]) == {"end": True, "photos": 8, "answered": 8}
 
 
-def test_a_client_that_leaves_takes_its_photos_with_it():
-    engine = DotEngine(delay=0.1)
-    with running(settings(max_batches=1), engine) as server, talk_to(server.url) as client:
+def test_a_client_that_leaves_takes_its_photos_with_it(monkeypatch):
+    monkeypatch.setattr("handmesh_server.lanes.PATIENCE", 1000)
+    engine = HeldAfter()
+    with running(settings(max_batches=1, threads=1), engine) as server, talk_to(server.url) as client:
+        engine.hold_after(2)
         with client.stream("POST", "/v1/batches", content=EIGHT) as answer:
-            next(answer.iter_lines())
-        until = time.monotonic() + 30
-        while client.post("/v1/batches", content=zipped({"a": photo()})).status_code == 429:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+            lines = answer.iter_lines()  # which hangs up when nobody keeps it
+            next(lines)
+            assert engine.holds.wait(90)
+        ended = server.service.metrics.requests.labels("POST", "/v1/batches", "200")
+        wait_until(lambda: ended._value.get())
+        engine.let.set()
+        assert client.post("/v1/batches", content=zipped({"a": photo()})).status_code == 200
         assert len(engine.batches) < 16
         wait_until(lambda: not server.service.control.in_flight)
 

@@ -43,9 +43,9 @@ if what == "refuse":
     sys.exit(3)
 if what == "fill":
     (folder / "results" / "large").write_bytes(bytes(3_000_000))
-    time.sleep(60)
+    time.sleep(600)
 if what == "hang":
-    time.sleep(60)
+    time.sleep(600)
 (folder / "results" / "overlay.mp4").write_bytes(b"video")
 (folder / "result.json").write_text(json.dumps({"frames": 1, "files": ["overlay.mp4"]}))
 """
@@ -71,7 +71,7 @@ def post(store: JobStore, what: str, clip: bytes = b"clip") -> JobState:
         incoming.discard()
 
 
-def until(condition, seconds: float = 30) -> Any:
+def until(condition, seconds: float = 90) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end
@@ -191,7 +191,7 @@ from test_jobs import post, runner_of, store_in
 store = store_in(Path(sys.argv[1]))
 runner = runner_of(store)
 runner.submit(post(store, "hang").id)
-time.sleep(60)
+time.sleep(600)
 """
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
+import re
 import resource
 import signal
 import socket
@@ -17,6 +19,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -25,6 +28,7 @@ from handmesh_server import run
 from handmesh_server.admission import AdmissionControl
 from handmesh_server.errors import QueueFull, UploadInvalid
 from handmesh_server.input import read_form
+from handmesh_server.middleware import CLIENT_GONE
 from handmesh_server.settings import Settings
 from handmesh_server.tokens import Tokens
 from hypothesis import HealthCheck, given
@@ -60,64 +64,78 @@ def flood(server, count: int, threads: int, content: bytes | None = None, **opti
 # Too many requests
 
 
-def test_overload_is_200_or_429_and_nothing_else():
+def test_overload_is_200_or_429_and_nothing_else(monkeypatch):
     """More clients than places: some are told to come back, none fails, and never are more in work than allowed."""
-    most = 0
-    with running(settings(queue_size=4, passes=1, max_batch=2), DotEngine(delay=0.004)) as server:
-        done = threading.Event()
+    in_flight = []
+    enter = AdmissionControl._enter
 
-        def watch() -> None:
-            nonlocal most
-            while not done.is_set():
-                most = max(most, server.service.control.in_flight)
-                time.sleep(0.0005)
+    def counted(control: AdmissionControl, *arguments: Any) -> None:
+        enter(control, *arguments)
+        in_flight.append(control.in_flight)
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        statuses = flood(server, 100, 10)
-        done.set()
-        watcher.join()
+    monkeypatch.setattr(AdmissionControl, "_enter", counted)
+    with running(settings(queue_size=4, passes=1, max_batch=2)) as server, ThreadPoolExecutor(1) as pool:
+        with server.engine.held():
+            flooding = pool.submit(flood, server, 100, 10)
+            wait_until(lambda: counted_requests(server, 429) and server.service.control.in_flight == 4)
+        statuses = flooding.result()
         assert set(statuses) == {200, 429}
         assert statuses[200] >= 4, "the first find room; how many later ones do is a matter of speed"
-        assert 1 < most <= 4
+        assert max(in_flight) == 4
         assert server.client.post("/v1/hands", content=photo()).status_code == 200, "and afterwards there is room"
         assert server.service.control.in_flight == 0
         wait_until(lambda: server.service.control.photos.used == server.service.control.uploads.used == 0)
 
 
-def test_photos_are_finished_in_the_order_in_which_they_came():
+def counted_requests(server, status: int) -> float:
+    """How many photos were answered so, or are about to be."""
+    requests = server.service.metrics.requests
+    return requests.labels("POST", "/v1/hands", str(status))._value.get()
+
+
+def test_photos_are_finished_in_the_order_in_which_they_came(monkeypatch):
     """They once shared one queue crop by crop, and all were finished together at the end."""
-    with running(settings(passes=3, max_batch=1), DotEngine(delay=0.02)) as server:
-        started, finished = time.monotonic(), []
-
-        def one(_: int) -> None:
-            with talk_to(server.url) as client:
-                assert client.post("/v1/hands", content=photo()).status_code == 200
-            finished.append(time.monotonic() - started)
-
-        with ThreadPoolExecutor(12) as pool:
-            list(pool.map(one, range(12)))
-        assert np.mean(finished) < 0.75 * max(finished)
+    monkeypatch.setattr("handmesh_server.lanes.PATIENCE", 1000)
+    with running(settings(passes=3, max_batch=1, threads=2)) as server, ThreadPoolExecutor(1) as pool:
+        asked, run = [], server.service._engine.run
+        monkeypatch.setattr(
+            server.service._engine, "run", lambda crops, context: (asked.append(id(context)), run(crops, context))[1]
+        )
+        with server.engine.held():
+            flooding = pool.submit(flood, server, 12, 12)
+            wait_until(lambda: server.service.control.in_flight == 12)
+        assert flooding.result() == {200: 12}
+    begun = {one: asked.index(one) for one in asked}
+    ended = {one: index for index, one in enumerate(asked)}
+    at_once = [sum(begun[one] <= now <= ended[one] for one in begun) for now in range(len(asked))]
+    assert (len(begun), len(asked)) == (12, 36)
+    assert max(at_once) == 2, "each of the two threads finishes one photo before it begins another"
 
 
 def test_who_would_wait_longer_than_the_deadline_is_told_at_once():
     """429 before the upload is read, with the time after which it makes sense; once most of them ended in 504."""
-    with running(settings(passes=1, max_batch=1, deadline_seconds=5), DotEngine(delay=0.4)) as server:
-        assert server.client.post("/v1/hands", content=photo()).status_code == 200  # how long one takes
-        statuses = flood(server, 30, 30)
-        assert set(statuses) == {200, 429}
-        assert statuses[200] >= 2
-        wait_until(lambda: not server.service.control.in_flight)
+    with running(settings(passes=1, max_batch=1, threads=2), DotEngine(delay=0.1)) as server:
+        control = server.service.control
+        assert server.client.post("/v1/hands", content=photo()).status_code == 200
+        assert control.seconds_per_hand() >= 0.1
+        control._seconds_per_hand = 10.0  # each two wait for so long: the eighth for 40 s, of 50 allowed
+        with server.engine.held(), ThreadPoolExecutor(1) as pool:
+            flooding = pool.submit(flood, server, 30, 30)
+            wait_until(lambda: counted_requests(server, 429) == 22)
+            assert control.in_flight == 8
+            server.engine.open.set()
+            assert flooding.result() == {200: 8, 429: 22}
+        wait_until(lambda: not control.in_flight)
         assert server.client.post("/v1/hands", content=photo()).status_code == 200
 
 
 def test_the_expected_wait_is_that_of_what_is_in_work():
     control = AdmissionControl(queue_size=64, memory_bytes=400, deadline_seconds=1.0)
     control.places = 2
+    started = time.monotonic()
     with control.working(1):
         time.sleep(0.05)
-    measured = control.seconds_per_hand()
-    assert 0.05 <= measured < 1
+    assert 0.05 <= control.seconds_per_hand() <= time.monotonic() - started
     control._seconds_per_hand = 0.1
     with contextlib.ExitStack() as held:
         for _ in range(15):  # 0.8 s, at 0.05 s each
@@ -143,34 +161,33 @@ def test_no_client_takes_all_places():
 
 def test_ready_means_that_a_photo_is_answered_now(monkeypatch):
     """A network that hangs once left /readyz at 200 while nobody was answered."""
-    monkeypatch.setattr("handmesh_server.service._RECENT_SECONDS", 0.3)
-    with running(settings(passes=1, deadline_seconds=1)) as server:
-        time.sleep(0.4)
-        server.engine.batches = []
+    with running(settings(passes=1)) as server:
+
+        def answered_long_ago(probe_seconds: float) -> None:
+            monkeypatch.setattr("handmesh_server.service._RECENT_SECONDS", probe_seconds)
+            server.service._last_answer = -math.inf
+
+        answered_long_ago(60)
         assert server.client.get("/readyz").status_code == 200
         assert server.engine.batches == [1], "it was asked"
-        hung = threading.Event()
-        real = DotEngine.__call__
-
-        def hangs(engine, crops):
-            hung.wait(30)
-            return real(engine, crops)
-
-        monkeypatch.setattr(DotEngine, "__call__", hangs)
-        time.sleep(0.4)
-        for path in ("/readyz", "/v2/health/ready"):
-            answer = server.client.get(path)
-            assert (answer.status_code, answer.json()) == (503, {"status": "stalled"})
-        assert server.client.get("/livez").status_code == 200
-        hung.set()
-        wait_until(lambda: server.client.get("/readyz").status_code == 200)
+        with server.engine.held():
+            answered_long_ago(0.3)
+            for path in ("/readyz", "/v2/health/ready"):
+                answer = server.client.get(path)
+                assert (answer.status_code, answer.json()) == (503, {"status": "stalled"})
+            assert server.client.get("/livez").status_code == 200
+        answered_long_ago(60)
+        assert server.client.get("/readyz").status_code == 200
 
 
 def test_waiting_requests_share_batches():
-    with running(settings(passes=1, max_batch=8), DotEngine(delay=0.03)) as server:
-        assert flood(server, 24, 8) == {200: 24}
+    with running(settings(passes=1, max_batch=8)) as server, ThreadPoolExecutor(1) as pool:
+        with server.engine.held():
+            flooding = pool.submit(flood, server, 24, 8)
+            wait_until(lambda: server.service._engine.depth + sum(server.engine.batches) == 8)
+        assert flooding.result() == {200: 24}
         assert sum(server.engine.batches) == 24
-        assert max(server.engine.batches) > 2
+        assert max(server.engine.batches) >= 4, "at most four waited and were not taken together at first"
 
 
 def test_more_hands_than_the_queue_has_places_wait_for_an_empty_one():
@@ -180,30 +197,27 @@ def test_more_hands_than_the_queue_has_places_wait_for_an_empty_one():
 
 
 def test_the_deadline_is_kept_and_the_model_spared():
-    """504 comes on time, and a request that expired in the queue never reaches the model."""
-    with running(settings(deadline_seconds=0.8, passes=1, max_batch=1), DotEngine()) as server:
-        server.engine.delay = 0.5
-        started = time.monotonic()
-        statuses = flood(server, 6, 6)
-        assert time.monotonic() - started < 4
-        assert set(statuses) == {200, 504}
+    """504 comes on time, whatever the model does, and a request that expired in the queue never reaches the model."""
+    with running(settings(deadline_seconds=0.8, passes=1, max_batch=1, threads=2)) as server:
+        with server.engine.held():
+            assert flood(server, 6, 6) == {504: 6}
         server.service._lanes.close()  # returns when nothing waits
-        assert len(server.engine.batches) <= statuses[200] + 2, "work was done for requests that had expired"
+        assert len(server.engine.batches) <= 2, "work was done for requests that had expired"
 
 
-def test_a_client_that_goes_away_leaves_the_queue():
-    engine = DotEngine()
-    with running(settings(passes=1, max_batch=1), engine) as server:
-        engine.delay = 0.4
+def test_a_client_that_goes_away_leaves_the_queue(monkeypatch):
+    monkeypatch.setattr("handmesh_server.lanes.PATIENCE", 1000)
+    with running(settings(passes=1, max_batch=1, threads=2)) as server:
         head = f"POST /v1/hands HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(photo())}\r\n\r\n".encode()
-        for _ in range(8):
-            with socket.create_connection(server.address) as connection:
-                connection.sendall(head + photo())
-                time.sleep(0.02)
-        started = time.monotonic()
+        with server.engine.held():
+            with contextlib.ExitStack() as clients:
+                for _ in range(8):
+                    connection = clients.enter_context(socket.create_connection(server.address))
+                    connection.sendall(head + photo())
+                wait_until(lambda: server.service.control.in_flight == 8)
+            wait_until(lambda: counted_requests(server, CLIENT_GONE) == 8)
         wait_until(lambda: not server.service.control.in_flight)
-        assert time.monotonic() - started < 8 * 0.4 - 0.8
-        assert len(engine.batches) <= 3
+        assert len(server.engine.batches) <= 2, "those that were asked already"
         wait_until(lambda: not server.service.control.photos.used)
 
 
@@ -379,13 +393,13 @@ def test_slow_and_silent_clients_are_hung_up_on():
             "headers": b"GET / HTTP/1.1\r\nX: ",
             "body": b"POST /v1/hands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n",
         }
-        sockets = {name: socket.create_connection(server.address, timeout=10) for name in openings}
+        sockets = {name: socket.create_connection(server.address, timeout=60) for name in openings}
         for name, connection in sockets.items():
             connection.sendall(openings[name])
-        ended: dict[str, float] = {}
+        ended: set[str] = set()
         answers: dict[str, bytes] = {}
-        started = time.monotonic()
-        while len(ended) < 3 and time.monotonic() - started < 5:
+        until = time.monotonic() + 60
+        while len(ended) < 3 and time.monotonic() < until:
             for name, connection in sockets.items():
                 if name in ended:
                     continue
@@ -396,16 +410,15 @@ def test_slow_and_silent_clients_are_hung_up_on():
                     answer = connection.recv(4096)
                     answers[name] = answers.get(name, b"") + answer
                     if not answer or b"408" in answer:
-                        ended[name] = time.monotonic() - started
+                        ended.add(name)
                 except TimeoutError:
                     pass
                 except OSError:
-                    ended[name] = time.monotonic() - started
+                    ended.add(name)
             time.sleep(0.02)
         for connection in sockets.values():
             connection.close()
-        assert set(ended) == set(openings)
-        assert max(ended.values()) < 2
+        assert ended == set(openings)
         assert answers["body"].startswith(b"HTTP/1.1 408 ")
 
 
@@ -420,8 +433,15 @@ def test_a_client_that_does_not_read_is_hung_up_on():
             + f"Content-Length: {len(large)}\r\n\r\n".encode()
             + large
         )
-        wait_until(lambda: server.service.control.photos.used)
+        wait_until(lambda: counted_requests(server, 200))
         wait_until(lambda: not server.service.control.photos.used)
+        lazy.settimeout(60)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while part := lazy.recv(2**20):
+                answer += part
+        (length,) = re.findall(rb"content-length: (\d+)", answer)
+        assert len(answer) < int(length), "the rest of it is lost"
 
 
 def test_headers_have_the_limit_that_is_promised(server):
@@ -433,15 +453,16 @@ def test_headers_have_the_limit_that_is_promised(server):
 
 
 def test_giant_headers_are_refused(server):
-    with socket.create_connection(server.address, timeout=10) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000)
+    with socket.create_connection(server.address, timeout=60) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000)  # more would come in pieces, and be reset
         assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
 
 
-def test_connections_have_a_limit_and_those_within_it_are_served():
+def test_connections_have_a_limit_and_those_within_it_are_served(monkeypatch):
+    monkeypatch.setattr("handmesh_server.server._KEEP_ALIVE_SECONDS", 60)
     with running(settings(max_connections=20)) as server, contextlib.ExitStack() as crowd:
         assert server.client.get("/livez").status_code == 200
-        many = [crowd.enter_context(socket.create_connection(server.address, timeout=10)) for _ in range(120)]
+        many = [crowd.enter_context(socket.create_connection(server.address, timeout=60)) for _ in range(120)]
         assert all(one.recv(100).startswith(b"HTTP/1.1 503 ") for one in many[20:])
         assert server.client.get("/livez").status_code == 200, "who was there before is served on"
 
@@ -449,20 +470,19 @@ def test_connections_have_a_limit_and_those_within_it_are_served():
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere this machine has no address 127.0.0.2")
 def test_idle_connections_of_one_client_leave_room_for_others():
     """127.0.0.2 is another address to the server; a connection whose request is in work is not idle."""
-    limits = settings(max_connections=40, client_connections=8)
+    limits = settings(max_connections=40, client_connections=8, header_seconds=60)
     with running(limits, DotEngine()) as server, contextlib.ExitStack() as crowd:
         server.client.close()
-        many = [crowd.enter_context(socket.create_connection(server.address, timeout=10)) for _ in range(30)]
-        answered = 0
-        for one in many:
-            one.settimeout(0.3)
-            with contextlib.suppress(TimeoutError):
-                answered += one.recv(100).startswith(b"HTTP/1.1 503 ")
-        assert 30 - 8 <= answered <= 30 - 7, "its own first connection is perhaps still there"
+        many = [crowd.enter_context(socket.create_connection(server.address, timeout=60)) for _ in range(30)]
         other = ("127.0.0.2", 0)
-        with socket.create_connection(server.address, timeout=10, source_address=other) as honest:
+        with socket.create_connection(server.address, timeout=60, source_address=other) as honest:
             honest.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert honest.recv(100).startswith(b"HTTP/1.1 200 ")
+        answered = 0  # before it was, for they came before it
+        for one in many:
+            with contextlib.suppress(BlockingIOError):
+                answered += one.recv(100, socket.MSG_DONTWAIT).startswith(b"HTTP/1.1 503 ")
+        assert 30 - 8 <= answered <= 30 - 7, "its own first connection is perhaps still there"
         for one in many:
             one.close()
         wait_until(lambda: reaches(server.address))
@@ -476,7 +496,7 @@ def reaches(address: tuple[str, int]) -> bool:
 def test_a_client_that_sends_byte_by_byte_is_refused(server):
     """8 connections with chunks of one byte, at 1 MB/s each, once kept everybody waiting for 20 s."""
     head = b"POST /v1/hands HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with socket.create_connection(server.address, timeout=10) as petty:
+    with socket.create_connection(server.address, timeout=60) as petty:
         with contextlib.suppress(ConnectionError):  # it hangs up before all of it is there
             petty.sendall(head + b"1\r\na\r\n" * 100_000)
         with contextlib.suppress(ConnectionError):
@@ -685,7 +705,7 @@ def test_sigterm_under_load_loses_no_request(model_file):
         "HANDMESH_MODEL": str(model_file),
         "HANDMESH_PORT": "0",
         "HANDMESH_THREADS": "1",
-        "HANDMESH_DRAIN_SECONDS": "2",
+        "HANDMESH_DRAIN_SECONDS": "10",
         "HANDMESH_HOST": "127.0.0.1",
     }
     process = subprocess.Popen(
@@ -703,7 +723,7 @@ def test_sigterm_under_load_loses_no_request(model_file):
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        assert listening.wait(60), log
+        assert listening.wait(300), log
         (url,) = [line.split("running on ")[1].split(" ")[0] for line in log if "running on " in line]
         outcomes: Counter = Counter()
         lock = threading.Lock()
@@ -721,6 +741,7 @@ def test_sigterm_under_load_loses_no_request(model_file):
                         outcomes[outcome] += 1
                     if outcome != "200":
                         return
+                    time.sleep(0.1)  # the processors are others', too
 
         clients = [threading.Thread(target=hammer) for _ in range(6)]
         for client in clients:
@@ -732,8 +753,8 @@ def test_sigterm_under_load_loses_no_request(model_file):
             wait_until(lambda: balancer.get("/readyz").status_code == 503)
             assert balancer.get("/livez").status_code == 200
         for client in clients:
-            client.join(30)
-        assert process.wait(30) in (0, -signal.SIGTERM)
+            client.join(90)
+        assert process.wait(90) in (0, -signal.SIGTERM)
         assert set(outcomes) <= {"200", "503", "ConnectError"}
         assert outcomes["503"] + outcomes["ConnectError"] == 6
     finally:

@@ -51,7 +51,7 @@ def stream(server, *, shown: str = SHOWN, origin: str | None = None) -> Iterator
     """A connection that has said that it is ready."""
     url = str(server.client.base_url).replace("http", "ws", 1).rstrip("/") + "/v1/stream"
     with connect(url, subprotocols=[PROTOCOL, shown], origin=origin, proxy=None) as socket:
-        assert json.loads(socket.recv(timeout=20))["type"] == "ready"
+        assert json.loads(socket.recv(timeout=90))["type"] == "ready"
         yield socket
 
 
@@ -81,7 +81,7 @@ def test_frames_are_answered_with_the_hand_in_them(server):
         socket.send(json.dumps({"hand": "left", "vertices": "float32"}))
         for number in range(3):
             socket.send(photo())
-            header, [(numbers, keypoints, vertices)] = decoded(socket.recv(timeout=20))
+            header, [(numbers, keypoints, vertices)] = decoded(socket.recv(timeout=90))
             assert header[:2] == (MAGIC, number)
             assert numbers[:2] == (1, 0), "a left hand, as given"
             if number == 0:
@@ -97,14 +97,14 @@ def test_the_side_is_found_and_kept(server):
         socket.send(json.dumps({"smooth": 0}))
         for _ in range(2):
             socket.send(photo())
-            _, [(numbers, _, halves)] = decoded(socket.recv(timeout=20))
+            _, [(numbers, _, halves)] = decoded(socket.recv(timeout=90))
             assert numbers[:2] == (1, 2), "a left hand, found"
     assert halves.dtype == np.float16
     with stream(server) as socket:
         socket.send(json.dumps({"smooth": 0, "vertices": "float32"}))
         for _ in range(2):
             socket.send(photo())
-            _, [(_, _, floats)] = decoded(socket.recv(timeout=20))
+            _, [(_, _, floats)] = decoded(socket.recv(timeout=90))
     np.testing.assert_allclose(halves, floats, atol=2e-3)
 
 
@@ -113,7 +113,7 @@ def seen_in(socket, frames):
     seen = []
     for frame in frames:
         socket.send(frame)
-        seen.append(len(decoded(socket.recv(timeout=20))[1]))
+        seen.append(len(decoded(socket.recv(timeout=90))[1]))
     return seen
 
 
@@ -173,9 +173,9 @@ def test_strangers_get_no_connection(server, shown, origin, status):
 def test_a_frame_that_is_no_picture_is_answered_in_words(server):
     with stream(server) as socket:
         socket.send(b"no picture")
-        assert json.loads(socket.recv(timeout=20))["type"] != "ready"
+        assert json.loads(socket.recv(timeout=90))["type"] != "ready"
         socket.send(photo())
-        assert decoded(socket.recv(timeout=20))[1]
+        assert decoded(socket.recv(timeout=90))[1]
 
 
 def test_ten_frames_in_a_row_that_are_no_pictures_end_the_stream(server):
@@ -184,14 +184,14 @@ def test_ten_frames_in_a_row_that_are_no_pictures_end_the_stream(server):
         for _ in range(2):
             for _ in range(9):
                 socket.send(b"no picture")
-                assert json.loads(socket.recv(timeout=20))["type"] == "error"
+                assert json.loads(socket.recv(timeout=90))["type"] == "error"
             socket.send(photo())
-            assert decoded(socket.recv(timeout=20))[1]
+            assert decoded(socket.recv(timeout=90))[1]
         for _ in range(10):
             socket.send(b"no picture")
-            assert json.loads(socket.recv(timeout=20))["type"] == "error"
+            assert json.loads(socket.recv(timeout=90))["type"] == "error"
         with pytest.raises(ConnectionClosed, match="10 frames in a row") as end:
-            socket.recv(timeout=20)
+            socket.recv(timeout=90)
     assert end.value.rcvd.code == 1008
 
 
@@ -200,7 +200,7 @@ def test_options_that_are_none_end_the_stream_and_says_why(server, text):
     with stream(server) as socket:
         socket.send(text)
         with pytest.raises(ConnectionClosed, match="as JSON") as end:
-            socket.recv(timeout=20)
+            socket.recv(timeout=90)
     assert end.value.rcvd.code == 1008
 
 
@@ -208,7 +208,7 @@ def test_a_frame_that_is_too_large_ends_the_stream(server):
     with stream(server) as socket:
         socket.send(b"x" * 300_000)
         with pytest.raises(ConnectionClosed) as end:
-            socket.recv(timeout=20)
+            socket.recv(timeout=90)
     assert end.value.rcvd.code in (1008, 1009)
 
 
@@ -217,7 +217,7 @@ def test_no_more_streams_than_allowed(server, monkeypatch):
     with stream(server) as first, stream(server) as second:
         for socket in (first, second):
             socket.send(photo())
-            socket.recv(timeout=20)
+            socket.recv(timeout=90)
         with pytest.raises(ConnectionClosed) as refusal, stream(server):
             pass
     assert refusal.value.rcvd.code == 1013
@@ -226,16 +226,17 @@ def test_no_more_streams_than_allowed(server, monkeypatch):
 def test_a_quiet_stream_makes_room_for_another(server, monkeypatch):
     """Sixteen sockets that never sent a frame once kept every camera out for half a minute."""
     monkeypatch.setattr("handmesh_server.sockets._QUIET_SECONDS", 0.2)
+    monkeypatch.setattr("handmesh_server.sockets._LEAVE_SECONDS", 60)
     with stream(server) as quiet, stream(server) as busy:
         time.sleep(0.3)
         busy.send(photo())
-        busy.recv(timeout=20)
+        busy.recv(timeout=90)
         with stream(server) as third:
             with pytest.raises(ConnectionClosed) as end:
-                quiet.recv(timeout=20)
+                quiet.recv(timeout=90)
             for socket in (busy, third):
                 socket.send(photo())
-                assert decoded(socket.recv(timeout=20))[1]
+                assert decoded(socket.recv(timeout=90))[1]
     assert end.value.rcvd.code == 4408
 
 
@@ -243,7 +244,7 @@ def test_a_box_that_no_hand_can_be_in_is_answered_in_words(server):
     with stream(server) as socket:
         socket.send(json.dumps({"box": [-90000, -90000, 90000, 90000]}))
         socket.send(photo())
-        answer = json.loads(socket.recv(timeout=20))
+        answer = json.loads(socket.recv(timeout=90))
         assert (answer["type"], answer["status"]) == ("error", 422)
         assert "larger than anything of the photo" in answer["detail"]
 
@@ -268,6 +269,6 @@ def test_no_client_with_a_name_has_all_cameras(tmp_path):
         url = server.url.replace("http", "ws", 1) + "/v1/stream"
         with connect(url, subprotocols=[PROTOCOL, shown["app"]], proxy=None) as refused:
             with pytest.raises(ConnectionClosed) as closed:
-                refused.recv(timeout=20)
+                refused.recv(timeout=90)
             assert (closed.value.rcvd.code, closed.value.rcvd.reason[:20]) == (1013, "3 cameras of yours a")
         held.enter_context(stream(server, shown=shown["robot"]))

@@ -29,7 +29,7 @@ from handmesh_server.quarantine import PhotoInWork, Quarantine
 from handmesh_server.settings import Settings
 from handmesh_server.supervisor import Report, Supervisor
 from prometheus_client.parser import text_string_to_metric_families
-from server_harness import photo, talk_to
+from server_harness import photo, talk_to, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has one process: docs/how_to/serving.md")
 
@@ -104,7 +104,7 @@ def ends(process: int) -> bool:
 def service() -> Iterator[Service]:
     if not Path("/proc/self/stat").exists():
         pytest.skip("looks for processes the way Linux shows them")
-    one = Service(worker_memory_bytes=450 * 2**20, deadline_seconds=3)
+    one = Service(worker_memory_bytes=450 * 2**20, deadline_seconds=5)
     try:
         one.workers()
         yield one
@@ -120,10 +120,8 @@ def test_a_photo_that_crashes_its_worker_is_named_and_refused(service):
         clients = [held.enter_context(talk_to(service.url)) for _ in range(4)]
         for client in clients:  # two with each worker, which keep their connections
             assert client.post("/v1/hands", content=photo()).status_code == 200
-        started = time.monotonic()
-        with pytest.raises(httpx.RemoteProtocolError):
+        with pytest.raises(httpx.RemoteProtocolError):  # and no timeout
             clients[0].post("/v1/hands", content=crash)
-        assert time.monotonic() - started < 5
         others = []
         for client in clients[1:]:
             with contextlib.suppress(httpx.RemoteProtocolError, httpx.ReadError):
@@ -140,11 +138,10 @@ def test_a_photo_that_crashes_its_worker_is_named_and_refused(service):
 
 
 def test_kill_9_of_a_worker_loses_its_own_requests_and_no_others(service):
-    """Each of them ends within a second; later ones are answered, by the other worker and then by a new one."""
+    """Each of them ends by a closed connection; later ones are answered, by the other worker and then by a new one."""
     first, _ = service.workers()
-    lost: list[float] = []
+    lost: list[type[Exception]] = []
     outcomes: Counter = Counter()
-    killed: list[float] = []
     done = threading.Event()
 
     def hammer() -> None:
@@ -152,26 +149,23 @@ def test_kill_9_of_a_worker_loses_its_own_requests_and_no_others(service):
             while not done.is_set():
                 try:
                     outcomes[client.post("/v1/hands", content=photo()).status_code] += 1
-                except httpx.HTTPError:
-                    lost.append(time.monotonic())
+                except httpx.HTTPError as error:
+                    lost.append(type(error))
 
     clients = [threading.Thread(target=hammer) for _ in range(4)]
     for client in clients:
         client.start()
-    while sum(outcomes.values()) < 8:
-        time.sleep(0.01)
-    killed.append(time.monotonic())
+    wait_until(lambda: sum(outcomes.values()) >= 8)
     os.kill(first, signal.SIGKILL)
     service.said(rf"\(process {first}\) was killed by SIGKILL")
     answered = sum(outcomes.values())
-    while sum(outcomes.values()) < answered + 20:
-        time.sleep(0.01)
+    wait_until(lambda: sum(outcomes.values()) >= answered + 20)
     done.set()
     for client in clients:
         client.join(PATIENCE)
     assert set(outcomes) <= {200, 503}
     assert len(lost) <= 2, "of four connections it had two"
-    assert all(moment - killed[0] < 1.5 for moment in lost)
+    assert not [error for error in lost if issubclass(error, httpx.TimeoutException)]
     assert len(service.workers()) == 2
 
 
@@ -191,10 +185,8 @@ def test_a_photo_that_hangs_gets_504_and_its_worker_is_replaced(service):
             assert client.post("/v1/hands", content=photo()).status_code == 200, "nobody waits behind it"
         assert client.get("/readyz").status_code == 200
     service.said(r"has worked for 6 s on a photo \(SHA-256 \w{16}")
-    until = time.monotonic() + PATIENCE
-    while not (gone := [one for one in before if is_zombie(one)]) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert len(gone) == 1
+    wait_until(lambda: [one for one in before if is_zombie(one)], PATIENCE)
+    assert len([one for one in before if is_zombie(one)]) == 1
     with talk_to(service.url) as client:
         assert client.post("/v1/hands", content=photo()).status_code == 200
 
@@ -210,11 +202,8 @@ def test_a_worker_that_grows_is_replaced(service):
 
 def test_metrics_are_those_of_all_workers(service):
     wanted = {'handmesh_ready{worker="0"} 1.0', 'handmesh_ready{worker="1"} 1.0'}
-    until = time.monotonic() + PATIENCE  # one may still be on its way
-    with talk_to(service.url) as client:
-        while not wanted <= set(client.get("/metrics").text.splitlines()):
-            assert time.monotonic() < until
-            time.sleep(0.1)
+    with talk_to(service.url) as client:  # one may still be on its way
+        wait_until(lambda: wanted <= set(client.get("/metrics").text.splitlines()), PATIENCE)
 
 
 def test_without_their_supervisor_workers_end(service):
@@ -304,24 +293,29 @@ def test_suspects_are_tried_one_at_a_time_and_refused_ones_not_at_all():
         pass
 
 
-def test_lanes_keep_the_order_and_their_number():
-    lanes, begun, at_once, most = Lanes(2), [], 0, 0
-    lock = threading.Lock()
+@pytest.mark.parametrize("places", [1, 2])
+def test_lanes_keep_the_order_and_their_number(monkeypatch, places):
+    monkeypatch.setattr("handmesh_server.lanes.PATIENCE", 1000)
+    lanes, begun, at_once, most = Lanes(places), [], 0, 0
+    lock, all_there = threading.Lock(), threading.Barrier(places)
 
     def work(number: int) -> int:
         nonlocal at_once, most
         with lock:
             begun.append(number)
             at_once, most = at_once + 1, max(most, at_once + 1)
-        time.sleep(0.002)
+        all_there.wait(90)
         with lock:
             at_once -= 1
         return number
 
     futures = [lanes.submit(lambda number=number: work(number)) for number in range(40)]
-    assert [future.result(20) for future in futures] == list(range(40))
-    assert begun == list(range(40))
-    assert most == 2
+    assert [future.result(90) for future in futures] == list(range(40))
+    # Those that begin together are there in any order.
+    assert [sorted(begun[at : at + places]) for at in range(0, 40, places)] == [
+        list(range(at, at + places)) for at in range(0, 40, places)
+    ]
+    assert most == places
     lanes.close()
 
 
@@ -329,9 +323,9 @@ def test_a_photo_that_takes_long_does_not_hold_a_place(monkeypatch):
     monkeypatch.setattr("handmesh_server.lanes.PATIENCE", 0.1)
     lanes, end = Lanes(1), threading.Event()
     slow = lanes.submit(end.wait)
-    assert lanes.submit(lambda: "answered").result(20) == "answered"
+    assert lanes.submit(lambda: "answered").result(90) == "answered"
     end.set()
-    assert slow.result(20)
+    assert slow.result(90)
     lanes.close()
 
 
@@ -339,8 +333,8 @@ def test_lanes_hand_on_errors_and_go_on():
     lanes = Lanes(1)
     failed = lanes.submit(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        failed.result(20)
-    assert lanes.submit(lambda: 1).result(20) == 1
+        failed.result(90)
+    assert lanes.submit(lambda: 1).result(90) == 1
     lanes.close()
     with pytest.raises(RuntimeError, match="closed"):
         lanes.submit(lambda: 1)
