@@ -40,6 +40,10 @@ APPLICATION: Final = "handmesh_server.app:create_app"
 _TICK: Final = 0.1  # s between looks at the workers
 _START_SECONDS: Final = 180.0  # until a worker has loaded its model, on a machine that has much else to do
 _DOOR_SECONDS: Final = 5.0  # for a client to wait for a worker that answers, before it hears that there is none
+# It hears so at once, and has so long to send the rest of its upload. A connection that is closed with bytes unread is
+# reset, and its answer may be lost.
+_UPLOAD_SECONDS: Final = 5.0
+_MAX_REFUSED_CONNECTIONS: Final = 256  # kept open for that
 _PATIENCE: Final = 5.0  # s in one photo with none finished, and new connections go to other workers
 _ABORT_SECONDS: Final = 1.0  # for a hung worker to say where, before it is killed
 _MAX_START_WAIT: Final = 30.0  # s, of a worker that dies at each start
@@ -173,6 +177,7 @@ class Supervisor:
         self._announce: Callable[[str], None] | None = announce
         self._application = application
         self._listeners: list[socket.socket] = []
+        self._refused_connections: dict[socket.socket, float] = {}  # -> when to close it
         self._workers: list[_Worker] = []
         self._suspects: dict[str, int] = {}  # digest -> deaths since it was last answered
         self._refused: dict[str, float] = {}  # digest -> since when
@@ -194,6 +199,8 @@ class Supervisor:
                     self._step(wakeup)
             finally:
                 self._close_door()
+                for connection in self._refused_connections:
+                    connection.close()
                 for worker in self._workers:
                     worker.process.kill()
                     worker.process.wait()
@@ -229,12 +236,35 @@ class Supervisor:
             connection, _ = listener.accept()
         except OSError:  # none there, or it is gone already
             return False
-        with connection:
-            if not any(worker.take(connection) for worker in self._takers()):
-                connection.setblocking(False)
-                with contextlib.suppress(OSError):
-                    connection.send(_NOBODY)
+        if any(worker.take(connection) for worker in self._takers()):
+            connection.close()
+        else:
+            self._refuse(connection)
         return True
+
+    def _refuse(self, connection: socket.socket) -> None:
+        """Tell the client that there is nobody."""
+        connection.setblocking(False)
+        with contextlib.suppress(OSError):
+            connection.send(_NOBODY)
+            connection.shutdown(socket.SHUT_WR)
+        self._refused_connections[connection] = time.monotonic() + _UPLOAD_SECONDS
+        if len(self._refused_connections) > _MAX_REFUSED_CONNECTIONS:
+            self._let_go(next(iter(self._refused_connections)))
+
+    def _discard(self, connection: socket.socket) -> None:
+        """What somebody sends who was refused."""
+        with contextlib.suppress(BlockingIOError):
+            try:
+                more = connection.recv(2**16)
+            except ConnectionError:
+                more = b""
+            if not more:
+                self._let_go(connection)
+
+    def _let_go(self, connection: socket.socket) -> None:
+        del self._refused_connections[connection]
+        connection.close()
 
     def _takers(self) -> list[_Worker]:
         """Who is given the next connection, best first. Those that cannot answer now, only where nobody else can.
@@ -252,6 +282,10 @@ class Supervisor:
             there,
             key=lambda one: (one not in answering or one.is_stuck(now), bool(one.retiring), one.connections),
         )
+
+    def _is_deserted(self) -> bool:
+        """No worker has answered for so long that nobody should wait for one."""
+        return self._was_ready and time.monotonic() - self._answered >= _DOOR_SECONDS
 
     def _close_door(self) -> None:
         for listener in self._listeners:
@@ -282,14 +316,16 @@ class Supervisor:
             write.close()
 
     def _step(self, wakeup: socket.socket) -> None:
-        doors = self._listeners if self._takers() else []
+        doors = self._listeners if self._takers() or self._is_deserted() else []
         lines = {worker.line: worker for worker in self._workers}
-        for ready in wait([wakeup, *lines, *doors], _TICK):
+        for ready in wait([wakeup, *lines, *doors, *self._refused_connections], _TICK):
             if ready is wakeup:
                 with contextlib.suppress(OSError):
                     wakeup.recv(4096)
             elif isinstance(ready, Connection):
                 self._hear(lines[ready])
+            elif ready in self._refused_connections:
+                self._discard(ready)
             elif isinstance(ready, socket.socket):
                 for _ in range(64):  # then somebody else has a turn
                     if not self._accept(ready):
@@ -301,6 +337,9 @@ class Supervisor:
         for worker in self._workers:
             self._check(worker)
         self._forgive()
+        for connection, until in list(self._refused_connections.items()):
+            if time.monotonic() >= until:
+                self._let_go(connection)
         while not self._stopping and time.monotonic() >= self._next_start and self._missing():
             self._start()
 

@@ -6,6 +6,7 @@ The network is a toy that photos of certain colours crash, hold up or fatten (da
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -245,6 +247,39 @@ def test_connections_go_to_the_worker_with_the_fewest_that_answers(monkeypatch):
     assert supervisor._takers() == [], "where the others died, clients wait for it"
     monkeypatch.setattr("handmesh_server.supervisor.time", SimpleNamespace(monotonic=lambda: now + 60))
     assert supervisor._takers() == [loading], "but not for ever"
+
+
+def test_who_finds_no_worker_is_told_so_and_not_reset():
+    """The door was closed with the upload unread, and of the answer the client saw that its connection was reset."""
+    supervisor = Supervisor(Settings(port=0))
+    supervisor._listen()
+    supervisor._workers = [worker("ready", take=lambda _: False)]  # it has died this moment
+    (listener,) = supervisor._listeners
+    client = http.client.HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=90)
+
+    def post() -> tuple[int, str | None, bytes]:
+        client.request("POST", "/v1/hands", bytes(20_000_000))
+        answer = client.getresponse()
+        return answer.status, answer.headers["Retry-After"], answer.read()
+
+    with contextlib.closing(listener), contextlib.closing(client), ThreadPoolExecutor(1) as pool:
+        posting = pool.submit(post)
+        wait_until(lambda: supervisor._accept(listener))
+        while supervisor._refused_connections:
+            supervisor._discard(next(iter(supervisor._refused_connections)))
+        assert posting.result() == (503, "2", b"")
+
+
+def test_nobody_waits_where_workers_do_not_come_back(monkeypatch):
+    """While they start they were neither let in nor refused."""
+    supervisor, now = Supervisor(Settings()), time.monotonic()
+    supervisor._workers = [worker("starting")]
+    assert not supervisor._is_deserted(), "at the start they wait for the first"
+    supervisor._was_ready, supervisor._answered = True, now
+    assert not supervisor._is_deserted()
+    monkeypatch.setattr("handmesh_server.supervisor.time", SimpleNamespace(monotonic=lambda: now + 6))
+    assert supervisor._takers() == []
+    assert supervisor._is_deserted()
 
 
 def test_merged_metrics_are_those_that_were_merged():
