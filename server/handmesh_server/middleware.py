@@ -86,6 +86,7 @@ class RequestMiddleware:
                 headers = MutableHeaders(scope=message)
                 if self.leaving():
                     headers["Connection"] = "close"
+                if self.leaving() or _closes(scope):
                     # A connection that is closed with an upload unread is reset, and its answer lost.
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_DISCARD_SECONDS):
@@ -139,6 +140,16 @@ class RequestMiddleware:
                     **_fate(scope["state"], admission.context, status),
                 },
             )
+
+
+def _closes(scope: Scope) -> bool:
+    """Whether the answer ends the connection (RFC 9112, section 9.3), as nginx asks for by default.
+
+    Who waits for permission to send an upload has not begun to.
+    """
+    headers = Headers(scope=scope)
+    closes = scope["http_version"] == "1.0" or "close" in headers.get("connection", "").lower()
+    return closes and "expect" not in headers
 
 
 def _fate(state: dict[str, Any], context: RequestContext, status: int) -> dict[str, Any]:

@@ -31,6 +31,8 @@ _TOO_MANY: Final = (
 )
 
 
+_UPLOAD_SECONDS: Final = 5.0  # for who was answered so; closed before, its connection would be reset, the answer lost
+
 _READ_AT_ONCE: Final = 16 * 1024  # bytes that are parsed before others have a turn to be refused
 # A chunk has two ends of line. h11 takes 7 us for each chunk, so that one connection of single bytes fills a processor.
 _FREE_LINE_ENDS, _BYTES_PER_LINE_END = 2000, 16
@@ -43,10 +45,13 @@ class GuardedProtocol(H11Protocol):
     upload that was already answered, or to read an answer, nor how small its chunks are. Such connections are closed.
     """
 
-    def __init__(self, *args: Any, settings: Settings, idle: Counter[str], **kwargs: Any) -> None:
-        """`idle`: of all connections of a server, by address, those without a request in work."""
+    def __init__(
+        self, *args: Any, settings: Settings, idle: Counter[str], rejected: set[GuardedProtocol], **kwargs: Any
+    ) -> None:
+        """Of all connections: `idle`, by address, those without a request in work; `rejected`, those still open."""
         super().__init__(*args, **kwargs)
         self._settings = settings
+        self._all_rejected = rejected
         self._idle_by_address, self._address, self._is_idle = idle, "", False
         self._rejected = False
         self._chunk_bytes = self._line_ends = 0
@@ -59,17 +64,27 @@ class GuardedProtocol(H11Protocol):
         self._address = (get_remote_addr(transport) or ("", 0))[0]
         idle_limit = settings.client_connections or max(1, settings.max_connections // 4)
         if len(self.connections) >= settings.max_connections or self._idle_by_address[self._address] >= idle_limit:
-            self._rejected = True
-            transport.write(_TOO_MANY)
-            transport.close()
+            self._reject(transport)
             return
         super().connection_made(transport)
         self._set_idle(True)
         self._expect_request()
 
+    def _reject(self, transport: asyncio.Transport) -> None:
+        """What it sends is read and not looked at (`data_received`), until it closes."""
+        self._rejected = True
+        transport.write(_TOO_MANY)
+        if len(self._all_rejected) >= self._settings.max_connections:
+            transport.close()
+            return
+        self._all_rejected.add(self)
+        transport.write_eof()
+        self._request_timer = self.loop.call_later(_UPLOAD_SECONDS, transport.abort)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timers()
         self._set_idle(False)
+        self._all_rejected.discard(self)
         if not self._rejected:
             super().connection_lost(exc)
 
@@ -227,7 +242,7 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         # uvicorn calls it with keywords only, so a partial serves as well as a class.
-        http=cast("Any", partial(GuardedProtocol, settings=settings, idle=Counter())),
+        http=cast("Any", partial(GuardedProtocol, settings=settings, idle=Counter(), rejected=set())),
         ws=cast("Any", partial(GuardedWebSocket, settings=settings)),
         ws_max_size=settings.stream_frame_bytes,
         ws_per_message_deflate=False,  # frames are compressed, and a small message must not unpack to a large one

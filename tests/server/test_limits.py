@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import math
 import os
@@ -465,6 +466,33 @@ def test_connections_have_a_limit_and_those_within_it_are_served(monkeypatch):
         many = [crowd.enter_context(socket.create_connection(server.address, timeout=60)) for _ in range(120)]
         assert all(one.recv(100).startswith(b"HTTP/1.1 503 ") for one in many[20:])
         assert server.client.get("/livez").status_code == 200, "who was there before is served on"
+
+
+def posted(address: tuple[str, int], **headers: str) -> tuple[int, http.client.HTTPMessage]:
+    """Of a client that looks for an answer only when all of its 20 MB are sent."""
+    with contextlib.closing(http.client.HTTPConnection(*address, timeout=90)) as client:
+        client.request("POST", "/v1/hands", bytes(20_000_000), headers)
+        answer = client.getresponse()
+        answer.read()
+        return answer.status, answer.headers
+
+
+def test_one_connection_too_many_is_told_so_and_not_reset(monkeypatch):
+    """It was closed with the upload unread."""
+    monkeypatch.setattr("handmesh_server.server._UPLOAD_SECONDS", 60)
+    monkeypatch.setattr("handmesh_server.server._KEEP_ALIVE_SECONDS", 60)
+    with running(settings(max_connections=1)) as server:
+        assert server.client.get("/livez").status_code == 200
+        status, headers = posted(server.address)
+        assert (status, headers["retry-after"]) == (503, "5")
+
+
+def test_an_early_refusal_reaches_who_wants_the_connection_closed(monkeypatch):
+    """nginx does so by default; it saw a reset where 401, 413 or 429 was the answer."""
+    monkeypatch.setattr("handmesh_server.middleware._DISCARD_SECONDS", 60)
+    with running(settings(token="correct-horse-battery-staple")) as server:
+        assert posted(server.address, Connection="close")[0] == 401
+        assert posted(server.address)[0] == 401
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere this machine has no address 127.0.0.2")
