@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -80,6 +81,7 @@ class _Worker:
         self.started = self.heard = self.finished = time.monotonic()
         self.report = Report("starting", 0, 0, b"")
         self.sent = 0  # connections handed over
+        self.in_transit: deque[socket.socket] = deque()  # of these, which it has not received yet
         self.photos: dict[int, tuple[PhotoInWork, float]] = {}  # in work, and since when
         self.retiring = ""  # why it is to be replaced
         self.stopped: float | None = None  # when it was told to end
@@ -129,13 +131,20 @@ class _Worker:
             self.line.send(message)
 
     def take(self, connection: socket.socket) -> bool:
-        """False when it cannot."""
+        """False when it cannot. The connection is kept until the worker says that it has it, so that another can
+        have it if this one dies before; nothing of it was read then.
+        """
         try:
             socket.send_fds(self.handover, [b"c"], [connection.fileno()])
         except OSError:
             return False
         self.sent += 1
+        self.in_transit.append(connection)
         return True
+
+    def has_received(self) -> None:
+        """The oldest of those that were handed over."""
+        self.in_transit.popleft().close()
 
     def stop(self) -> None:
         if self.stopped is None:
@@ -236,11 +245,12 @@ class Supervisor:
             connection, _ = listener.accept()
         except OSError:  # none there, or it is gone already
             return False
-        if any(worker.take(connection) for worker in self._takers()):
-            connection.close()
-        else:
-            self._refuse(connection)
+        self._hand_over(connection)
         return True
+
+    def _hand_over(self, connection: socket.socket) -> None:
+        if not any(worker.take(connection) for worker in self._takers()):
+            self._refuse(connection)
 
     def _refuse(self, connection: socket.socket) -> None:
         """Tell the client that there is nobody."""
@@ -386,6 +396,8 @@ class Supervisor:
             was_ready, worker.report = worker.is_ready, arguments[0]
             if worker.is_ready and not was_ready:
                 self._on_ready(worker)
+        elif kind == "received":
+            worker.has_received()
         elif kind == "begin":
             photo = PhotoInWork(*arguments[0])
             worker.photos[photo.number] = photo, now
@@ -444,6 +456,8 @@ class Supervisor:
         code = worker.process.returncode
         self._workers.remove(worker)
         worker.close()
+        for connection in worker.in_transit:
+            self._hand_over(connection)
         if code == 0 and worker.killed is None and not worker.photos:  # as it was told to, by us or by others
             logger.info("%s ended", worker.name)
             return

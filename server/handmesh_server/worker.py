@@ -7,6 +7,7 @@ It is told what to do, and tells what it does, in pickled tuples over a socket p
     ("quarantine", refused, suspects)                ("begin", PhotoInWork), ("end", its number)
     ("drain",)  answer, but ask for no more          ("failed", why)                the model cannot be loaded
     ("stop",)   finish what is in work, and end      ("metrics",)                   asks for those of all workers
+                                                     ("received",)                  a connection, still unread
     ("metrics", {worker: text})
 
 When the supervisor is gone the worker ends as if it were told to.
@@ -100,13 +101,14 @@ class WorkerServer(Server):
             if not content:  # the supervisor is gone
                 loop.remove_reader(self._handover.fileno())
                 return
-            for descriptor in descriptors:
+            self._received += 1
+            self._channel.tell(("received",))
+            for descriptor in descriptors:  # one; none where the system gives this process no more files
                 connection = socket.socket(fileno=descriptor)
                 connection.setblocking(False)
                 task = loop.create_task(self._welcome(connection))
                 self._connecting.add(task)
                 task.add_done_callback(self._connecting.discard)
-                self._received += 1
 
     async def _welcome(self, connection: socket.socket) -> None:
         def protocol() -> asyncio.Protocol:

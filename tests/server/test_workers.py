@@ -10,11 +10,12 @@ import http.client
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ from handmesh_server.lanes import Lanes
 from handmesh_server.metrics import Metrics, merged
 from handmesh_server.quarantine import PhotoInWork, Quarantine
 from handmesh_server.settings import Settings
-from handmesh_server.supervisor import Report, Supervisor
+from handmesh_server.supervisor import Report, Supervisor, _Worker
 from prometheus_client.parser import text_string_to_metric_families
 from server_harness import photo, talk_to, wait_until
 
@@ -268,6 +269,53 @@ def test_who_finds_no_worker_is_told_so_and_not_reset():
         while supervisor._refused_connections:
             supervisor._discard(next(iter(supervisor._refused_connections)))
         assert posting.result() == (503, "2", b"")
+
+
+class Handed(_Worker):
+    """A worker without a process."""
+
+    def __init__(self) -> None:
+        self.handover, self.theirs = socket.socketpair()
+        self.report, self.photos, self.retiring = Report("ready", 0, 0, b""), {}, ""
+        self.started = self.heard = self.finished = time.monotonic()
+        self.stopped = self.killed = None
+        self.sent, self.in_transit = 0, deque()
+        self.process = SimpleNamespace(pid=0, returncode=-signal.SIGKILL, poll=lambda: -signal.SIGKILL)
+        self.index, self.failure = 0, ""
+
+    def received(self) -> socket.socket:
+        _, (descriptor,), _, _ = socket.recv_fds(self.theirs, 1, 1)
+        return socket.socket(fileno=descriptor)
+
+    def last_words(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        self.handover.close()
+        self.theirs.close()
+
+
+def test_a_connection_on_its_way_to_a_worker_that_dies_is_another_workers():
+    """It was reset: the worker was killed, and had not yet closed its end."""
+    supervisor = Supervisor(Settings(port=0))
+    supervisor._listen()
+    (listener,) = supervisor._listeners
+    dying, other = Handed(), Handed()
+    supervisor._workers = [dying]
+    supervisor._hear = lambda _: None
+    with contextlib.closing(listener), socket.create_connection(listener.getsockname()) as client:
+        client.sendall(b"POST")
+        wait_until(lambda: supervisor._accept(listener))
+        supervisor._workers.append(other)
+        supervisor._bury(dying)
+        with other.received() as connection:
+            assert connection.recv(10) == b"POST"
+        assert len(other.in_transit) == 1
+        supervisor._note(other, "received")
+        assert not other.in_transit
+        client.settimeout(90)
+        assert client.recv(10) == b"", "and nobody keeps it open"
+    other.close()
 
 
 def test_nobody_waits_where_workers_do_not_come_back(monkeypatch):
