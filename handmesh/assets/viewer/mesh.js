@@ -34,6 +34,9 @@ void main() {
   pixel = vec4(lit ? pow(linear, vec3(1.0 / 2.2)) : skin * dimmed, 1.0);
 }`;
 
+// Of renderers that draw on the processor; `failIfMajorPerformanceCaveat` lets Chromium's through.
+const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
+
 const NAMES = { attributes: ["position", "normal", "color"], uniforms: ["rotation", "pivot", "map", "depthRange", "lit", "dimmed"] };
 
 export class MeshView {
@@ -46,6 +49,8 @@ export class MeshView {
     this.show = { mesh: true, wires: false };
     this.gl = canvas.getContext("webgl2", { alpha: true, antialias: true, powerPreference: "low-power" });
     if (!this.gl) throw new Error("WebGL2 is not available");
+    const names = this.gl.getExtension("WEBGL_debug_renderer_info");
+    this.isSoftware = SOFTWARE.test(this.gl.getParameter(names ? names.UNMASKED_RENDERER_WEBGL : this.gl.RENDERER));
     canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
     canvas.addEventListener("webglcontextrestored", () => this.#prepare());
     this.#prepare();
@@ -78,9 +83,14 @@ export class MeshView {
    * bytes, of all or of each vertex), and what `View.handMap` and `pivot` want.
    */
   setHands(hands) {
-    const gl = this.gl;
     this.hands = hands;
-    hands.forEach(({ vertices, faces, colors }, index) => {
+    this.isLoaded = false;
+  }
+
+  #load() {
+    const gl = this.gl;
+    this.isLoaded = true;
+    this.hands.forEach(({ vertices, faces, colors }, index) => {
       const buffers = (this.buffers[index] ??= Object.fromEntries(NAMES.attributes.map((name) => [name, gl.createBuffer()])));
       if (!this.topologies.has(faces)) this.topologies.set(faces, topologyOf(gl, faces));
       for (const [name, values] of Object.entries({ position: vertices, normal: normalsOf(vertices, faces), color: colors })) {
@@ -97,6 +107,7 @@ export class MeshView {
     gl.viewport(0, 0, width, height);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
     if (!this.show.mesh && !this.show.wires) return;
+    if (!this.isLoaded) this.#load();
     const R = view.rotation;
     gl.uniformMatrix3fv(this.uniform.rotation, true, R.flat());
     gl.uniform1f(this.uniform.depthRange, this.depthRange);

@@ -57,15 +57,17 @@ export class Viewer {
 
   /** Resolves when it is on the screen. */
   redraw() {
-    this.drawn ??= new Promise((resolve) => {
-      requestAnimationFrame(() => {
+    this.drawn ??= this.rested()
+      .then(() => new Promise(requestAnimationFrame))
+      .then(() => {
         this.drawn = null;
         this.draw();
-        resolve();
       });
-    });
     return this.drawn;
   }
+
+  /** Resolves when it may be drawn again. */
+  async rested() {}
 
   draw() {
     this.mesh?.draw(this.view, this.ratio);

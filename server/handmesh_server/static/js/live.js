@@ -1,11 +1,12 @@
-// The camera, and its frames on their way to the server. While one is in flight the next is made ready; it is sent as soon
-// as the answer is there, before that is drawn.
+// The camera, and its frames on their way to the server. While the server works on one the next is there already, so that
+// it never waits for the page. Answers are drawn when the page is (stage.js), and only the newest.
 
 import { openStream, Problem, request } from "./api.js";
 import { decodeFrame } from "./wire.js";
 
 const LONG_SIDE = 640; // pixels sent; the network sees a part of it, much smaller still
 const JPEG_QUALITY = 0.8;
+const IN_FLIGHT = 2; // frames: the server keeps one while it works on another
 const ANSWER_SECONDS = 12; // the server's own deadline is 10
 const PICTURE_MS = 50; // a new one is said to be there only when the page is drawn, which may be seldom
 const RETRY_SECONDS = [1, 2, 4, 8];
@@ -20,7 +21,8 @@ export class Live {
     Object.assign(this, { video, onFrame, onMessage, onEnd });
     this.options = { hand: "auto", box: null };
     this.running = false;
-    this.canvases = [1, 2, 3].map(() => document.createElement("canvas")); // on the screen, in flight, made ready
+    // On the screen, in flight, made ready.
+    this.canvases = Array.from({ length: IN_FLIGHT + 2 }, () => document.createElement("canvas"));
     document.addEventListener("visibilitychange", () => this.running && !document.hidden && this.wake?.());
   }
 
@@ -32,7 +34,7 @@ export class Live {
         "Browsers give the camera only to pages on https or localhost. Open this page that way, or choose a photo.",
       );
     }
-    const size = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 30 } };
+    const size = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 60 } };
     const which = deviceId ? { deviceId: { exact: deviceId } } : { facingMode: { ideal: "user" } };
     const stream = await openCamera({ audio: false, video: { ...size, ...which } });
     try {
@@ -47,6 +49,9 @@ export class Live {
     const [track] = stream.getVideoTracks();
     track.addEventListener("ended", () => this.#end(new Problem("The camera was unplugged or taken away")));
     await this.video.play();
+    // In browsers that have it, pictures come as the camera takes them; of a video only as often as the page is drawn.
+    this.frames = window.MediaStreamTrackProcessor && new MediaStreamTrackProcessor({ track, maxBufferSize: 1 }).readable.getReader();
+    this.encoder ??= new Encoder();
     this.running = true;
     this.#run(stream);
     const settings = track.getSettings();
@@ -108,60 +113,47 @@ export class Live {
   /** One connection. Resolves when it is closed. */
   async #talk(ours) {
     const socket = (this.socket = openStream());
-    const inbox = new Inbox(socket);
-    const open = () => ours() && socket.readyState === WebSocket.OPEN;
+    const rates = new Rates();
     let answered = 0;
-    if (await inbox.opened) {
+    let pause = Promise.resolve();
+    const inFlight = new InFlight(socket, ({ canvas, sent }, answer) => {
+      if (!ours()) return;
+      if (answer.type === "error") {
+        this.onMessage(answer.status === 429 ? "The server is busy …" : answer.detail);
+        pause = sleep(1000 * Math.max(0.25, answer.retry_after ?? 0));
+        return;
+      }
+      answered++;
+      rates.add({ roundTrip: performance.now() - sent, server: answer.serverMs, model: answer.modelMs });
+      this.onFrame(canvas, answer, rates);
+    });
+    if (await inFlight.opened) {
       socket.send(JSON.stringify(this.options));
-      const rates = new Rates();
-      let next = this.#nextFrame(0);
-      let show = () => {};
-      for (let number = 0; ; number++) {
-        if (next.ready) setTimeout(show); // after sending
-        else show();
-        const { canvas, blob } = await next.frame;
-        if (!open()) break;
+      for (let number = 0; await inFlight.hasRoom(); number++) {
+        await pause;
+        const canvas = await this.#nextPicture(number);
+        if (!canvas) break;
+        const blob = await this.encoder.encode(canvas);
+        if (!ours() || socket.readyState !== WebSocket.OPEN) break;
         socket.send(blob);
-        const sent = performance.now();
-        // Made ready when the answer is expected, so that it is not older than it must be.
-        next = this.#nextFrame(number + 1, rates.count ? rates.median("roundTrip") - 2 * rates.median("preparing") : 0);
-        const answer = await inbox.answerTo(number);
-        if (answer === null || !ours()) break;
-        show = () => {};
-        if (answer.type === "error") {
-          this.onMessage(answer.status === 429 ? "The server is busy …" : answer.detail);
-          await sleep(1000 * Math.max(0.25, answer.retry_after ?? 0));
-          continue;
-        }
-        answered++;
-        rates.add({ roundTrip: performance.now() - sent, server: answer.serverMs, model: answer.modelMs, preparing: this.preparing });
-        show = () => ours() && this.onFrame(canvas, answer, rates);
+        inFlight.add(number, { canvas, sent: performance.now() });
       }
     }
     socket.close();
-    const { code, reason } = await inbox.closed;
+    const { code, reason } = await inFlight.closed;
     return { answered, code, reason };
   }
 
-  /** -> { frame, ready }: a promise of the camera's next picture as canvas and JPEG, and whether it is kept already. */
-  #nextFrame(number, waitMs = 0) {
-    const next = { ready: false };
-    next.frame = (async () => {
-      if (waitMs > 0) await sleep(waitMs);
-      const started = performance.now();
-      await this.#nextPicture();
-      const canvas = this.#snapshot(number);
-      const blob = await toJpeg(canvas, JPEG_QUALITY);
-      this.preparing = performance.now() - started;
-      next.ready = true;
-      return { canvas, blob };
-    })();
-    return next;
-  }
-
-  /** Resolves when the camera should have a picture that was not sent yet, and somebody is looking. */
-  async #nextPicture() {
+  /** A picture that was not sent yet, when somebody is looking, on the canvases in turn; null when there are no more. */
+  async #nextPicture(number) {
     while (document.hidden && this.running) await new Promise((resolve) => (this.wake = resolve));
+    if (this.frames) {
+      const { value: frame } = await this.frames.read();
+      if (!frame) return null;
+      const canvas = this.#snapshot(frame, frame.displayWidth, frame.displayHeight, number);
+      frame.close();
+      return canvas;
+    }
     const video = this.video;
     await new Promise((resolve) => {
       const timer = setTimeout(resolve, PICTURE_MS);
@@ -170,59 +162,81 @@ export class Live {
       if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(done);
       else requestAnimationFrame(done);
     });
+    return this.#snapshot(video, video.videoWidth, video.videoHeight, number);
   }
 
-  /** On the canvases in turn. */
-  #snapshot(number) {
-    const { videoWidth, videoHeight } = this.video;
-    const scale = Math.min(1, LONG_SIDE / Math.max(videoWidth, videoHeight, 1));
+  #snapshot(picture, pictureWidth, pictureHeight, number) {
+    const scale = Math.min(1, LONG_SIDE / Math.max(pictureWidth, pictureHeight, 1));
     const canvas = this.canvases[number % this.canvases.length];
-    const size = { width: Math.max(1, Math.round(videoWidth * scale)), height: Math.max(1, Math.round(videoHeight * scale)) };
+    const size = { width: Math.max(1, Math.round(pictureWidth * scale)), height: Math.max(1, Math.round(pictureHeight * scale)) };
     if (canvas.width !== size.width || canvas.height !== size.height) Object.assign(canvas, size);
     // To be read again at once, which a graphics card does slowly.
-    canvas.getContext("2d", { willReadFrequently: true }).drawImage(this.video, 0, 0, size.width, size.height);
+    canvas.getContext("2d", { willReadFrequently: true }).drawImage(picture, 0, 0, size.width, size.height);
     return canvas;
   }
 }
 
-/** Messages of a socket as promises. */
-class Inbox {
-  constructor(socket) {
-    this.waiting = null;
+/** Canvases to JPEGs, in a worker where the browser has what that takes. */
+class Encoder {
+  constructor() {
+    if (!window.OffscreenCanvas) return;
+    const url = new URL("encoder.js", import.meta.url).href;
+    // The page's policy (page.py) wants scripts' addresses to be known as such.
+    const policy = window.trustedTypes?.createPolicy("handmesh", { createScriptURL: (address) => address });
+    this.worker = new Worker(policy ? policy.createScriptURL(url) : url);
+  }
+
+  async encode(canvas) {
+    if (!this.worker) return toJpeg(canvas, JPEG_QUALITY);
+    const bitmap = await createImageBitmap(canvas);
+    const { port1, port2 } = new MessageChannel();
+    return new Promise((resolve) => {
+      port1.onmessage = ({ data }) => (port1.close(), resolve(data));
+      this.worker.postMessage({ bitmap, quality: JPEG_QUALITY }, [bitmap, port2]);
+    });
+  }
+}
+
+/** What was sent by a socket and is not answered yet. */
+class InFlight {
+  /** `onAnswer(frame, answer)`, for what was added. */
+  constructor(socket, onAnswer) {
+    this.frames = new Map(); // by number
     this.opened = new Promise((resolve) => {
       socket.addEventListener("open", () => resolve(true));
       socket.addEventListener("close", () => resolve(false));
     });
-    this.closed = new Promise((resolve) => {
-      socket.addEventListener("close", (event) => {
-        this.waiting?.resolve(null);
-        resolve(event);
-      });
-    });
+    this.closed = new Promise((resolve) => socket.addEventListener("close", resolve));
     socket.addEventListener("message", ({ data }) => {
       const answer = typeof data === "string" ? JSON.parse(data) : decodeFrame(data);
-      if (this.waiting && (answer.number ?? answer.frame) === this.waiting.number) this.waiting.resolve(answer);
+      const number = answer.number ?? answer.frame;
+      const frame = this.frames.get(number);
+      if (!frame) return;
+      for (const older of this.frames.keys()) if (older <= number) this.frames.delete(older); // others are answered no more
+      this.onRoom?.();
+      onAnswer(frame, answer);
     });
   }
 
-  /** null when the connection is closed before, or nothing comes for too long. */
-  async answerTo(number) {
-    const answer = new Promise((resolve) => (this.waiting = { number, resolve }));
-    const late = sleep(1000 * ANSWER_SECONDS).then(() => null);
-    return Promise.race([answer, late, this.closed.then(() => null)]);
+  add(number, frame) {
+    this.frames.set(number, frame);
+  }
+
+  /** Resolves when one more may be sent; to false when the connection is closed before, or nothing comes for too long. */
+  async hasRoom() {
+    if (this.frames.size < IN_FLIGHT) return true;
+    const room = new Promise((resolve) => (this.onRoom = () => resolve(true)));
+    const late = sleep(1000 * ANSWER_SECONDS).then(() => false);
+    return Promise.race([room, late, this.closed.then(() => false)]);
   }
 }
 
 class Rates {
-  answers = []; // { at, roundTrip, server, model, preparing }: milliseconds
+  answers = []; // { at, roundTrip, server, model }: milliseconds
 
   add(answer) {
     this.answers.push({ at: performance.now(), ...answer });
     if (this.answers.length > REMEMBERED) this.answers.shift();
-  }
-
-  get count() {
-    return this.answers.length;
   }
 
   get framesPerSecond() {

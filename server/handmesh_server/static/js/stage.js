@@ -4,6 +4,7 @@ import { middle } from "../viewer/view.js";
 import { ARROWS, Viewer } from "../viewer/viewer.js";
 
 const MIN_BOX = 10; // stage pixels
+const DRAW_MS = 40; // from one of a camera's pictures to the next, where the processor draws them
 
 export class Stage extends Viewer {
   /**
@@ -56,7 +57,14 @@ export class Stage extends Viewer {
     this.redraw();
   }
 
+  /** Where the processor draws a camera's pictures, it is needed for what is in them, too. */
+  async rested() {
+    const wait = this.live && this.mesh?.isSoftware ? this.drawnAt + DRAW_MS - performance.now() : 0;
+    if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
+  }
+
   draw() {
+    this.drawnAt = performance.now();
     super.draw();
     const { view, ratio } = this;
     this.picture.style.opacity = view.rotated ? "0.25" : "1"; // turned, the hand is no longer over its picture
