@@ -2,7 +2,8 @@
 
 Sample i depends on (seed, i) and the settings only, never on the number of workers or on where a run was interrupted.
 Both writers work in "<path>.partial" and rename it when all is done, so `path` either does not exist or is complete; a
-run that was killed goes on where it stopped when it is started again with the same arguments.
+run that was killed goes on where it stopped when it is started again with the same arguments. Of several processes with
+the same path one works, and the others wait for what it makes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import json
 import logging
 import multiprocessing
 import queue
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 import cv2
 import numba
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from handmesh.config import RENAMED_SCENE_KEYS, SceneSettings, flat_settings
@@ -132,15 +135,21 @@ def render_pack(
     run was started there with other arguments.
     """
     job = _Job(Path(path), count, seed, size, settings, hand, background_folder, background_count)
-    if path.exists():
-        pack = Pack(path)
-        _check_same(pack.meta, job.meta("pack"), path)
-        return pack
+    with _alone(path):
+        if not path.exists():
+            _write_pack(job, workers, progress)
+            logger.info("pack %s: %d samples of %d px", path, count, size)
+    pack = Pack(path)
+    _check_same(pack.meta, job.meta("pack"), path)
+    return pack
+
+
+def _write_pack(job: _Job, workers: int, progress: Progress | None) -> None:
     partial = job.open_partial("pack")
     for name, dtype, shape in _pack_files(job.size):
         file = partial / f"{name}.npy"
         if not file.exists():
-            _allocate(file, dtype, (count, *shape))
+            _allocate(file, dtype, (job.count, *shape))
     done = partial / "done.npy"  # one byte per chunk, set after the chunk is on disk
     if not done.exists():
         _allocate(done, "uint8", (job.chunk_count,))
@@ -148,9 +157,7 @@ def render_pack(
     pending = [chunk for chunk in range(job.chunk_count) if not finished[chunk]]
     _run(job, pending, _write_pack_chunk, workers, progress)
     done.unlink()
-    partial.rename(path)
-    logger.info("pack %s: %d samples of %d px", path, count, size)
-    return Pack(path)
+    partial.rename(job.path)
 
 
 def same_pack(
@@ -183,9 +190,15 @@ def write_dataset(
     background), labels.jsonl with one line per image, meta.json. Interruption and errors as in `render_pack`.
     """
     job = _Job(Path(directory), count, seed, size, settings, hand, background_folder, background_count)
-    if directory.exists():
-        _check_same(_read_meta(directory), job.meta("jsonl"), directory)
-        return directory / "labels.jsonl"
+    with _alone(directory):
+        if not directory.exists():
+            _write_files(job, workers, progress)
+            logger.info("data set %s: %d images of %d px", directory, count, size)
+    _check_same(_read_meta(directory), job.meta("jsonl"), directory)
+    return directory / "labels.jsonl"
+
+
+def _write_files(job: _Job, workers: int, progress: Progress | None) -> None:
     partial = job.open_partial("jsonl")
     for name in ("images", "masks", "alphas", "chunks"):
         (partial / name).mkdir(exist_ok=True)
@@ -197,9 +210,28 @@ def write_dataset(
     for chunk in chunks:
         chunk.unlink()
     (partial / "chunks").rmdir()
-    partial.rename(directory)
-    logger.info("data set %s: %d images of %d px", directory, count, size)
-    return directory / "labels.jsonl"
+    partial.rename(job.path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time, by a lock beside `path` while it does not exist."""
+    if path.exists():
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("another process makes %s: waiting for it", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of Windows, which takes it away on release
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def sample_generator(seed: int, index: int) -> np.random.Generator:

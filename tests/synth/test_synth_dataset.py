@@ -8,8 +8,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -62,6 +64,29 @@ def test_a_pack_survives_pickling_without_its_images(pack):
     sent = pickle.dumps(pack)
     assert len(sent) < 10_000
     np.testing.assert_array_equal(pickle.loads(sent)[3].image, pack[3].image)
+
+
+def test_of_two_that_want_a_pack_one_renders_it(pack, tmp_path):
+    """As two training runs of a sweep that begin together."""
+    path, began, rendered = tmp_path / "p", threading.Event(), []
+
+    def wait_for_the_other(done: int, total: int) -> None:
+        rendered.append(done)
+        began.set()
+        time.sleep(0.2)
+
+    def ask() -> Pack:
+        return render_pack(path, COUNT, SEED, SIZE, background_count=2, progress=wait_for_the_other)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask)
+        assert began.wait(60)
+        second = pool.submit(ask)
+        for made in (first.result(120), second.result(120)):
+            for index in (0, 63, COUNT - 1):
+                np.testing.assert_array_equal(made[index].image, pack[index].image)
+    assert rendered == [0, 64, COUNT], "once"
+    assert [file.name for file in tmp_path.iterdir()] == ["p"], "and nothing is left beside it"
 
 
 def test_an_interrupted_pack_goes_on_where_it_was(pack, tmp_path):
