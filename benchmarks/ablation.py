@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,13 +77,18 @@ def main() -> None:
     if not arguments.table:
         photos = draw_photos(arguments.count, arguments.photos)
         for name in dict.fromkeys([EVERYTHING, *arguments.only]):
-            folder = arguments.out / name.replace(" ", "-").replace(",", "")
+            folder = folder_of(arguments.out, name)
             if not (folder / "errors.json").exists():
                 config = variant(name, arguments)
                 weights = train(config, folder, resume=folder.exists())
                 write_json(folder / "errors.json", score(load_predictor(weights, detector=None, passes=PASSES), photos))
             print(f"{name}: done", flush=True)
-    print_table(arguments.out)
+    print_table(arguments.out, list(VARIANTS))
+
+
+def folder_of(out: Path, name: str) -> Path:
+    """Where a variant's run lies."""
+    return out / name.replace(" ", "-").replace(",", "")
 
 
 def variant(name: str, arguments: argparse.Namespace) -> TrainConfig:
@@ -156,11 +162,11 @@ def score(predictor: Predictor, photos: Photos) -> dict[str, list[float]]:
     return errors
 
 
-def print_table(out: Path) -> None:
+def print_table(out: Path, names: Sequence[str]) -> None:
     """Markdown: "everything" as it is, the others as differences from it."""
     rows = {}
-    for name in VARIANTS:
-        file = out / name.replace(" ", "-").replace(",", "") / "errors.json"
+    for name in names:
+        file = folder_of(out, name) / "errors.json"
         if file.exists():
             rows[name] = {key: np.array(values) for key, values in json.loads(file.read_text()).items()}
     if EVERYTHING not in rows:
