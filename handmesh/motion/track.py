@@ -57,6 +57,7 @@ class Tracking:
     # Of a hand that is newly found: the network's score, where it says one, else the agreement of crops. A false find
     # costs more than a late one.
     min_found_score: float = 0.5
+    min_detection_score: float = 0.15  # of the detector, where that is a probability: lower ones are not looked at
     min_found_agreement: float = 0.7
     max_hands: int = 2
 
@@ -398,7 +399,12 @@ class Tracker:
             again = [Detection(_grown(t.box, 1.2), t.handedness, 1.0, "tracking") for t in reversed(self._lost)]
             places = [*again[:room], *places] if room > 0 else []
         size = image.shape[1], image.shape[0]
-        places = [place for place in places if box_problem(place.box, size) is None]
+        places = [
+            place
+            for place in places
+            if box_problem(place.box, size) is None
+            and (place.score >= self.settings.min_detection_score or not place.is_probability)
+        ]
         hands: dict[int, TrackedHand] = {}
         for place in places:
             if len(hands) >= room:

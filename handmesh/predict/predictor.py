@@ -47,17 +47,19 @@ BOX_MARGIN = 1.5
 SECOND_PASS_MARGIN, LATER_PASS_MARGIN = 1.8, 1.5
 # Where the handedness is to be found, so many passes show the hand as a right and as a left one; the likelier goes on.
 HANDEDNESS_PASSES = 2
-# Without a box, a hand with a lower score is none: measured in the model card.
-MIN_SCORE = 0.7
+# Without a box, a hand with a lower score is none: measured in the detector's card.
+MIN_SCORE = 0.6
 MAX_HANDS = 10
 # Below this probability of a side, the detector's and the network's together, the other side is looked at, too; not of
 # what is no hand by this score.
 CERTAIN_SIDE, PLAUSIBLE = 0.85, 0.15
+# Between these scores it is open whether there is a hand: it is looked at once more (the detector's card).
+OPEN = (0.05, 0.9)
 # Detector and network look at the same pixels: two opinions on a side count for this much of independent ones.
 _INDEPENDENCE = 0.8
 # That there is a hand: what the detector's log-odds count for, the network's, and how much more is asked. Fitted to
 # photographs never learnt from, with and without hands (the detector's card).
-_SCORE_OF_BOTH = (0.75, 1.05, -1.0)
+_SCORE_OF_BOTH = (0.4, 0.95, -0.9)
 # That no finger is lost, its outer joints drawn 0.2 of the hand's size away on average or farther: log-odds of the mean
 # score of the least sure finger's, times this, and so much more. Fitted to photographs never learnt from and to renders
 # whose fingers were painted over; either half of either gives nearly the same (the model's card).
@@ -253,7 +255,8 @@ class Predictor:
     ) -> list[HandPrediction]:
         """The hand of each detection, in their order; `handedness` "auto" goes by what the detector says, too.
 
-        A detection that says which way the hand points takes one pass.
+        A detection that says which way the hand points takes one pass, and another where the first leaves it open
+        whether there is a hand.
         """
         if not found:
             return []
@@ -262,6 +265,8 @@ class Predictor:
         crops = [CropTransform.around_box(item.box, self.margin, item.rotation or 0.0) for item in found]
         sides = [side if side != AUTO else item.handedness or AUTO for item in found]
         answers = self._refine(photo, self._queries(crops, sides), True, 1 if one_pass else self.passes)
+        if one_pass and self.predicts_confidence:
+            answers = self._second_look(photo, answers, found)
         if side == AUTO:
             answers = self._with_sides(photo, answers, found)
         answers = [
@@ -281,6 +286,27 @@ class Predictor:
         answers = self._refine(photo, queries, False, self.passes)
         (hand,) = self._predictions(answers, ["whole image"], [parse_camera(photo, intrinsics, None, None)])
         return hand
+
+    def _second_look(
+        self, photo: Photo | LargePhoto, answers: list[_CropAnswer], found: Sequence[Detection]
+    ) -> list[_CropAnswer]:
+        """The answers; where one leaves it open whether there is a hand, the more confident of it and a second one.
+
+        That sees the crop turned as the first one says that the hand points.
+        """
+        answers = list(answers)
+        scores = [_joined(item, answer.score) for item, answer in zip(found, answers, strict=True)]
+        again = [index for index, score in enumerate(scores) if OPEN[0] <= score < OPEN[1]]
+        queries = []
+        for row, index in enumerate(again):
+            answer = answers[index]
+            points = _keypoints_image(answer.output, answer.row, answer.query.crop)
+            crop = replace(answer.query.crop, rotation=upright_rotation(points))
+            queries.append(replace(answer.query, hand=row, crop=crop))
+        seen = self._refine(photo, queries, True, 1) if queries else []
+        for index, second in zip(again, seen, strict=True):
+            answers[index] = max(answers[index], second, key=attrgetter("score"))
+        return answers
 
     def _with_sides(
         self, photo: Photo | LargePhoto, answers: list[_CropAnswer], found: Sequence[Detection]

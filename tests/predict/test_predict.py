@@ -938,7 +938,7 @@ def test_a_lost_finger_lowers_the_score_of_a_sure_hand(finger, detected):
 
 
 def test_every_hand_is_found_once_and_the_most_certain_first():
-    engine = sure_engine(0.9)
+    engine = sure_engine(0.98)
     finder = Finder(
         found(240, 170, "left", 0.7, rotation=-0.5, handedness_score=0.95, is_probability=True),
         found(90, 170, "right", 0.95, rotation=0.0, handedness_score=0.95, is_probability=True),
@@ -951,11 +951,33 @@ def test_every_hand_is_found_once_and_the_most_certain_first():
     for hand, wrist in zip(hands, ((90, 170), (240, 170)), strict=True):
         np.testing.assert_allclose(hand.keypoints_image()[WRIST], wrist, atol=1.5)
         assert hand.source == "hand detector"
-    assert 0.8 < hands[1].score < 0.9 < 0.95 < hands[0].score < 0.99, "the detector is surer of the one"
+    assert 0.95 < hands[1].score < 0.97 < hands[0].score < 0.99, "the detector is surer of the one"
     assert [hand.handedness for hand in predictor(PAIR, max_hands=1)] == ["right"]
-    assert [hand.handedness for hand in predictor(PAIR, min_score=0.95)] == ["right"]
+    assert [hand.handedness for hand in predictor(PAIR, min_score=0.97)] == ["right"]
     assert Predictor(engine, detector=Finder())(PAIR) == []
     assert [len(one) for one in predictor([PAIR, PAIR])] == [2, 2]
+
+
+class UprightEngine(MarkerEngine):
+    """Sure of hands that point up alone."""
+
+    def _answer(self, crop):
+        wrist, knuckle = self._dot(crop, 0), self._dot(crop, 2)
+        upright = wrist is not None and knuckle is not None and abs(knuckle[0] - wrist[0]) < 0.05
+        self.confidence = 0.98 if upright else self.otherwise
+        return super()._answer(crop)
+
+
+@pytest.mark.parametrize(("otherwise", "crops"), [(0.6, 2), (0.97, 1), (0.001, 1)])
+def test_where_it_is_open_whether_there_is_a_hand_a_second_look_decides(otherwise, crops):
+    """Turned as the first look says that the hand points; none where there surely is a hand, or surely none."""
+    engine = UprightEngine(heads=True)
+    engine.otherwise = otherwise
+    wrongly_turned = found(90, 170, "right", 0.8, rotation=0.4, handedness_score=0.95, is_probability=True)
+    (hand,) = Predictor(engine, detector=Finder(wrongly_turned))(PAIR, min_score=0)
+    assert engine.crop_count == crops
+    assert (hand.score > 0.9) == (otherwise > 0.1)
+    np.testing.assert_allclose(hand.keypoints_image()[WRIST], (90, 170), atol=1.5)
 
 
 def test_a_side_that_the_detector_mistakes_is_mended_by_the_network():
