@@ -33,7 +33,7 @@ from handmesh.files.image import read_image, read_photo
 from handmesh.metrics import match_boxes
 from handmesh.predict import load_predictor
 
-THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.9)
 SIZES = ((0, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 9))  # of the photo's longer side
 
 

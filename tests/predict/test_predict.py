@@ -968,7 +968,7 @@ class UprightEngine(MarkerEngine):
         return super()._answer(crop)
 
 
-@pytest.mark.parametrize(("otherwise", "crops"), [(0.6, 2), (0.97, 1), (0.001, 1)])
+@pytest.mark.parametrize(("otherwise", "crops"), [(0.6, 2), (0.97, 1), (0.01, 1)])
 def test_where_it_is_open_whether_there_is_a_hand_a_second_look_decides(otherwise, crops):
     """Turned as the first look says that the hand points; none where there surely is a hand, or surely none."""
     engine = UprightEngine(heads=True)
