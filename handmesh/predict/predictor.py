@@ -63,7 +63,7 @@ _SCORE_OF_BOTH = (0.4, 0.95, -0.9)
 # That no finger is lost, its outer joints drawn 0.2 of the hand's size away on average or farther: log-odds of the mean
 # score of the least sure finger's, times this, and so much more. Fitted to photographs never learnt from and to renders
 # whose fingers were painted over; either half of either gives nearly the same (the model's card).
-_FINGER_SCORE = (2.0, 2.2)
+_FINGER_SCORE = (1.6, 2.3)
 _MOST_SAID = 2.0  # log-odds that a detector's word on the side counts for at most: the network sees more of the hand
 # Two answers are of one hand when their boxes share so much of their union and their keypoints are so near, over the
 # larger one's extent.

@@ -75,6 +75,24 @@ def test_a_joint_that_is_hardly_seen_moves_nothing_and_is_said_to_be_unsure(vect
     assert others.max() < 1
 
 
+def test_joints_are_said_to_be_unsure_by_what_is_known_of_them(vectors):
+    """A faint heatmap, one that sees the joint where the hand cannot reach, and a network that doubts it."""
+    before = answers(vectors)
+    sure = refined(before, HAND).joint_confidence[:, 8]
+    doubts = {"seen": [0.0, 0.0, -0.6], "elsewhere": [0.4, 0.4, 0.0], "said": None}
+    for name, change in doubts.items():
+        changed = answers(vectors)
+        if change is None:
+            changed.joint_confidence[:] = 0.8
+            sure = refined(changed, HAND).joint_confidence[:, 8]
+            changed.joint_confidence[:, 8] = 0.2
+        else:
+            changed.seen[:, 8] += change
+        unsure = refined(changed, HAND).joint_confidence
+        assert (unsure[:, 8] < sure - 0.1).all(), name
+        assert (unsure[:, 8] == unsure.min(axis=1)).all(), name
+
+
 @pytest.mark.parametrize("seen", [0.0, np.full((COUNT, 21, 3), 0.3)])
 def test_where_heatmaps_see_no_hand_the_answer_stays(vectors, seen):
     before = answers(vectors, np.zeros((COUNT, 21, 3)) + seen)
