@@ -39,6 +39,8 @@ Progress = Callable[[int, int], None]  # (samples done, samples in all)
 PACK_FORMAT = 2  # raised when the same seed would give other images or other files
 # Settings that a pack, whose images are clean, does not depend on: it stays valid when they change.
 _AFTER_THE_FOREGROUND = ("shadow", "fda_prob", "effects")
+# What the records of former versions lack, and what was so in them.
+_NEWER_SETTINGS = {"settings.real_poses": 0.0, "settings.pose.touch": 0.0}
 BACKGROUND_COUNT = 256  # that texture things, by default
 _CHUNK = 64  # samples a worker writes at a time; at most this many are lost when a run is killed
 
@@ -278,9 +280,6 @@ class _Job:
     def meta(self, kind: str) -> dict[str, Any]:
         """What the result depends on, and the versions that made it."""
         settings = self.settings.model_dump(mode="json")
-        for group, name in ((settings, "real_poses"), (settings["pose"], "touch")):
-            if not group[name]:  # as in the records of former versions, which had no such setting
-                del group[name]
         if kind == "pack":  # holds foregrounds alone
             settings = {name: value for name, value in settings.items() if name not in _AFTER_THE_FOREGROUND}
         return {
@@ -469,7 +468,7 @@ def _check_same(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> No
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Other versions of the libraries are fine to go on with, other arguments are not."""
-    known = flat_settings(found)
+    known = {**_NEWER_SETTINGS, **flat_settings(found)}
     return [
         f"{name} is {known.get(name)!r}, wanted {value!r}"
         for name, value in flat_settings(wanted).items()

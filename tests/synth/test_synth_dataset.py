@@ -24,6 +24,7 @@ from handmesh.synth import (
     Backgrounds,
     CameraEffects,
     Pack,
+    PoseSettings,
     SceneRenderer,
     SceneSettings,
     render_pack,
@@ -87,6 +88,21 @@ def test_of_two_that_want_a_pack_one_renders_it(pack, tmp_path):
                 np.testing.assert_array_equal(made[index].image, pack[index].image)
     assert rendered == [0, 64, COUNT], "once"
     assert [file.name for file in tmp_path.iterdir()] == ["p"], "and nothing is left beside it"
+
+
+@pytest.mark.parametrize("changed", [{"real_poses": 0.5}, {"pose": PoseSettings(touch=0.2)}])
+def test_a_pack_of_other_poses_is_another(tmp_path, changed):
+    other = SceneSettings(**changed)
+    path = tmp_path / "p"
+    render_pack(path, 2, SEED, SIZE, other, background_count=2)
+    with pytest.raises(DataError, match=r"wanted 0\.0"):
+        render_pack(path, 2, SEED, SIZE, background_count=2)
+    meta = json.loads((path / "meta.json").read_text())
+    del meta["settings"]["real_poses"], meta["settings"]["pose"]["touch"]  # as former versions wrote it
+    (path / "meta.json").write_text(json.dumps(meta))
+    render_pack(path, 2, SEED, SIZE, background_count=2)
+    with pytest.raises(DataError, match=r"is 0\.0"):
+        render_pack(path, 2, SEED, SIZE, other, background_count=2)
 
 
 def test_an_interrupted_pack_goes_on_where_it_was(pack, tmp_path):
