@@ -81,7 +81,7 @@ def test_the_references_are_whole(build_site):
     )
     http = build_site.http_page()
     assert "## POST /v1/hands" in http
-    assert re.search(r"\| query .*\n.*\n(\| .*\n)*\| `min_score` \| [^|]*; default `0\.6` \|", http), "defaults"
+    assert re.search(r"\| query .*\n.*\n(\| .*\n)*\| `min_score` \| [^|]*; default `0\.5` \|", http), "defaults"
     assert re.search(r"## GET /v1/videos/\{id\}\n+.*\n+\| path ", http), "what is no query is not called one"
 
 

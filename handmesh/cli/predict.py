@@ -96,7 +96,7 @@ def predict(
     ] = "fast",
     min_score: Annotated[
         float | None,
-        typer.Option(metavar="S", min=0, max=1, help="Without --box, leave out lower scores.  [default: 0.6]"),
+        typer.Option(metavar="S", min=0, max=1, help="Without --box, leave out lower scores.  [default: 0.5]"),
     ] = None,
     skeleton: Annotated[bool, typer.Option("--skeleton", help="Draw bones instead of the mesh in pictures.")] = False,
     renderer: Annotated[

@@ -51,7 +51,7 @@ class HandPrediction:
     handedness: Handedness
     handedness_source: HandednessSource
     handedness_score: float  # 0..1: that this is the side; 1 if given
-    # 0..1: that there is a hand and its joints are drawn within 0.15 of its size; from 0.6 on lower, not below 0.6, the
+    # 0..1: that there is a hand and its joints are drawn within 0.15 of its size; from 0.5 on lower, not below 0.5, the
     # likelier a finger is lost. Of a network without that head: how well the last two passes agree in the image (1 with
     # a single pass), which is no probability.
     score: float

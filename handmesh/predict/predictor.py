@@ -48,7 +48,7 @@ SECOND_PASS_MARGIN, LATER_PASS_MARGIN = 1.8, 1.5
 # Where the handedness is to be found, so many passes show the hand as a right and as a left one; the likelier goes on.
 HANDEDNESS_PASSES = 2
 # Without a box, a hand with a lower score is none: measured in the detector's card.
-MIN_SCORE = 0.6
+MIN_SCORE = 0.5
 MAX_HANDS = 10
 # Below this probability of a side, the detector's and the network's together, the other side is looked at, too; not of
 # what is no hand by this score.

@@ -238,7 +238,7 @@ class Hand(_Answer):
     score: float = Field(
         ge=0,
         le=1,
-        description="How likely it is that there is a hand and that its joints are within 0.15 of its size; from 0.6 "
+        description="How likely it is that there is a hand and that its joints are within 0.15 of its size; from 0.5 "
         "on lower, the likelier a finger is lost. Of a model without that output: how well the last two passes agree.",
     )
     joint_scores: _array(JOINT_COUNT, text="How likely each joint is within 0.06 of the hand's size.") | None = Field(

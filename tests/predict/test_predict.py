@@ -929,7 +929,7 @@ def test_a_lost_finger_lowers_the_score_of_a_sure_hand(finger, detected):
     sure = scores(0.97)
     assert sure == sorted(sure, reverse=True)
     assert sure[0] > 0.96
-    assert 0.75 < sure[3] < sure[0] - 0.05, "either may be"
+    assert 0.7 < sure[3] < sure[0] - 0.05, "either may be"
     assert MIN_SCORE <= sure[-1] < 0.75
     assert predictor(image, handedness="right") != []
     unsure = scores(0.2)
