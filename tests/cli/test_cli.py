@@ -123,7 +123,7 @@ def test_it_is_a_module_too(tmp_path):
 
 
 def test_a_photo_becomes_an_overlay_a_mesh_and_numbers(predict, photos, tmp_path):
-    outcome = predict(photos / "a.jpg", "--max-hands", 1, "--min-score", 0, "--hand", "right")
+    outcome = predict(photos / "a.jpg", "--detector", "none", "--min-score", 0, "--hand", "right")
     assert outcome.code == 0
     assert "1 of 1 images done: png, glb, json in handmesh_out/" in outcome.out
     assert written(tmp_path / "handmesh_out") == ["a.glb", "a.json", "a.png"]
@@ -430,7 +430,7 @@ def test_a_photo_without_a_hand_has_none(handmesh, tmp_path):
 def test_predict_says_in_json_what_became_of_each_photo(predict, photos):
     (photos / "broken.jpg").write_bytes(b"no photo")
     outcome = predict(
-        "photos", "--out", "o", "--format", "json", "--json", "--max-hands", 1, "--min-score", 0, "--hand", "Left"
+        "photos", "--out", "o", "--format", "json", "--json", "--detector", "none", "--min-score", 0, "--hand", "Left"
     )
     assert outcome.code == 1
     lines = [json.loads(line) for line in outcome.out.splitlines()]
