@@ -342,6 +342,18 @@ def test_the_next_picture_is_sent_before_the_last_one_is_shown(browser):
     assert browser.errors == []
 
 
+def test_pictures_are_sent_where_no_worker_can_be_had(browser):
+    """The page makes the JPEGs itself."""
+    browser.errors.clear()
+    with running(settings(), DotEngine()) as server:
+        browser.open(server.url + "/")
+        browser.run("window.Worker = class { postMessage() {} set onerror(tell) { setTimeout(tell, 100); } }")
+        browser.click("#camera")
+        browser.wait_for("/frames/.test(document.getElementById('live-rate').textContent)")
+        browser.click("#camera")
+    assert browser.errors == []
+
+
 def test_a_clip_becomes_a_job_whose_results_are_kept(browser, profile, tmp_path):
     """Dropped on the page: progress, then the clip with hands, their log and the animated hand."""
     clip = tmp_path / "clip.avi"

@@ -184,16 +184,20 @@ class Encoder {
     // The page's policy (page.py) wants scripts' addresses to be known as such.
     const policy = window.trustedTypes?.createPolicy("handmesh", { createScriptURL: (address) => address });
     this.worker = new Worker(policy ? policy.createScriptURL(url) : url);
+    this.failed = new Promise((resolve) => {
+      this.worker.onerror = () => resolve((this.worker = null));
+    });
   }
 
   async encode(canvas) {
     if (!this.worker) return toJpeg(canvas, JPEG_QUALITY);
     const bitmap = await createImageBitmap(canvas);
     const { port1, port2 } = new MessageChannel();
-    return new Promise((resolve) => {
+    const encoded = new Promise((resolve) => {
       port1.onmessage = ({ data }) => (port1.close(), resolve(data));
-      this.worker.postMessage({ bitmap, quality: JPEG_QUALITY }, [bitmap, port2]);
     });
+    this.worker?.postMessage({ bitmap, quality: JPEG_QUALITY }, [bitmap, port2]);
+    return (await Promise.race([encoded, this.failed])) ?? toJpeg(canvas, JPEG_QUALITY);
   }
 }
 
