@@ -57,8 +57,8 @@ class Tracking:
     # Of a hand that is newly found: the network's score, where it says one, else the agreement of crops. A false find
     # costs more than a late one.
     min_found_score: float = 0.5
-    min_detection_score: float = 0.15  # of the detector, where that is a probability: lower ones are not looked at
     min_found_agreement: float = 0.7
+    min_detection_score: float = 0.15  # of the detector, where that is a probability: lower ones are not looked at
     max_hands: int = 2
 
     def __post_init__(self) -> None:

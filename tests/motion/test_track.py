@@ -121,6 +121,21 @@ def test_the_network_is_asked_where_the_detector_is_not_certain_of_the_side():
         assert items[0].hand.handedness_score > 0.8
 
 
+@pytest.mark.parametrize(
+    ("score", "is_probability", "crops"), [(0.1, True, False), (0.3, True, True), (0.1, False, True)]
+)
+def test_what_a_detector_hardly_believes_in_costs_no_crop(score, is_probability, crops):
+    """Candidates are many; a score that is no probability says nothing."""
+
+    class Unsure(Shuffling):
+        def __call__(self, image):
+            return [Detection((110, 70, 210, 170), RIGHT, score, "hand detector", 0.0, is_probability=is_probability)]
+
+    track = Tracker(Predictor(MarkerEngine(heads=True)), detector=Unsure())
+    follow(track, [None] * 3)
+    assert (track.crop_count > 0) == crops
+
+
 def follow(track, hands):
     """What is tracked in pictures of hands, one after the other."""
     return [track(draw([] if hand is None else [hand]), index / FPS) for index, hand in enumerate(hands)]
