@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,14 +76,22 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.table:
         photos = draw_photos(arguments.count, arguments.photos)
-        for name in dict.fromkeys([EVERYTHING, *arguments.only]):
-            folder = folder_of(arguments.out, name)
-            if not (folder / "errors.json").exists():
-                config = variant(name, arguments)
-                weights = train(config, folder, resume=folder.exists())
-                write_json(folder / "errors.json", score(load_predictor(weights, detector=None, passes=PASSES), photos))
-            print(f"{name}: done", flush=True)
+
+        def run(name: str, folder: Path) -> dict[str, list[float]]:
+            weights = train(variant(name, arguments), folder, resume=folder.exists())
+            return score(load_predictor(weights, detector=None, passes=PASSES), photos)
+
+        run_missing(arguments.out, list(dict.fromkeys([EVERYTHING, *arguments.only])), run)
     print_table(arguments.out, list(VARIANTS))
+
+
+def run_missing(out: Path, names: Sequence[str], run: Callable[[str, Path], dict[str, list[float]]]) -> None:
+    """Keep the errors of each variant that OUT lacks, by name, one for each hand."""
+    for name in names:
+        folder = folder_of(out, name)
+        if not (folder / "errors.json").exists():
+            write_json(folder / "errors.json", run(name, folder))
+        print(f"{name}: done", flush=True)
 
 
 def folder_of(out: Path, name: str) -> Path:

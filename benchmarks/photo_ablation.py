@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation import EVERYTHING, folder_of, print_table
+from ablation import EVERYTHING, print_table, run_missing
 from real_photos import box_of
 from synthetic_photos import score as synthetic_score
 
@@ -27,7 +27,6 @@ from handmesh.config import TrainConfig, parse_config
 from handmesh.files.image import read_image
 from handmesh.hand import builtin_hand
 from handmesh.label import MEDIAPIPE
-from handmesh.learn.run_folder import write_json
 from handmesh.learn.train import train
 from handmesh.predict import Predictor, load_predictor
 from handmesh.synth import SceneRenderer, SceneSettings, sample_generator
@@ -65,12 +64,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
     arguments = parser.parse_args()
-    for name in [] if arguments.table else arguments.only:
-        folder = folder_of(arguments.out, name)
-        if not (folder / "errors.json").exists():
-            weights = train(variant(name, arguments), folder, resume=folder.exists())
-            write_json(folder / "errors.json", score(load_predictor(weights, threads=1), arguments))
-        print(f"{name}: done", flush=True)
+
+    def run(name: str, folder: Path) -> dict[str, list[float]]:
+        weights = train(variant(name, arguments), folder, resume=folder.exists())
+        return score(load_predictor(weights, threads=1), arguments)
+
+    if not arguments.table:
+        run_missing(arguments.out, arguments.only, run)
     print_table(arguments.out, list(VARIANTS))
 
 
