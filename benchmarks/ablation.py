@@ -23,7 +23,8 @@ from real_photos import box_of
 from synthetic_photos import score as synthetic_score
 
 from handmesh import metrics
-from handmesh.config import TrainConfig, parse_config
+from handmesh.config.load import parse_config
+from handmesh.config.train import TrainConfig
 from handmesh.files.image import read_image
 from handmesh.hand import builtin_hand
 from handmesh.learn.run_folder import write_json

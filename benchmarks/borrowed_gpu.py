@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from handmesh.config import TrainConfig, load_config, parse_config
+from handmesh.config.load import load_config, parse_config
+from handmesh.config.train import TrainConfig
 from handmesh.errors import CheckpointError, ConfigError
 from handmesh.hand.models import load_hand
 from handmesh.learn.train import Progressed, build_network, train, write_model

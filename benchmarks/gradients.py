@@ -18,7 +18,8 @@ import math
 import torch
 from torch import Tensor
 
-from handmesh.config import TrainConfig, load_config
+from handmesh.config.load import load_config
+from handmesh.config.train import TrainConfig
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel

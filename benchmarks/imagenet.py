@@ -24,7 +24,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from handmesh.config import IMAGE_MEAN, IMAGE_STD
+from handmesh.config.model import IMAGE_MEAN, IMAGE_STD
 from handmesh.errors import CheckpointError, DataError, ImageError
 from handmesh.files.image import read_header
 from handmesh.model.fastvit import FastViT, build_backbone

@@ -14,7 +14,7 @@ import argparse
 import torch
 from torch import Tensor
 
-from handmesh.config import load_config
+from handmesh.config.load import load_config
 from handmesh.hand import builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.learn.train import TrainingModule, _wants_dense

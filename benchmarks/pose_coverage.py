@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from handmesh.config import TrainingScenes
+from handmesh.config.scenes import TrainingScenes
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import Handedness, builtin_hand, upright_rotation
 from handmesh.synth.real_poses import RealPoses, palm_axes

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from handmesh.config import TrainConfig, load_config
+from handmesh.config.load import load_config
+from handmesh.config.train import TrainConfig
 from handmesh.data.sources import open_data
 from handmesh.data.stream import training_batches
 from handmesh.hand import builtin_hand

@@ -107,17 +107,17 @@ def _with_site_links(text: str, page: str, homes: dict[str, str]) -> str:
 
 
 def settings_page() -> str:
-    """Every setting of a training run: its name, type, default, limits, and the comment beside it in config.py."""
-    from handmesh import config
+    """Every setting of a training run: its name, type, default, limits, and the comment beside it."""
+    from handmesh.config.train import TrainConfig
 
-    reasons = field_comments(inspect.getsource(config))
+    reasons = reasons_of_settings()
     parts = [
         "# Settings of a training run",
         "A YAML file holds only what differs, `--set key=value` changes one: `--set optimizer.learning_rate=3e-4`. "
-        "An unknown key is an error. Made from `handmesh/config.py`.",
+        "An unknown key is an error. Made from `handmesh/config/`.",
     ]
     described: dict[type[BaseModel], str] = {}
-    for name, section in sections("", config.TrainConfig):
+    for name, section in sections("", TrainConfig):
         parts.append(f"## {name or 'The run'}")
         if section in described:
             parts.append(f"As [{described[section]}](#{described[section].replace('.', '')}).")
@@ -133,6 +133,12 @@ def settings_page() -> str:
             rows.append(f"| `{key}` | {default} | {_cell(reason(section, key, reasons))} |")
         parts.append("| key | default | |\n| --- | --- | --- |\n" + "\n".join(rows))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def reasons_of_settings() -> dict[tuple[str, str], str]:
+    """For each (class, field) of all settings, the comment beside it."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "handmesh" / "config").glob("*.py")]
+    return {place: comment for source in sources for place, comment in field_comments(source).items()}
 
 
 def sections(name: str, section: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -152,7 +158,7 @@ def _kinds(annotation: Any) -> list[Any]:
 def _default(field: FieldInfo) -> str:
     """Its default, type and limits."""
     value = "must be given" if field.is_required() else f"`{_rounded(field.default)}`"
-    kind = re.sub(r"\b(?:handmesh\.config|pathlib|typing)\.", "", inspect.formatannotation(field.annotation))
+    kind = re.sub(r"\b(?:handmesh\.config\.\w+|pathlib|typing)\.", "", inspect.formatannotation(field.annotation))
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
     limits = [f"{signs[key]} {getattr(rule, key)}" for rule in field.metadata for key in signs if hasattr(rule, key)]
     kind = ", ".join([_literals(kind).replace("_local.", "").replace(" | None", " or None"), *limits])

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from handmesh.config import load_config as load_config
+    from handmesh.config.load import load_config as load_config
     from handmesh.errors import HandMeshError as HandMeshError
     from handmesh.files.image import photos_in as photos_in
     from handmesh.files.image import read_image as read_image
@@ -87,7 +87,7 @@ _HOMES = {
     "from_openpose": "handmesh.predict",
     "from_smplx": "handmesh.predict",
     "hand_angles": "handmesh.hand.anatomy",
-    "load_config": "handmesh.config",
+    "load_config": "handmesh.config.load",
     "load_hand": "handmesh.hand.models",
     "load_predictor": "handmesh.predict",
     "overlay_hands": "handmesh.predict",

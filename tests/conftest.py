@@ -70,7 +70,7 @@ def traced_once(once) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_pack_directory(once) -> Path:
     """Where a run with `data.synthetic: {count: 16, size: 96}` and 8 held-out images finds its renders."""
-    from handmesh.config import SyntheticData
+    from handmesh.config.data import SyntheticData
     from handmesh.data.sources import training_pack, validation_pack
 
     def render(directory: Path) -> None:
@@ -94,7 +94,7 @@ def tiny_pack(tiny_pack_directory):
 @pytest.fixture
 def tiny_config(tiny_pack_directory, few_backgrounds) -> Callable[..., Any]:
     """make(key=value, ...) -> a TrainConfig on the renders above, small enough for a test."""
-    from handmesh.config import parse_config
+    from handmesh.config.load import parse_config
 
     def make(**changes: Any) -> Any:
         settings = {
@@ -149,7 +149,7 @@ def lively_network() -> Any:
     """A T8 that was never trained, yet answers every crop differently: wide heads, batch-norm statistics of images."""
     import torch
 
-    from handmesh.config import ModelConfig
+    from handmesh.config.model import ModelConfig
     from handmesh.hand import builtin_hand
     from handmesh.hand.layer import HandModel
     from handmesh.model.network import HandMeshNet

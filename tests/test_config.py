@@ -10,20 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from handmesh.config import (
-    RENAMED_KEYS,
-    Augmentation,
-    FreiHandData,
-    ModelConfig,
-    OptimizerConfig,
-    PhotoData,
-    SyntheticData,
-    TrainConfig,
-    load_any_config,
-    load_config,
-    parse_config,
-    shipped_configs,
-)
+from handmesh.config.augmentation import Augmentation
+from handmesh.config.data import FreiHandData, PhotoData, SyntheticData
+from handmesh.config.load import RENAMED_KEYS, load_any_config, load_config, parse_config, shipped_configs
+from handmesh.config.model import ModelConfig
+from handmesh.config.optimizer import OptimizerConfig
+from handmesh.config.train import TrainConfig
 from handmesh.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent

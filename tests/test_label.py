@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from handmesh import metrics
 from handmesh.cli import app
-from handmesh.config import CameraEffects, TrainingScenes
+from handmesh.config.scenes import CameraEffects, TrainingScenes
 from handmesh.data.check import check
 from handmesh.data.formats.jsonl import JsonlData
 from handmesh.files.image import encode_image

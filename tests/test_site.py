@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from handmesh import config
+from handmesh.config.settings import Settings
+from handmesh.config.train import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_zensical = pytest.mark.skipif(
@@ -67,14 +68,14 @@ def test_the_references_are_whole(build_site):
     """Every setting with a reason, every command, every path of the HTTP interface."""
     from handmesh.cli import app
 
-    reasons = build_site.field_comments(Path(config.__file__).read_text(encoding="utf-8"))
+    reasons = build_site.reasons_of_settings()
     without = [
         f"{name}.{key}"
-        for name, section in build_site.sections("", config.TrainConfig)
+        for name, section in build_site.sections("", TrainConfig)
         for key, field in section.model_fields.items()
-        if not isinstance(field.default, config.Settings) and not build_site.reason(section, key, reasons)
+        if not isinstance(field.default, Settings) and not build_site.reason(section, key, reasons)
     ]
-    assert without == [], "settings without a comment that says what they are for (handmesh/config.py)"
+    assert without == [], "settings without a comment that says what they are for (handmesh/config/)"
     commands = build_site.commands_page()
     assert all(
         f"## handmesh {command.name or command.callback.__name__}" in commands for command in app.registered_commands

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from handmesh.config import ModelConfig
+from handmesh.config.model import ModelConfig
 from handmesh.hand import builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.model.network import HandMeshNet

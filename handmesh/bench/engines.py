@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.bench.timing import count_multiply_adds, count_parameters, has_torch, torch_threads
-from handmesh.config import BACKBONES
+from handmesh.config.model import BACKBONES
 from handmesh.errors import ConfigError
 from handmesh.files.image import encode_image, read_photo
 from handmesh.geometry.crop import CropTransform
@@ -217,7 +217,7 @@ def random_model(name: str, size: int, folder: Path) -> tuple[Path, Run, Backbon
     """
     import torch
 
-    from handmesh.config import ModelConfig
+    from handmesh.config.model import ModelConfig
     from handmesh.hand.layer import HandModel
     from handmesh.model.checkpoint import save_model
     from handmesh.model.network import HandMeshNet, to_device

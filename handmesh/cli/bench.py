@@ -191,7 +191,7 @@ def _bench_backbones(
 ) -> Measured:
     from handmesh.bench.engines import bench_engines
     from handmesh.bench.timing import describe_machine
-    from handmesh.config import BACKBONES
+    from handmesh.config.model import BACKBONES
 
     chosen = list(BACKBONES) if names == "all" else parse_list(names)
     if unknown := [name for name in chosen if name not in BACKBONES]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _shipped(incomplete: str) -> list[str]:
-    from handmesh.config import shipped_configs
+    from handmesh.config.load import shipped_configs
 
     return [name for name in shipped_configs() if name.startswith(incomplete)]
 
@@ -64,7 +64,8 @@ def train(
 
     Asked to end (SIGTERM), it finishes its step, scores, saves and leaves: go on with --resume.
     """
-    from handmesh.config import DetectorConfig, load_any_config
+    from handmesh.config.detector import DetectorConfig
+    from handmesh.config.load import load_any_config
     from handmesh.system.extras import extra
 
     hand = [] if hand_model is None else [f"model.hand={hand_model}"]

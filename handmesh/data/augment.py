@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import Augmentation, PhotoAugmentation
+from handmesh.config.augmentation import Augmentation, PhotoAugmentation
 from handmesh.data.sample import HandLabels, HandSample, hand_labels
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform

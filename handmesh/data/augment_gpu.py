@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from handmesh.config import Augmentation
+from handmesh.config.augmentation import Augmentation
 from handmesh.data.augment import scaled_effects
 from handmesh.data.sample import HandSample, hand_labels
 from handmesh.hand import JOINT_NAMES

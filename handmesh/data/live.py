@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handmesh.config import LiveData, TrainConfig
+from handmesh.config.data import LiveData
+from handmesh.config.train import TrainConfig
 from handmesh.data.augment_gpu import BatchAugmenter, picture_bank
 from handmesh.data.stream import HandBatch, resolution_at
 from handmesh.hand import HandArrays

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import DetectorData, SceneSource
+from handmesh.config.detector import DetectorData, SceneSource
 from handmesh.data.augment import scaled_effects
 from handmesh.errors import DataError
 from handmesh.files.image import read_image

@@ -13,17 +13,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import (
-    Augmentation,
-    CroppedData,
-    FreiHandData,
-    PhotoAugmentation,
-    PhotoData,
-    SyntheticData,
-    TrainConfig,
-    TrainingScenes,
-    flat_settings,
-)
+from handmesh.config.augmentation import Augmentation, PhotoAugmentation
+from handmesh.config.data import CroppedData, FreiHandData, PhotoData, SyntheticData
+from handmesh.config.scenes import TrainingScenes
+from handmesh.config.settings import flat_settings
+from handmesh.config.train import TrainConfig
 from handmesh.data.augment import (
     CropJitter,
     augment,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from handmesh.config import TrainConfig
+from handmesh.config.train import TrainConfig
 from handmesh.data.sample import HandLabels, HandSample, hand_labels
 from handmesh.data.sources import Source
 from handmesh.errors import ConfigError, DataError, HandMeshError

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from handmesh.config import DetectorConfig
+from handmesh.config.detector import DetectorConfig
 from handmesh.data.scenes import DetectorSample, SceneMixture, SceneRecord, read_scenes
 from handmesh.data.sources import training_pack
 from handmesh.errors import CheckpointError, ConfigError, DataError

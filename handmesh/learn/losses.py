@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, normalize
 
-from handmesh.config import LossNorms, LossWeights
+from handmesh.config.loss import LossNorms, LossWeights
 from handmesh.data.sample import HandLabels
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import HandOutput

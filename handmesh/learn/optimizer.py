@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from handmesh.config import DetectorConfig, TrainConfig
+from handmesh.config.detector import DetectorConfig
+from handmesh.config.train import TrainConfig
 
 
 def make_optimizer(config: TrainConfig | DetectorConfig, *modules: nn.Module) -> torch.optim.Optimizer:

@@ -26,7 +26,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from handmesh.config import DetectorConfig, TrainConfig
+from handmesh.config.detector import DetectorConfig
+from handmesh.config.train import TrainConfig
 from handmesh.data.sources import RunData, source_sha256
 from handmesh.errors import CheckpointError
 from handmesh.hand import HandArrays

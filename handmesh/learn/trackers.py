@@ -12,7 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from handmesh.config import TrainConfig, flat_settings
+from handmesh.config.settings import flat_settings
+from handmesh.config.train import TrainConfig
 from handmesh.errors import ConfigError
 
 Tracker = Callable[[int, Mapping[str, float]], None]  # (step, figures by name)

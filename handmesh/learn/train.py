@@ -25,7 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from handmesh.config import CroppedData, TrainConfig, flat_settings, load_config, parse_config
+from handmesh.config.data import CroppedData
+from handmesh.config.load import load_config, parse_config
+from handmesh.config.settings import flat_settings
+from handmesh.config.train import TrainConfig
 from handmesh.data.live import live_batches
 from handmesh.data.sources import RunData, open_data
 from handmesh.data.stream import HandBatch, batch_to_device, collate, split, training_batches

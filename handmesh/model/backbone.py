@@ -1,8 +1,8 @@
 """What sees the crop for the network: what every backbone offers, and how one is built by name.
 
 FastViT is one (`handmesh.model.fastvit`). Another is a module with a subclass of `Backbone` and a function
-``build_backbone(name, *, drop_path)``, and a line in `handmesh.config.BACKBONES`: training, scores, every engine and
-every export then take it, for graphs are traced from the network itself.
+``build_backbone(name, *, drop_path)``, and a line in `handmesh.config.model.BACKBONES`: training, scores, every
+engine and every export then take it, for graphs are traced from the network itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from handmesh.config import BACKBONES
+from handmesh.config.model import BACKBONES
 from handmesh.errors import ConfigError
 
 

@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from handmesh.config import IMAGE_MEAN, IMAGE_STD, DetectorModel
+from handmesh.config.detector import DetectorModel
+from handmesh.config.model import IMAGE_MEAN, IMAGE_STD
 from handmesh.errors import CheckpointError
 from handmesh.hand.grid import CHANNELS
 from handmesh.model.fastvit import VARIANTS, ConvFFN, DepthwiseConv2d, FastViT

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmesh.config import ATTENTION_HEAD_CHANNELS
+from handmesh.config.model import ATTENTION_HEAD_CHANNELS
 from handmesh.errors import ConfigError
 from handmesh.model.backbone import Backbone
 from handmesh.model.fastvit_cpu import RepMixerNorms, can_train_fast, depthwise_conv, mix_tokens

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from handmesh.config import ModelConfig
+from handmesh.config.model import ModelConfig
 from handmesh.errors import CheckpointError
 from handmesh.hand import HandArrays
 from handmesh.hand.models import HAND_MODELS, load_hand

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from handmesh.config import IMAGE_MEAN, IMAGE_STD, ModelConfig
+from handmesh.config.model import IMAGE_MEAN, IMAGE_STD, ModelConfig
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import BETA_COUNT, JOINT_NAMES, MANO_JOINT_NAMES, HandOutput
 from handmesh.hand.layer import HandModel

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import DetectorModel
 from handmesh.errors import CheckpointError
 from handmesh.runtime.trace import OPSET, optimized, quiet, split_depthwise, store_in_16_bits
 from handmesh.system.atomic import written_atomically
 from handmesh.system.extras import extra
 
 if TYPE_CHECKING:
+    from handmesh.config.detector import DetectorModel
     from handmesh.model.detector import HandDetectorNet
 
 DETECTOR_SUFFIX = ".onnx"

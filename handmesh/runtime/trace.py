@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import ModelConfig
+from handmesh.config.model import ModelConfig
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.system.extras import extra
 

@@ -6,7 +6,7 @@
 `render_pack` makes a set to train from, `write_dataset` one of files. See docs/explain/synth.md.
 """
 
-from handmesh.config import CameraEffects, PoseSettings, SceneSettings
+from handmesh.config.scenes import CameraEffects, PoseSettings, SceneSettings
 from handmesh.synth.backgrounds import Backgrounds
 from handmesh.synth.camera_effects import (
     camera_effects,

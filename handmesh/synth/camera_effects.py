@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import CameraEffects
+from handmesh.config.scenes import CameraEffects
 
 # Any: what OpenCV returns is typed without a dtype. The docstrings say which.
 Image = NDArray[Any]

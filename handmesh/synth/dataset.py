@@ -24,7 +24,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from handmesh.config import RENAMED_SCENE_KEYS, SceneSettings, flat_settings
+from handmesh.config.scenes import RENAMED_SCENE_KEYS, SceneSettings
+from handmesh.config.settings import flat_settings
 from handmesh.errors import DataError
 from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, HandArrays, builtin_hand
 from handmesh.synth.backgrounds import Backgrounds

@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import SceneSettings
+from handmesh.config.scenes import SceneSettings
 from handmesh.errors import DataError
 from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, HandArrays
 from handmesh.synth.backgrounds import Backgrounds

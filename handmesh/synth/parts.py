@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import LightSettings, SkinSettings
+from handmesh.config.scenes import LightSettings, SkinSettings
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import MANO_JOINT_NAMES, HandArrays
 from handmesh.hand.anatomy import SurfaceAnatomy

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import PoseSettings
+from handmesh.config.scenes import PoseSettings
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import FINGER_NAMES, MANO_PARENTS, HandArrays
 from handmesh.hand.anatomy import (

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.config import SceneSettings
+from handmesh.config.scenes import SceneSettings
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, HandArrays
 from handmesh.hand.anatomy import bone_ends, palm_frame, surface_anatomy
 from handmesh.synth import objects, parts

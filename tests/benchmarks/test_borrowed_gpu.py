@@ -12,7 +12,7 @@ import pytest
 import torch
 from borrowed_gpu import pack, rehearse, toy_config, unpack
 
-from handmesh.config import load_config
+from handmesh.config.load import load_config
 from handmesh.errors import CheckpointError, ConfigError
 from handmesh.model.checkpoint import load_latest_state, load_model
 

@@ -3,7 +3,7 @@
 import pytest
 from gradients import gradient_shares
 
-from handmesh.config import load_config
+from handmesh.config.load import load_config
 
 
 @pytest.mark.parametrize("name", ["freihand_ma36", "freihand_ma36_plus"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.config import Augmentation
+from handmesh.config.augmentation import Augmentation
 from handmesh.data.augment import labels_in, sample_crop
 from handmesh.data.augment_gpu import (
     BatchAugmenter,

@@ -12,15 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.config import (
-    RENAMED_SCENE_KEYS,
-    Augmentation,
-    SyntheticData,
-    TrainConfig,
-    TrainingScenes,
-    load_config,
-    parse_config,
-)
+from handmesh.config.augmentation import Augmentation
+from handmesh.config.data import SyntheticData
+from handmesh.config.load import load_config, parse_config
+from handmesh.config.scenes import RENAMED_SCENE_KEYS, TrainingScenes
+from handmesh.config.train import TrainConfig
 from handmesh.data.augment import augment, labels_in, sample_crop, scaled_effects, without_hand
 from handmesh.data.sample import HandSample
 from handmesh.data.sources import (

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from handmesh.config import PhotoData, TrainConfig
+from handmesh.config.data import PhotoData
+from handmesh.config.train import TrainConfig
 from handmesh.data import formats
 from handmesh.data.check import check
 from handmesh.data.formats.jsonl import JsonlData

@@ -18,7 +18,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from handmesh.config import parse_config
+from handmesh.config.load import parse_config
 from handmesh.data.augment import CropJitter
 from handmesh.data.check import ZERO_SCORES_CM, check, check_freihand
 from handmesh.data.crops import BOX, BOX_FROM_TEST_LABELS, FRAME, METRO, PROTOCOLS, crop_protocol, crop_sample

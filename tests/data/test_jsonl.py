@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.config import PhotoAugmentation, PhotoData, TrainConfig, parse_config
+from handmesh.config.augmentation import PhotoAugmentation
+from handmesh.config.data import PhotoData
+from handmesh.config.load import parse_config
+from handmesh.config.train import TrainConfig
 from handmesh.data.augment import changed_photo, occluded
 from handmesh.data.check import check
 from handmesh.data.crops import BOX, FRAME, crop_sample

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.config import Augmentation, parse_config
+from handmesh.config.augmentation import Augmentation
+from handmesh.config.load import parse_config
 from handmesh.data.augment_gpu import BatchAugmenter
 from handmesh.data.live import RenderBuffer, live_batches
 from handmesh.data.sources import RunData, ValidationPack

@@ -27,7 +27,8 @@ from published_sets import (
     write_interhand,
 )
 
-from handmesh.config import PhotoData, TrainConfig
+from handmesh.config.data import PhotoData
+from handmesh.config.train import TrainConfig
 from handmesh.data import formats
 from handmesh.data.check import CheckRow, check
 from handmesh.data.formats import dexycb, holds_photos, open_photos

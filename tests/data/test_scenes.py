@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from handmesh.config import DetectorData, SceneSource, SyntheticData
+from handmesh.config.data import SyntheticData
+from handmesh.config.detector import DetectorData, SceneSource
 from handmesh.data.scenes import UNLISTED, SceneMixture, read_scenes
 from handmesh.errors import DataError
 from handmesh.hand.grid import STRIDE, decode, encode

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from handmesh.cli import app
-from handmesh.config import ModelConfig
+from handmesh.config.model import ModelConfig
 from handmesh.data.check import check
 from handmesh.data.sample import LabelledHand
 from handmesh.doctor import examine

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.config import DetectorModel, parse_detector_config
+from handmesh.config.detector import DetectorModel
+from handmesh.config.load import parse_detector_config
 from handmesh.data.scenes import read_scenes
 from handmesh.detect import HandDetector
 from handmesh.detect.hands import is_detector

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from handmesh.config import LossNorms, LossWeights
+from handmesh.config.loss import LossNorms, LossWeights
 from handmesh.data.sample import HandLabels
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand

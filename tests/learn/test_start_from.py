@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from handmesh.config import ModelConfig, load_config
+from handmesh.config.load import load_config
+from handmesh.config.model import ModelConfig
 from handmesh.errors import CheckpointError, ConfigError
 from handmesh.learn.train import train, with_architecture
 from handmesh.model.bundled import bundled_model_path

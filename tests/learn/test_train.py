@@ -21,7 +21,7 @@ import yaml
 from training_runs import KilledError, killed_after, records, tensors_of
 
 from handmesh.cli.train import _until_sigterm
-from handmesh.config import parse_config
+from handmesh.config.load import parse_config
 from handmesh.data.sources import PackSource, RunData, open_data
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.geometry.rotation import matrix_from_vector

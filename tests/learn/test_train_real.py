@@ -30,7 +30,7 @@ import yaml
 from full_disk import disk_with
 from training_runs import records, tensors_of
 
-from handmesh.config import load_config, parse_config
+from handmesh.config.load import load_config, parse_config
 from handmesh.data.check import check
 from handmesh.data.formats.freihand import FreiHand, prepare
 from handmesh.data.formats.like_freihand import write_like_freihand

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from handmesh.cli import app
-from handmesh.config import BACKBONES
+from handmesh.config.model import BACKBONES
 from handmesh.errors import CheckpointError, ConfigError
 from handmesh.learn.train import train
 from handmesh.model.backbone import build_backbone

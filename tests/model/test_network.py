@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from handmesh.config import LossWeights, ModelConfig
+from handmesh.config.loss import LossWeights
+from handmesh.config.model import ModelConfig
 from handmesh.data.sample import HandLabels
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand

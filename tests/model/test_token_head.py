@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import grid_sample
 from trained_networks import images
 
-from handmesh.config import LossWeights, ModelConfig
+from handmesh.config.loss import LossWeights
+from handmesh.config.model import ModelConfig
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput
 from handmesh.learn.losses import hand_loss

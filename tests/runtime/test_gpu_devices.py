@@ -17,7 +17,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from handmesh.config import LossWeights, parse_config
+from handmesh.config.load import parse_config
+from handmesh.config.loss import LossWeights
 from handmesh.data import augment_gpu, live
 from handmesh.data.augment_gpu import BatchAugmenter
 from handmesh.data.live import RenderBuffer

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from handmesh.config import ModelConfig
+from handmesh.config.model import ModelConfig
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.model.fastvit import VARIANTS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import real_poses as make_real_poses
 
-from handmesh.config import TrainingScenes
+from handmesh.config.scenes import TrainingScenes
 from handmesh.geometry.rotation import matrix_from_vector, vector_from_matrix
 from handmesh.hand import Handedness, builtin_hand
 from handmesh.hand.anatomy import hand_angles, pose_from_angles

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from handmesh.config import LightSettings
+from handmesh.config.scenes import LightSettings
 from handmesh.errors import DataError
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, JOINTS_FROM_MANO, MANO_PARENTS, builtin_hand
 from handmesh.hand.anatomy import palm_frame

@@ -16,7 +16,7 @@ TRAIN = """
     handmesh.train(handmesh.load_config("smoke"), Path("run"))
 """
 FARM = """
-    from handmesh.config import SceneSettings
+    from handmesh.config.scenes import SceneSettings
     from handmesh.hand import builtin_hand
     from handmesh.synth.farm import RenderFarm
     with RenderFarm(builtin_hand(), SceneSettings(), 64, 0, workers=1) as farm:

@@ -17,7 +17,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from handmesh.config import ModelConfig
+from handmesh.config.model import ModelConfig
 from handmesh.errors import ConfigError
 from handmesh.model.fastvit import VARIANTS, Variant
 from handmesh.model.network import HandMeshNet
