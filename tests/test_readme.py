@@ -25,7 +25,7 @@ def commands_of(page):
     lines = [
         line
         for block in blocks_of(page)
-        for line in block.replace("\\\n", "").splitlines()
+        for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()
         if re.match("handmesh [a-z]", line)
     ]
     return [re.split(r"\s{2,}|\s#", line)[0] for line in lines]
