@@ -73,7 +73,7 @@ def write_pages(folder: Path) -> None:
     for picture in (ROOT / "docs" / "images").iterdir():
         _write(folder / "images" / picture.name, picture.read_bytes())
     for name, text in (
-        ("settings", settings_page()),
+        *settings_pages().items(),
         ("commands", commands_page()),
         ("http", http_page()),
         ("python", python_page()),
@@ -106,23 +106,35 @@ def _with_site_links(text: str, page: str, homes: dict[str, str]) -> str:
     return re.sub(r"\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)", link, text)
 
 
-def settings_page() -> str:
-    """Every setting of a training run: its name, type, default, limits, and the comment beside it."""
+def settings_pages() -> dict[str, str]:
+    """Every setting of a run: its name, type, default, limits, and the comment beside it. One page for each kind."""
+    from handmesh.config.detector import DetectorConfig
     from handmesh.config.train import TrainConfig
 
+    described: dict[type[BaseModel], str] = {}
+    return {
+        page: _settings_page(page, kind, title, described)
+        for page, kind, title in (
+            ("settings", TrainConfig, "Settings of a training run"),
+            ("detector_settings", DetectorConfig, "Settings of the detector's training"),
+        )
+    }
+
+
+def _settings_page(page: str, kind: type[BaseModel], title: str, described: dict[type[BaseModel], str]) -> str:
+    """`described`: sections that stand on this page or another already, and links to them."""
     reasons = reasons_of_settings()
     parts = [
-        "# Settings of a training run",
+        f"# {title}",
         "A YAML file holds only what differs, `--set key=value` changes one: `--set optimizer.learning_rate=3e-4`. "
         "An unknown key is an error. Made from `handmesh/config/`.",
     ]
-    described: dict[type[BaseModel], str] = {}
-    for name, section in sections("", TrainConfig):
+    for name, section in sections("", kind):
         parts.append(f"## {name or 'The run'}")
         if section in described:
-            parts.append(f"As [{described[section]}](#{described[section].replace('.', '')}).")
+            parts.append(f"As {described[section]}.")
             continue
-        described[section] = name
+        described[section] = f"[{name}]({page}.md#{name.replace('.', '')})"
         parts.append("" if section.__doc__ == BaseModel.__doc__ else inspect.cleandoc(section.__doc__ or ""))
         rows = []
         for key, field in section.model_fields.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from handmesh.config.detector import DetectorConfig
 from handmesh.config.settings import Settings
 from handmesh.config.train import TrainConfig
 
@@ -71,7 +72,8 @@ def test_the_references_are_whole(build_site):
     reasons = build_site.reasons_of_settings()
     without = [
         f"{name}.{key}"
-        for name, section in build_site.sections("", TrainConfig)
+        for kind in (TrainConfig, DetectorConfig)
+        for name, section in build_site.sections("", kind)
         for key, field in section.model_fields.items()
         if not isinstance(field.default, Settings) and not build_site.reason(section, key, reasons)
     ]
