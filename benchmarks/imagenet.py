@@ -24,9 +24,9 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from handmesh.config.model import IMAGE_MEAN, IMAGE_STD
 from handmesh.errors import CheckpointError, DataError, ImageError
 from handmesh.files.image import read_header
+from handmesh.model.backbone import IMAGE_MEAN, IMAGE_STD
 from handmesh.model.fastvit import FastViT, build_backbone
 from handmesh.model.fastvit_weights import load_backbone_weights
 from handmesh.model.pretrained import read_stored_weights

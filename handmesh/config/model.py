@@ -21,12 +21,6 @@ BACKBONES = {
     "fastvit_ma36": "handmesh.model.fastvit",
 }
 
-# Mean and standard deviation of ImageNet's RGB values (0 to 1): the published backbones were trained with these.
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
-
-ATTENTION_HEAD_CHANNELS = 32  # of every FastViT with attention
-
 
 def _known_hand(name: str) -> str:
     if name not in HAND_MODELS:

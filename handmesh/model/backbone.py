@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from handmesh.config.model import BACKBONES
 from handmesh.errors import ConfigError
 
+# Mean and standard deviation of ImageNet's RGB values (0 to 1): the published backbones were trained with these.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
 
 class Backbone(nn.Module):
     """(B, 3, H, W) normalised RGB -> features (B, channels, ceil(H / 32), ceil(W / 32))."""

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from handmesh.config.detector import DetectorModel
-from handmesh.config.model import IMAGE_MEAN, IMAGE_STD
 from handmesh.errors import CheckpointError
 from handmesh.hand.grid import CHANNELS
+from handmesh.model.backbone import IMAGE_MEAN, IMAGE_STD
 from handmesh.model.fastvit import VARIANTS, ConvFFN, DepthwiseConv2d, FastViT
 
 _RARE = -4.6  # logit of 1 %: most cells see no hand (Lin et al., "Focal loss", ICCV 2017, section 3.3)

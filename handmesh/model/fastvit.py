@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmesh.config.model import ATTENTION_HEAD_CHANNELS
 from handmesh.errors import ConfigError
 from handmesh.model.backbone import Backbone
 from handmesh.model.fastvit_cpu import RepMixerNorms, can_train_fast, depthwise_conv, mix_tokens
@@ -58,6 +57,7 @@ VARIANTS: dict[str, Variant] = {
 EXPANSION = 2  # of the final convolution's channels
 SQUEEZE = 16  # squeeze-and-excitation squeezes to 1/16 of the channels
 STRIDE = 32  # of the last stage
+ATTENTION_HEAD_CHANNELS = 32
 
 
 def build_backbone(name: str, *, num_classes: int = 0, drop_path: float | None = None) -> "FastViT":

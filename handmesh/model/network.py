@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from handmesh.config.model import IMAGE_MEAN, IMAGE_STD, ModelConfig
+from handmesh.config.model import ModelConfig
 from handmesh.geometry.camera import WeakPerspectiveCamera
 from handmesh.hand import BETA_COUNT, JOINT_NAMES, MANO_JOINT_NAMES, HandOutput
 from handmesh.hand.layer import HandModel
-from handmesh.model.backbone import build_backbone
+from handmesh.model.backbone import IMAGE_MEAN, IMAGE_STD, build_backbone
 from handmesh.model.rotation import matrix_from_6d
 from handmesh.model.token_head import TokenHead
 

@@ -6,8 +6,8 @@ import torch
 from imagenet import CENTRAL_SHARE, RELEASED_TOP1, labelled_images, load_classifier, main, preprocess, top1
 from PIL import Image
 
-from handmesh.config.model import IMAGE_MEAN, IMAGE_STD
 from handmesh.errors import CheckpointError, DataError, ImageError
+from handmesh.model.backbone import IMAGE_MEAN, IMAGE_STD
 from handmesh.model.fastvit import VARIANTS, build_backbone
 from handmesh.model.pretrained import add_backbone_weights
 
