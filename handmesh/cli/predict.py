@@ -296,9 +296,7 @@ def _plan(
             number += 1
             free = stem.with_name(f"{stem.name}_{number}")
         taken.add(free)
-        plan.append(
-            (image, [out / free.with_name(f"{free.name}.{format}") for format in formats])
-        )  # Path.resolve raises for a link to itself
+        plan.append((image, [out / free.with_name(f"{free.name}.{format}") for format in formats]))
     photos = {os.path.realpath(image) for image, _ in images}  # Path.resolve raises for a link to itself
     for _, targets in plan:
         for target in targets:

@@ -34,9 +34,8 @@ class LiveData(Settings):
     directory: Path = Field(default=Path("data/synthetic"), strict=False)  # of the validation renders
     seed: int = Field(default=0, ge=0)  # of what is drawn
     size: int = Field(default=160, ge=64, le=512)  # pixels; larger than the crop, so that tight crops stay sharp
-    workers: int = Field(
-        default=0, ge=0, le=MAX_THREADS
-    )  # rendering processes; 0 = one per available core but one, which trains
+    # Rendering processes; 0 = one per available core but one, which trains.
+    workers: int = Field(default=0, ge=0, le=MAX_THREADS)
     capacity: int = Field(default=100_000, ge=1)  # renders on the training device, 0.1 MB each at 160 px
     start: int = Field(default=4096, ge=1)  # renders that are there before the first step
     # How often a render is seen, on average, at most: beyond that training waits for new ones.

@@ -126,9 +126,8 @@ class SceneSettings(SceneGroup):
     skin: SkinSettings = SkinSettings()
     white_balance: float = 0.6  # share of the light's colour that the camera removes; 1 all, 0 none (not a probability)
     shadow: float = 0.5  # drop shadow on the background
-    fda_prob: float = (
-        0.10  # Fourier amplitude mix: finished photographs that take on another background's coarse colours
-    )
+    # Fourier amplitude mix: finished photographs that take on another background's coarse colours.
+    fda_prob: float = 0.10
     # Fewer joints than this share inside the image and clear of other things (forearm, object, sleeve), and the scene
     # is drawn again: what cannot be seen teaches nothing. Fingers behind fingers do not count, or fists would be rare;
     # the second number bounds them, too.
