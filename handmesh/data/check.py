@@ -310,20 +310,14 @@ def _share_on_mask(data: FreiHand, index: int) -> float:
 
 def check_photos(data: LabelledPhotos, images: int | None = 200, progress: Progress | None = None) -> list[CheckRow]:
     """Every record is read and every label checked; `images` pictures, spread over the set, are decoded."""
-    count = len(data)
-    chosen = set(_spread(count, images).tolist())
-    problems: list[str] = []
-    image_problems: list[str] = []
-    tallies = dict.fromkeys(("box", "intrinsics", "keypoints", "joints", "vertices", "pose", "betas"), 0)
-    left = outside = points = croppable = decoded = spatial = 0
-    behind: list[str] = []
-    agreement: list[float] = []
-    for index in range(count):
+    chosen = set(_spread(len(data), images).tolist())
+    tally = _PhotoTally()
+    for index in range(len(data)):
         labels, size = None, None
         try:
             record = data.record(index)
             labels = parse_labels(record, data.where(index))
-            decoded += index in chosen
+            tally.decoded += index in chosen
             for picture in data.picture_paths(index):
                 if not picture.is_file():
                     raise ImageError(f"No image at {picture}.")
@@ -333,63 +327,83 @@ def check_photos(data: LabelledPhotos, images: int | None = 200, progress: Progr
                 if record.get("alpha") is not None:
                     read_alpha(data.path.parent / record["alpha"], size, data.where(index))
         except DataError as error:
-            problems.append(str(error))
+            tally.problems.append(str(error))
         except ImageError as error:
-            image_problems.append(f"{data.where(index)}: {error}")
+            tally.image_problems.append(f"{data.where(index)}: {error}")
         if labels is not None:
-            left += labels.handedness == "left"
-            for name in tallies:
-                known = getattr(labels.hand, f"{name}_known", None)
-                tallies[name] += getattr(labels, name) is not None if known is None else bool(known.any())
-            croppable += labels.hand_box() is not None
-            if size is not None and labels.box is not None:
-                x0, y0, x1, y1 = map(float, labels.box)
-                if (problem := box_problem((x0, y0, x1, y1), size)) is not None:
-                    problems.append(f"{data.where(index)}: 'box' {labels.box.tolist()} {problem}")
-            agreement += _disagreement_px(labels)
-            depths = _depths(labels)
-            spatial += bool(depths)
-            behind += [
-                f"{data.where(index)}: {name!r} at {depth:.3g} m" for name, depth in depths.items() if not depth > 0
-            ][:1]
-            if size is not None and (seen := labels.keypoints_or_projection()) is not None:
-                pixels = seen[0][seen[1]]
-                points += len(pixels)
-                outside += int(((pixels < -0.5) | (pixels > np.array(size) - 0.5)).any(axis=1).sum())
+            tally.add(labels, size, data.where(index))
         if progress is not None:
-            progress("samples", index + 1, count)
-    rows = [CheckRow(*claim) for claim in data.claims()]
-    there = ", ".join(f"{name} {tally}" for name, tally in tallies.items() if tally) or "no labels at all"
-    rows += [
-        CheckRow("samples", "known keys and sound values", _problems(problems, count), not problems),
-        CheckRow("labels", "any subset", f"{there}; {left} left hands of {count}", None),
-        CheckRow(
-            f"{decoded} images decoded, {count} looked for", "photographs", _problems(image_problems, count),
-            not image_problems,
-        ),
-        CheckRow(
-            "a box or keypoints", "on every one, for crops around the hand",
-            f"on {croppable} of {count}" + ("" if croppable == count else ": crop: frame will do, crop: box will not"),
-            croppable == count or None,
-        ),
-    ]  # fmt: skip
-    if spatial:
-        found = f"all {spatial}"
-        if behind:
-            found = f"{len(behind)} of {spatial} are not, such as {behind[0]}. Are they relative to a joint?"
-        rows.append(CheckRow("joints and vertices", "in front of the camera (z > 0)", found, not behind))
-    if points:
-        share = 1 - outside / points
-        rows.append(CheckRow("known keypoints in the image", "at least 95 %", f"{share:.1%}", share >= 0.95))
-    if agreement:
-        median, worst = float(np.median(agreement)), float(np.max(agreement))
-        rows.append(
-            CheckRow(
-                "joints seen by the camera, against keypoints", "median under 3 px",
-                f"median {median:.2f} px, max {worst:.1f} px", median < 3,
-            )
+            progress("samples", index + 1, len(data))
+    return [*(CheckRow(*claim) for claim in data.claims()), *_rows_of_photos(tally, len(data))]
+
+
+class _PhotoTally:
+    """What is counted over the photographs of a set."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []  # of records
+        self.image_problems: list[str] = []
+        self.decoded = 0  # pictures
+        self.labels = dict.fromkeys(("box", "intrinsics", "keypoints", "joints", "vertices", "pose", "betas"), 0)
+        self.left = 0  # hands
+        self.croppable = 0  # with a box or keypoints
+        self.spatial = 0  # with joints or vertices ...
+        self.behind: list[str] = []  # ... and those of them that are not in front of the camera
+        self.points = self.outside = 0  # known keypoints, of pictures that were decoded; those outside the picture
+        self.disagreement_px: list[float] = []
+
+    def add(self, labels: PhotoLabels, size: tuple[int, int] | None, where: str) -> None:
+        """`size`: width and height in px, of a picture that was decoded."""
+        self.left += labels.handedness == "left"
+        for name in self.labels:
+            known = getattr(labels.hand, f"{name}_known", None)
+            self.labels[name] += getattr(labels, name) is not None if known is None else bool(known.any())
+        self.croppable += labels.hand_box() is not None
+        self.disagreement_px += _disagreement_px(labels)
+        depths = _depths(labels)
+        self.spatial += bool(depths)
+        self.behind += [f"{where}: {name!r} at {depth:.3g} m" for name, depth in depths.items() if not depth > 0][:1]
+        if size is None:
+            return
+        if labels.box is not None:
+            x0, y0, x1, y1 = map(float, labels.box)
+            if (problem := box_problem((x0, y0, x1, y1), size)) is not None:
+                self.problems.append(f"{where}: 'box' {labels.box.tolist()} {problem}")
+        if (seen := labels.keypoints_or_projection()) is not None:
+            pixels = seen[0][seen[1]]
+            self.points += len(pixels)
+            self.outside += int(((pixels < -0.5) | (pixels > np.array(size) - 0.5)).any(axis=1).sum())
+
+
+def _rows_of_photos(tally: _PhotoTally, count: int) -> Iterator[CheckRow]:
+    yield CheckRow("samples", "known keys and sound values", _problems(tally.problems, count), not tally.problems)
+    there = ", ".join(f"{name} {known}" for name, known in tally.labels.items() if known) or "no labels at all"
+    yield CheckRow("labels", "any subset", f"{there}; {tally.left} left hands of {count}", None)
+    yield CheckRow(
+        f"{tally.decoded} images decoded, {count} looked for", "photographs", _problems(tally.image_problems, count),
+        not tally.image_problems,
+    )  # fmt: skip
+    all_croppable = tally.croppable == count
+    yield CheckRow(
+        "a box or keypoints", "on every one, for crops around the hand",
+        f"on {tally.croppable} of {count}" + ("" if all_croppable else ": crop: frame will do, crop: box will not"),
+        all_croppable or None,
+    )  # fmt: skip
+    if tally.spatial:
+        found = f"all {tally.spatial}"
+        if tally.behind:
+            found = f"{len(tally.behind)} of {tally.spatial} are not, such as {tally.behind[0]}."
+            found += " Are they relative to a joint?"
+        yield CheckRow("joints and vertices", "in front of the camera (z > 0)", found, not tally.behind)
+    if tally.points:
+        share = 1 - tally.outside / tally.points
+        yield CheckRow("known keypoints in the image", "at least 95 %", f"{share:.1%}", share >= 0.95)
+    if tally.disagreement_px:
+        median, worst = float(np.median(tally.disagreement_px)), float(np.max(tally.disagreement_px))
+        yield CheckRow(
+            "joints seen by the camera, against keypoints", "median under 3 px",
+            f"median {median:.2f} px, max {worst:.1f} px", median < 3,
         )  # fmt: skip
-    return rows
 
 
 def _problems(problems: list[str], count: int) -> str:
