@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from handmesh_server.schemas import Job
 from handmesh_server.stream import decode_frame
 from server_harness import DOT, QUICK_JOBS, DotEngine, photo, running, settings
 
@@ -147,6 +148,52 @@ def test_a_connection_that_was_closed_meanwhile_is_made_anew():
     good = answer_of("200 OK", json.dumps(CARD).encode())  # says nothing of closing, and closes
     with answering(good, good) as url, Client(url) as client:
         assert client.model() == client.model()
+
+
+def test_an_answer_that_is_cut_off_is_a_refusal_and_leaves_what_was_there(tmp_path):
+    """IncompleteRead escaped; half a file took its name, over a whole one of before, and then it was said."""
+    cut = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nglTF"
+    for ask in (Client.model, Client.topology, lambda client: client.hands(b"photo"), lambda client: client.job("1")):
+        with answering(cut) as url, Client(url) as client, pytest.raises(ServiceError, match="cut off") as refused:
+            ask(client)
+        assert refused.value.reason == "cut_off"
+    file = {"name": "hand.glb", "media_type": "model/gltf-binary", "bytes": 500, "url": "/v1/videos/1/hand.glb"}
+    known = {"created": 0, "expires": None, "frames_done": 1, "frames": 1, "files": [file]}
+    job = Job(format="handmesh.job", version=1, id="1", status="done", **known)
+    (tmp_path / "hand.glb").write_bytes(b"whole")
+    for answer in (cut, answer_of("200 OK", b"glTF", "Connection: close")):
+        with answering(answer) as url, Client(url) as client, pytest.raises(ServiceError, match="cut off"):
+            client.download(job, tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["hand.glb"]
+        assert (tmp_path / "hand.glb").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (40.000125, 30, 210, 200),
+        [40.000125, 30, 210, 200],
+        [[40.000125, 30, 210, 200]],
+        ((40.000125, 30, 210, 200),),
+        np.array([40.000125, 30, 210, 200]),
+        np.float32([[40.000125, 30, 210, 200]]),
+        "40.000125,30,210,200",
+    ],
+    ids=["tuple", "list", "list in list", "tuple in tuple", "array", "rows", "text"],
+)
+def test_a_box_may_come_in_any_form(box, client):
+    """A list of four was sent as four boxes, an array as what numpy prints of it, and digits after the sixth not."""
+    (hand,) = client.hands(photo(), box=box, hand=("right",)).hands
+    assert hand.source == "given box"
+    assert hand.array("crop_center_px") == pytest.approx([125.0000625, 115], abs=1e-5)
+
+
+def test_boxes_far_from_one_another_in_size_are_written_out(client):
+    """1e-05 and 1.23457e+06 are numbers of Python's, not of the service's."""
+    (hand,) = client.hands(photo(), box=(1e-5, 30, 210, 200)).hands
+    assert hand.array("crop_center_px")[0] == pytest.approx(105, abs=1e-4)
+    with pytest.raises(ServiceError, match="outside"):
+        client.hands(photo(), box=(1234567.5, 30, 1234570, 200))
 
 
 def test_a_batch_that_is_cut_off_is_no_whole_one():

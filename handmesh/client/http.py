@@ -6,9 +6,9 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from typing import IO, Final
 from urllib.parse import urlsplit
 
@@ -20,6 +20,8 @@ _MAX_WAIT_SECONDS: Final = 30.0
 
 # What a client reads of an answer that is no answer of ours.
 _MAX_PROBLEM_BYTES: Final = 65_536
+
+_PART_BYTES: Final = 1 << 20  # of an answer, read at a time
 
 
 class ServiceError(HandMeshError):
@@ -62,12 +64,45 @@ class Connection:
             response = self._once(method, path, body, headers or {})
             if response.status < 400:
                 return response
-            error = refusal(response.status, response.read(_MAX_PROBLEM_BYTES))
-            response.read()
+            try:
+                problem = response.read(_MAX_PROBLEM_BYTES)
+                response.read()
+            except (OSError, HTTPException):  # the status says it, too
+                problem = b""
+                self.close()
+            error = refusal(response.status, problem)
             seconds = _seconds_to_wait(response)
             if response.status not in _LATER or time.monotonic() + seconds > until:
                 raise error
             time.sleep(seconds)
+
+    def content(
+        self,
+        method: str,
+        path: str,
+        body: bytes | IO[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """A whole answer of success. Raises ServiceError, also where it was cut off."""
+        return b"".join(self.parts(method, path, body, headers))
+
+    def parts(
+        self,
+        method: str,
+        path: str,
+        body: bytes | IO[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[bytes]:
+        """As `content`, for one that is not to be held in memory."""
+        response = self.request(method, path, body, headers)
+        try:
+            while part := response.read(_PART_BYTES):
+                yield part
+            if response.length:  # http.client says nothing of it where parts are read
+                raise IncompleteRead(b"", response.length)
+        except (OSError, HTTPException) as error:
+            self.close()
+            raise ServiceError(f"The answer was cut off: {_words(error)}.", 0, "cut_off") from error
 
     def close(self) -> None:
         if self._kept is not None:

@@ -62,7 +62,7 @@ class LiveStream:
             raise ServiceError(f"{url} cannot be reached: {error}.") from error
         self._say_ready()
         if options:
-            self._socket.send(json.dumps(dict(options)))
+            self._socket.send(json.dumps(dict(options), default=lambda value: np.asarray(value).tolist()))
 
     def _say_ready(self) -> None:
         event = self._received()

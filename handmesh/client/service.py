@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
 from urllib.parse import urlencode
 
+import numpy as np
 from handmesh_server.schemas import BatchEnd, BatchLine, HandsAnswer, Job, ModelCard, Topology
 
 from handmesh.client.http import Connection, ServiceError
@@ -63,11 +64,11 @@ class Client:
 
     def model(self) -> ModelCard:
         """Which model answers."""
-        return ModelCard.model_validate_json(self._connection.request("GET", "/v1/model").read())
+        return ModelCard.model_validate_json(self._connection.content("GET", "/v1/model"))
 
     def topology(self) -> Topology:
         """Faces, joint names and bones, which are the same for all hands."""
-        return Topology.model_validate_json(self._connection.request("GET", "/v1/topology").read())
+        return Topology.model_validate_json(self._connection.content("GET", "/v1/topology"))
 
     def batch(self, photos: str | os.PathLike[str] | Iterable[Photo], **query: Any) -> Iterator[BatchLine]:
         """Many photos, or a zip of them; each one's answer as it is done. `index` is its place, `name` its file's.
@@ -99,11 +100,11 @@ class Client:
     def post_video(self, clip: str | os.PathLike[str], **query: Any) -> Job:
         """A clip as a job. Raises ImageError when there is no such file."""
         with _opened(Path(clip)) as body:
-            return Job.model_validate_json(self._connection.request("POST", _path("/v1/videos", query), body).read())
+            return Job.model_validate_json(self._connection.content("POST", _path("/v1/videos", query), body))
 
     def job(self, job: Job | str) -> Job:
         """How far a job is."""
-        return Job.model_validate_json(self._connection.request("GET", f"/v1/videos/{_id(job)}").read())
+        return Job.model_validate_json(self._connection.content("GET", f"/v1/videos/{_id(job)}"))
 
     def wait(self, job: Job | str, *, progress: Callable[[Job], None] | None = None) -> Job:
         """The job when it is done. `progress` is told how far it is. Raises ServiceError when it fails."""
@@ -123,15 +124,16 @@ class Client:
         for file in job.files:
             path = Path(folder) / Path(file.name).name
             with written_atomically(path, create_folder=True) as temporary, open(temporary, "wb") as to:
-                shutil.copyfileobj(self._connection.request("GET", file.url), to)
-            if path.stat().st_size != file.bytes:
-                raise ServiceError(f"{file.name} was cut off.", 0, "cut_off")
+                for part in self._connection.parts("GET", file.url):
+                    to.write(part)
+                if to.tell() != file.bytes:
+                    raise ServiceError(f"{file.name} was cut off.", 0, "cut_off")
             paths.append(path)
         return paths
 
     def delete(self, job: Job | str) -> None:
         """Cancel a job, or delete its results."""
-        self._connection.request("DELETE", f"/v1/videos/{_id(job)}").read()
+        self._connection.content("DELETE", f"/v1/videos/{_id(job)}")
 
     def stream(self, **options: Any) -> LiveStream:
         """A live stream: hand="auto|right|left", box=(x0, y0, x1, y1), vertices="float16|float32", smooth=1."""
@@ -151,24 +153,26 @@ class Client:
     def _posted(self, photo: Photo, query: dict[str, Any], media_type: str) -> bytes:
         body = photo if isinstance(photo, bytes) else _content(Path(photo))
         headers = {"Accept": media_type, "Content-Type": "application/octet-stream"}
-        return self._connection.request("POST", _path("/v1/hands", query), body, headers).read()
+        return self._connection.content("POST", _path("/v1/hands", query), body, headers)
 
 
 def _path(path: str, query: dict[str, Any]) -> str:
-    """Booleans as the service writes them; boxes of four numbers as it does, too."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, bool):
-            return str(value).lower()
-        return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
-
-    pairs = [
-        (name, text(one))
-        for name, value in query.items()
-        if value is not None
-        for one in (value if isinstance(value, list) else [value])
-    ]
+    """Booleans as the service writes them; boxes as it does, too."""
+    pairs = [(name, _text(one)) for name, value in query.items() if value is not None for one in _each(value)]
     return f"{path}?{urlencode(pairs)}" if pairs else path
+
+
+def _each(value: Any) -> Sequence[Any]:
+    """What is given once, or in a list, a tuple or an array several times. Four numbers are a box, once."""
+    if not isinstance(value, list | tuple | np.ndarray):
+        return [value]
+    return [value] if len(value) and isinstance(value[0], Real) else list(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple | np.ndarray):
+        return ",".join(f"{number:.6f}".rstrip("0").rstrip(".") for number in value)
+    return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)
 
 
 def _lines(answer: HTTPResponse) -> Iterator[bytes]:
