@@ -187,22 +187,23 @@ def read_photo(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: i
 
 
 def open_photo(
-    source: str | os.PathLike[str] | bytes,
+    source: ImageSource,
     *,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
     decoding: Decoding = lambda _: nullcontext(),
 ) -> Photo | LargePhoto:
-    """As `read_photo` of a path or bytes, for who needs crops: a large JPEG is not decoded before they are cut, nor in
-    full.
+    """As `read_photo`, for who needs crops: a large JPEG file is not decoded before they are cut, nor in full.
 
     `decoding(pixels)` is entered for as long as so many are decoded. Raises ImageError as `read_photo` does; damage to
     the pixels of a large JPEG, when a crop is cut.
     """
-    if isinstance(source, bytes):
-        encoded, name = source, "The image"
-    else:
+    if isinstance(source, bytes | bytearray | memoryview):
+        encoded, name = bytes(source), "The image"
+    elif isinstance(source, str | os.PathLike):
         encoded, name = _read_file(Path(source), max_bytes), str(source)
+    else:
+        return read_photo(source, max_bytes=max_bytes, max_pixels=max_pixels)
     header, file = _open(encoded, name, max_bytes, max_pixels)
     if header.format == "JPEG" and header.width * header.height >= LARGE_PIXELS:
         return LargePhoto(encoded, name, file, decoding)

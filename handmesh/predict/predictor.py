@@ -25,7 +25,7 @@ from handmesh.detect import Detection, Detector, HandDetector, Source
 from handmesh.detect.hands import SIDE
 from handmesh.detect.overlap import box_iou, keypoint_agreement
 from handmesh.errors import ConfigError
-from handmesh.files.image import ImageSource, LargePhoto, Photo, read_photo
+from handmesh.files.image import ImageSource, LargePhoto, Photo, open_photo
 from handmesh.geometry.box import box_problem
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
@@ -183,7 +183,7 @@ class Predictor:
     ) -> list[HandPrediction] | list[list[HandPrediction]] | Iterator[list[HandPrediction]]:
         """The hands of one photograph, most certain first; of given boxes, one for each, in their order.
 
-        `image`: what `read_photo` takes (a path, the bytes of a file, an array, a PIL image), or a `Photo`. Of a list
+        `image`: what `open_photo` takes (a path, the bytes of a file, an array, a PIL image), or a `Photo`. Of a list
         of them the answer is a list, of an iterator an iterator, which reads each photo when its hands are asked for;
         boxes are then not possible. `boxes` are x0, y0, x1, y1 in pixels of the upright photograph. `handedness` is one
         for all hands or one per box; "auto" finds out, if the network has that head, and takes a right one otherwise.
@@ -216,7 +216,7 @@ class Predictor:
         min_score: float,
         max_hands: int,
     ) -> list[HandPrediction]:
-        photo = image if isinstance(image, Photo | LargePhoto) else read_photo(image)
+        photo = image if isinstance(image, Photo | LargePhoto) else open_photo(image)
         known = parse_camera(photo, intrinsics, focal, fov)
         if not (isinstance(min_score, int | float) and 0 <= min_score <= 1):
             raise ConfigError(f"min_score is {min_score!r}, wanted a number from 0 to 1.")

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -273,7 +273,7 @@ class HandService:
         follower: StreamFollower,
         admission: Admission,
         disconnected: Callable[[], Coroutine[Any, Any, None]],
-    ) -> tuple[Photo, list[HandPrediction]]:
+    ) -> tuple[Photo | LargePhoto, list[HandPrediction]]:
         """The hands of a stream's next frame, which came at `arrived` seconds (`time.monotonic`).
 
         Let in, run and refused as a photo is in `answer`.
@@ -344,12 +344,11 @@ class HandService:
 
     def _run_frame(
         self, frame: bytes, arrived: float, follower: StreamFollower, admission: Admission
-    ) -> tuple[Photo, list[HandPrediction]]:
+    ) -> tuple[Photo | LargePhoto, list[HandPrediction]]:
         """In a thread of its own, like `_run`."""
         context = admission.context
         with self.quarantine.work_on(frame, context):
             photo = self._open(frame, admission, draws=True, max_pixels=FRAME_PIXELS)
-            assert isinstance(photo, Photo)
             with self._predicting(context) as predictor:
                 hands = follower(predictor, photo, arrived)
         self.metrics.hands.inc(len(hands))
@@ -371,7 +370,7 @@ class HandService:
     def _open(
         self, encoded: bytes, admission: Admission, *, draws: bool, max_pixels: int | None = None
     ) -> Photo | LargePhoto:
-        """A large JPEG is decoded later, no finer than its crops need, unless somebody `draws` on it."""
+        """A large JPEG is decoded later, no finer than its crops need, and in full where somebody `draws` on it."""
         max_bytes = self.settings.max_body_bytes
         max_pixels = min(max_pixels or self.settings.max_pixels, self.settings.max_pixels)
         header = read_header(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
@@ -380,10 +379,11 @@ class HandService:
             raise UploadTooLarge(
                 f"The image is {header.width} x {header.height} pixels, more than this server has memory for."
             )
-        if draws:
-            with self._decoding(admission, OVERLAY_BYTES, pixels):
-                return read_photo(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
-        decoding = partial(self._decoding, admission, PHOTO_BYTES)
+
+        def decoding(decoded: int) -> AbstractContextManager[None]:
+            drawn = draws and decoded == pixels
+            return self._decoding(admission, OVERLAY_BYTES if drawn else PHOTO_BYTES, decoded)
+
         return open_photo(encoded, max_bytes=max_bytes, max_pixels=max_pixels, decoding=decoding)
 
     @contextmanager

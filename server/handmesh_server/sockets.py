@@ -319,7 +319,7 @@ class _Stream:
                 }
             )
             return not isinstance(error, HandMeshError)
-        height, width = photo.image.shape[:2]
+        width, height = photo.size
         server_ms, model_ms = 1000 * (time.monotonic() - started), 1000 * admission.context.seconds.get("model", 0.0)
         frame = Frame(number, width, height, server_ms, model_ms)
         await self._websocket.send_bytes(encode_frame(frame, hands, self._follower.options))

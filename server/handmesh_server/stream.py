@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from handmesh.detect import GivenBoxes
 from handmesh.errors import DataError, ExportError
-from handmesh.files.image import Photo
+from handmesh.files.image import LargePhoto, Photo
 from handmesh.hand import JOINT_COUNT, Handedness
 from handmesh.motion.follow import HandFollower
 from handmesh.motion.smoothing import Smoothing
@@ -67,7 +67,7 @@ class StreamFollower:
         # A frame whose deadline passed may still be in work when the next one comes.
         self._lock = threading.Lock()
 
-    def __call__(self, predictor: Predictor, photo: Photo, time: float) -> list[HandPrediction]:
+    def __call__(self, predictor: Predictor, photo: Photo | LargePhoto, time: float) -> list[HandPrediction]:
         """The hand in a frame that came at `time` seconds, or none. Raises what the predictor raises."""
         with self._lock:
             options = self.options

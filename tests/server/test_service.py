@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import trimesh
 import yaml
+from handmesh_server import service as service_module
 from handmesh_server.answers import MEDIA_TYPES, negotiate
 from handmesh_server.app import create_app
 from handmesh_server.errors import NotAcceptable
@@ -34,6 +35,7 @@ from server_harness import DOT, QUICK_JOBS, SIZE, DotEngine, dot_image, photo, r
 
 from handmesh.detect import Detection
 from handmesh.errors import CheckpointError
+from handmesh.geometry.crop import CropTransform
 from handmesh.hand import JOINT_NAMES, builtin_hand
 from handmesh.predict import Predictor
 
@@ -96,6 +98,25 @@ def test_a_phone_photo_is_decoded_no_finer_than_its_crops_need(server, orientati
     assert sum(decoded) < 100 * SIZE[0] * SIZE[1] / 2
     control = server.service.control
     wait_until(lambda: not control.photos.used and not control.uploads.used)  # given back once the answer is sent
+
+
+def test_all_answers_are_of_the_same_pixels(server, monkeypatch):
+    """For a picture a large JPEG was decoded in full, for numbers as its crops need: some had another hand each."""
+    seen = []
+
+    def watched(predictor, photo, query):
+        seen.append(photo.warp(CropTransform.whole_image(*photo.size), 64))
+        return predicted(predictor, photo, query)
+
+    predicted = service_module._predict
+    monkeypatch.setattr(service_module, "_predict", watched)
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1600, 3), np.uint8)
+    for media_type in ("application/json", "image/png", "model/gltf-binary"):
+        assert post(server, photo("JPEG", 1, noise), accept=media_type).status_code == 200
+    np.testing.assert_array_equal(seen[1], seen[0])
+    np.testing.assert_array_equal(seen[2], seen[0])
+    picture = post(server, photo("JPEG", 1, noise), accept="image/png").content
+    assert Image.open(io.BytesIO(picture)).size == (1600, 1500), "drawn on the photograph in full"
 
 
 @pytest.mark.parametrize(
