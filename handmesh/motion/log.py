@@ -137,13 +137,15 @@ class HandLog:
     def _read_back(self, line: str) -> None:
         with open(self.path, "rb") as file:
             first = file.readline()
-            if first != line.encode():
-                raise DataError(
-                    f"{self.path} is of another clip, model or setting ({_difference(first, line)}). Give another "
-                    "folder, or start it anew with --restart."
-                )
             file.seek(0, os.SEEK_END)
             length = file.tell()
+        if first != line.encode():
+            if length == len(first) and _header_of(first) is not None:  # of a run that ended before its first frame
+                return
+            raise DataError(
+                f"{self.path} is of another clip, model or setting ({_difference(first, line)}). Give another folder, "
+                "or start it anew with --restart."
+            )
         try:
             resume = json.loads(self._resume_path.read_text(encoding="utf-8"))
             where, count, self.state = int(resume["length"]), int(resume["frames"]), resume["state"]
@@ -205,6 +207,16 @@ def _header_line(header: LogHeader) -> dict[str, Any]:
     }
 
 
+def _header_of(line: bytes) -> dict[str, Any] | None:
+    """None: it is none of ours."""
+    try:
+        header = json.loads(line)
+    except ValueError:
+        return None
+    ours = isinstance(header, dict) and header.get("format") == LOG_FORMAT and header.get("version") == LOG_VERSION
+    return header if ours else None
+
+
 def _difference(found: bytes, wanted: str) -> str:
     try:
         one, other = json.loads(found), json.loads(wanted)
@@ -218,12 +230,10 @@ def read_header(path: Path) -> dict[str, Any]:
     """The first line of a log. Raises DataError when it is none of ours."""
     try:
         with open(path, "rb") as file:
-            header = json.loads(file.readline())
+            header = _header_of(file.readline())
     except FileNotFoundError:
         raise DataError(f"No log at {path}.") from None
-    except ValueError as error:
-        raise DataError(f"{path} is no log of hands: {error}.") from error
-    if not isinstance(header, dict) or header.get("format") != LOG_FORMAT or header.get("version") != LOG_VERSION:
+    if header is None:
         raise DataError(f"{path} is no log of hands of version {LOG_VERSION}: its first line does not say so.")
     return header
 

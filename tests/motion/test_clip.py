@@ -11,7 +11,8 @@ from marker_hands import MarkerEngine, draw, hand_at
 from typer.testing import CliRunner
 
 from handmesh.cli import app
-from handmesh.errors import DataError, ExportError, ImageError
+from handmesh.detect import GivenBoxes
+from handmesh.errors import ConfigError, DataError, ExportError, ImageError
 from handmesh.files.image import encode_image
 from handmesh.files.video import ClipSource, FolderSource, Frame
 from handmesh.geometry.camera import Intrinsics
@@ -277,6 +278,17 @@ def test_another_clip_of_the_same_name_and_size_is_refused(pictures, tmp_path):
     write_atomically(clip / "003.png", encode_image(draw([hand_at(200, 100, 48, 1.0)])))
     with pytest.raises(DataError, match=r"another clip.*clip_digest"):
         convert(clip, tmp_path / "out")
+
+
+def test_a_run_that_ended_before_its_first_frame_stands_in_nobodys_way(pictures, tmp_path):
+    """A box outside of the picture was refused, and then the right one, for "another setting"."""
+    options = VideoOptions(overlay=False, animation=False)
+    for wrong in ([(900.0, 900.0, 950.0, 950.0)], [(-9e9, 0.0, 9e9, 9.0)]):
+        with pytest.raises(ConfigError, match="Box"):
+            convert(pictures, tmp_path, options, detector=GivenBoxes(wrong), settings={"boxes": str(wrong)})
+    convert(pictures, tmp_path, options)
+    with pytest.raises(DataError, match="another clip"):
+        convert(pictures, tmp_path, options, handedness="left")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
