@@ -122,8 +122,9 @@ def follow_video(
     `clip`: what `open_source` takes (a file, a folder of photographs, which come at `fps`, a camera's number as text or
     an address), or a source of your own. Of a clip no hand begins as the one that it is not: while one is new, its
     frames wait for up to a second. A camera's do not wait, and the newest comes. `detector`: who finds hands; None: the
-    network, in the whole picture, one hand. `smoothing`: None is what the network says. Options are those of
-    `HandFollower`. Raises ImageError for a clip that cannot be read, ConfigError for options that cannot be meant.
+    predictor's, or where it has none the network, in the whole picture, one hand. `smoothing`: None is what the network
+    says. Options are those of `HandFollower`. Raises ImageError for a clip that cannot be read, ConfigError for options
+    that cannot be meant.
     """
     source = open_source(os.fspath(clip), fps) if isinstance(clip, str | os.PathLike) else clip
     follower = HandFollower(predictor, detector=detector, handedness=handedness, tracking=tracking, smoothing=smoothing)
@@ -233,6 +234,8 @@ def convert_clip(
             **(settings or {}),
         },
     )
+    if restart:
+        _remove_results(out)
     log = HandLog(out / LOG_NAME, header, resume=not restart)
     resumed_at = log.frame_count
     if log.state is not None:
@@ -268,6 +271,14 @@ def convert_clip(
         codec=codec,
         resumed_at=resumed_at,
     )
+
+
+def _remove_results(out: Path) -> None:
+    """What a run made of its log. Beside the log of another run it would be taken for that one's."""
+    if (out / LOG_NAME).is_file():
+        animated = (path for side in Handedness for path in out.glob(f"{side}_hand_*.bvh"))
+        for path in (out / OVERLAY_NAME, out / ANIMATION_NAME, *animated):
+            path.unlink(missing_ok=True)
 
 
 def _run(

@@ -291,6 +291,16 @@ def test_a_run_that_ended_before_its_first_frame_stands_in_nobodys_way(pictures,
         convert(pictures, tmp_path, options, handedness="left")
 
 
+def test_what_an_earlier_run_made_does_not_stay_beside_the_log_of_another(pictures, tmp_path):
+    """`--restart --no-overlay` left the overlay, and the .bvh of hands that were no more."""
+    result, _ = convert(pictures, tmp_path)
+    (tmp_path / "notes.bvh").write_text("somebody's")
+    assert {"overlay.mp4", "hand.glb", "right_hand_1.bvh"} <= {path.name for path in result.files}
+    options = VideoOptions(overlay=False, animation=False)
+    convert(pictures, tmp_path, options, handedness="left", restart=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"hands.jsonl", ".hands.jsonl.resume", "notes.bvh"}
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_clip_of_a_few_frames_has_its_hand(count, tmp_path):
     """A clip of one or two frames had "a hand in 2", and a hand.glb without one."""
