@@ -145,6 +145,9 @@ def predict(
         raise ConfigError(f"--search {search!r}: wanted fast or thorough.")
     if boxes and detector is not None:
         raise ConfigError("--box and --detector both say where hands are: give one of them.")
+    if search == "thorough" and (boxes or detector == "none"):
+        other = "--box says where they are" if boxes else "--detector none that nobody does"
+        raise ConfigError(f"--search thorough looks for hands, and {other}: give one of them.")
     camera_of(focal, fov, (1, 1))  # refused here, once, and not for every photo
     if renderer not in ("own", "pytorch3d") or (skeleton and renderer != "own"):
         raise ConfigError(f"--renderer {renderer}: wanted own or pytorch3d, and it draws meshes, not --skeleton.")

@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -190,9 +191,9 @@ class Predictor:
 
         `intrinsics` (an `Intrinsics` or K), `focal` (pixels) or `fov` (radians, of the longer side), if known; else the
         photo's EXIF focal length or the default lens is used, and only for positions in space. `search`: "thorough"
-        looks for small hands in parts of the photo, too, which takes five times as long. `min_score`: a hand with a
-        lower score is left out, so that a photograph without one gives an empty list; `max_hands`: of the others, so
-        many at most. The hand in a given box always comes.
+        looks for small hands in parts of the photo, too, which takes five times as long; not with boxes. `min_score`: a
+        hand with a lower score is left out, so that a photograph without one gives an empty list; `max_hands`: of the
+        others, so many at most. The hand in a given box always comes.
 
         Raises ImageError for an image that cannot be read, ConfigError for any other argument that cannot be meant.
         """
@@ -218,12 +219,14 @@ class Predictor:
     ) -> list[HandPrediction]:
         photo = image if isinstance(image, Photo | LargePhoto) else open_photo(image)
         known = parse_camera(photo, intrinsics, focal, fov)
-        if not (isinstance(min_score, int | float) and 0 <= min_score <= 1):
+        if not (isinstance(min_score, Real) and 0 <= min_score <= 1):
             raise ConfigError(f"min_score is {min_score!r}, wanted a number from 0 to 1.")
-        if not (isinstance(max_hands, int) and max_hands >= 1):
+        if not (isinstance(max_hands, Integral) and max_hands >= 1):
             raise ConfigError(f"max_hands is {max_hands!r}, wanted a whole number from 1 on.")
         if search not in ("fast", "thorough"):
             raise ConfigError(f"search is {search!r}, wanted 'fast' or 'thorough'.")
+        if search == "thorough" and (boxes is not None or self.detector is None):
+            raise ConfigError("search='thorough' is the hand detector's, which has nothing to do here: leave it out.")
         if boxes is not None:
             places = parse_boxes(boxes, photo.size)
             sides = parse_sides(handedness, len(places))

@@ -65,7 +65,10 @@ class _PhotoQuery(BaseModel):
     ] = DEFAULT_MAX_HANDS
     search: Annotated[
         Literal["fast", "thorough"],
-        Field(description="thorough: look at parts of the photo, too, for small hands; five times the work."),
+        Field(
+            description="thorough: look at parts of the photo, too, for small hands; five times the work. "
+            "Not with a box."
+        ),
     ] = "fast"
     encoding: Annotated[
         Literal["numbers", "base64"],
@@ -146,6 +149,8 @@ class HandsQuery(_PhotoQuery):
     def check(self) -> None:
         """What one parameter alone does not show. Raises QueryInvalid."""
         super().check()
+        if self.box and self.search == "thorough":
+            raise QueryInvalid("search=thorough looks for hands, and box says where they are: give one of them.")
         if len(self.hand) not in (1, self.hands):
             raise QueryInvalid(
                 f"hand is given {len(self.hand)} times for {self.hands} hands: once for all, or once for each box."

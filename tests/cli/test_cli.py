@@ -245,6 +245,8 @@ def test_boxes_sides_and_lenses_reach_the_result(predict, photos, tmp_path):
         (["--focal", "300", "--fov", "60"], ["--focal", "--fov"]),
         (["--fov", "200"], ["Field of view"]),
         (["--focal", "-3"], ["focal"]),
+        (["--search", "thorough", "--box", "1,2,30,40"], ["--box", "give one of them"]),
+        (["--search", "thorough", "--detector", "none"], ["--detector none", "give one of them"]),
         (["--model", "absent.safetensors"], ["No model at absent.safetensors"]),
         (["--model", "photos/notes.txt"], ["notes.txt", "cannot be read as a model"]),
         (["empty"], ["No images in empty", ".jpg"]),

@@ -1004,8 +1004,21 @@ def test_a_given_box_asks_no_detector():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [({"max_hands": 0}, "max_hands"), ({"max_hands": 2.0}, "max_hands"), ({"search": "tiles"}, "search"),
-     ({"search": "thorough"}, "thorough search")],
+     ({"search": "thorough"}, "thorough search"),
+     ({"search": "thorough", "boxes": (45, 70, 135, 180)}, "leave it out")],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(arguments, word):
     with pytest.raises(ConfigError, match=word):
         Predictor(sure_engine(), detector=Finder())(PAIR, **arguments)
+
+
+def test_without_a_detector_nothing_is_searched_thoroughly():
+    with pytest.raises(ConfigError, match="leave it out"):
+        Predictor(sure_engine())(PAIR, search="thorough")
+
+
+def test_limits_may_be_numpys_numbers():
+    """A score of an array and a count from one were no numbers."""
+    finder = Finder(found(90, 170, "left", 0.9), found(240, 170, "left", 0.9))
+    hands = Predictor(sure_engine(), detector=finder)(PAIR, min_score=np.float32(0.25), max_hands=np.int64(1))
+    assert len(hands) == 1

@@ -499,6 +499,7 @@ def test_a_photo_with_something_behind_it_is_a_photo(server):
         ("focal=inf", "focal"),
         ("fov=180", "fov"),
         ("encoding=hex", "encoding"),
+        ("box=40,30,210,200&search=thorough", "give one of them"),
         ("boxes=1,2,3,4", "boxes"),
     ],
 )
