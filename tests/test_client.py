@@ -87,9 +87,18 @@ def test_where_there_is_no_service_it_says_so():
                 with pytest.raises(ServiceError, match="reached") as refused:
                     ask()
                 assert refused.value.status == 0
-    for wrong in ("localhost:8000", "ftp://host", "http://", "http://host?x=1"):
+    for wrong in ("localhost:8000", "ftp://host", "http://", "http://host?x=1", "http://host:99999", "http://[::1"):
         with pytest.raises(ConfigError, match="http://host:port"):
             Client(wrong)
+
+
+def test_a_token_may_come_out_of_a_file(server):
+    """With its line's end it raised ValueError from inside of http.client."""
+    with Client(server.url, token=f"{TOKEN}\n") as client:
+        assert client.model().name == "given"
+    for wrong in ("", "\n", "two\nlines", "schlüssel"):
+        with pytest.raises(ConfigError, match="token"):
+            Client(server.url, token=wrong)
 
 
 @contextmanager

@@ -41,14 +41,18 @@ class Connection:
     def __init__(self, url: str, token: str | None, *, timeout: float, patience: float) -> None:
         """`timeout`: seconds for the network to do something. `patience`: seconds to try again where it is asked for.
 
-        Raises ConfigError when `url` is none.
+        Raises ConfigError when `url` is none, or the token is nothing that can be sent.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            _ = parts.port  # raises where it is none
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ConfigError(f"{url!r} is no address of a service: wanted http://host:port, or https://host.")
         self.address = parts
         self._timeout, self._patience = timeout, patience
-        self.headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self.headers = {} if token is None else {"Authorization": f"Bearer {_checked_token(token)}"}
         self._kept: HTTPConnection | None = None
 
     def request(
@@ -137,6 +141,14 @@ class Connection:
         if response.will_close:
             self._kept = None  # the answer keeps the socket
         return response
+
+
+def _checked_token(token: str) -> str:
+    """Without the line's end that it had in its file."""
+    token = token.strip()
+    if not token or not (token.isascii() and token.isprintable()):
+        raise ConfigError("The token is empty, or has characters that no header can hold: wanted the server's own.")
+    return token
 
 
 def _words(error: Exception) -> str:
