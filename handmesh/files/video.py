@@ -43,7 +43,7 @@ MAX_GAP_SECONDS: Final = 5.0
 _MAX_BAD_FRAMES: Final = 100  # in a row, after which a clip is taken to have ended
 
 _DIGESTED_BYTES = 1_000_000  # at each end of a file
-_COMPARED_FRAMES = 5  # to tell whether pictures are decoded at all
+_COMPARED_FRAMES, _MOST_COMPARED = 5, 250  # to tell whether pictures are decoded at all; where a clip begins still
 _PROBED_FRAMES = 200  # whose times tell the frame rate
 
 
@@ -552,7 +552,8 @@ class _Deinterlaced:
 def _frames_are_decoded(file: Path) -> bool:
     """Some builds of FFmpeg do not convert interlaced pictures, and OpenCV then hands out memory nobody wrote to.
 
-    Told by pictures that are equal to the last bit though their encoded data say that much changes.
+    Told by pictures that are equal to the last bit though their encoded data say that much changes. A still beginning
+    looks so, too, where each picture is encoded by itself: then it is waited for one that differs.
     """
     import cv2
 
@@ -560,17 +561,21 @@ def _frames_are_decoded(file: Path) -> bool:
     try:
         (done, first), (there, key) = capture.read(), packets.read()
         sizes: list[int] = []
-        for _ in range(_COMPARED_FRAMES):
+        while len(sizes) < _MOST_COMPARED:
             done, image = capture.read()
             there, packet = packets.read()
-            if not (done and there) or not np.array_equal(image, first) or np.array_equal(packet, key):
+            if not (done and there):
+                return len(sizes) < _COMPARED_FRAMES
+            if not np.array_equal(image, first) or np.array_equal(packet, key):
                 return True
             sizes.append(packet.size)
+            # Where nothing moves, an encoded picture says "as before" for each block of 16 x 16, in a few dozen bytes.
+            if len(sizes) == _COMPARED_FRAMES and max(sizes) <= max(100, first.shape[0] * first.shape[1] / 1000):
+                return True
     finally:
         capture.release()
         packets.release()
-    # Where nothing moves, an encoded picture says "as before" for each block of 16 x 16, in a few dozen bytes.
-    return max(sizes) <= max(100, first.shape[0] * first.shape[1] / 1000)
+    return False
 
 
 def _printable(text: str) -> str:

@@ -341,6 +341,21 @@ def test_a_clip_in_which_nothing_moves_is_read(tmp_path):
     assert ClipSource(tmp_path / "still.mp4").read() is not None
 
 
+def test_a_clip_that_begins_still_is_read(tmp_path):
+    """Of a codec that encodes each picture by itself it was refused as interlaced."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 120, 160, 3), dtype=np.uint8)
+    writer = cv2.VideoWriter(str(tmp_path / "still.mkv"), cv2.VideoWriter.fourcc(*"FFV1"), 25.0, (160, 120))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV does not write FFV1")
+    for index in range(14):
+        writer.write(noise[index // 12])
+    writer.release()
+    with contextlib.closing(ClipSource(tmp_path / "still.mkv")) as source:
+        read = read_all(source)
+    assert len(read) == 14
+    assert all(np.array_equal(frame.image[..., ::-1], noise[frame.index // 12]) for frame in read)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not UTF-8")
 def test_a_clip_with_a_latin_1_name_is_read(tmp_path):
     """It ended in a UnicodeEncodeError."""
