@@ -80,6 +80,10 @@ def bench(
         raise ConfigError(f"--backbones measures one batch size at a time, found --batch {batch}.")
     if size is not None and not backbones and not is_bare(model):
         raise ConfigError("--size is of a bare architecture; a model file has its own.")
+    if backbones and (model is not None or stages):
+        raise ConfigError("--backbones measures bare architectures, those of --names: no --model, and no --stages.")
+    if names != "all" and not backbones:
+        raise ConfigError("--names says which of --backbones; a model is named by --model.")
     if backbones:
         machine, rows, lines = _bench_backbones(names, engines, size or 224, batches[0], threads, runs, clock)
     else:

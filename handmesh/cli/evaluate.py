@@ -71,6 +71,8 @@ def evaluate(
         raise ConfigError("Give either --predictions FILE --ground-truth DIR, or --data DIR with or without --model.")
     if predictions is not None and ground_truth is None:
         raise ConfigError("--predictions needs --ground-truth DIR: the test set that they answer.")
+    if data is not None and ground_truth is not None:
+        raise ConfigError("--ground-truth is what --predictions are compared with; --data is a test set by itself.")
     request = EvaluationRequest(
         predictions=predictions,
         data=ground_truth if data is None else data,

@@ -63,6 +63,10 @@ def synth(
         raise ConfigError("--evaluation and --hand-model go with --like-freihand only.")
     if sheet is not None and sheet.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"--sheet {sheet}: wanted a picture's name that ends in {', '.join(IMAGE_SUFFIXES)}.")
+    if out is not None and labels:
+        raise ConfigError("--labels draws on a --sheet; a data set has its labels in a file.")
+    if sheet is not None and workers != 1:
+        raise ConfigError("--workers is for --out: a sheet is drawn by one process.")
     from handmesh.files.image import MAX_PIXELS
 
     if sheet is not None and count * size**2 > MAX_PIXELS:

@@ -80,6 +80,8 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
     Raises DataError, ImageError, CheckpointError, ConfigError and ExportError, each with one clear message.
     """
     assert request.data is not None
+    if request.predictions is not None:
+        _check_of_predictions(request)
     engine = None
     if request.predictions is None:
         from handmesh.runtime.engine import open_engine
@@ -166,13 +168,19 @@ def _score_in_2d(
     return EvaluationResult(None, scores, (), run, (path,))
 
 
+def _check_of_predictions(request: EvaluationRequest) -> None:
+    """Nothing is asked of a model, where none is run. Raises ConfigError."""
+    if request.limit is not None or request.save_predictions is not None or request.model is not None:
+        raise ConfigError("--count, --model and --save-predictions go with --data, where a model is run.")
+    if request.protocol is not None or request.margin is not None or request.tta != "none":
+        raise ConfigError("--crop, --margin and --tta say what a model sees: they go with --data, where one is run.")
+
+
 def _read(
     request: EvaluationRequest, data: EvaluationSet, show: Show
 ) -> tuple[HandPoints, Array | None, dict[str, Any]]:
     path = request.predictions
     assert path is not None
-    if request.limit is not None or request.save_predictions is not None or request.model is not None:
-        raise ConfigError("--count, --model and --save-predictions go with --data, where a model is run.")
     points = read_predictions(path, len(data), lambda done, total: show("reading", done, total))
     return points, None, {"subject": path.name, "predictions": str(path), "file SHA-256": sha256_of_file(path)}
 

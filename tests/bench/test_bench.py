@@ -127,6 +127,9 @@ def test_what_cannot_be_measured_is_refused_at_once():
         bench_engines(None, threads=2, clock="cpu")
     for arguments, says in (
         (["--backbones", "--batch", "1,2"], "one batch size at a time"),
+        (["--backbones", "--model", "handmesh_t8"], "no --model"),
+        (["--backbones", "--stages"], "no --stages"),
+        (["--names", "fastvit_t8"], "--names says which of --backbones"),
         (["--backbones", "--names", "fastvit_t8,fastvit_t9"], "no backbone 'fastvit_t9'"),
         (["--backbones", "--size", "48"], "multiples of 32"),
         (["--size", "96"], "of a bare architecture"),

@@ -297,6 +297,8 @@ def test_synths_mistakes_are_one_line(handmesh, tmp_path):
     assert_one_line(handmesh("synth"), "--sheet", "--out")
     assert_one_line(handmesh("synth", "--sheet", "a.png", "--out", "b"), "either")
     assert_one_line(handmesh("synth", "--sheet", "a.gif"), "a.gif", ".png")
+    assert_one_line(handmesh("synth", "--out", "b", "--labels"), "--labels", "--sheet")
+    assert_one_line(handmesh("synth", "--sheet", "a.png", "--workers", 2), "--workers", "--out")
     assert handmesh("synth", "--sheet", "a.png", "--count", 0).code == 2
     assert written(tmp_path) == []
 

@@ -417,6 +417,9 @@ def test_the_command_hides_what_means_nothing(truth, predicted, tmp_path, invoke
     assert json.loads((tmp_path / "scores.json").read_text())["xyz_mean3d"] > 10
 
 
+FILE = ("--predictions", "pred.json", "--ground-truth", "nowhere")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -424,6 +427,11 @@ def test_the_command_hides_what_means_nothing(truth, predicted, tmp_path, invoke
         (("--predictions", "pred.json"), "--predictions needs --ground-truth"),
         (("--predictions", "pred.json", "--ground-truth", "nowhere"), "nowhere is no test set"),
         (("--data", "nowhere"), "nowhere is no test set"),
+        (("--data", "nowhere", "--ground-truth", "elsewhere"), "--data is a test set by itself"),
+        ((*FILE, "--model", "handmesh_t8"), "go with --data"),
+        ((*FILE, "--crop", "box"), "go with --data"),
+        ((*FILE, "--margin", "1.5"), "go with --data"),
+        ((*FILE, "--tta", "metro"), "go with --data"),
     ],
 )
 def test_the_commands_refusals(arguments, message, invoke):
