@@ -20,7 +20,7 @@ def main(labels: str, folder: str, *settings: str) -> None:
     )
     handmesh.train(config, run, on_progress=lambda now: print(f"\rstep {now.step} of {now.steps}", end="", flush=True))
 
-    log = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    log = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     validations = [line["validation"] for line in log if "validation" in line]
     print("\n2D error over the hand's box, on photos it never learnt from, before and after:")
     for name in ("photos0_keypoint_box_error", "any_rotation_keypoint_box_error"):

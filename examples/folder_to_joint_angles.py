@@ -15,13 +15,18 @@ import handmesh
 folder, table = map(Path, sys.argv[1:3])
 predictor = handmesh.load_predictor()
 photos, _ = handmesh.photos_in(folder, recursive=True)
-with table.open("w", newline="") as file:
+with table.open("w", newline="", encoding="utf-8") as file:
     rows = csv.writer(file)
     for photo in photos:
-        for hand in predictor(photo):
+        try:
+            hands = predictor(photo)
+        except handmesh.HandMeshError as error:  # a damaged photo
+            print(error, file=sys.stderr)
+            continue
+        for hand in hands:
             angles = hand.joint_angles()  # by joint: flexion, abduction, twist; radians from the flat hand
             if file.tell() == 0:
                 rows.writerow(["photo", "hand", "score", *angles])
             flexions = [f"{math.degrees(angle.flexion):.1f}" for angle in angles.values()]
-            rows.writerow([photo.name, hand.handedness, f"{hand.score:.2f}", *flexions])
+            rows.writerow([photo.relative_to(folder), hand.handedness, f"{hand.score:.2f}", *flexions])
 print(table)

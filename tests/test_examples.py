@@ -232,16 +232,14 @@ def test_three_js_plays_the_animated_hand(run, markers, tmp_path):
 def test_folder_to_joint_angles(run, one_predictor):
     """The row of each sample photo; a finger that points is straight where a curled one is bent."""
     Path("photos").mkdir()
-    for name in ("point", "left_gun"):
-        shutil.copy(SAMPLES / f"{name}.jpg", "photos")
+    Path("photos/手").mkdir()
+    shutil.copy(SAMPLES / "left_gun.jpg", "photos")
+    shutil.copy(SAMPLES / "point.jpg", "photos/手")
+    Path("photos/cut.jpg").write_bytes((SAMPLES / "palm.jpg").read_bytes()[:5000])
     run("folder_to_joint_angles.py", "photos", "angles.csv")
-    left, right = csv.DictReader(Path("angles.csv").read_text().splitlines())
-    assert (left["photo"], left["hand"], right["photo"], right["hand"]) == (
-        "left_gun.jpg",
-        "left",
-        "point.jpg",
-        "right",
-    )
+    left, right = csv.DictReader(Path("angles.csv").read_text(encoding="utf-8").splitlines())
+    assert (left["photo"], left["hand"], right["hand"]) == ("left_gun.jpg", "left", "right")
+    assert Path(right["photo"]) == Path("手/point.jpg")
     assert len(right) == 3 + 15
     assert float(right["index_pip"]) < 30 < float(right["ring_pip"])
 
