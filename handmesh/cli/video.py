@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,7 +94,7 @@ def video(
     source = open_source(clip, fps)
     if source.live:
         raise ConfigError(f"{clip} is a camera or stream, which has no end: see `handmesh webcam`.")
-    folder = out or Path("handmesh_out") / Path(clip).stem
+    folder = out or Path("handmesh_out") / Path(os.path.abspath(clip)).stem  # "." and ".." have a name, too
 
     def camera(width: int, height: int) -> Any:
         from handmesh.geometry.camera import Intrinsics
@@ -102,7 +103,7 @@ def video(
 
     predictor = load_predictor(model, detector=finder, threads=threads)
     with progress_bar() as progress:
-        task = progress.add_task(Path(clip).name, total=source.frame_count)
+        task = progress.add_task(source.name, total=source.frame_count)
         result = convert_clip(
             source,
             folder,

@@ -152,7 +152,8 @@ class FolderSource:
         self._files, self._left_out = photos_in(folder)
         if not self._files:
             raise ImageError(f"No images in {folder}: wanted files that end in {', '.join(PHOTO_SUFFIXES)}.")
-        self.name, self.fps, self.frame_count = _printable(folder.name), fps, len(self._files)
+        self.name, self.fps = _printable(Path(os.path.abspath(folder)).name), fps  # of "." and "..", too
+        self.frame_count = len(self._files)
         self.digest = _digest_of(self._files)
         self._next = self._index = 0
         self._bad: list[ImageError] = []

@@ -482,6 +482,18 @@ def test_a_set_is_checked_and_scored_in_json(handmesh, model_file, quick_scenes)
     assert json.loads(outcome.out) == json.loads(Path("scores/scores.json").read_text())
 
 
+@pytest.mark.parametrize("clip", [".", "..", "../photos/trip/.."])
+def test_results_of_a_clip_stay_in_their_folder(clip, handmesh, model_file, photos, monkeypatch):
+    """Those of ".." were written into the folder in which the command ran, over whatever had their names."""
+    here = photos / "trip" if clip == ".." else photos
+    monkeypatch.chdir(here)
+    before = written(here)
+    outcome = handmesh("video", clip, "--model", model_file, "--no-overlay", "--no-glb")
+    assert outcome.code == 0, outcome.err
+    new = set(written(here)) - set(before)
+    assert new == {"handmesh_out/photos/hands.jsonl", "handmesh_out/photos/.hands.jsonl.resume"}
+
+
 @pytest.mark.parametrize("command", ["webcam", "video"])
 def test_a_clip_is_told_in_json(command, handmesh, model_file, photos):
     if command == "video":
