@@ -291,14 +291,14 @@ def _plan(
                 raise ImageError(f"Nothing matches {argument}.")
             images += [(match, Path(match.stem)) for match in matches]
     images = list(dict.fromkeys(images))
-    taken: set[Path] = set()
+    taken: set[str] = set()  # in one case: some systems' files are the same whatever their names' letters
     plan = []
     for image, stem in images:
         free, number = stem, 1
-        while free in taken:  # the same name in two places, or with two suffixes
+        while str(free).casefold() in taken:  # the same name in two places, or with two suffixes
             number += 1
             free = stem.with_name(f"{stem.name}_{number}")
-        taken.add(free)
+        taken.add(str(free).casefold())
         plan.append((image, [out / free.with_name(f"{free.name}.{format}") for format in formats]))
     photos = {os.path.realpath(image) for image, _ in images}  # Path.resolve raises for a link to itself
     for _, targets in plan:
