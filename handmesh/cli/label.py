@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handmesh.cli.shell import IMAGE_SUFFIXES, ModelOption, progress_bar, say
+from handmesh.cli.shell import IMAGE_SUFFIXES, ModelOption, error_console, progress_bar, say
 from handmesh.errors import ConfigError, DataError, ImageError
 
 if TYPE_CHECKING:
@@ -143,7 +143,9 @@ def _hands_in_photos(paths: list[Path], max_hands: int) -> Iterator[tuple[Path, 
 
     teacher = MediaPipeHands(max_hands)
     for path in paths:
-        photos = photos_in(path, recursive=True)[0] if path.is_dir() else [path]
+        photos, left_out = photos_in(path, recursive=True) if path.is_dir() else ([path], "")
+        if left_out:
+            say(f"{path}: {left_out}", to=error_console)
         if not photos:
             raise ImageError(f"No images in {path}.")
         for photo in photos:

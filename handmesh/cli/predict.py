@@ -158,11 +158,11 @@ def predict(
     remarks: list[str] = []
     jobs = list(_shard(_plan(images, out, formats, remarks), shard))
     for remark in remarks:
-        (error_console if json else console).print(remark)
+        say(remark, to=error_console if json else console)
     if skip_existing:
         jobs = [job for job in jobs if not all(path.exists() for path in job[1])]
         if not jobs:
-            (error_console if json else console).print("Nothing to do: all results are there.")
+            say("Nothing to do: all results are there.", to=error_console if json else console)
             return
 
     from handmesh.detect import open_detector

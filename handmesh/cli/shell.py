@@ -95,9 +95,12 @@ BoxOption = Annotated[
 ]
 
 
-def say(text: str, *, above: Progress | None = None) -> None:
-    """Plain, in one line: no markup, no colours, no line breaks within a path. In a terminal, above a progress bar."""
-    to = above.console if above is not None and console.is_terminal else console
+def say(text: str, *, above: Progress | None = None, to: Console | None = None) -> None:
+    """Plain, in one line: no markup, no colours, no line breaks within a path. In a terminal, above a progress bar.
+
+    `to`: standard output, or else.
+    """
+    to = to or (above.console if above is not None and console.is_terminal else console)
     to.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -117,14 +120,14 @@ def say_error(to: Console, message: str) -> None:
 def progress_bar() -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=error_console)
 
 
 def byte_progress_bar() -> Progress:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=error_console)
 
 
@@ -139,7 +142,9 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
         raise ConfigError(
             f"--box {text!r}: wanted four numbers x0,y0,x1,y1 in pixels, for example 120,80,360,330."
         ) from None
-    if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
+    if not all(map(math.isfinite, (x0, y0, x1, y1))):
+        raise ConfigError(f"--box {text!r}: wanted four finite numbers x0,y0,x1,y1 in pixels.")
+    if not (x0 < x1 and y0 < y1):
         raise ConfigError(f"--box {text!r}: the box is empty, wanted x0 < x1 and y0 < y1.")
     return x0, y0, x1, y1
 
@@ -160,6 +165,8 @@ def camera_of(focal: float | None, fov: float | None, size: tuple[int, int]) -> 
         raise ConfigError("--focal and --fov say the same thing in two ways: give one of them.")
     if focal is not None:
         return Intrinsics(focal, focal, (width - 1) / 2, (height - 1) / 2)
+    if fov is not None and not 0 < fov < 180:
+        raise ConfigError(f"--fov {fov:g}: wanted an angle in degrees between 0 and 180.")
     return None if fov is None else Intrinsics.from_fov(math.radians(fov), width, height)
 
 

@@ -238,7 +238,7 @@ def test_boxes_sides_and_lenses_reach_the_result(predict, photos, tmp_path):
     [
         (["--box", "1,2,3"], ["--box '1,2,3'", "four numbers"]),
         (["--box", "5,5,1,9"], ["empty"]),
-        (["--box", "0,0,nan,5"], ["empty"]),
+        (["--box", "0,0,nan,5"], ["finite"]),
         (["--format", "fbx,glb"], ["fbx", "glb, obj"]),
         (["--format", ","], ["nothing"]),
         (["--hand", "both"], ["'both'", "right, left or auto"]),
@@ -246,7 +246,7 @@ def test_boxes_sides_and_lenses_reach_the_result(predict, photos, tmp_path):
         (["--shard", "0/2"], ["0/2"]),
         (["--shard", "²/3"], ["i/n"]),
         (["--focal", "300", "--fov", "60"], ["--focal", "--fov"]),
-        (["--fov", "200"], ["Field of view"]),
+        (["--fov", "200"], ["--fov 200", "degrees"]),
         (["--focal", "-3"], ["focal"]),
         (["--search", "thorough", "--box", "1,2,30,40"], ["--box", "give one of them"]),
         (["--search", "thorough", "--detector", "none"], ["--detector none", "give one of them"]),
@@ -483,6 +483,18 @@ def test_a_set_is_checked_and_scored_in_json(handmesh, model_file, quick_scenes)
     outcome = handmesh("evaluate", "--data", "set", "--model", model_file, "--out", "scores", "--no-report", "--json")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out) == json.loads(Path("scores/scores.json").read_text())
+
+
+def test_brackets_in_a_name_are_no_markup(predict, photos):
+    """What a folder's own name says of it was read as Rich's markup: lost, or a traceback."""
+    for name in ("a [bold] one", "in [/x]"):
+        folder = Path(name)
+        folder.mkdir(parents=True)
+        shutil.copy(photos / "a.jpg", folder)
+        shutil.copy(photos / "notes.txt", folder)
+        outcome = predict(name, "--format", "json")
+        assert outcome.code == 0, outcome.err
+        assert f"{folder}: files of kinds that are not read are left out: 1 (.txt)" in outcome.out
 
 
 @pytest.mark.parametrize("clip", [".", "..", "../photos/trip/.."])
