@@ -41,6 +41,7 @@ Array = Any  # numpy.ndarray | torch.Tensor
 
 # Diagonal of the 36 x 24 mm frame that "35 mm equivalent" refers to (CIPA DCG-001), in millimetres.
 _DIAGONAL_35MM = math.hypot(36.0, 24.0)
+_MAX_PX = 1e9  # of a focal length: beyond it is a mistake, and places in space are no float32 any more
 
 IntrinsicsSource = Literal["given", "field of view", "exif", "default"]
 
@@ -79,10 +80,11 @@ class Intrinsics:
     source: IntrinsicsSource = "given"
 
     def __post_init__(self) -> None:
-        if not (self.fx > 0 and self.fy > 0 and all(map(math.isfinite, (self.fx, self.fy, self.cx, self.cy)))):
+        values = self.fx, self.fy, self.cx, self.cy
+        if not (self.fx > 0 and self.fy > 0 and all(abs(value) < _MAX_PX for value in values)):
             raise ConfigError(
                 f"Camera with focal lengths ({self.fx}, {self.fy}) and principal point ({self.cx}, {self.cy}) px: "
-                "wanted finite numbers and focal lengths above zero."
+                f"wanted numbers below {_MAX_PX:g} and focal lengths above zero."
             )
 
     @classmethod

@@ -524,6 +524,8 @@ FINE = (0, 0, 9, 9)
         ({"intrinsics": np.eye(4)}, r"shape \(4, 4\)"),
         ({"focal": 900, "fov": 1.0}, "give one of them"),
         ({"focal": -5}, "focal lengths above zero"),
+        ({"focal": 1e300}, r"numbers below 1e\+09"),
+        ({"focal": math.nan}, "focal lengths above zero"),
         ({"fov": 60}, "radians between 0 and pi"),
     ],
 )
