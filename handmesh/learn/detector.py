@@ -30,7 +30,7 @@ from handmesh.files.image import read_image
 from handmesh.hand import Handedness
 from handmesh.hand.grid import GridTarget, decode, fitted, in_image
 from handmesh.learn.distributed import Ranks, joined_ranks, parallel
-from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_average
+from handmesh.learn.optimizer import make_optimizer, set_learning_rate, takes_bfloat16, update_average
 from handmesh.learn.run_folder import RunLog, write_run_record
 from handmesh.metrics import match_boxes
 from handmesh.model.bundled import find_model
@@ -135,7 +135,7 @@ def train_detector(
         if ranks.is_main:
             write_run_record(config, directory, ranks.count, {"start_from": config.start_from})
         log = RunLog(directory, first, tensorboard=False) if ranks.is_main else None
-        if config.precision == "bfloat16":
+        if takes_bfloat16(config, ranks.device):
             model.train_perceptrons_in_bfloat16()
         network = parallel(model, ranks)
         model.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
@@ -9,6 +10,19 @@ from torch import Tensor, nn
 
 from handmesh.config.detector import DetectorConfig
 from handmesh.config.train import TrainConfig
+from handmesh.runtime.device import cpu_gains_by_bfloat16
+
+logger = logging.getLogger(__name__)
+
+
+def takes_bfloat16(config: TrainConfig | DetectorConfig, device: torch.device) -> bool:
+    """Whether the run computes in bfloat16: as it is set, but for a CPU that is slower in it than in float32."""
+    if config.precision != "bfloat16":
+        return False
+    if device.type == "cpu" and not cpu_gains_by_bfloat16():
+        logger.warning("precision: bfloat16 is slower than float32 on this processor, so float32 is taken.")
+        return False
+    return True
 
 
 def make_optimizer(config: TrainConfig | DetectorConfig, *modules: nn.Module) -> torch.optim.Optimizer:

@@ -38,7 +38,7 @@ from handmesh.hand.layer import HandModel
 from handmesh.hand.models import load_hand
 from handmesh.learn.distributed import Ranks, joined_ranks, no_sync, parallel, sync_batch_norms
 from handmesh.learn.losses import distance_sums, hand_loss, label_counts
-from handmesh.learn.optimizer import make_optimizer, set_learning_rate, update_average
+from handmesh.learn.optimizer import make_optimizer, set_learning_rate, takes_bfloat16, update_average
 from handmesh.learn.run_folder import RunLog, describe_inputs, write_json, write_run_record
 from handmesh.learn.targets import make_targets
 from handmesh.learn.trackers import open_tracker
@@ -174,8 +174,8 @@ def train(
                 _report(log, 0, scores, averaged, data)
 
         autocast: AbstractContextManager[Any] = nullcontext()
-        if config.precision == "bfloat16" and device.type == "cpu":
-            model.backbone.train_perceptrons_in_bfloat16()
+        if device.type == "cpu" and config.precision == "bfloat16":
+            model.backbone.train_perceptrons_in_bfloat16(takes_bfloat16(config, device))
         elif config.precision != "float32":
             autocast = torch.autocast(device.type, getattr(torch, config.precision))
         scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")

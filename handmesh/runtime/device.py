@@ -6,6 +6,8 @@ import importlib.util
 import os
 import platform
 import sys
+import time
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +32,28 @@ def best_device() -> Literal["cpu", "cuda", "mps"]:
         if torch.backends.mps.is_available():
             return "mps"
     return "cpu"
+
+
+@cache
+def cpu_gains_by_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 (AVX512-BF16, AMX, Arm's BF16), so that torch gains by it.
+
+    Measured on a perceptron's product, for no interface of torch's says it. Where a processor does not, it takes up to
+    70 times as long as in float32 (AVX2).
+    """
+    import torch
+
+    cells, weights = torch.ones(512, 128), torch.ones(128, 384)
+
+    def seconds(kind: torch.dtype) -> float:
+        first, second, times = cells.to(kind), weights.to(kind), []
+        for _ in range(4):  # the first is for the kernel's making
+            started = time.perf_counter()
+            torch.mm(first, second)
+            times.append(time.perf_counter() - started)
+        return min(times[1:])
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
 def _nvidia_driver() -> bool:

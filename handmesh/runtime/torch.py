@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from handmesh.errors import ConfigError
 from handmesh.hand import HandOutput
 from handmesh.model.file import hand_of
-from handmesh.runtime.device import Device, Precision, best_device
+from handmesh.runtime.device import Device, Precision, best_device, cpu_gains_by_bfloat16
 from handmesh.system.extras import extra
 
 # A CUDA graph is captured for each of these batch sizes; a batch in between is filled up, a larger one cut.
@@ -58,6 +58,8 @@ class TorchEngine:
             precision = "float16" if self._device.type == "cuda" else "float32"
         if precision == "float16" and self._device.type == "cpu":
             raise ConfigError("torch on a CPU computes in float32 or bfloat16, not in float16.")
+        if precision == "bfloat16" and self._device.type == "cpu" and not cpu_gains_by_bfloat16():
+            raise ConfigError("This processor does not multiply bfloat16: take float32.")
         self._half = None if precision == "float32" else getattr(torch, precision)
         self._graphs: dict[int, Any] = {}
         self._lock = threading.Lock()  # a captured graph has one place for its input

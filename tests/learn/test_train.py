@@ -34,7 +34,7 @@ from handmesh.learn.targets import complete_targets
 from handmesh.learn.train import _check_precision, build_network, count_steps, start_weights, train
 from handmesh.learn.validation import relative_error, validate
 from handmesh.model.checkpoint import load_latest_state, load_model, save_model, save_state
-from handmesh.model.fastvit import build_backbone
+from handmesh.model.fastvit import FastViT, build_backbone
 from handmesh.model.network import DenseHead, HandMeshNet
 from handmesh.model.pretrained import add_backbone_weights
 
@@ -110,6 +110,19 @@ def test_bfloat16_is_refused_by_cards_that_have_none(tiny_config, monkeypatch):
         with pytest.raises(ConfigError, match=says) if refused else nullcontext():
             _check_precision(tiny_config(precision="bfloat16"), torch.device("cuda"))
         _check_precision(tiny_config(precision="float16"), torch.device("cuda"))
+
+
+@pytest.mark.parametrize("gains", [True, False])
+def test_bfloat16_gives_way_to_float32_on_processors_that_are_slower_in_it(
+    tiny_config, tmp_path, monkeypatch, caplog, gains
+):
+    """The recipes ask for it; a laptop with AVX2 alone would take 70 times as long for each product."""
+    taken = []
+    monkeypatch.setattr("handmesh.learn.optimizer.cpu_gains_by_bfloat16", lambda: gains)
+    monkeypatch.setattr(FastViT, "train_perceptrons_in_bfloat16", lambda _, enabled: taken.append(enabled))
+    train(tiny_config(steps=1, evaluate_every=1, precision="bfloat16"), tmp_path / "run")
+    assert taken == [gains]
+    assert ("bfloat16 is slower than float32 on this processor" in caplog.text) is not gains
 
 
 @pytest.mark.filterwarnings("error")

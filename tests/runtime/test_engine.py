@@ -200,7 +200,10 @@ def test_a_cpu_gets_onnxruntime_unless_told_otherwise(model_file, monkeypatch):
     assert isinstance(open_engine(model_file, engine="torch"), TorchEngine)
 
 
-def test_what_an_engine_cannot_do_is_refused(model_file):
+def test_what_an_engine_cannot_do_is_refused(model_file, monkeypatch):
+    monkeypatch.setattr("handmesh.runtime.torch.cpu_gains_by_bfloat16", lambda: False)
+    with pytest.raises(ConfigError, match="does not multiply bfloat16: take float32"):
+        open_engine(model_file, "cpu", engine="torch", precision="bfloat16")
     with pytest.raises(ConfigError, match=r"onnx engine computes in float32, not in bfloat16"):
         open_engine(model_file, "cpu", precision="bfloat16")
     with pytest.raises(ConfigError, match="not in float16"):
