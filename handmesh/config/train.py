@@ -44,8 +44,9 @@ class TrainConfig(Settings):
     # Optional easy start: this share of the steps runs at a lower resolution (fewer pixels, more samples per second).
     low_resolution: int | None = Field(default=None, ge=64, multiple_of=32)
     low_resolution_share: float = Field(default=0.0, ge=0, lt=1)  # of the steps; 0: none
-    # bfloat16: autocast on a GPU; on a CPU the backbone's perceptrons alone, because nothing else gains there. float16:
-    # autocast with a scaled loss, for GPUs before Ampere, which have no bfloat16 (the paper's RTX 2080 Ti; V100, T4).
+    # bfloat16: autocast on a GPU; on a CPU that multiplies it the backbone's perceptrons alone, because nothing else
+    # gains. float16: autocast with a scaled loss, for GPUs before Ampere, which have no bfloat16 (the paper's RTX 2080
+    # Ti; V100, T4).
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False  # torch.compile: minutes at the start, fewer of them later; worth it for hours on a GPU
     threads: int = Field(default=1, ge=1, le=MAX_THREADS)  # torch intra-op threads on a CPU
