@@ -46,6 +46,9 @@ OnePhoto = ImageSource | Photo | LargePhoto
 # docs/explain/bundled_model.md).
 BOX_MARGIN = 1.5
 SECOND_PASS_MARGIN, LATER_PASS_MARGIN = 1.8, 1.5
+# A second look at what a detector found is closer: its box may have taken in another hand, or a part of this one
+# (measured: the detector's card).
+SECOND_LOOK_MARGIN = 1.3
 # Where the handedness is to be found, so many passes show the hand as a right and as a left one; the likelier goes on.
 HANDEDNESS_PASSES = 2
 # Without a box, a hand with a lower score is none: measured in the detector's card.
@@ -55,7 +58,7 @@ MAX_HANDS = 10
 # what is no hand by this score.
 CERTAIN_SIDE, PLAUSIBLE = 0.85, 0.15
 # Between these scores it is open whether there is a hand: it is looked at once more (the detector's card).
-OPEN = (0.05, 0.9)
+OPEN = (0.02, 0.9)
 # Detector and network look at the same pixels: two opinions on a side count for this much of independent ones.
 _INDEPENDENCE = 0.8
 # That there is a hand: what the detector's log-odds count for, the network's, and how much more is asked. Fitted to
@@ -295,7 +298,7 @@ class Predictor:
     ) -> list[_CropAnswer]:
         """The answers; where one leaves it open whether there is a hand, the more confident of it and a second one.
 
-        That sees the crop turned as the first one says that the hand points.
+        That sees what the first one took for the hand, closer, and turned as it says that the hand points.
         """
         answers = list(answers)
         scores = [_joined(item, answer.score) for item, answer in zip(found, answers, strict=True)]
@@ -304,7 +307,7 @@ class Predictor:
         for row, index in enumerate(again):
             answer = answers[index]
             points = _keypoints_image(answer.output, answer.row, answer.query.crop)
-            crop = replace(answer.query.crop, rotation=upright_rotation(points))
+            crop = self._closer(answer.query.crop, points, photo.size, SECOND_LOOK_MARGIN)
             queries.append(replace(answer.query, hand=row, crop=crop))
         seen = self._refine(photo, queries, True, 1) if queries else []
         for index, second in zip(again, seen, strict=True):

@@ -972,7 +972,7 @@ class UprightEngine(MarkerEngine):
 
 @pytest.mark.parametrize(("otherwise", "crops"), [(0.6, 2), (0.97, 1), (0.01, 1)])
 def test_where_it_is_open_whether_there_is_a_hand_a_second_look_decides(otherwise, crops):
-    """Turned as the first look says that the hand points; none where there surely is a hand, or surely none."""
+    """Closer, and turned as the first look says that the hand points; none where there surely is a hand, or none."""
     engine = UprightEngine(heads=True)
     engine.otherwise = otherwise
     wrongly_turned = found(90, 170, "right", 0.8, rotation=0.4, handedness_score=0.95, is_probability=True)
@@ -980,6 +980,8 @@ def test_where_it_is_open_whether_there_is_a_hand_a_second_look_decides(otherwis
     assert engine.crop_count == crops
     assert (hand.score > 0.9) == (otherwise > 0.1)
     np.testing.assert_allclose(hand.keypoints_image()[WRIST], (90, 170), atol=1.5)
+    looked_at = 1.5 * 110 if crops == 1 else 1.3 * np.ptp(hand.keypoints_image(), axis=0).max()
+    assert hand.crop.size == pytest.approx(looked_at, rel=0.02)
 
 
 def test_a_side_that_the_detector_mistakes_is_mended_by_the_network():
