@@ -48,7 +48,7 @@ BOX_MARGIN = 1.5
 SECOND_PASS_MARGIN, LATER_PASS_MARGIN = 1.8, 1.5
 # A second look at what a detector found is closer: its box may have taken in another hand, or a part of this one
 # (measured: the detector's card).
-SECOND_LOOK_MARGIN = 1.3
+SECOND_LOOK_MARGIN = 1.45
 # Where the handedness is to be found, so many passes show the hand as a right and as a left one; the likelier goes on.
 HANDEDNESS_PASSES = 2
 # Without a box, a hand with a lower score is none: measured in the detector's card.
