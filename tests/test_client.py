@@ -47,12 +47,14 @@ def test_a_photo_is_answered_with_its_hand(client, tmp_path):
         client.hands(tmp_path / "photo.jpg"),
         client.hands(photo(), encoding="numbers"),
         client.hands(photo(), box=[(40, 30, 210, 200)], hand="right", focal=300),
+        client.hands(read_image(photo())),
     ]
     for answer in answers:
         (hand,) = answer.hands
         assert hand.array("keypoints_px")[0] == pytest.approx(DOT, abs=1.5)
         assert hand.array("vertices").shape == (778, 3)
-    np.testing.assert_allclose(*(one.hands[0].array("vertices") for one in answers[:2]), atol=1e-6)
+    for other in (answers[1], answers[3]):
+        np.testing.assert_allclose(*(one.hands[0].array("vertices") for one in (answers[0], other)), atol=1e-6)
     assert answers[2].hands[0].intrinsics_source == "given"
     assert client.rendered(photo(), "model/gltf-binary").startswith(b"glTF")
     assert client.model().name == "given"
@@ -220,11 +222,13 @@ def test_a_batch_that_is_cut_off_is_no_whole_one():
 def test_a_batch_comes_back_under_its_own_names(client, tmp_path):
     (tmp_path / ".hidden.jpg").write_bytes(photo())
     (tmp_path / "b.txt").write_bytes(b"no photo")
-    lines = {line.index: line for line in client.batch([tmp_path / ".hidden.jpg", tmp_path / "b.txt", photo()])}
-    assert [(lines[index].name, lines[index].status) for index in range(3)] == [
+    photos = [tmp_path / ".hidden.jpg", tmp_path / "b.txt", photo(), read_image(photo())]
+    lines = {line.index: line for line in client.batch(photos)}
+    assert [(lines[index].name, lines[index].status) for index in range(4)] == [
         (".hidden.jpg", 200),
         ("b.txt", 415),
         ("2", 200),
+        ("3", 200),
     ]
     assert lines[2].answer.hands[0].array("joints").shape == (21, 3)
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:

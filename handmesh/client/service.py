@@ -20,9 +20,10 @@ from handmesh_server.schemas import BatchEnd, BatchLine, HandsAnswer, Job, Model
 from handmesh.client.http import Connection, ServiceError
 from handmesh.client.live import LiveStream
 from handmesh.errors import ImageError
+from handmesh.files.image import ImageSource, encode_image, read_image
 from handmesh.system.atomic import written_atomically
 
-Photo = str | os.PathLike[str] | bytes
+Photo = ImageSource
 
 _POLL_SECONDS: Final = 0.5
 
@@ -54,7 +55,10 @@ class Client:
         return Connection(self._url, self._token, **self._settings)
 
     def hands(self, photo: Photo, **query: Any) -> HandsAnswer:
-        """The hands of a photo, a path or the bytes of a file. Raises ImageError when there is no such file."""
+        """The hands of a photo: a path, the bytes of a file, (H, W, 3) uint8 RGB, or a PIL image, as for `read_photo`.
+
+        Raises ImageError when there is no such file, and for what is no picture.
+        """
         query = {"encoding": "base64", **query}
         return HandsAnswer.model_validate_json(self._posted(photo, query, "application/json"))
 
@@ -151,7 +155,7 @@ class Client:
         self.close()
 
     def _posted(self, photo: Photo, query: dict[str, Any], media_type: str) -> bytes:
-        body = photo if isinstance(photo, bytes) else _content(Path(photo))
+        body = _content(photo)
         headers = {"Accept": media_type, "Content-Type": "application/octet-stream"}
         return self._connection.content("POST", _path("/v1/hands", query), body, headers)
 
@@ -193,9 +197,14 @@ def _opened(path: Path) -> IO[bytes]:
         raise ImageError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def _content(path: Path) -> bytes:
-    with _opened(path) as file:
-        return file.read()
+def _content(photo: Photo) -> bytes:
+    """A file's bytes as they are; of pixels a PNG, which loses nothing."""
+    if isinstance(photo, str | os.PathLike):
+        with _opened(Path(photo)) as file:
+            return file.read()
+    if isinstance(photo, bytes | bytearray | memoryview):
+        return bytes(photo)
+    return encode_image(read_image(photo))
 
 
 def _pack(photos: Iterable[Photo], file: IO[bytes]) -> list[str]:
@@ -203,7 +212,7 @@ def _pack(photos: Iterable[Photo], file: IO[bytes]) -> list[str]:
     names = []
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for index, photo in enumerate(photos):
-            archive.writestr(str(index), photo if isinstance(photo, bytes) else _content(Path(photo)))
-            names.append(str(index) if isinstance(photo, bytes) else Path(photo).name)
+            archive.writestr(str(index), _content(photo))
+            names.append(Path(photo).name if isinstance(photo, str | os.PathLike) else str(index))
     file.flush()
     return names
