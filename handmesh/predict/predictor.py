@@ -274,7 +274,7 @@ class Predictor:
         if one_pass and self.predicts_confidence:
             answers = self._second_look(photo, answers, found)
         if side == AUTO:
-            answers = self._with_sides(photo, answers, found)
+            answers = self._with_sides(photo, answers, found, crops)
         answers = [
             replace(answer, score=_joined(item, answer.score))
             if self.predicts_confidence
@@ -296,7 +296,7 @@ class Predictor:
     def _second_look(
         self, photo: Photo | LargePhoto, answers: list[_CropAnswer], found: Sequence[Detection]
     ) -> list[_CropAnswer]:
-        """The answers; where one leaves it open whether there is a hand, the more confident of it and a second one.
+        """The answers; where one leaves it open whether there is a hand, the likelier of it and a second one.
 
         That sees what the first one took for the hand, closer, and turned as it says that the hand points.
         """
@@ -310,17 +310,31 @@ class Predictor:
             crop = self._closer(answer.query.crop, points, photo.size, SECOND_LOOK_MARGIN)
             queries.append(replace(answer.query, hand=row, crop=crop))
         seen = self._refine(photo, queries, True, 1) if queries else []
-        for index, second in zip(again, seen, strict=True):
-            answers[index] = max(answers[index], second, key=attrgetter("score"))
+        both = self._fitted([*(answers[index] for index in again), *seen])
+        for row, index in enumerate(again):
+            first, second = (self._likelihood(found[index], one) for one in (both[row], both[row + len(again)]))
+            if second > first:
+                answers[index] = seen[row]
         return answers
 
+    def _likelihood(self, item: Detection, answer: _CropAnswer) -> float:
+        """That there is a hand, as detector and network say, and that no finger of it is lost."""
+        score = _joined(item, answer.score)
+        if not self.predicts_joint_confidence:
+            return score
+        return _with_fingers(score, answer.output.joint_confidence[answer.row])
+
     def _with_sides(
-        self, photo: Photo | LargePhoto, answers: list[_CropAnswer], found: Sequence[Detection]
+        self,
+        photo: Photo | LargePhoto,
+        answers: list[_CropAnswer],
+        found: Sequence[Detection],
+        crops: Sequence[CropTransform],
     ) -> list[_CropAnswer]:
         """The answers with how their sides are known: what the detector said, until the network finds it unlikely.
 
         Where both together are not certain, the network sees the hand as one of the other side, too; the likelier one
-        stays.
+        stays. It is shown the detector's crop, for the wrong side's answer may have led closer to a part of the hand.
         """
         answers, doubted = list(answers), []
         said = [
@@ -337,16 +351,11 @@ class Predictor:
                 doubted.append(index)
         if not doubted:
             return answers
-        queries = [answers[index].query for index in doubted]
-        mirrored = [
-            replace(
-                query,
-                hand=row,
-                handedness=query.handedness.other,
-                crop=replace(query.crop, mirror=not query.crop.mirror),
-            )
-            for row, query in enumerate(queries)
-        ]
+        mirrored = []
+        for row, index in enumerate(doubted):
+            query = answers[index].query
+            crop = replace(crops[index], rotation=query.crop.rotation, mirror=not query.crop.mirror)
+            mirrored.append(replace(query, hand=row, handedness=query.handedness.other, crop=crop))
         for index, other in zip(doubted, self._refine(photo, mirrored, True, 1), strict=True):
             odds = _INDEPENDENCE * (said[index] + (self._side_odds(answers[index]) - self._side_odds(other)) / 2)
             likelier = answers[index] if odds >= 0 else other
@@ -457,11 +466,15 @@ class Predictor:
     def _predictions(
         self, answers: Sequence[_CropAnswer], sources: Sequence[Source], cameras: Sequence[Intrinsics]
     ) -> list[HandPrediction]:
-        if self.refines and answers:
-            rows = zip(*([values[one.row] for values in one.output] for one in answers), strict=True)
-            output = refined(HandOutput(*map(np.stack, rows)), self.engine.hand)
-            answers = [replace(answer, output=output, row=row) for row, answer in enumerate(answers)]
-        return [self._prediction(*hand) for hand in zip(answers, sources, cameras, strict=True)]
+        return [self._prediction(*hand) for hand in zip(self._fitted(answers), sources, cameras, strict=True)]
+
+    def _fitted(self, answers: Sequence[_CropAnswer]) -> Sequence[_CropAnswer]:
+        """The answers, brought to where the network sees the joints, if it says that."""
+        if not (self.refines and answers):
+            return answers
+        rows = zip(*([values[one.row] for values in one.output] for one in answers), strict=True)
+        output = refined(HandOutput(*map(np.stack, rows)), self.engine.hand)
+        return [replace(answer, output=output, row=row) for row, answer in enumerate(answers)]
 
     def _prediction(self, answer: _CropAnswer, source: Source, intrinsics: Intrinsics) -> HandPrediction:
         output, row, query = answer.output, answer.row, answer.query
