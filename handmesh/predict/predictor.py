@@ -296,7 +296,7 @@ class Predictor:
     def _second_look(
         self, photo: Photo | LargePhoto, answers: list[_CropAnswer], found: Sequence[Detection]
     ) -> list[_CropAnswer]:
-        """The answers; where one leaves it open whether there is a hand, the likelier of it and a second one.
+        """The answers; where one leaves it open whether there is a hand, the more confident of it and a second one.
 
         That sees what the first one took for the hand, closer, and turned as it says that the hand points.
         """
@@ -310,19 +310,9 @@ class Predictor:
             crop = self._closer(answer.query.crop, points, photo.size, SECOND_LOOK_MARGIN)
             queries.append(replace(answer.query, hand=row, crop=crop))
         seen = self._refine(photo, queries, True, 1) if queries else []
-        both = self._fitted([*(answers[index] for index in again), *seen])
-        for row, index in enumerate(again):
-            first, second = (self._likelihood(found[index], one) for one in (both[row], both[row + len(again)]))
-            if second > first:
-                answers[index] = seen[row]
+        for index, second in zip(again, seen, strict=True):
+            answers[index] = max(answers[index], second, key=attrgetter("score"))
         return answers
-
-    def _likelihood(self, item: Detection, answer: _CropAnswer) -> float:
-        """That there is a hand, as detector and network say, and that no finger of it is lost."""
-        score = _joined(item, answer.score)
-        if not self.predicts_joint_confidence:
-            return score
-        return _with_fingers(score, answer.output.joint_confidence[answer.row])
 
     def _with_sides(
         self,
@@ -466,15 +456,11 @@ class Predictor:
     def _predictions(
         self, answers: Sequence[_CropAnswer], sources: Sequence[Source], cameras: Sequence[Intrinsics]
     ) -> list[HandPrediction]:
-        return [self._prediction(*hand) for hand in zip(self._fitted(answers), sources, cameras, strict=True)]
-
-    def _fitted(self, answers: Sequence[_CropAnswer]) -> Sequence[_CropAnswer]:
-        """The answers, brought to where the network sees the joints, if it says that."""
-        if not (self.refines and answers):
-            return answers
-        rows = zip(*([values[one.row] for values in one.output] for one in answers), strict=True)
-        output = refined(HandOutput(*map(np.stack, rows)), self.engine.hand)
-        return [replace(answer, output=output, row=row) for row, answer in enumerate(answers)]
+        if self.refines and answers:
+            rows = zip(*([values[one.row] for values in one.output] for one in answers), strict=True)
+            output = refined(HandOutput(*map(np.stack, rows)), self.engine.hand)
+            answers = [replace(answer, output=output, row=row) for row, answer in enumerate(answers)]
+        return [self._prediction(*hand) for hand in zip(answers, sources, cameras, strict=True)]
 
     def _prediction(self, answer: _CropAnswer, source: Source, intrinsics: Intrinsics) -> HandPrediction:
         output, row, query = answer.output, answer.row, answer.query
