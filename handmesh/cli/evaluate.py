@@ -34,7 +34,9 @@ def evaluate(
     margin: Annotated[
         float | None, typer.Option(metavar="X", min=0.5, help="Crop side over the box's, where boxes are used.")
     ] = None,
-    passes: Annotated[int, typer.Option(metavar="N", min=1, help="Crops of each hand under --crop predict.")] = 3,
+    passes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Crops of each hand under --crop predict.  [default: 3]")
+    ] = None,
     tta: Annotated[
         str, typer.Option(metavar="none|small|metro|SCALES:DEGREES", help="Average over scales and rotations.")
     ] = "none",

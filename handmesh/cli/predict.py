@@ -20,6 +20,7 @@ from handmesh.cli.shell import (
     JsonOption,
     ModelOption,
     camera_of,
+    check_finder,
     console,
     error_console,
     parse_box,
@@ -78,8 +79,9 @@ def predict(
     ] = "auto",
     detector: DetectorOption = None,
     max_hands: Annotated[
-        int, typer.Option("--max-hands", metavar="N", min=1, help="Of the hands found, the N most certain.")
-    ] = 10,
+        int | None,
+        typer.Option("--max-hands", metavar="N", min=1, help="Of the hands found, the N most certain.  [default: 10]"),
+    ] = None,
     focal: FocalOption = None,
     fov: FovOption = None,
     passes: Annotated[
@@ -96,7 +98,7 @@ def predict(
     ] = "fast",
     min_score: Annotated[
         float | None,
-        typer.Option(metavar="S", min=0, max=1, help="Without --box, leave out lower scores.  [default: 0.5]"),
+        typer.Option(metavar="S", min=0, max=1, help="Leave out lower scores; not of a --box.  [default: 0.5]"),
     ] = None,
     skeleton: Annotated[bool, typer.Option("--skeleton", help="Draw bones instead of the mesh in pictures.")] = False,
     renderer: Annotated[
@@ -143,8 +145,9 @@ def predict(
     side = parse_hand(hand)
     if search not in ("fast", "thorough"):
         raise ConfigError(f"--search {search!r}: wanted fast or thorough.")
-    if boxes and detector is not None:
-        raise ConfigError("--box and --detector both say where hands are: give one of them.")
+    check_finder(detector, box, max_hands)
+    if boxes and min_score is not None:
+        raise ConfigError("--min-score is of hands that are found; the hand in a --box always comes: give one of them.")
     if search == "thorough" and (boxes or detector == "none"):
         other = "--box says where they are" if boxes else "--detector none that nobody does"
         raise ConfigError(f"--search thorough looks for hands, and {other}: give one of them.")
@@ -167,16 +170,17 @@ def predict(
 
     from handmesh.detect import open_detector
     from handmesh.files.image import encode_image, open_photo
-    from handmesh.predict import MIN_SCORE, load_predictor, overlay_hands, save_hands
+    from handmesh.predict import MAX_HANDS, MIN_SCORE, load_predictor, overlay_hands, save_hands
     from handmesh.system.atomic import write_atomically
     from handmesh.system.cpus import default_threads
 
     lowest = MIN_SCORE if min_score is None else min_score
+    most = max_hands or MAX_HANDS
     # One photo has all threads; of many, each has one: threads that share a photo wait for each other.
     threads = threads or default_threads()
     workers = min(threads, len(jobs))
     each = threads if workers == 1 else 1
-    finder = open_detector(detector or "handmesh", max_hands, threads=each)
+    finder = open_detector(detector or "handmesh", most, threads=each)
     predictor = load_predictor(model, detector=finder, passes=passes, threads=each)
 
     def picture(image: NDArray[np.uint8], hands: Sequence[HandPrediction]) -> NDArray[np.uint8]:
@@ -198,7 +202,7 @@ def predict(
                 intrinsics=camera_of(focal, fov, photo.size),
                 search="thorough" if search == "thorough" else "fast",
                 min_score=lowest,
-                max_hands=max_hands,
+                max_hands=most,
             )
             for target in targets:
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -86,8 +86,8 @@ DetectorOption = Annotated[
     ),
 ]
 MaxHandsOption = Annotated[
-    int,
-    typer.Option("--max-hands", metavar="N", min=1, help="At most so many hands."),
+    int | None,
+    typer.Option("--max-hands", metavar="N", min=1, help="At most so many hands.  [default: 2]"),
 ]
 SmoothOption = Annotated[float, typer.Option(metavar="STRENGTH", help="0 not at all, 1 normal, 2 twice as steady.")]
 BoxOption = Annotated[
@@ -181,13 +181,23 @@ def parse_smoothing(strength: float) -> Smoothing | None:
     return None if strength == 0 else Smoothing.of_strength(strength)
 
 
-def hand_finder(detector: str | None, box: list[str] | None, max_hands: int) -> tuple[Detector | None, int]:
-    """Who finds hands, and how many there can be."""
-    from handmesh.detect import GivenBoxes, open_detector
+def check_finder(detector: str | None, box: list[str] | None, max_hands: int | None) -> None:
+    """Raises ConfigError where one of --box, --detector and --max-hands would be ignored."""
+    if box and detector is not None:
+        raise ConfigError("--box and --detector both say where hands are: give one of them.")
+    if max_hands is not None and (box or detector == "none"):
+        other = "--box gives one hand for each box" if box else "--detector none takes the picture for one hand's"
+        raise ConfigError(f"--max-hands is of hands that are found, and {other}: give one of them.")
 
+
+def hand_finder(detector: str | None, box: list[str] | None, max_hands: int | None) -> tuple[Detector | None, int]:
+    """Who finds hands, and how many there can be. Raises what `check_finder` and `open_detector` raise."""
+    from handmesh.detect import GivenBoxes, open_detector
+    from handmesh.motion.track import Tracking
+
+    check_finder(detector, box, max_hands)
     if box:
-        if detector is not None:
-            raise ConfigError("--box and --detector both say where hands are: give one of them.")
         return GivenBoxes([parse_box(text) for text in box]), len(box)  # of the side that the tracker is told
-    found = open_detector(detector or "handmesh", max_hands)
-    return found, max_hands if found is not None else 1
+    most = max_hands or Tracking.max_hands
+    found = open_detector(detector or "handmesh", most)
+    return found, most if found is not None else 1

@@ -45,7 +45,7 @@ def video(
     hand: HandOption = "auto",
     detector: DetectorOption = None,
     box: BoxOption = None,
-    max_hands: MaxHandsOption = 2,
+    max_hands: MaxHandsOption = None,
     smooth: SmoothOption = 1.0,
     overlay: Annotated[bool, typer.Option(help="Write overlay.mp4.")] = True,
     codec: Annotated[

@@ -17,6 +17,7 @@ from handmesh.cli.shell import (
     MaxHandsOption,
     ModelOption,
     SmoothOption,
+    check_finder,
     console,
     hand_finder,
     parse_hand,
@@ -40,7 +41,7 @@ def webcam(
         bool,
         typer.Option("--guide", help="Wait for a hand in a square in the middle, instead of searching everywhere."),
     ] = False,
-    max_hands: MaxHandsOption = 2,
+    max_hands: MaxHandsOption = None,
     smooth: SmoothOption = 1.0,
     skeleton: Annotated[bool, typer.Option("--skeleton", help="Start with bones instead of the mesh.")] = False,
     mirror: Annotated[bool | None, typer.Option(help="Show as in a mirror; default: for cameras.")] = None,
@@ -79,6 +80,9 @@ def webcam(
         raise ConfigError("--benchmark goes with --headless: a window's own pace would be measured.")
     if guide and (box or detector is not None):
         raise ConfigError("--guide says where to look, as --box and --detector do: give one of them.")
+    if guide and max_hands is not None:
+        raise ConfigError("--guide waits for one hand, --max-hands is of hands that are found: give one of them.")
+    check_finder(detector, box, max_hands)
     if json and not headless:
         raise ConfigError("--json goes with --headless: a window says nothing to a script.")
     side = parse_hand(hand)

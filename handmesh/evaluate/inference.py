@@ -113,15 +113,15 @@ def predict_set(
     *,
     margin: float | None = None,
     views: Views = SINGLE,
-    passes: int = 3,
+    passes: int | None = None,
     progress: Progress | None = None,
 ) -> ModelAnswers:
     """Run a model over a test set under a protocol of PROTOCOL_NAMES.
 
     `margin`: crop side over the box's longer side, for the box protocols and "predict"; None for the protocol's own.
-    `passes` of protocol "predict", as of `Predictor`. `views` are of the last crop. Raises DataError for an unknown
-    protocol or a set that has no boxes, ImageError for an image that cannot be read, ConfigError for views with
-    protocol "predict".
+    `passes` of protocol "predict", as of `Predictor`; None: 3. `views` are of the last crop of the others. Raises
+    DataError for an unknown protocol or a set that has no boxes, ImageError for an image that cannot be read,
+    ConfigError for what the protocol would ignore.
     """
     if protocol not in PROTOCOL_NAMES:
         raise DataError(f"Protocol {protocol!r}: wanted one of {', '.join(PROTOCOL_NAMES)}.")
@@ -131,10 +131,17 @@ def predict_set(
     vertices = np.empty((count, len(engine.hand.v_template), 3))
     first_joints, first_vertices = np.empty_like(joints), np.empty_like(vertices)
     twice = protocol in TWO_ITERATIONS
+    if passes is not None and protocol != PREDICT:
+        raise ConfigError(
+            f'Protocol "{protocol}" says itself how often a hand is looked at: passes go with protocol "{PREDICT}".'
+        )
+    if margin is not None and protocol in (FRAME.name, METRO.name):
+        raise ConfigError(f'Protocol "{protocol}" has no box: a margin goes with the box protocols and "{PREDICT}".')
+    if protocol == PREDICT and views is not SINGLE:
+        raise ConfigError('Protocol "predict" chooses its own crops: test-time augmentation goes with the others.')
+    passes = 3 if passes is None else passes
     predictor = Predictor(engine, passes=passes, margin=BOX_MARGIN if margin is None else margin)
     if protocol == PREDICT:
-        if views is not SINGLE:
-            raise ConfigError('Protocol "predict" chooses its own crops: test-time augmentation goes with the others.')
         for index in range(count):
             camera = data.camera(index)
             hands = predictor(

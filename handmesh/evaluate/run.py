@@ -53,7 +53,7 @@ class EvaluationRequest:
     model: str | None = None  # a file or a name; None: the bundled model
     protocol: str | None = None  # None: the one that the model's file names, if the set allows it, else "frame"
     margin: float | None = None
-    passes: int = 3
+    passes: int | None = None  # of protocol "predict"; None: 3
     tta: str = "none"
     limit: int | None = None
     out: Path = Path("evaluation")
@@ -172,8 +172,10 @@ def _check_of_predictions(request: EvaluationRequest) -> None:
     """Nothing is asked of a model, where none is run. Raises ConfigError."""
     if request.limit is not None or request.save_predictions is not None or request.model is not None:
         raise ConfigError("--count, --model and --save-predictions go with --data, where a model is run.")
-    if request.protocol is not None or request.margin is not None or request.tta != "none":
-        raise ConfigError("--crop, --margin and --tta say what a model sees: they go with --data, where one is run.")
+    if (request.protocol, request.margin, request.passes, request.tta) != (None, None, None, "none"):
+        raise ConfigError(
+            "--crop, --margin, --passes and --tta say what a model sees: they go with --data, where one is run."
+        )
 
 
 def _read(

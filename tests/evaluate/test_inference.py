@@ -194,6 +194,10 @@ def test_a_real_network_runs_under_every_protocol(data, model_file):
         predict_set(data, engine, "nonsense")
     with pytest.raises(ConfigError, match="its own crops"):
         predict_set(data, engine, "predict", views=SMALL_VIEWS)
+    with pytest.raises(ConfigError, match=r'"frame" says itself how often .*: passes go with protocol "predict"'):
+        predict_set(data, engine, "frame", passes=3)
+    with pytest.raises(ConfigError, match='"metro" has no box'):
+        predict_set(data, engine, "metro", margin=1.5)
 
 
 # Sets

@@ -431,6 +431,7 @@ FILE = ("--predictions", "pred.json", "--ground-truth", "nowhere")
         ((*FILE, "--model", "handmesh_t8"), "go with --data"),
         ((*FILE, "--crop", "box"), "go with --data"),
         ((*FILE, "--margin", "1.5"), "go with --data"),
+        ((*FILE, "--passes", "3"), "go with --data"),
         ((*FILE, "--tta", "metro"), "go with --data"),
     ],
 )

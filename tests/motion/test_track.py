@@ -234,7 +234,7 @@ def test_time_does_not_run_backwards():
 
 def test_a_given_box_leaves_the_side_to_the_tracker():
     """In a window with --box, the key for the other hand did nothing: the box had a side of its own."""
-    finder, most = hand_finder(None, ["20,20,300,220"], 1)
+    finder, most = hand_finder(None, ["20,20,300,220"], None)
     tracker = Tracker(Predictor(MarkerEngine()), detector=finder, settings=Tracking(max_hands=most))
     image = draw([hand_at(160, 170, 48)])
     for time, side in enumerate((Handedness.RIGHT, Handedness.LEFT)):
