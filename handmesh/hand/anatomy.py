@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.errors import ConfigError
 from handmesh.geometry.normals import vertex_normals
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import FINGER_NAMES, FINGERTIP_VERTICES, MANO_JOINT_COUNT, MANO_JOINT_NAMES, HandArrays
@@ -110,8 +111,11 @@ def pose_from_angles(hand: HandArrays, angles: Floats) -> Floats:
     """(*B, 16, 3) flexion, abduction, twist in radians -> (*B, 16, 3, 3) parent-relative rotations.
 
     The bone is twisted about itself first, then flexed, then swung sideways. Zero angles give the flat rest pose. The
-    wrist's entry turns the whole hand about the wrist; leave it zero for a pose of the fingers.
+    wrist's entry turns the whole hand about the wrist; leave it zero for a pose of the fingers. Raises ConfigError for
+    what is no hand model, ValueError for angles of another shape.
     """
+    if not isinstance(hand, HandArrays):
+        raise ConfigError(f"The hand is of type {type(hand).__name__}, wanted what load_hand(name, side) gives.")
     angles = np.asarray(angles, float)
     if angles.shape[-2:] != (MANO_JOINT_COUNT, 3):
         raise ValueError(f"angles have shape {angles.shape}, wanted (*B, 16, 3): flexion, abduction, twist per joint")

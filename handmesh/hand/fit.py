@@ -36,8 +36,8 @@ from handmesh.hand.arrays import (
     MANO_JOINT_COUNT,
     VERTEX_COUNT,
     HandArrays,
-    builtin_hand,
 )
+from handmesh.hand.models import hand_arrays
 from handmesh.hand.skeleton import FINGERTIP_VERTICES, JOINTS_FROM_MANO
 from handmesh.system.blas import one_blas_thread
 
@@ -88,10 +88,9 @@ class HandFit(NamedTuple):
     error: Floats  # (*B,) mean of the distances
     cost: Floats  # (*B,) what was minimised, over the number of keypoints: lower is likelier
 
-    def vertices(self, hand: HandArrays | None = None) -> Floats:
-        """(*B, 778, 3) m, of the hand that was fitted."""
-        model = builtin_hand() if hand is None else hand
-        return model.shaped(self.betas).posed(self.pose).vertices
+    def vertices(self, hand: HandArrays | str | None = None) -> Floats:
+        """(*B, 778, 3) m, of the hand that was fitted: `hand` as of `fit_hand`."""
+        return hand_arrays(hand).shaped(self.betas).posed(self.pose).vertices
 
 
 @one_blas_thread()
@@ -101,20 +100,21 @@ def fit_hand(
     *,
     start: FitStart | None = None,
     joints: ArrayLike | None = None,
-    hand: HandArrays | None = None,
+    hand: HandArrays | str | None = None,
     settings: FitSettings | None = None,
 ) -> HandFit:
     """(*B, 21, 2) keypoints -> the hands that are seen there. Not-a-number, or weight 0, is a keypoint not known.
 
     `weights`: (21,) or (*B, 21), from 0 on; those of points that somebody else defines otherwise should be low.
     `start`: where to begin; None tries the hand model's example poses from all sides, with the orientation free.
-    `joints`: (*B, 21, 3) metres in the picture's axes, any origin, as far as known. `hand`: None is the built-in right
-    hand.
+    `joints`: (*B, 21, 3) metres in the picture's axes, any origin, as far as known. `hand`: a hand model, or the
+    name of one, whose right hand is meant; None is the built-in right hand.
 
-    Raises DataError for arrays of other shapes, and for a hand with fewer than four known keypoints.
+    Raises DataError for arrays of other shapes, and for a hand with fewer than four known keypoints; what `load_hand`
+    raises, and ConfigError for what is no hand model.
     """
     settings = FitSettings() if settings is None else settings
-    model = _joint_model(builtin_hand() if hand is None else hand)
+    model = _joint_model(hand_arrays(hand))
     points = _array(keypoints, "keypoints", (JOINT_COUNT, 2))
     batch = points.shape[:-2]
     known = np.isfinite(points).all(axis=-1)

@@ -74,6 +74,18 @@ def load_hand(name: str = "builtin", handedness: Handedness | str = Handedness.R
     return HAND_MODELS[name].load(Handedness.parse(handedness))
 
 
+def hand_arrays(hand: HandArrays | str | None) -> HandArrays:
+    """A hand model, or the right hand of a name; None: the built-in one's.
+
+    Raises what `load_hand` raises, and ConfigError for anything else.
+    """
+    if isinstance(hand, HandArrays):
+        return hand
+    if hand is None or isinstance(hand, str):
+        return load_hand("builtin" if hand is None else hand)
+    raise ConfigError(f"The hand is of type {type(hand).__name__}, wanted a name or what load_hand(name, side) gives.")
+
+
 def hands_at_hand() -> Iterator[tuple[HandModelSource, HandArrays]]:
     """The right hands that can be loaded here, the built-in one first; a damaged one is left out with a warning."""
     for source in HAND_MODELS.values():

@@ -11,8 +11,11 @@ from handmesh.config.model import ModelConfig
 from handmesh.data.check import check
 from handmesh.data.sample import LabelledHand
 from handmesh.doctor import examine
+from handmesh.errors import AssetError, ConfigError
 from handmesh.evaluate.sets import match_hand
 from handmesh.hand import FINGERTIP_VERTICES, VERTEX_COUNT, HandArrays, Handedness, builtin_hand
+from handmesh.hand.anatomy import POSES, pose_from_angles
+from handmesh.hand.fit import fit_hand
 from handmesh.hand.models import HAND_MODELS, HandModelSource, hands_at_hand, load_hand, name_of
 
 
@@ -55,6 +58,24 @@ def test_a_third_hand_is_one_entry(third_hand, monkeypatch, tmp_path):
     assert CliRunner().invoke(app, sheet).exit_code == 0
     rows = [row for row in check(tmp_path / "set") if "MANO parameters" in row.subject]
     assert [row.passed for row in rows] == [True, True], rows
+
+
+def test_a_hand_is_given_by_its_name_or_as_it_is(third_hand, monkeypatch, tmp_path):
+    """`fit_hand(keypoints, hand="builtin")` ended in AttributeError."""
+    monkeypatch.setenv("HANDMESH_MANO_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"The hand is of type str, wanted what load_hand\(name, side\) gives"):
+        pose_from_angles("shuffled", POSES["pinch"])
+    keypoints = third_hand.shaped().posed(pose_from_angles(third_hand, POSES["pinch"])).joints[:, :2] * 1000
+    fit = fit_hand(keypoints, hand="shuffled")
+    np.testing.assert_array_equal(fit.pose, fit_hand(keypoints, hand=third_hand).pose)
+    np.testing.assert_array_equal(fit.vertices("shuffled"), fit.vertices(third_hand))
+    assert (fit.vertices() != fit.vertices("shuffled")).any()
+    with pytest.raises(ConfigError, match="Hand model 'left': wanted builtin or mano"):
+        fit_hand(keypoints, hand="left")
+    with pytest.raises(ConfigError, match="The hand is of type ndarray, wanted a name or what load_hand"):
+        fit_hand(keypoints, hand=keypoints)
+    with pytest.raises(AssetError, match="MANO"):
+        fit_hand(keypoints, hand="mano")
 
 
 def test_a_hand_that_nobody_knows_is_named_in_the_settings():
