@@ -59,6 +59,7 @@ def record_of(id: int, hand: HandPrediction, models: Mapping[Handedness, HandArr
         "id": id,
         "handedness": str(hand.handedness),
         "score": round(hand.score, 4),
+        **({} if hand.joint_scores is None else {"joint_scores": _rounded(hand.joint_scores, 4)}),
         "source": hand.source,
         "box_px": _rounded(hand.box, 3),
         "pose": _rounded(vector_from_matrix(pose), 6),
@@ -83,13 +84,14 @@ def hand_of(
     pose[0] = intrinsics.virtual_camera_rotation(crop.center) @ pose[0]
     betas = np.array(record["betas"], np.float32)
     posed = models[side].shaped(betas).posed(pose)
+    joint_scores = record.get("joint_scores")
     x0, y0, x1, y1 = record["box_px"]
     return HandPrediction(
         handedness=side,
         handedness_source="given",
         handedness_score=1.0,
         score=record["score"],
-        joint_scores=None,
+        joint_scores=None if joint_scores is None else np.array(joint_scores, np.float32),
         box=(x0, y0, x1, y1),
         crop=crop,
         camera=WeakPerspectiveCamera(

@@ -17,7 +17,7 @@ from handmesh.files.image import encode_image
 from handmesh.files.video import ClipSource, FolderSource, Frame
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.rotation import matrix_from_vector
-from handmesh.hand import Handedness, both_sides, builtin_hand
+from handmesh.hand import JOINT_NAMES, Handedness, both_sides, builtin_hand
 from handmesh.motion.clip import VideoOptions, convert_clip, follow_video
 from handmesh.motion.follow import HandFollower
 from handmesh.motion.log import hand_of, read_frames, read_header, read_tracks, record_of
@@ -97,6 +97,43 @@ def test_a_clip_is_followed_in_python_as_the_command_does(pictures, whole):
         for hand, record in zip(hands.values(), item["hands"], strict=True):
             np.testing.assert_allclose(hand.keypoints_image(), record["keypoints_px"], atol=0.01)
     assert any(hands for _, hands in followed)
+
+
+TIP = JOINT_NAMES.index("index_tip")
+
+
+class DoubtfulEngine(MarkerEngine):
+    """Takes the index finger's tip for misplaced, and more so from one picture to the next."""
+
+    def __init__(self):
+        super().__init__()
+        self.record["model"]["joint_confidence_head"] = True
+
+    def _answer(self, crop):
+        answer = list(super()._answer(crop))
+        answer[7] = np.where(np.arange(21) == TIP, 0.25 - 0.001 * self.crop_count, 0.9)
+        return tuple(answer)
+
+
+@pytest.mark.parametrize("smoothing", [Smoothing(), None])
+def test_a_followed_finger_that_is_unsure_is_said_and_drawn_paler(smoothing, pictures, tmp_path):
+    """The log had no `joint_scores`, and so the overlay, which is drawn from it, took all joints for sure."""
+    options = VideoOptions(overlay=False, animation=False, smoothing=smoothing)
+    convert_clip(pictures, tmp_path, Predictor(DoubtfulEngine()), options=options)
+    logged = [hand for item in read_frames(tmp_path / "hands.jsonl") for hand in item["hands"]]
+    followed = follow_video(pictures, Predictor(DoubtfulEngine()), smoothing=smoothing)
+    hands = [hand for _, hands in followed for hand in hands.values()]
+    models = both_sides(builtin_hand())
+    assert len(hands) == len(logged) > COUNT // 2
+    for hand, record in zip(hands, logged, strict=True):
+        assert int(hand.joint_scores.argmin()) == TIP
+        np.testing.assert_allclose(record["joint_scores"], hand.joint_scores, atol=1e-4)
+        drawn = hand_of(record, hand.intrinsics, models)
+        assert np.ptp(drawn.mesh.color, axis=0).max() > 50, "it is paler at that finger"
+        np.testing.assert_allclose(drawn.mesh.color, hand.mesh.color, atol=1)
+    assert len({record["joint_scores"][TIP] for record in logged}) > COUNT // 2, "each frame has its own"
+    sure = next(hand for _, hands in follow_video(pictures, Predictor(MarkerEngine())) for hand in hands.values())
+    assert "joint_scores" not in record_of(1, sure, models)
 
 
 def test_a_clip_is_converted_by_its_name(pictures, tmp_path):
