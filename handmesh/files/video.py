@@ -43,7 +43,7 @@ MAX_GAP_SECONDS: Final = 5.0
 _MAX_BAD_FRAMES: Final = 100  # in a row, after which a clip is taken to have ended
 
 _DIGESTED_BYTES = 1_000_000  # at each end of a file
-_COMPARED_FRAMES, _MOST_COMPARED = 5, 250  # to tell whether pictures are decoded at all; where a clip begins still
+_COMPARED_FRAMES, _MOST_COMPARED = 5, 250  # to tell whether pictures are decoded at all; where they are of one colour
 _PROBED_FRAMES = 200  # whose times tell the frame rate
 
 
@@ -553,8 +553,9 @@ class _Deinterlaced:
 def _frames_are_decoded(file: Path) -> bool:
     """Some builds of FFmpeg do not convert interlaced pictures, and OpenCV then hands out memory nobody wrote to.
 
-    Told by pictures that are equal to the last bit though their encoded data say that much changes. A still beginning
-    looks so, too, where each picture is encoded by itself: then it is waited for one that differs.
+    Told by pictures that are equal to the last bit though their encoded data say that much changes. So they do where
+    nothing moves and each picture is encoded by itself. But a picture is the same when it is decoded anew, which memory
+    that nobody wrote to is not, unless it is all zeros: then it is waited for one that differs.
     """
     import cv2
 
@@ -573,10 +574,25 @@ def _frames_are_decoded(file: Path) -> bool:
             # Where nothing moves, an encoded picture says "as before" for each block of 16 x 16, in a few dozen bytes.
             if len(sizes) == _COMPARED_FRAMES and max(sizes) <= max(100, first.shape[0] * first.shape[1] / 1000):
                 return True
+            if len(sizes) == _COMPARED_FRAMES and first.min() < first.max():
+                return _is_decoded_anew(file, first)
     finally:
         capture.release()
         packets.release()
     return False
+
+
+def _is_decoded_anew(file: Path, first: Image) -> bool:
+    """Whether a clip, opened once more, begins with the same picture; the capture that gave it is still open."""
+    # Memory that nobody writes to may hold another copy of the picture: what the allocator will give is filled first.
+    filled = [np.full(first.size, value, np.uint8) for value in range(8)]
+    del filled
+    capture = _open_clip(file)
+    try:
+        done, image = capture.read()
+        return bool(done) and np.array_equal(image, first)
+    finally:
+        capture.release()
 
 
 def _printable(text: str) -> str:

@@ -225,27 +225,46 @@ def test_a_colon_in_a_name_is_no_address(tmp_path, monkeypatch):
 # Clips and folders that people have
 
 
-class Unwritten:
+class OneBuffer:
     """What OpenCV gives for an interlaced clip where FFmpeg does not convert it: one buffer, whatever the packets."""
 
-    def __init__(self, packets):
-        self.packets = packets
+    def __init__(self, buffer, packets):
+        self.buffer, self.packets = buffer, packets
 
     def read(self):
         if self.packets is None:
-            return True, np.zeros((480, 640, 3), np.uint8)
+            return True, self.buffer.copy()
         return (True, np.zeros((1, self.packets.pop(0)), np.uint8)) if self.packets else (False, None)
 
     def release(self):
         pass
 
 
+MUCH_CHANGES, NOTHING_CHANGES = [9000, 900, 700, 30, 500, 800], [9000, 36, 30, 32, 31, 30]
+
+
 @pytest.mark.parametrize(
-    ("sizes", "decoded"), [([9000, 900, 700, 30, 500, 800], False), ([9000, 36, 30, 32, 31, 30], True)]
+    ("sizes", "memory", "decoded"),
+    [
+        pytest.param(MUCH_CHANGES, "other", False, id="interlaced"),
+        pytest.param(MUCH_CHANGES, "zeros", False, id="interlaced, in memory that was never used"),
+        pytest.param(MUCH_CHANGES, "same", True, id="still, of keyframes"),
+        pytest.param(NOTHING_CHANGES, "zeros", True, id="still"),
+    ],
 )
-def test_pictures_that_nobody_decoded_are_found(sizes, decoded, monkeypatch, tmp_path):
-    """An interlaced clip became a video of the process's own memory, exit code 0: "15 frames, a hand in 0"."""
-    monkeypatch.setattr(video, "_open_clip", lambda _, parameters=(): Unwritten(list(sizes) if parameters else None))
+def test_pictures_that_nobody_decoded_are_found(sizes, memory, decoded, monkeypatch, tmp_path):
+    """An interlaced clip became a video of the process's own memory, exit code 0: "15 frames, a hand in 0".
+
+    A clip of keyframes in which nothing moved was taken for one.
+    """
+    rng = np.random.default_rng(0)
+    written = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+
+    def opened(_, parameters=()):
+        buffer = {"other": rng.permutation(written), "zeros": np.zeros_like(written), "same": written}[memory]
+        return OneBuffer(buffer, list(sizes) if parameters else None)
+
+    monkeypatch.setattr(video, "_open_clip", opened)
     assert video._frames_are_decoded(tmp_path / "clip.mts") == decoded
 
 
