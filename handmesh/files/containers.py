@@ -23,6 +23,8 @@ MAX_JPEG_SCANS: Final = 100
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")  # one byte is looked at a time: runs of 0xFF cost no more
 _JPEG_MARKER_IN_SCAN = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # restarts belong to a scan's data
 _JPEG_ALONE = frozenset((0x01, *range(0xD0, 0xDA)))  # without a length: TEM, RST, SOI, EOI
+_JPEG_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # these are tables, and reserved
 _KEPT_SEGMENTS: Final = {  # marker, how it begins: how many are kept
     (0xE0, b"JFIF"): 1,
     (0xE1, b"Exif\0\0"): 4,  # long EXIF goes on in further segments
@@ -42,6 +44,28 @@ def trimmed(encoded: bytes, format: str, name: str) -> bytes:
 def jpeg_without_tail(encoded: bytes) -> bytes:
     """Of a JPEG file that lacks its end marker, all but what may be half of it."""
     return encoded[:-1] if encoded.endswith(b"\xff") else encoded
+
+
+def jpeg_coefficients(encoded: bytes) -> int:
+    """How many coefficients, of two bytes, are held at a time to decode a JPEG file as `trimmed` gives it.
+
+    None (0) where one scan has all components: they are decoded as they come. Else, progressive or one component after
+    the other, those of the whole picture, however small it is decoded.
+    """
+    position, kind, frame = 2, 0, b""
+    while position + 4 < len(encoded) and encoded[position + 1] != 0xDA:
+        end = position + 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
+        if encoded[position + 1] in _JPEG_FRAMES:
+            kind, frame = encoded[position + 1], encoded[position + 4 : end]
+        position = end
+    if position + 4 >= len(encoded) or len(frame) < 9:  # a damaged one: its decoder says so
+        return 0
+    height, width, components = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big"), frame[5]
+    if kind not in _JPEG_PROGRESSIVE and encoded[position + 4] == components:
+        return 0
+    samplings = [(byte >> 4, byte & 15) for byte in frame[7 : 6 + 3 * components : 3]]  # T.81, A.1.1
+    across, down = (max(8, *(8 * sampling[axis] for sampling in samplings)) for axis in (0, 1))
+    return 64 * sum(x * y for x, y in samplings) * -(-width // across) * -(-height // down)
 
 
 def _jpeg(encoded: bytes, name: str) -> bytes:

@@ -29,13 +29,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Union
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.errors import ExportError, ImageError, ImageFormatError, ImageTooLargeError
-from handmesh.files.containers import jpeg_without_tail, trimmed
+from handmesh.files.containers import jpeg_coefficients, jpeg_without_tail, trimmed
 from handmesh.system.extras import install_command
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ImageSource = Union[str, os.PathLike[str], bytes, bytearray, memoryview, NDArray[Any], "PilImage"]
-Decoding = Callable[[int], AbstractContextManager[Any]]
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF"]
 FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC"
 PHOTO_SUFFIXES: Final = (
@@ -74,6 +73,18 @@ class ImageHeader:
     format: ImageFormat
     width: int
     height: int
+    coefficients: int = 0  # of a JPEG, that its decoder holds at a time: `jpeg_coefficients`
+
+
+class Decoding(Protocol):
+    """Whoever sets memory aside for decoding."""
+
+    def __call__(self, pixels: int, decoder_bytes: int, forget: Callable[[], None]) -> AbstractContextManager[Any]:
+        """Entered for as long as so many pixels are decoded, by a decoder that holds so much besides them.
+
+        `forget` lets go of what was decoded of this photo before; what is needed of it again is decoded again.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +119,9 @@ class LargePhoto:
     pixels of the whole photograph all the same. Not for several threads at once.
     """
 
-    def __init__(self, encoded: bytes, name: str, file: PilImage, decoding: Decoding) -> None:
+    def __init__(self, encoded: bytes, name: str, header: ImageHeader, file: PilImage, decoding: Decoding) -> None:
         self._encoded, self._name, self._decoding = encoded, name, decoding
-        self._stored = file.size
+        self._stored, self._coefficients = file.size, header.coefficients
         self._decoded: dict[int, NDArray[np.uint8]] = {}
         self.format: ImageFormat = "JPEG"
         self.orientation, self.focal_35mm = _exif(file, name)
@@ -144,7 +155,9 @@ class LargePhoto:
         """Upright, every pixel for `factor` x `factor` of the photograph's; the last ones for what is left."""
         if factor not in self._decoded:
             wanted = self._stored[0] // factor, self._stored[1] // factor
-            with self._decoding(wanted[0] * wanted[1]):
+            # In full the decoder's part is small beside that of the pixels.
+            decoder_bytes = 2 * self._coefficients if factor > 1 else 0
+            with self._decoding(wanted[0] * wanted[1], decoder_bytes, self._decoded.clear):
                 _, file = _open(self._encoded, self._name, len(self._encoded), self._stored[0] * self._stored[1])
                 rgb = _pixels(file, self._encoded, "JPEG", self._name, wanted)
                 # A kind without such scales.
@@ -191,12 +204,12 @@ def open_photo(
     *,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
-    decoding: Decoding = lambda _: nullcontext(),
+    decoding: Decoding = lambda pixels, decoder_bytes, forget: nullcontext(),
 ) -> Photo | LargePhoto:
     """As `read_photo`, for who needs crops: a large JPEG file is not decoded before they are cut, nor in full.
 
-    `decoding(pixels)` is entered for as long as so many are decoded. Raises ImageError as `read_photo` does; damage to
-    the pixels of a large JPEG, when a crop is cut.
+    `decoding` is asked for memory. Raises ImageError as `read_photo` does; damage to the pixels of a large JPEG, when a
+    crop is cut.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         encoded, name = bytes(source), "The image"
@@ -206,8 +219,8 @@ def open_photo(
         return read_photo(source, max_bytes=max_bytes, max_pixels=max_pixels)
     header, file = _open(encoded, name, max_bytes, max_pixels)
     if header.format == "JPEG" and header.width * header.height >= LARGE_PIXELS:
-        return LargePhoto(encoded, name, file, decoding)
-    with decoding(header.width * header.height):
+        return LargePhoto(encoded, name, header, file, decoding)
+    with decoding(header.width * header.height, 0, lambda: None):
         return _decode(encoded, name, max_bytes, max_pixels)
 
 
@@ -424,14 +437,16 @@ def _open(encoded: bytes, name: str, max_bytes: int, max_pixels: int) -> tuple[I
     if format == "WEBP":
         _check_size(name, *_webp_canvas(encoded, name), max_pixels)
     try:
-        file = readers[format](io.BytesIO(trimmed(encoded, format, name)))
+        kept = trimmed(encoded, format, name)
+        file = readers[format](io.BytesIO(kept))
+        coefficients = jpeg_coefficients(kept) if format == "JPEG" else 0
     except ImageError:
         raise
     except Exception as error:  # as in _decode
         raise ImageError(f"{name} is a damaged or truncated {format} file: {error}.") from error
     width, height = file.size
     _check_size(name, width, height, max_pixels)
-    return ImageHeader(format, width, height), file
+    return ImageHeader(format, width, height, coefficients), file
 
 
 def _format(encoded: bytes, name: str) -> ImageFormat:

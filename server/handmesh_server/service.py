@@ -374,26 +374,32 @@ class HandService:
         max_bytes = self.settings.max_body_bytes
         max_pixels = min(max_pixels or self.settings.max_pixels, self.settings.max_pixels)
         header = read_header(encoded, max_bytes=max_bytes, max_pixels=max_pixels)
-        pixels = header.width * header.height
-        if pixels * DECODE_BYTES > self.control.photos.total:
+        in_full = header.width * header.height
+        if in_full * DECODE_BYTES > self.control.photos.total:
             raise UploadTooLarge(
                 f"The image is {header.width} x {header.height} pixels, more than this server has memory for."
             )
 
-        def decoding(decoded: int) -> AbstractContextManager[None]:
-            drawn = draws and decoded == pixels
-            return self._decoding(admission, OVERLAY_BYTES if drawn else PHOTO_BYTES, decoded)
+        def decoding(pixels: int, decoder_bytes: int, forget: Callable[[], None]) -> AbstractContextManager[None]:
+            kept_bytes = pixels * (OVERLAY_BYTES if draws and pixels == in_full else PHOTO_BYTES)
+            return self._decoding(admission, pixels * DECODE_BYTES + decoder_bytes, kept_bytes, forget)
 
         return open_photo(encoded, max_bytes=max_bytes, max_pixels=max_pixels, decoding=decoding)
 
     @contextmanager
-    def _decoding(self, admission: Admission, kept_bytes: int, pixels: int) -> Iterator[None]:
-        """The stage "decode", with memory for it; afterwards `kept_bytes` of each pixel are kept."""
-        held = admission.photo.held
-        admission.photo.grow(pixels * DECODE_BYTES, wait=admission.context)
+    def _decoding(
+        self, admission: Admission, decode_bytes: int, kept_bytes: int, forget: Callable[[], None]
+    ) -> Iterator[None]:
+        """The stage "decode", with memory for it; afterwards `kept_bytes` more are kept than before."""
+        memory = admission.photo
+        if not memory.grow(decode_bytes):  # who waits holds nothing: others may wait for that, or this photo itself
+            forget()
+            memory.shrink_to(0)
+            memory.grow(decode_bytes, wait=admission.context)
+        held = memory.held - decode_bytes
         with self.metrics.stage("decode", admission.context):
             yield
-        admission.photo.shrink_to(held + pixels * kept_bytes)
+        memory.shrink_to(held + kept_bytes)
 
     def _ready(self, even_draining: bool = False) -> tuple[Predictor, SharedEngine | BatchingEngine]:
         """Raises NotReady."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -10,10 +14,12 @@ import pytest
 
 from handmesh.errors import ImageError
 from handmesh.files import image as image_module
+from handmesh.files.containers import jpeg_coefficients, trimmed
 from handmesh.files.image import LargePhoto, Photo, open_photo, read_photo
 from handmesh.geometry.crop import CropTransform
 from handmesh.predict import load_predictor
 
+ROOT = str(Path(__file__).resolve().parents[2])
 WAVE = 2 * np.pi / 80  # radians per pixel
 WIDTH, HEIGHT = 1603, 1309  # no multiples of 8: the last blocks of a decoding are incomplete
 
@@ -81,6 +87,55 @@ def test_only_what_crops_need_is_decoded(tmp_path):
     large.warp(CropTransform.whole_image(*large.size), 128)
     assert list(large._decoded) == [8]
     np.testing.assert_array_equal(large.image, read_photo(tmp_path / "photo.jpg").image)
+
+
+MEASURED = """
+import contextlib, pathlib, re, sys
+import numpy, PIL.JpegImagePlugin
+from handmesh.files.image import open_photo
+
+def peak():
+    return 1024 * int(re.search("VmHWM:(.*)kB", pathlib.Path("/proc/self/status").read_text())[1])
+
+@contextlib.contextmanager
+def decoding(pixels, decoder_bytes, forget):
+    before = peak()
+    yield
+    print(pixels, decoder_bytes, peak() - before)
+
+open_photo(sys.argv[1], decoding=decoding).overview(100)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory the way Linux reports it")
+@pytest.mark.parametrize(
+    ("mode", "options", "bytes_per_pixel"),
+    [
+        ("RGB", {"subsampling": 0}, 0),
+        ("RGB", {"progressive": True}, 3),
+        ("RGB", {"progressive": True, "subsampling": 0}, 6),
+        ("CMYK", {"progressive": True, "subsampling": 0}, 8),
+    ],
+)
+def test_a_reduced_photograph_takes_the_memory_that_was_set_aside(mode, options, bytes_per_pixel, tmp_path):
+    """Of a progressive one all coefficients are held, however small it is decoded: 14 times what was set aside."""
+    size = 3203, 2401
+    PIL.Image.linear_gradient("L").resize(size).convert("RGB").convert(mode).save(tmp_path / "photo.jpg", **options)
+    command = [sys.executable, "-c", MEASURED, str(tmp_path / "photo.jpg")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ROOT})
+    pixels, decoder_bytes, taken = map(int, said.stdout.split())
+    assert pixels == (size[0] // 8) * (size[1] // 8)
+    assert decoder_bytes == pytest.approx(bytes_per_pixel * size[0] * size[1], rel=0.02)
+    assert 0.8 * decoder_bytes < taken < decoder_bytes + 30 * pixels
+
+
+def test_of_one_component_after_the_other_all_coefficients_are_held(tmp_path):
+    content = trimmed(jpeg(tmp_path, 1).read_bytes(), "JPEG", "photo")
+    assert jpeg_coefficients(content) == 0
+    scan = content.index(b"\xff\xda")
+    assert content[scan + 4] == 3
+    one_at_a_time = content[: scan + 4] + b"\1" + content[scan + 5 :]
+    assert jpeg_coefficients(one_at_a_time) == 3 * 1608 * 1312
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])

@@ -339,6 +339,17 @@ def test_photos_wait_for_memory_and_are_not_lost():
         assert server.client.post("/v1/hands", content=photo()).status_code == 413
 
 
+def test_large_photos_do_not_wait_for_what_they_hold_themselves():
+    """Decoded at 1/8 for one box, each kept that and waited, until its deadline, for memory to be decoded in full."""
+    width, height = 1600, 1300
+    content = encode_image(np.full((height, width, 3), 90, np.uint8), "jpeg")
+    boxes = {"box": ["0,0,1600,1300", "100,100,160,160"]}
+    with running(settings(passes=1)) as server:
+        server.service.control.photos.total = 30 * width * height
+        assert flood(server, 4, 4, content, params=boxes) == {200: 4}
+        wait_until(lambda: not server.service.control.photos.used)
+
+
 def test_memory_is_taken_and_given_back():
     control = AdmissionControl(queue_size=1, memory_bytes=400)
     budget = control.uploads

@@ -85,9 +85,9 @@ def test_a_phone_photo_is_decoded_no_finer_than_its_crops_need(server, orientati
     decoded = []
     decoding = server.service._decoding
 
-    def counted(admission, kept_bytes, pixels):
-        decoded.append(pixels)
-        return decoding(admission, kept_bytes, pixels)
+    def counted(admission, decode_bytes, *rest):
+        decoded.append(decode_bytes / service_module.DECODE_BYTES)
+        return decoding(admission, decode_bytes, *rest)
 
     monkeypatch.setattr(server.service, "_decoding", counted)
     large = np.repeat(np.repeat(dot_image(), 10, axis=0), 10, axis=1)
