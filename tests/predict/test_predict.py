@@ -992,6 +992,37 @@ def test_a_side_that_the_detector_mistakes_is_mended_by_the_network():
     assert (hand.handedness, hand.handedness_source) == ("right", "given")
 
 
+class MisledEngine(MarkerEngine):
+    """Takes a left hand for the half of a right one, and closer for another; what it is shown then, it sees."""
+
+    looks = 0
+
+    def __call__(self, crops):
+        self.looks += 1
+        return super().__call__(crops)
+
+    def _answer(self, crop):
+        camera, pose, betas, vertices, joints, confidence, right, *rest = super()._answer(crop)
+        if self.looks <= 2:
+            wrist = joints[WRIST, :2]
+            camera = np.array([camera[0] / 2, *(2 * camera[1:] + wrist)])  # half as large, its wrist where it was
+            confidence, right = np.float32((0.6, 0.8)[self.looks - 1]), np.float32(0.05)
+        return camera, pose, betas, vertices, joints, confidence, right, *rest
+
+
+def test_the_other_side_is_looked_for_where_the_detector_said():
+    """Closer to what the wrong side's answer took for the hand fingers were cut off: one that pointed came out bent."""
+    engine = MisledEngine(heads=True)
+    finder = Finder(found(240, 170, "right", 0.9, rotation=-0.5, handedness_score=0.6, is_probability=True))
+    (hand,) = Predictor(engine, detector=finder)(PAIR)
+    assert engine.looks == 3, "as a right hand, closer, and as a left one"
+    assert hand.handedness == "left"
+    wrist, knuckle, _ = hand_at(240, 170, side="left", angle=0.5)
+    np.testing.assert_allclose(hand.keypoints_image()[[WRIST, KNUCKLE]], (wrist, knuckle), atol=1.5)
+    assert hand.crop.center == pytest.approx((240, 125))
+    assert hand.crop.size == pytest.approx(1.5 * 110)
+
+
 def test_a_detector_that_knows_no_direction_takes_all_passes():
     engine = sure_engine()
     (hand,) = Predictor(engine, detector=Finder(found(240, 170, "left", 0.9)))(PAIR)
