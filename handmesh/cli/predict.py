@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
@@ -163,7 +163,7 @@ def predict(
     for remark in remarks:
         say(remark, to=error_console if json else console)
     if skip_existing:
-        jobs = [job for job in jobs if not all(path.exists() for path in job[1])]
+        jobs = [job for job in jobs if not (job.is_named_alone and all(path.exists() for path in job.targets))]
         if not jobs:
             say("Nothing to do: all results are there.", to=error_console if json else console)
             return
@@ -190,9 +190,9 @@ def predict(
             return render.overlay_meshes(image, [hand.mesh for hand in hands], draw_box=pytorch3d.draw_box)
         return overlay_hands(image, hands, skeleton=skeleton)
 
-    def predict_one(job: tuple[Path, list[Path]]) -> tuple[bool, str, dict[str, Any]]:
+    def predict_one(job: _Job) -> tuple[bool, str, dict[str, Any]]:
         """Whether it worked, and which hands there are or what went wrong: for people, and for scripts."""
-        path, targets = job
+        path, targets = job.photo, job.targets
         try:
             photo = open_photo(path)
             hands = predictor(
@@ -268,10 +268,14 @@ def _parse_formats(text: str) -> list[str]:
     return list(dict.fromkeys(formats))
 
 
-def _plan(
-    arguments: Sequence[str], out: Path, formats: Sequence[str], remarks: list[str]
-) -> list[tuple[Path, list[Path]]]:
-    """(image, its result files) for all images; results never collide, whatever the images are called."""
+class _Job(NamedTuple):
+    photo: Path
+    targets: list[Path]  # its results
+    is_named_alone: bool  # else the name of its results depends on which other photos there are, and their order
+
+
+def _plan(arguments: Sequence[str], out: Path, formats: Sequence[str], remarks: list[str]) -> list[_Job]:
+    """All photos; results never collide, whatever the photos are called."""
     from handmesh.files.image import PHOTO_SUFFIXES, natural_order, photos_in
 
     images: list[tuple[Path, Path]] = []  # (image, where its results go, without suffix)
@@ -295,6 +299,7 @@ def _plan(
                 raise ImageError(f"Nothing matches {argument}.")
             images += [(match, Path(match.stem)) for match in matches]
     images = list(dict.fromkeys(images))
+    named = Counter(str(stem).casefold() for _, stem in images)
     taken: set[str] = set()  # in one case: some systems' files are the same whatever their names' letters
     plan = []
     for image, stem in images:
@@ -303,16 +308,17 @@ def _plan(
             number += 1
             free = stem.with_name(f"{stem.name}_{number}")
         taken.add(str(free).casefold())
-        plan.append((image, [out / free.with_name(f"{free.name}.{format}") for format in formats]))
+        targets = [out / free.with_name(f"{free.name}.{format}") for format in formats]
+        plan.append(_Job(image, targets, free == stem and named[str(stem).casefold()] == 1))
     photos = {os.path.realpath(image) for image, _ in images}  # Path.resolve raises for a link to itself
-    for _, targets in plan:
-        for target in targets:
+    for job in plan:
+        for target in job.targets:
             if os.path.realpath(target) in photos:
                 raise ConfigError(f"The result {target} would replace a photograph: give another folder as --out.")
     return plan
 
 
-def _shard(jobs: list[tuple[Path, list[Path]]], text: str | None) -> list[tuple[Path, list[Path]]]:
+def _shard(jobs: list[_Job], text: str | None) -> list[_Job]:
     if text is None:
         return jobs
     part, slash, parts = text.partition("/")

@@ -215,6 +215,18 @@ def test_skip_existing_goes_on_where_a_run_stopped(predict, photos, tmp_path):
     assert (tmp_path / "out" / "a.json").stat().st_mtime_ns == kept
 
 
+def test_skip_existing_takes_no_result_for_another_photos(predict, photos, tmp_path):
+    """Of photos that share a stem names go by position: one that came later was taken for done, with another's hand."""
+    options = ("--format", "json", "--hand", "right", "--detector", "none", "--min-score", 0)
+    assert predict(*options, "photos/trip/a.jpg", "photos/b.png", "--out", "out").code == 0
+    now = ("photos/a.jpg", "photos/trip/a.jpg", "photos/b.png")
+    outcome = predict(*options, *now, "--out", "out", "--skip-existing", "--json")
+    assert [json.loads(line)["image"] for line in outcome.out.splitlines()] == ["photos/a.jpg", "photos/trip/a.jpg"]
+    assert predict(*options, *now, "--out", "fresh").code == 0
+    for name in ("a.json", "a_2.json", "b.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
+
+
 def test_shards_share_the_work_without_gap_or_overlap(predict, photos, tmp_path):
     found = []
     for part in (1, 2):
