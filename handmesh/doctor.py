@@ -27,7 +27,9 @@ from handmesh.system.cpus import default_threads, usable_cpus
 from handmesh.system.extras import install_command
 from handmesh.system.paths import can_be_written, user_cache_folder, user_data_folder
 
-PACKAGES = ("numpy", "opencv-python", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
+PACKAGES = ("numpy", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
+# The same module, with windows or without, with further modules or without: any of them will do.
+OPENCV_PACKAGES = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 OPTIONAL_PACKAGES = {
     "torch": f"for training and export: {install_command('train')}",
     "smplx": install_command("mano"),
@@ -55,6 +57,8 @@ def examine() -> Iterator[Finding]:
     yield Finding("cpu", f"{usable_cpus()} of {os.cpu_count()} cores usable", True)
     for name in PACKAGES:
         yield _package(name, None)
+    opencv = [_package(name, None) for name in OPENCV_PACKAGES]
+    yield from [finding for finding in opencv if finding.good] or opencv[:1]
     for name, advice in OPTIONAL_PACKAGES.items():
         yield _package(name, advice)
     yield _guarded("device", _device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -49,6 +50,25 @@ def test_what_is_missing_is_a_finding_and_not_an_error(installed, monkeypatch, t
     assert found["nor-this-one"] == Finding("nor-this-one", "not installed (pip install it)", None)
     assert found["bundled model"].good is False
     assert "absent.safetensors" in found["inference"].fact
+
+
+@pytest.mark.parametrize("owners", [["opencv-python-headless"], ["opencv-python", "opencv-contrib-python"], []])
+def test_opencv_is_found_whichever_package_it_is_of(owners, installed, monkeypatch):
+    """Where only the headless one was installed, as in the image, the doctor said: missing, install handmesh again."""
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if "opencv" not in name:
+            return real(name)
+        if name in owners:
+            return "5.0"
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    opencv = [finding for name, finding in findings().items() if "opencv" in name]
+    assert [(finding.subject, finding.good) for finding in opencv] == (
+        [(name, True) for name in owners] or [("opencv-python", False)]
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "nonsense"])
