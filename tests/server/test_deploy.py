@@ -176,13 +176,29 @@ def test_compose_fits_the_specification():
     assert (context / service["build"]["dockerfile"]).is_file()
 
 
-def test_the_image_has_what_the_package_needs_pinned_and_no_torch():
-    text = (DEPLOY / "requirements.txt").read_text(encoding="utf-8")
-    pinned = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", text, re.MULTILINE))
+def instructions() -> list[str]:
+    """The Dockerfile's, each on one line."""
+    lines = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("#"))
+    return [line for line in text.replace("\\\n", "").splitlines() if line]
+
+
+def pins(name: str) -> dict[str, str]:
+    """The versions of a file of requirements, each of which has a SHA-256."""
+    text = (DEPLOY / name).read_text(encoding="utf-8")
     entries = re.split(r"^(?=[a-z0-9._-]+==)", text, flags=re.MULTILINE)[1:]
-    assert len(entries) == len(pinned)
     assert all("--hash=sha256:" in entry for entry in entries)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", text, re.MULTILINE))
+    assert len(found) == len(entries)
+    return found
+
+
+def test_the_image_has_what_the_package_needs_pinned_and_no_torch():
+    pinned = pins("requirements.txt")
+    (old, new) = re.findall(r"sed -i 's/([^/]+)/([^/]+)/' pyproject.toml", "\n".join(instructions()))[0]
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    project = tomllib.loads(text.replace(old, new))["project"]
     wanted = [
         *project["dependencies"],
         *project["optional-dependencies"]["redis"],
@@ -191,6 +207,12 @@ def test_the_image_has_what_the_package_needs_pinned_and_no_torch():
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
     assert not {"torch", "onnx", "triton"} & set(pinned)
+
+
+def test_the_image_has_no_libraries_for_windows():
+    """opencv-python wants libGL, and with it came Mesa and LLVM: 350 MB of 1.36 GB."""
+    assert {name for name in pins("requirements.txt") if "opencv" in name} == {"opencv-python-headless"}
+    assert not [line for line in instructions() if "apt-get" in line]
 
 
 def test_the_image_is_built_from_what_there_is_and_from_nothing_else():
