@@ -168,6 +168,23 @@ def test_a_copy_can_be_told_its_version(checkout):
     assert version(checkout, SETUPTOOLS_SCM_PRETEND_VERSION_FOR_HANDMESH="") == "0.0"
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_image_is_told_a_version_between_releases(checkout):
+    """The Dockerfile said `git describe --tags`, whose v1.4.0-1-gabc is no version: the build ended in a traceback."""
+    dockerfile = (ROOT / "server" / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    (command,) = re.findall(r'--build-arg VERSION="\$\((.+?)\)"', dockerfile)
+    git(checkout, "init", "-q")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "first")
+    git(checkout, "tag", "v1.4.0")
+    git(checkout, "commit", "-qm", "more", "--allow-empty")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    told = run("sh", "-c", command, cwd=checkout, PATH=path).strip()
+    shutil.rmtree(checkout / ".git")
+    assert version(checkout, SETUPTOOLS_SCM_PRETEND_VERSION_FOR_HANDMESH=told) == told
+    assert told.startswith("1.4.1.dev1+g")
+
+
 # ----------------------------------------------------------------------------------------------------- for contributors
 
 
