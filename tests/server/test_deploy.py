@@ -247,6 +247,16 @@ def test_all_that_is_installed_is_pinned_and_what_builds_the_package_stays_behin
         assert requirement.specifier.contains(pinned[requirement.name]), requirement
 
 
+def test_the_service_has_one_user_wherever_it_runs():
+    """By number: Kubernetes starts no image with a user by name where `runAsNonRoot` is set, and its group was another
+    one than the manifests'.
+    """
+    (user,) = [line.split()[1] for line in instructions() if line.startswith("USER ")]
+    pod = of_kind("Deployment")["spec"]["template"]["spec"]["securityContext"]
+    (kserve,) = documents("kserve.yaml")[0]["spec"]["predictor"]["containers"]
+    assert {int(user)} == {pod["runAsUser"], pod["runAsGroup"], pod["fsGroup"], kserve["securityContext"]["runAsUser"]}
+
+
 def test_every_image_has_a_version():
     images = [
         container["image"]
