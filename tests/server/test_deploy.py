@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import pytest
 import yaml
 from handmesh_server.settings import PREFIX, Settings
 from packaging.requirements import Requirement
+from server_harness import running
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "server" / "deploy"
@@ -255,6 +260,32 @@ def test_the_service_has_one_user_wherever_it_runs():
     pod = of_kind("Deployment")["spec"]["template"]["spec"]["securityContext"]
     (kserve,) = documents("kserve.yaml")[0]["spec"]["predictor"]["containers"]
     assert {int(user)} == {pod["runAsUser"], pod["runAsGroup"], pod["fsGroup"], kserve["securityContext"]["runAsUser"]}
+
+
+def test_the_health_check_sees_what_readyz_says(monkeypatch):
+    """With urllib it took a quarter of a second of the processor; on busy machines it ran past its time."""
+    (line,) = [line for line in instructions() if line.startswith("HEALTHCHECK ")]
+    program, *arguments = json.loads(line[line.index("[") :])
+    assert program == "python"
+
+    def healthy(port: int) -> bool:
+        environment = os.environ | {"HANDMESH_PORT": str(port)}
+        command = [sys.executable, "-X", "importtime", *arguments]
+        done = subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True)
+        assert done.returncode in (0, 1)  # Docker's words; others are reserved
+        imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+        assert "socket" in imported
+        assert not {"site", "ssl", "http.client", "urllib.request"} & imported
+        return done.returncode == 0
+
+    with running() as server:
+        port = server.address[1]
+        assert healthy(port)
+        monkeypatch.setattr("handmesh_server.service._RECENT_SECONDS", 0.3)
+        with server.engine.held():
+            server.service._last_answer = -math.inf
+            assert not healthy(port)
+    assert not healthy(port)
 
 
 def test_every_image_has_a_version():
