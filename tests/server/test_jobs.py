@@ -102,6 +102,25 @@ def running(store):
     runner.stop()
 
 
+def test_a_folder_that_cannot_be_written_is_said_once_and_used_when_it_can(tmp_path, caplog):
+    """A folder of the host's that belongs to root: two tracebacks a second, for as long as the service ran."""
+    store = store_in(tmp_path / "mounted" / "jobs")
+    (tmp_path / "mounted").touch()
+    runner = runner_of(store, queue=partial(open_queue, tmp_path / "queue", None))
+    runner.start()
+    try:
+        time.sleep(1.8)  # three looks
+        (warning,) = caplog.records
+        assert (warning.levelname, warning.exc_info) == ("WARNING", None)
+        assert f"{store.folder} cannot be written by user {os.getuid()}" in warning.message
+        (tmp_path / "mounted").unlink()
+        job = post(store, "work")
+        runner.submit(job.id)
+        assert ended(store, job.id).status == "done"
+    finally:
+        runner.stop()
+
+
 def test_jobs_are_done_in_their_order(store, running):
     jobs = [post(store, "work") for _ in range(3)]
     for job in jobs:

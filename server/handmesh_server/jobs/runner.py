@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
+from handmesh.errors import ConfigError
 from handmesh_server.jobs.queue import JobQueue
 from handmesh_server.jobs.store import MAX_ATTEMPTS, JobStore
 
@@ -116,9 +117,15 @@ class JobRunner:
                 return
 
     def _work(self) -> None:
+        said = ""
         while not self._stopping.is_set():
             try:
                 worked = self._work_on_one()
+                said = ""
+            except ConfigError as error:  # a folder that is not ours: once, not with each look into it
+                if str(error) != said:
+                    logger.warning("no clip is worked on: %s", error)
+                said, worked = str(error), False
             except Exception:
                 logger.exception("a job failed")
                 worked = False
@@ -227,7 +234,7 @@ def _process(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 def _slot(folder: Path, count: int) -> Iterator[bool]:
     """One of `count` places on this machine, of all processes that share the folder; False when none is free.
 
-    The system gives it back when its holder dies.
+    The system gives it back when its holder dies. Raises ConfigError where the folder cannot be written.
     """
     try:
         import fcntl
@@ -235,9 +242,15 @@ def _slot(folder: Path, count: int) -> Iterator[bool]:
         yield True
         return
     held: IO[bytes] | None = None
-    folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        file = open(folder / f"slot-{socket.gethostname()}-{number}", "ab")  # noqa: SIM115 (held while we work)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(folder / f"slot-{socket.gethostname()}-{number}", "ab")  # noqa: SIM115 (held while we work)
+        except OSError as error:
+            raise ConfigError(
+                f"The folder {folder} cannot be written by user {os.getuid()}: {error.strerror or error}. "
+                "Give it to that user, or choose another jobs_dir."
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
