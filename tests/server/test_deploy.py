@@ -179,6 +179,8 @@ def test_compose_fits_the_specification():
     assert settings.drain_seconds + settings.grace_seconds < int(service["stop_grace_period"].removesuffix("s"))
     context = (DEPLOY / service["build"]["context"]).resolve()
     assert (context / service["build"]["dockerfile"]).is_file()
+    token = (DEPLOY / compose["secrets"]["token"]["file"]).resolve().relative_to(ROOT)
+    assert f"/{token}" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()  # `git add .` took it along
 
 
 def instructions() -> list[str]:
