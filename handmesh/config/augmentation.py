@@ -48,6 +48,8 @@ class PhotoAugmentation(Settings):
     downscale_px: tuple[float, float] = (32.0, 110.0)  # the crop's side, the smallest and the largest
     # Share of the samples with an `alpha` whose hand is put on another background.
     background_prob: float = Field(default=0.0, ge=0, le=1)
+    # Share of the samples with an `alpha` beside or behind whose hand another one lies, of those with an `alpha`, too.
+    second_hand: float = Field(default=0.0, ge=0, le=1)
     channel_gain: float = Field(default=0.4, ge=0, lt=1)  # each colour times 1 - this to 1 + this
     effects: float = Field(default=0.0, ge=0)  # strength of blur, noise, JPEG, colour changes: as synthetic hands'
     occlusion: float = Field(default=0.0, ge=0, le=1)  # share of samples with something in front

@@ -21,9 +21,11 @@ from handmesh.synth import (
     CameraEffects,
     PackedSample,
     camera_effects,
+    composite,
     mix_amplitude,
     place_on_background,
 )
+from handmesh.synth.crowd import Foreground, laid, placement
 
 _ATTEMPTS_BESIDE = 8  # crops tried until one shows none of the hand
 
@@ -185,6 +187,36 @@ def on_background(
     """What `alpha` (R, R) leaves of a crop (R, R, 3), on another background of its size."""
     premultiplied = cv2.multiply(image, cv2.cvtColor(alpha, cv2.COLOR_GRAY2BGR), scale=1 / 255)
     return np.asarray(place_on_background(rng, np.asarray(premultiplied, np.uint8), alpha, background), np.uint8)
+
+
+def with_second_hand(
+    rng: np.random.Generator,
+    image: NDArray[np.uint8],
+    alpha: NDArray[np.uint8],
+    keypoints: NDArray[Any],
+    other: Foreground,
+) -> NDArray[np.uint8]:
+    """A crop (R, R, 3) whose hand, `alpha` (R, R), is met by another one: as large, most often of the other side.
+
+    It lies behind the hand, or before it where it hides a third of the joints at most. `keypoints`: (21, 2) the hand's,
+    in the crop's normalised coordinates.
+    """
+    side = image.shape[0]
+    points = (keypoints + 1) / 2 * side - 0.5
+    low, high = points.min(axis=0), points.max(axis=0)
+    size = float((high - low).max())
+    angle, away = rng.uniform(-math.pi, math.pi), rng.uniform(0.3, 1.0) * size
+    center = (low + high) / 2 + away * np.array([math.cos(angle), math.sin(angle)])
+    turn = rng.normal(0, math.radians(40)) if rng.random() < 0.5 else rng.uniform(-math.pi, math.pi)
+    mirror = rng.random() < 0.8  # the crop shows a right hand
+    to_crop = placement(other.keypoints, size * math.exp(rng.normal(0, 0.15)), center, turn, mirror=mirror)
+    layer = laid(other.image, to_crop, side)
+    color, mask = np.ascontiguousarray(layer[..., :3]), np.ascontiguousarray(layer[..., 3])
+    x, y = np.clip(np.rint(points).astype(int), 0, side - 1).T
+    both = place_on_background(rng, color, mask, image)
+    if rng.random() < 0.4 and (mask[y, x] > 127).mean() < 1 / 3:
+        return both
+    return composite(cv2.multiply(image, cv2.cvtColor(alpha, cv2.COLOR_GRAY2BGR), scale=1 / 255), alpha, both)
 
 
 def changed_photo(rng: np.random.Generator, image: NDArray[np.uint8], settings: PhotoAugmentation) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from handmesh.config.detector import DetectorData, SceneSource
 from handmesh.data.augment import scaled_effects
+from handmesh.data.cut_outs import CutOut, CutOuts
 from handmesh.errors import DataError
 from handmesh.files.image import read_image
 from handmesh.geometry.box import Box
@@ -30,7 +31,7 @@ from handmesh.hand.grid import STRIDE, GridTarget, SeenHand, cell_centers, encod
 from handmesh.synth.backgrounds import Backgrounds
 from handmesh.synth.camera_effects import camera_effects
 from handmesh.synth.crowd import draw_crowd
-from handmesh.synth.dataset import Pack
+from handmesh.synth.dataset import Pack, PackedSample
 
 Image = NDArray[np.uint8]
 
@@ -94,7 +95,7 @@ def _record(row: dict[str, Any], folder: Path) -> SceneRecord:
 
 @dataclass
 class SceneMixture:
-    """Random pictures for a detector: crowds of renders, photographs, and several photographs side by side.
+    """Random pictures for a detector: crowds of renders and cut-out hands, photographs, several of them side by side.
 
     Sample g depends on (seed, g) alone. Opens files at first use, so it can be sent to worker processes.
     """
@@ -105,6 +106,10 @@ class SceneMixture:
     pack: Pack | None
     sources: tuple[tuple[SceneSource, list[SceneRecord]], ...]
     _photos: dict[Path, NDArray[np.uint8]] = field(default_factory=dict, init=False)  # as JPEG files
+
+    @cached_property
+    def _cut_outs(self) -> CutOuts:
+        return CutOuts(self.data.cut_outs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_photos": {}}
@@ -134,13 +139,15 @@ class SceneMixture:
     # --------------------------------------------------------------------------------------------------------- kinds
 
     def _crowd(self, rng: np.random.Generator) -> tuple[Image, list[_Placed], NDArray[np.float32]]:
-        assert self.pack is not None
         count = int(rng.choice([0, 1, 2, 3, 4, 6, 9], p=[0.1, 0.3, 0.27, 0.13, 0.1, 0.06, 0.04]))
-        pack = self.pack
-        image, hands = draw_crowd(
-            rng, self._background(rng), count, self.data.sizes, lambda r: pack[int(r.integers(len(pack)))]
-        )
+        image, hands = draw_crowd(rng, self._background(rng), count, self.data.sizes, self._foreground)
         return image, [_Placed(hand.keypoints, hand.right, hand.seen) for hand in hands], self._everywhere()
+
+    def _foreground(self, rng: np.random.Generator) -> PackedSample | CutOut:
+        assert self.pack is not None
+        if self.data.cut_outs and rng.random() < self.data.cut_out_share:
+            return self._cut_outs.draw(rng)
+        return self.pack[int(rng.integers(len(self.pack)))]
 
     def _photograph(self, rng: np.random.Generator) -> tuple[Image, list[_Placed], NDArray[np.float32]]:
         record = self._draw(rng)

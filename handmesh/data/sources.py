@@ -26,8 +26,10 @@ from handmesh.data.augment import (
     enlarged,
     negative_crop,
     on_background,
+    with_second_hand,
 )
 from handmesh.data.crops import PROTOCOLS, CropProtocol, crop_sample
+from handmesh.data.cut_outs import CutOut, cut_out
 from handmesh.data.formats import open_photos
 from handmesh.data.formats.freihand import FreiHand, Split, split_by_annotation
 from handmesh.data.formats.records import LabelledPhotos
@@ -176,29 +178,39 @@ class PhotoSource:
             crop = negative_crop(sample.image.shape, rng)
         cropped = crop_sample(sample, crop, side)
         image = cropped.image
-        if sample.alpha is not None and settings.background_prob and rng.random() < settings.background_prob:
-            image = self._on_background(rng, image, crop, sample.alpha)
+        other_background = settings.background_prob > 0 and rng.random() < settings.background_prob
+        second_hand = settings.second_hand > 0 and rng.random() < settings.second_hand
+        second_hand = second_hand and bool(sample.labels.hand.keypoints_known.all())
+        if sample.alpha is not None and (other_background or second_hand):
+            alpha = self._alpha(sample.alpha, crop, image.shape[0])
+            if alpha is not None and other_background:
+                image = on_background(rng, image, alpha, self.backgrounds.sample(rng, image.shape[0]))
+            if alpha is not None and second_hand and (other := self._cut_out(rng)) is not None:
+                image = with_second_hand(rng, image, alpha, cropped.labels.keypoints, other)
         return cropped._replace(image=changed_photo(rng, enlarged(rng, image, resolution), settings))
 
     @cached_property
     def backgrounds(self) -> Backgrounds:
         return Backgrounds(self.seed)
 
-    def _on_background(
-        self,
-        rng: np.random.Generator,
-        image: NDArray[np.uint8],
-        crop: CropTransform,
-        read_alpha: Callable[[], NDArray[np.uint8]],
-    ) -> NDArray[np.uint8]:
+    def _alpha(self, read: Callable[[], NDArray[np.uint8]], crop: CropTransform, side: int) -> NDArray[np.uint8] | None:
         try:
-            alpha = crop.warp(read_alpha(), image.shape[0])
+            return crop.warp(read(), side)
         except DataError as error:
             if not self.skip_bad_images:
                 raise
             self.skipped.append(str(error))
-            return image
-        return on_background(rng, image, alpha, self.backgrounds.sample(rng, image.shape[0]))
+            return None
+
+    def _cut_out(self, rng: np.random.Generator) -> CutOut | None:
+        """Another hand of the source, if the one that is drawn was cut out."""
+        try:
+            return cut_out(self._readable(int(rng.integers(len(self)))))
+        except DataError as error:
+            if not self.skip_bad_images:
+                raise
+            self.skipped.append(str(error))
+            return None
 
     def _upright(self, sample: RawSample, rng: np.random.Generator) -> float | None:
         """For `upright_prob` of the samples whose keypoints are all known: the turn by which the hand points up."""

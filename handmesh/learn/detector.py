@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from handmesh.config.detector import DetectorConfig
+from handmesh.data.cut_outs import CutOuts
 from handmesh.data.scenes import DetectorSample, SceneMixture, SceneRecord, read_scenes
 from handmesh.data.sources import training_pack
 from handmesh.errors import CheckpointError, ConfigError, DataError
@@ -239,8 +240,11 @@ def _set_up(config: DetectorConfig, ranks: Ranks) -> None:
 
 def _open(config: DetectorConfig, on_render: Progress | None) -> SceneMixture:
     data = config.data
-    pack = training_pack(data.synthetic, config.threads, on_render) if data.synthetic is not None else None
+    # Photographs first: what is wrong with them is known in seconds, while rendering takes minutes.
     sources = tuple((source, read_scenes(source.path)) for source in data.scenes)
+    if data.cut_outs:
+        CutOuts(data.cut_outs).draw(np.random.default_rng(config.seed))
+    pack = training_pack(data.synthetic, config.threads, on_render) if data.synthetic is not None else None
     return SceneMixture(data, config.resolution, config.seed, pack, sources)
 
 

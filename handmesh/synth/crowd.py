@@ -1,8 +1,8 @@
-"""Pictures of several hands: renders of a pack, of any size and turn, on one background.
+"""Pictures of several hands, rendered or cut out of photographs, of any size and turn, on one background.
 
-What a detector has to learn from renders is where hands are, not what a finger does: so few things are drawn anew, and
-one costs milliseconds. A pack's foregrounds are laid one over another, the smaller ones first, each with its forearm
-drawn on beyond the render's frame. Left hands are mirrored ones.
+What a detector has to learn from them is where hands are, not what a finger does: so few things are drawn anew, and
+one costs milliseconds. Foregrounds are laid one over another, the smaller ones first, each with its forearm drawn on
+beyond the foreground's frame. Left hands are mirrored ones.
 """
 
 from __future__ import annotations
@@ -10,15 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.synth.camera_effects import place_on_background
-from handmesh.synth.dataset import PackedSample
 
 Image = NDArray[np.uint8]
+
+
+class Foreground(Protocol):
+    """A right hand with its forearm, and nothing around them: an entry of a pack, or cut out of a photograph."""
+
+    @property
+    def image(self) -> Image: ...  # (h, w, 4) RGB times alpha, then alpha
+
+    @property
+    def keypoints(self) -> NDArray[Any]: ...  # (21, 2) px
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ def draw_crowd(
     background: Image,
     count: int,
     sizes: tuple[float, float],
-    draw_sample: Callable[[np.random.Generator], PackedSample],
+    draw_hand: Callable[[np.random.Generator], Foreground],
 ) -> tuple[Image, list[PlacedHand]]:
     """`count` hands on a square (S, S, 3) background.
 
@@ -56,10 +66,7 @@ def draw_crowd(
             share = last_share * math.exp(rng.normal(0, 0.1))
             right = sides[-1] if rng.random() < 0.15 else not sides[-1]
         last_share = share
-        sample = draw_sample(rng)
-        keypoints = sample.keypoints.astype(np.float64)
-        extent = float(np.ptp(keypoints, axis=0).max())
-        scale = share * side / extent
+        foreground = draw_hand(rng)
         turn = rng.normal(0, math.radians(30)) if rng.random() < 0.5 else rng.uniform(-math.pi, math.pi)
         if last is not None and near:
             center = last + rng.normal(0, 0.45, 2) * share * side
@@ -67,28 +74,13 @@ def draw_crowd(
             reach = 0.5 + 0.28 * min(share, 1.0)
             center = (0.5 + rng.uniform(-reach, reach, 2)) * side
         last = center
-        c, s = scale * math.cos(turn), scale * math.sin(turn)
-        matrix = np.array([[c, -s], [s, c]]) @ np.diag([1.0 if right else -1.0, 1.0])
-        middle = (keypoints.min(axis=0) + keypoints.max(axis=0)) / 2
-        to_image = np.column_stack([matrix, center - matrix @ middle])
-        rgba = np.ascontiguousarray(sample.image)
-        if scale < 0.6:  # several of its pixels in one of the picture's: mean them first
-            factor = max(int(0.9 / scale), 1)
-            small = rgba.shape[0] // factor
-            blocks = rgba[: small * factor, : small * factor]
-            rgba = np.asarray(cv2.resize(blocks, (small, small), interpolation=cv2.INTER_AREA), np.uint8)
-            shrunk = np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1.0]])
-            warp = to_image @ shrunk
-        else:
-            warp = to_image
-        rgba, pad = _drawn_on(rgba)
-        warp = warp @ np.array([[1, 0, -pad], [0, 1, -pad], [0, 0, 1.0]])
-        layer = cv2.warpAffine(rgba, warp, (side, side), flags=cv2.INTER_LINEAR)
+        to_image = placement(foreground.keypoints, share * side, center, turn, mirror=not right)
+        layer = laid(foreground.image, to_image, side)
         alpha = np.array(layer[..., 3], np.uint8)
         image = place_on_background(rng, np.ascontiguousarray(layer[..., :3]), alpha, image)
         for before, covered in zip(points, hidden, strict=True):
             covered |= _is_covered(alpha, before)
-        placed = keypoints @ to_image[:, :2].T + to_image[:, 2]
+        placed = foreground.keypoints @ to_image[:, :2].T + to_image[:, 2]
         points.append(placed)
         sides.append(right)
         hidden.append(~((placed >= 0) & (placed <= side - 1)).all(axis=1))
@@ -99,14 +91,38 @@ def draw_crowd(
     return image, hands
 
 
-def _drawn_on(rgba: Image) -> tuple[Image, int]:
-    """The foreground with what touches its frame going on straight beyond it, and by how many pixels."""
-    side = rgba.shape[0]
-    padded = cv2.copyMakeBorder(rgba, side, side, side, side, cv2.BORDER_REPLICATE)
-    for rows in (slice(side), slice(2 * side, None)):  # the corners would be filled by a single pixel
-        for columns in (slice(side), slice(2 * side, None)):
+def placement(
+    keypoints: NDArray[Any], size: float, center: NDArray[np.float64], turn: float, *, mirror: bool
+) -> NDArray[np.float64]:
+    """(2, 3) by which a hand comes to `center` (2,) px, the longer side of its keypoints' box `size` px long.
+
+    turn: radians, after the mirror.
+    """
+    low, high = keypoints.min(axis=0).astype(np.float64), keypoints.max(axis=0).astype(np.float64)
+    scale = size / float((high - low).max())
+    c, s = scale * math.cos(turn), scale * math.sin(turn)
+    matrix = np.array([[c, -s], [s, c]]) @ np.diag([-1.0 if mirror else 1.0, 1.0])
+    return np.column_stack([matrix, center - matrix @ ((low + high) / 2)])
+
+
+def laid(image: Image, to_image: NDArray[np.float64], side: int) -> Image:
+    """(side, side, 4): a foreground moved by a similarity, what touches its frame going on straight beyond it."""
+    rgba, warp = np.ascontiguousarray(image), to_image
+    scale = math.hypot(to_image[0, 0], to_image[1, 0])
+    if scale < 0.6:  # several of its pixels in one of the picture's: mean them first
+        factor = max(int(0.9 / scale), 1)
+        height, width = (max(length // factor, 1) for length in rgba.shape[:2])
+        blocks = rgba[: height * factor, : width * factor]
+        rgba = np.asarray(cv2.resize(blocks, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+        warp = to_image @ np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1.0]])
+    height, width = rgba.shape[:2]
+    pad = max(height, width)
+    padded = cv2.copyMakeBorder(rgba, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+    for rows in (slice(pad), slice(pad + height, None)):  # the corners would be filled by a single pixel
+        for columns in (slice(pad), slice(pad + width, None)):
             padded[rows, columns] = 0
-    return np.asarray(padded, np.uint8), side
+    warp = warp @ np.array([[1, 0, -pad], [0, 1, -pad], [0, 0, 1.0]])
+    return np.asarray(cv2.warpAffine(padded, warp, (side, side), flags=cv2.INTER_LINEAR), np.uint8)
 
 
 def _is_covered(alpha: NDArray[np.uint8], points: NDArray[np.float64]) -> NDArray[np.bool_]:

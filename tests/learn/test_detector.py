@@ -14,7 +14,7 @@ from handmesh.config.load import parse_detector_config
 from handmesh.data.scenes import read_scenes
 from handmesh.detect import HandDetector
 from handmesh.detect.hands import is_detector
-from handmesh.errors import CheckpointError, ConfigError
+from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand.grid import GridTarget, SeenHand, encode
 from handmesh.learn.detector import detection_scores, detector_loss, train_detector
 from handmesh.model.detector import HandDetectorNet
@@ -123,6 +123,16 @@ def test_a_run_stopped_and_resumed_ends_as_one_that_was_not(scenes, tmp_path):
     for name, value in weights_in(whole).items():
         assert value.shape == weights_in(parts)[name].shape
     assert HandDetector(parts, min_score=0.0)(np.zeros((50, 70, 3), np.uint8))
+
+
+def test_missing_photographs_are_said_before_anything_is_rendered(scenes, tmp_path):
+    """Cut-out hands that were not there ended the run in a worker, after minutes of rendering."""
+    synthetic = {"directory": str(tmp_path / "renders"), "count": 10**6}
+    data = {"crowds": 1, "photographs": 0, "mosaics": 0, "synthetic": synthetic}
+    for missing in ({"cut_outs": [str(tmp_path / "none.jsonl")]}, {"scenes": [{"path": str(tmp_path / "none.jsonl")}]}):
+        with pytest.raises(DataError, match=r"none\.jsonl"):
+            train_detector(config(scenes, data=data | missing), tmp_path / "run")
+        assert not (tmp_path / "renders").exists()
 
 
 def test_the_file_answers_as_the_network_for_pictures_of_any_shape(tmp_path):
