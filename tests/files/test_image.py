@@ -549,7 +549,7 @@ def test_a_header_takes_no_time(name):
         shape = read_image(data).shape
     except ImageError as error:
         said = str(error)
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < 3.0
     assert shape == (24, 40, 3)
     assert "attacks" in said or "damaged" in said
 
