@@ -30,7 +30,7 @@ from handmesh.hand import Handedness, upright_rotation
 from handmesh.hand.grid import STRIDE, GridTarget, SeenHand, cell_centers, encode
 from handmesh.synth.backgrounds import Backgrounds
 from handmesh.synth.camera_effects import camera_effects
-from handmesh.synth.crowd import draw_crowd
+from handmesh.synth.crowd import draw_crowd, reduced
 from handmesh.synth.dataset import Pack, PackedSample
 
 Image = NDArray[np.uint8]
@@ -202,13 +202,7 @@ class SceneMixture:
         matrix = np.array([[c, -s], [s, c]]) @ np.diag([mirror, 1.0])
         to_image = np.column_stack([matrix, spot - matrix @ focus])
         height, width = photo.shape[:2]
-        source, warp = photo, to_image
-        if zoom < 0.6:
-            factor = max(int(0.9 / zoom), 1)
-            size = (width // factor, height // factor)
-            blocks = photo[: size[1] * factor, : size[0] * factor]
-            source = np.asarray(cv2.resize(blocks, size, interpolation=cv2.INTER_AREA), np.uint8)
-            warp = to_image @ np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1.0]])
+        source, warp = reduced(photo, to_image)
         laid = cv2.warpAffine(source, warp, (side, side), flags=cv2.INTER_LINEAR)
         corners = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]) @ matrix.T
         mask = np.zeros((side, side), np.uint8)

@@ -107,14 +107,7 @@ def placement(
 
 def laid(image: Image, to_image: NDArray[np.float64], side: int) -> Image:
     """(side, side, 4): a foreground moved by a similarity, what touches its frame going on straight beyond it."""
-    rgba, warp = np.ascontiguousarray(image), to_image
-    scale = math.hypot(to_image[0, 0], to_image[1, 0])
-    if scale < 0.6:  # several of its pixels in one of the picture's: mean them first
-        factor = max(int(0.9 / scale), 1)
-        height, width = (max(length // factor, 1) for length in rgba.shape[:2])
-        blocks = rgba[: height * factor, : width * factor]
-        rgba = np.asarray(cv2.resize(blocks, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-        warp = to_image @ np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1.0]])
+    rgba, warp = reduced(np.ascontiguousarray(image), to_image)
     height, width = rgba.shape[:2]
     pad = max(height, width)
     padded = cv2.copyMakeBorder(rgba, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
@@ -123,6 +116,18 @@ def laid(image: Image, to_image: NDArray[np.float64], side: int) -> Image:
             padded[rows, columns] = 0
     warp = warp @ np.array([[1, 0, -pad], [0, 1, -pad], [0, 0, 1.0]])
     return np.asarray(cv2.warpAffine(padded, warp, (side, side), flags=cv2.INTER_LINEAR), np.uint8)
+
+
+def reduced(image: Image, to_image: NDArray[np.float64]) -> tuple[Image, NDArray[np.float64]]:
+    """An image and its similarity (2, 3); where several of its pixels come into one, the means of blocks of them."""
+    scale = math.hypot(to_image[0, 0], to_image[1, 0])
+    if scale >= 0.6:
+        return image, to_image
+    factor = max(int(0.9 / scale), 1)
+    height, width = (max(length // factor, 1) for length in image.shape[:2])
+    blocks = image[: height * factor, : width * factor]
+    small = np.asarray(cv2.resize(blocks, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    return small, to_image @ np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1.0]])
 
 
 def _is_covered(alpha: NDArray[np.uint8], points: NDArray[np.float64]) -> NDArray[np.bool_]:
