@@ -28,6 +28,9 @@ from handmesh.synth import (
 from handmesh.synth.crowd import Foreground, laid, placement
 
 _ATTEMPTS_BESIDE = 8  # crops tried until one shows none of the hand
+# Of the square around a box without a hand: its side over the box's, as crops of hands have it (`Predictor`: 1.5), and
+# how far its middle is moved, over its side (standard deviation).
+_MARGIN_OF_NO_HAND, _SHIFT_OF_NO_HAND = (1.2, 1.9), 0.05
 
 
 def augment(
@@ -158,11 +161,22 @@ class CropJitter:
         return CropTransform(center, size, crop.rotation + rotation, crop.mirror)
 
 
-def negative_crop(shape: tuple[int, ...], rng: np.random.Generator) -> CropTransform:
-    """A square somewhere in a photograph of (height, width, ...) that shows no hand, as a search for hands crops it."""
-    height, width = shape[:2]
-    size = max(height, width) * math.exp(rng.uniform(math.log(0.2), 0.0))
-    center = (float(rng.uniform(0, width - 1)), float(rng.uniform(0, height - 1)))
+def negative_crop(
+    shape: tuple[int, ...], rng: np.random.Generator, box: NDArray[np.float64] | None = None
+) -> CropTransform:
+    """A square somewhere in a photograph of (height, width, ...) that shows no hand, as a search for hands crops it.
+
+    `box` (4,) px: where something was taken for a hand; the square is about there, as a hand's would be.
+    """
+    if box is None:
+        height, width = shape[:2]
+        size = max(height, width) * math.exp(rng.uniform(math.log(0.2), 0.0))
+        center = (float(rng.uniform(0, width - 1)), float(rng.uniform(0, height - 1)))
+    else:
+        around = CropTransform.around_box(box, rng.uniform(*_MARGIN_OF_NO_HAND))
+        size = around.size
+        x, y = np.array(around.center) + rng.normal(0, _SHIFT_OF_NO_HAND * size, 2)
+        center = (float(x), float(y))
     return CropTransform(center, size, float(rng.uniform(-math.pi, math.pi)), bool(rng.random() < 0.5))
 
 

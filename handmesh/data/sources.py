@@ -175,7 +175,7 @@ class PhotoSource:
             if settings.mirrored and rng.random() < settings.mirrored:
                 crop = replace(crop, mirror=not crop.mirror)
         else:
-            crop = negative_crop(sample.image.shape, rng)
+            crop = negative_crop(sample.image.shape, rng, sample.labels.box)
         cropped = crop_sample(sample, crop, side)
         image = cropped.image
         other_background = settings.background_prob > 0 and rng.random() < settings.background_prob

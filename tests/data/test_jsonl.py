@@ -629,6 +629,23 @@ def test_a_photograph_without_a_hand_is_an_example_of_that_and_of_nothing_else(p
     photo_source(PhotoData(path=data.path), 0, TrainConfig(), builtin_hand())  # needs no box
 
 
+def test_what_was_taken_for_a_hand_is_looked_at_as_a_hand_would_be(folder):
+    source = PhotoSource("mistaken", written(folder, {"present": False, "box": [40, 20, 60, 50]}), BOX)
+    image = np.zeros_like(source.data[0].image)
+    image[20:50, 40:60] = 255
+    samples = [
+        replace(source, data=[replace(source.data[0], image=image)]).example(0, np.random.default_rng(seed), 64)
+        for seed in range(20)
+    ]
+    for sample in samples:
+        assert not sample.labels.present
+        white = np.argwhere(sample.image.mean(axis=-1) > 127)
+        extent = np.ptp(white, axis=0).max() / 64
+        assert 1 / 2 < extent < 1, "the box is most of the crop, whichever way it is turned"
+        assert np.abs(white.mean(axis=0) / 64 - 0.5).max() < 0.2
+    assert len({sample.image.tobytes() for sample in samples}) == len(samples)
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

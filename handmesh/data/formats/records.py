@@ -39,9 +39,10 @@ KEYS = {
     "vertices": "778 x 3 metres, camera frame",
     "pose": "16 x 3 x 3 rotations or 16 x 3 rotation vectors, identity = flat hand",
     "betas": "10 shape coefficients",
-    "present": "false for a photograph that shows no hand (default: true)",
+    "present": "false for a photograph that shows no hand, in its box if it has one (default: true)",
     "alpha": "the path of a grey picture of the photograph's size: what is the hand, with its arm",
 }
+_KEYS_OF_NO_HAND = ("image", "present", "box")
 # Written by `handmesh synth --out` or left to the user; not read here.
 OTHER_KEYS = ("mask", "translation", "facts")
 
@@ -198,7 +199,7 @@ def parse_labels(record: dict[str, Any], where: str) -> PhotoLabels:
     present = record.get("present")
     if present is not None and not isinstance(present, bool):
         raise DataError(f"{where}: 'present' is {present!r}, wanted {KEYS['present']}.")
-    if present is False and (said := [key for key in KEYS if key not in ("image", "present") and record.get(key)]):
+    if present is False and (said := [key for key in KEYS if key not in _KEYS_OF_NO_HAND and record.get(key)]):
         raise DataError(f"{where} shows no hand ('present' is false), but has {', '.join(said)}: drop one of them.")
     hand = hand_labels(
         present=present is not False,
