@@ -33,10 +33,10 @@ from consistency import CHANGES, Change, compare
 from numpy.typing import NDArray
 
 from handmesh.files.image import read_image
-from handmesh.hand import FINGER_NAMES, JOINT_NAMES, HandArrays, Handedness
+from handmesh.hand import FINGER_NAMES, JOINT_NAMES, HandArrays, Handedness, builtin_hand
 from handmesh.hand.arrays import both_sides
 from handmesh.hand.fit import FitStart, HandFit, fit_hand
-from handmesh.label import MEDIAPIPE, OWN, KeypointDefinition
+from handmesh.label import KeypointDefinition, keypoint_definition
 from handmesh.predict import HandPrediction, Predictor, load_predictor
 from handmesh.synth import Backgrounds
 
@@ -77,12 +77,12 @@ def main() -> None:
     parser.add_argument("--source", nargs="*", help="of these sources alone")
     parser.add_argument("--count", type=int, default=300, help="hands of each source at most")
     parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--keypoints-by", choices=("mediapipe", "freihand"), default="mediapipe")
+    parser.add_argument("--keypoints-by", choices=("handmesh", "freihand", "mediapipe"), default="mediapipe")
     parser.add_argument("--covered", action="store_true")
     parser.add_argument("--changed", action="store_true")
     parser.add_argument("--worst", type=int, default=0, help="name so many of the worst")
     arguments = parser.parse_args()
-    definition = MEDIAPIPE if arguments.keypoints_by == "mediapipe" else OWN
+    definition = keypoint_definition(arguments.keypoints_by, builtin_hand())
     predictor = load_predictor(arguments.model, passes=arguments.passes, threads=1)
     models = both_sides(predictor.engine.hand)
     print(f"{'source':24} {'hands':>5}  box and side: mean median <0.1 (ours)   sides   whole: mean median")

@@ -25,13 +25,14 @@ from handmesh.draw.colors import HAND_COLORS
 from handmesh.draw.render import ImageMesh, overlay_meshes, render_meshes
 from handmesh.draw.sheet import captioned
 from handmesh.draw.skeleton import draw_skeleton
-from handmesh.errors import ImageError
+from handmesh.errors import ConfigError, ImageError
 from handmesh.files.image import read_image
 from handmesh.geometry.crop import CropTransform
 from handmesh.geometry.normals import vertex_normals
 from handmesh.geometry.rotation import nearest_rotation, vector_from_matrix
 from handmesh.hand import JOINT_NAMES, Handedness, upright_rotation
-from handmesh.hand.arrays import HandArrays, both_sides
+from handmesh.hand.arrays import HandArrays, both_sides, builtin_hand
+from handmesh.hand.definitions import joints_from_mano
 from handmesh.hand.fit import MIN_KEYPOINTS, FitStart, HandFit, fit_hand
 from handmesh.predict import HandPrediction, Predictor
 
@@ -49,9 +50,10 @@ TILE = 224  # px, the height of a picture of a label
 
 @dataclass(frozen=True)
 class KeypointDefinition:
-    """How somebody's 21 keypoints (FreiHAND's order) differ from the joints of FreiHAND, which are ours."""
+    """How somebody's 21 keypoints (FreiHAND's order) differ from the joints of our own hand."""
 
     name: str
+    mano: bool = False  # they are MANO's joints: what `joints_from_mano` takes
     # Our tips lie so far beyond theirs, as a share of the last joint's distance to theirs in the picture.
     tip_extension: float = 0.0
     # How far they can be trusted to mean the same joint: wrist, thumb base, knuckles; all others count in full.
@@ -68,18 +70,32 @@ class KeypointDefinition:
 
     def apply(self, keypoints: Floats) -> Floats:
         """(21, 2) theirs -> ours, as well as it is known."""
-        moved = keypoints.copy()
+        moved = joints_from_mano(keypoints) if self.mano else keypoints.copy()
         for joint, name in enumerate(JOINT_NAMES):
             if name.endswith("_tip"):
                 moved[joint] += self.tip_extension * (keypoints[joint] - keypoints[joint - 1])
         return moved
 
 
-OWN = KeypointDefinition("FreiHAND")
+OWN = KeypointDefinition("handmesh")
+# What is left of the difference, on average 2 mm, is largest at the knuckles and the thumb's base.
+FREIHAND = KeypointDefinition("FreiHAND", mano=True, thumb_base=0.5, knuckles=0.5)
 # Measured on white backgrounds, where a silhouette shows the skin's edge: MediaPipe's tips lie 28 to 32 % of the last
 # joint's length short of it, ours about 8 %. In the palm's frame its wrist lies 5 mm, its thumb base 4 mm and its
 # knuckles 1 to 2 mm from ours, in a direction that depends on the pose: weights, not offsets.
 MEDIAPIPE = KeypointDefinition("MediaPipe", tip_extension=0.22, wrist=0.2, thumb_base=0.2, knuckles=0.5)
+
+
+def keypoint_definition(name: str, hand: HandArrays) -> KeypointDefinition:
+    """Whose keypoints, and the hand that is to be fitted to them. Raises ConfigError.
+
+    Our own hand's are "handmesh": of one's own, too, who points at where bones meet.
+    """
+    named = {one.name.lower(): one for one in (OWN, FREIHAND, MEDIAPIPE)}
+    if name not in named:
+        raise ConfigError(f"Keypoints by {name!r}: wanted {', '.join(sorted(named))}.")
+    of_mano = named[name].mano and hand.sha256 != builtin_hand().sha256
+    return OWN if of_mano else named[name]
 
 
 class SeenHand(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,8 @@ from handmesh.data.formats.jsonl import JsonlData
 from handmesh.files.image import encode_image
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import JOINT_NAMES, Handedness, builtin_hand
-from handmesh.label import MEDIAPIPE, OWN, SeenHand, label_hands, seen_twice
+from handmesh.hand.definitions import mano_joints
+from handmesh.label import MEDIAPIPE, OWN, SeenHand, keypoint_definition, label_hands, seen_twice
 from handmesh.predict import load_predictor
 from handmesh.synth import Backgrounds
 from handmesh.synth.scene import SceneRenderer
@@ -147,6 +149,24 @@ def test_mediapipes_tips_lie_further_in_and_its_wrist_elsewhere():
     assert MEDIAPIPE.weights[JOINT_NAMES.index("wrist")] < 0.5
     assert MEDIAPIPE.weights[JOINT_NAMES.index("index_pip")] == 1
     np.testing.assert_array_equal(OWN.weights, np.ones(21))
+
+
+def test_freihands_keypoints_fit_our_hand_once_they_are_brought_to_it(drawn, predictor):
+    truths = [sample.keypoints for sample in drawn.samples[:4]]
+    seen = [SeenHand(mano_joints(truth), Handedness.RIGHT) for truth in truths]
+
+    def error(name: str) -> float:
+        definition = keypoint_definition(name, predictor.engine.hand)
+        labels = label_hands(zip(drawn.paths, seen, strict=False), predictor, definition)
+        return np.mean([np.abs(one.fit.keypoints - truth).mean() for one, truth in zip(labels, truths, strict=True)])
+
+    assert error("freihand") < 0.7 * error("handmesh")
+
+
+def test_of_manos_own_hand_freihands_keypoints_are_taken_as_they_are():
+    other = replace(builtin_hand(), shapedirs=1.1 * builtin_hand().shapedirs)
+    assert keypoint_definition("freihand", other) == OWN
+    assert keypoint_definition("freihand", builtin_hand()).mano
 
 
 HAND = np.random.default_rng(0).uniform(20, 80, (21, 2))

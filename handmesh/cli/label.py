@@ -34,8 +34,12 @@ def label(
         typer.Option(metavar="DIR", help="Also cut hands out, into this folder; training changes their backgrounds."),
     ] = None,
     keypoints_by: Annotated[
-        str, typer.Option(metavar="freihand|mediapipe", help="Whose definition a JSONL's keypoints follow.")
-    ] = "freihand",
+        str,
+        typer.Option(
+            metavar="handmesh|freihand|mediapipe",
+            help="Whose definition a JSONL's keypoints follow: where bones meet, MANO's, or MediaPipe's.",
+        ),
+    ] = "handmesh",
     max_hands: Annotated[int, typer.Option(metavar="N", min=1, help="Hands in a photograph at most.")] = 4,
     model: ModelOption = None,
 ) -> None:
@@ -54,8 +58,6 @@ def label(
     """
     if sheet is not None and sheet.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"--sheet {sheet}: wanted a picture's name that ends in {', '.join(IMAGE_SUFFIXES)}.")
-    if keypoints_by not in ("freihand", "mediapipe"):
-        raise ConfigError(f"--keypoints-by {keypoints_by}: wanted freihand or mediapipe.")
     given = [path for path in photos if path.suffix.lower() == ".jsonl"]
     if given and len(given) < len(photos):
         raise ConfigError("Photographs and JSONL files at once: label the ones first, then the others.")
@@ -65,7 +67,7 @@ def label(
 
     from handmesh.draw.sheet import contact_sheet
     from handmesh.files.image import encode_image
-    from handmesh.label import MEDIAPIPE, OWN, alpha_of, draw_label, label_hands
+    from handmesh.label import alpha_of, draw_label, keypoint_definition, label_hands
     from handmesh.predict import load_predictor
     from handmesh.system.atomic import write_atomically, written_atomically
 
@@ -79,10 +81,10 @@ def label(
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     predictor = load_predictor(model, threads=1)
+    definition = keypoint_definition(keypoints_by if given else "mediapipe", predictor.engine.hand)
     with progress_bar() as progress:
         task = progress.add_task("labelling", total=None)
         hands = _hands_in_labels(given) if given else _hands_in_photos(photos, max_hands)
-        definition = MEDIAPIPE if not given or keypoints_by == "mediapipe" else OWN
         labels: list[LabelledHand] = []
         alphas: dict[int, Path] = {}
         for labelled in label_hands(hands, predictor, definition):

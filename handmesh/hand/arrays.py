@@ -166,7 +166,7 @@ class HandArrays:
         return offsets.reshape(*pose_features.shape[:-1], VERTEX_COUNT, 3)
 
     def joints_of(self, vertices: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(*B, 778, 3) posed vertices -> (*B, 21, 3) FreiHAND's joints: regressed from the mesh, and fingertips."""
+        """(*B, 778, 3) posed vertices -> (*B, 21, 3) joints, regressed from the mesh, and fingertips."""
         joints = np.concatenate([self.J_regressor @ vertices, vertices[..., list(FINGERTIP_VERTICES), :]], axis=-2)
         return joints[..., list(JOINTS_FROM_MANO), :]
 
@@ -237,7 +237,7 @@ class PosedHand:
 
     @cached_property
     def joints(self) -> NDArray[np.float64]:
-        """(*B, 21, 3) FreiHAND's joints: regressed from the posed mesh, and the fingertips."""
+        """(*B, 21, 3) joints, regressed from the posed mesh, and the fingertips."""
         return self.shaped.model.joints_of(self.vertices)
 
 

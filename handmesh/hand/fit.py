@@ -7,10 +7,9 @@
 What is minimised, for each hand on its own: distances in the picture, with a loss that forgives single points that are
 far off; how far the rotations and the shape go from where they began; joints bent beyond what hands can do
 (`anatomy.JOINT_LIMITS`); and distances of 3D joints. All of it is a sum of squares with weights, so it takes a dozen
-steps of Gauss and Newton's, damped as Levenberg and Marquardt do. The 21 joints are FreiHAND's, regressed from the
-posed mesh, but no mesh is posed: regression, skinning and correctives are linear in each other, and what 778 vertices
-would be summed to is one small tensor (`_JointModel`). Numpy alone; about 8 ms a hand on one core (AMD EPYC), 60 from
-nothing.
+steps of Gauss and Newton's, damped as Levenberg and Marquardt do. The 21 joints are regressed from the posed mesh, but
+no mesh is posed: regression, skinning and correctives are linear in each other, and what 778 vertices would be summed
+to is one small tensor (`_JointModel`). Numpy alone; about 8 ms a hand on one core (AMD EPYC), 60 from nothing.
 
 The picture's frame is whatever the keypoints are in: pixels, or NDC of a crop. The camera is a weak-perspective one in
 that frame, ``keypoint = scale * (xy_hand + translation)`` (see `handmesh.geometry.camera`), so x goes right and y down.
@@ -226,7 +225,7 @@ class _Posed(NamedTuple):
 
 
 class _JointModel:
-    """FreiHAND's 21 joints of a posed mesh, exactly, and their derivatives, without the mesh.
+    """The 21 joints of a posed mesh, in FreiHAND's order, exactly, and their derivatives, without the mesh.
 
     Joint j is the sum over vertices v and bones k of ``regressor[j, v] weights[v, k] (R_k rest_v + t_k)``, where rest_v
     is linear in betas and pose feature. Summed over v once: ``R_k moments[k, :, j, :] @ feature + shares[k, j] t_k``.

@@ -2,7 +2,8 @@
 
 From another project's keypoints to a hand of ours: `fit_hand(found.points, found.scores, hand=load_hand("builtin",
 found.handedness))` of what `from_mediapipe` or `from_openpose` gave. Their 21 joints stand in our order; where in the
-hand they lie differs by millimetres (docs/how_to/data.md has the numbers for MediaPipe).
+hand they lie differs by millimetres (docs/how_to/data.md has the numbers for MediaPipe, `handmesh.hand.definitions`
+those for MANO).
 """
 
 from __future__ import annotations
