@@ -144,8 +144,9 @@ def test_mediapipes_tips_lie_further_in_and_its_wrist_elsewhere():
     moved = MEDIAPIPE.apply(line)
     tips = [index for index, name in enumerate(JOINT_NAMES) if name.endswith("_tip")]
     np.testing.assert_allclose(moved[tips, 0], line[tips, 0] + 0.22)  # along the last bone, which is 1 long
-    others = [index for index in range(21) if index not in tips]
+    others = [index for index in range(1, 21) if index not in tips]
     np.testing.assert_array_equal(moved[others], line[others])
+    np.testing.assert_allclose(moved[0], [-0.9, 0])  # away from the middle finger's knuckle, 9 away
     assert MEDIAPIPE.weights[JOINT_NAMES.index("wrist")] < 0.5
     assert MEDIAPIPE.weights[JOINT_NAMES.index("index_pip")] == 1
     np.testing.assert_array_equal(OWN.weights, np.ones(21))
