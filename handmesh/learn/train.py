@@ -188,6 +188,22 @@ def train(
         clip_norm = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
 
         faces = torch.from_numpy(hand.faces).long().to(device)
+
+        def save(done: int) -> None:
+            state = {
+                "step": done,
+                "config": settings,
+                "hand_sha256": hand.sha256,
+                "model": model.state_dict(),
+                "dense": {} if dense is None else dense.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+                "average": average,
+                "best": best,
+                "warm_again_at": warm_again_at,
+            }
+            save_state(directory, done, state, config.keep_checkpoints)
+
         sums: dict[str, Tensor] = {}
         distances: dict[str, Tensor] = {}
         started, waited, since = time.perf_counter(), 0.0, first_step
@@ -245,6 +261,8 @@ def train(
                     shown = errors.get("keypoint_px"), errors.get("vertex_mm")
                     on_progress(Progressed(done, config.steps, losses, *shown, images_per_second, data_wait_fraction))
                 sums, distances, started, waited, since = {}, {}, time.perf_counter(), 0.0, done
+            if last and done < config.steps and ranks.is_main:
+                save(done)  # whoever stopped it may not wait for the scores: torchrun waits for 30 s
             if evaluates:
                 scores = validate(averaged, data.validation, ranks)
                 result = averaged
@@ -261,19 +279,7 @@ def train(
                 sums, distances, started, waited, since = {}, {}, time.perf_counter(), 0.0, done
             # Last: who resumes from a state finds all that its step should have written.
             if saves and ranks.is_main:
-                state = {
-                    "step": done,
-                    "config": settings,
-                    "hand_sha256": hand.sha256,
-                    "model": model.state_dict(),
-                    "dense": {} if dense is None else dense.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scaler": scaler.state_dict(),
-                    "average": average,
-                    "best": best,
-                    "warm_again_at": warm_again_at,
-                }
-                save_state(directory, done, state, config.keep_checkpoints)
+                save(done)
             if last:
                 break
         if log is not None:

@@ -194,6 +194,19 @@ def test_a_run_that_is_told_to_stop_scores_and_saves_and_goes_on_bit_for_bit(tin
     assert [name for name in wanted if not torch.equal(wanted[name], found[name])] == []
 
 
+def test_a_run_that_is_killed_while_it_scores_for_the_last_time_has_its_state(tiny_config, tmp_path, monkeypatch):
+    """torchrun gives its processes 30 seconds."""
+    config = tiny_config(steps=5, evaluate_every=100, checkpoint_every=100)
+    monkeypatch.setattr("handmesh.learn.train.validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, should_stop=iter([False, False, True]).__next__)
+    assert load_latest_state(tmp_path)["step"] == 3
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_process_that_is_asked_to_end_stops_training_and_lives():
     before = signal.getsignal(signal.SIGTERM)
     with _until_sigterm() as should_stop:
