@@ -287,6 +287,8 @@ def test_a_photograph_that_cannot_be_read_is_among_the_dropped(tmp_path, monkeyp
         (["a.jsonl", "b.jpg"], "at once"),
         (["a.jsonl", "--sheet", "sheet.txt"], "sheet.txt"),
         (["a.jsonl", "--keypoints-by", "somebody"], "somebody"),
+        (["a.jsonl", "--max-hands", "4"], "--max-hands is of photographs"),
+        (["a.jpg", "--keypoints-by", "freihand"], "--keypoints-by is of a JSONL's keypoints"),
         (["nowhere.jsonl"], "nowhere.jsonl"),
         (["a.jsonl", "--out", "."], "folder"),
         (["a.jsonl", "--dropped", ".."], "folder"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from handmesh.cli.shell import JsonOption, console, parse_list, progress_bar, say
+from handmesh.cli.shell import JsonOption, check_ignored, console, parse_list, progress_bar, say
 from handmesh.errors import ConfigError
 from handmesh.system.cpus import MAX_THREADS
 
@@ -20,6 +20,7 @@ class Measured(NamedTuple):
 
 
 def bench(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(
@@ -84,6 +85,8 @@ def bench(
         raise ConfigError("--backbones measures bare architectures, those of --names: no --model, and no --stages.")
     if names != "all" and not backbones:
         raise ConfigError("--names says which of --backbones; a model is named by --model.")
+    if backbones and cold:
+        check_ignored(context, ["cold"], "of one model's engines, and --backbones compares models: give one of them.")
     if backbones:
         machine, rows, lines = _bench_backbones(names, engines, size or 224, batches[0], threads, runs, clock)
     else:

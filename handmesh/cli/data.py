@@ -11,7 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from handmesh.cli.help import Command
-from handmesh.cli.shell import IMAGE_SUFFIXES, JsonOption, byte_progress_bar, console, progress_bar, say, say_json
+from handmesh.cli.shell import (
+    IMAGE_SUFFIXES,
+    JsonOption,
+    byte_progress_bar,
+    check_ignored,
+    console,
+    progress_bar,
+    say,
+    say_json,
+)
 from handmesh.errors import ConfigError
 
 app = typer.Typer(help="Data sets to train and score with: prepare, check, show.", no_args_is_help=True)
@@ -54,6 +63,7 @@ def data_prepare(
 
 @app.command("check", cls=Command)
 def data_check(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Prepared FreiHAND, or a JSONL file.")],
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures to decode, spread over the set.")] = 200,
     everything: Annotated[bool, typer.Option("--all", help="Decode every picture.")] = False,
@@ -69,6 +79,9 @@ def data_check(
       handmesh data check photos/labels.jsonl --all
     """
     from handmesh.data.check import check
+
+    if everything:
+        check_ignored(context, ["count"], "some of the pictures, and --all is all of them: give one of them.")
 
     with progress_bar() as progress:
         tasks: dict[str, Any] = {}
@@ -100,6 +113,7 @@ def data_check(
 
 @app.command("show", cls=Command)
 def data_show(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Prepared FreiHAND, or a JSONL file.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PICTURE", help="The picture.")] = Path(
         "handmesh_out/data.jpg"
@@ -124,10 +138,17 @@ def data_show(
     """
     if out.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"--out {out}: wanted a picture's name that ends in {', '.join(IMAGE_SUFFIXES)}.")
+    from handmesh.data.formats import holds_photos
     from handmesh.data.show import show
     from handmesh.files.image import encode_image
     from handmesh.system.atomic import write_atomically
 
+    if holds_photos(path):
+        check_ignored(context, ["split"], f"of FreiHAND, and {path} has no parts: leave it out.")
+    elif path.is_dir():
+        check_ignored(context, ["hand_model"], "of a JSONL, and FreiHAND has a hand of its own: leave it out.")
+    if not mesh:
+        check_ignored(context, ["hand_model"], "of meshes, and bones are drawn: give --mesh, too, or leave it out.")
     picture = show(path, count, seed, split=split, protocol=crop, mesh=mesh, hand=hand_model)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, encode_image(picture, out.suffix))

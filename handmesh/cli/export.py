@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from handmesh.cli.shell import JsonOption, ModelOption, say, say_json, words
+from handmesh.cli.shell import JsonOption, ModelOption, check_ignored, say, say_json, words
 from handmesh.errors import ConfigError
 
 
 def export(
+    context: typer.Context,
     format: Annotated[
         str,
         typer.Option(
@@ -53,6 +54,8 @@ def export(
         raise ConfigError(f"--format {format!r}: wanted one of {', '.join(FORMATS)}.")
     if precision not in ("float32", "int8"):
         raise ConfigError(f"--precision {precision!r}: wanted float32 or int8.")
+    if int8 and precision != "int8":
+        check_ignored(context, ["precision"], f"{precision} here, and --int8 says int8: give one of them.")
     exported = export_model(model, chosen, out, precision="int8" if int8 or precision == "int8" else "float32")
     if json:
         say_json(exported)

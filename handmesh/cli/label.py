@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handmesh.cli.shell import IMAGE_SUFFIXES, ModelOption, error_console, progress_bar, say
+from handmesh.cli.shell import IMAGE_SUFFIXES, ModelOption, check_ignored, error_console, progress_bar, say
 from handmesh.errors import ConfigError, DataError, ImageError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _DROPPED_SHOWN = 10
 
 
 def label(
+    context: typer.Context,
     photos: Annotated[
         list[Path], typer.Argument(metavar="PHOTO|FOLDER|JSONL", help="Photographs, or labels that have keypoints.")
     ],
@@ -61,6 +62,11 @@ def label(
     given = [path for path in photos if path.suffix.lower() == ".jsonl"]
     if given and len(given) < len(photos):
         raise ConfigError("Photographs and JSONL files at once: label the ones first, then the others.")
+    if given:
+        check_ignored(context, ["max_hands"], "of photographs, and a JSONL's hands are its own: leave it out.")
+    else:
+        why = "of a JSONL's keypoints, and those of photographs are MediaPipe's: leave it out."
+        check_ignored(context, ["keypoints_by"], why)
     if any(path.is_file() and out.is_file() and path.samefile(out) for path in photos):
         raise ConfigError(f"--out {out} is what is to be read: your own labels would be lost. Give another name.")
     import numpy as np

@@ -21,6 +21,7 @@ from handmesh.cli.shell import (
     ModelOption,
     camera_of,
     check_finder,
+    check_ignored,
     console,
     error_console,
     parse_box,
@@ -55,6 +56,7 @@ def _formats(incomplete: str) -> list[str]:
 
 
 def predict(
+    context: typer.Context,
     images: Annotated[
         list[str],
         typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="Photographs: JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC."),
@@ -154,6 +156,9 @@ def predict(
     camera_of(focal, fov, (1, 1))  # refused here, once, and not for every photo
     if renderer not in ("own", "pytorch3d") or (skeleton and renderer != "own"):
         raise ConfigError(f"--renderer {renderer}: wanted own or pytorch3d, and it draws meshes, not --skeleton.")
+    if not {"png", "jpg"} & set(formats):
+        why = f"of pictures, and --format {format} has neither png nor jpg: give one of them."
+        check_ignored(context, ["skeleton", "renderer"], why)
     if renderer == "pytorch3d":
         from handmesh.draw.pytorch3d import check_installed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -179,6 +179,17 @@ def parse_smoothing(strength: float) -> Smoothing | None:
     from handmesh.motion.smoothing import Smoothing
 
     return None if strength == 0 else Smoothing.of_strength(strength)
+
+
+def check_ignored(context: typer.Context, options: Sequence[str], why: str) -> None:
+    """Raises ConfigError that names those of `options` (parameters' names) that were given, and would be ignored."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in options
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise ConfigError(f"{' and '.join(given)} {'are' if len(given) > 1 else 'is'} {why}")
 
 
 def check_finder(detector: str | None, box: list[str] | None, max_hands: int | None) -> None:

@@ -19,6 +19,7 @@ from handmesh.cli.shell import (
     ModelOption,
     SmoothOption,
     camera_of,
+    check_ignored,
     hand_finder,
     parse_hand,
     parse_smoothing,
@@ -32,6 +33,7 @@ from handmesh.system.cpus import MAX_THREADS
 
 
 def video(
+    context: typer.Context,
     clip: Annotated[
         str,
         typer.Argument(
@@ -87,6 +89,12 @@ def video(
 
     if codec not in CODECS:
         raise ConfigError(f"--codec {codec!r}: wanted one of {', '.join(CODECS)}.")
+    if not overlay:
+        check_ignored(context, ["codec", "skeleton"], "of overlay.mp4, and --no-overlay writes none: give one of them.")
+    if not glb:
+        check_ignored(context, ["skin_only"], "of hand.glb, and --no-glb writes none: give one of them.")
+    if not Path(clip).is_dir():
+        check_ignored(context, ["fps"], f"of a folder of photographs, and {clip} is none: leave it out.")
     side = parse_hand(hand)
     smoothing = parse_smoothing(smooth)
     camera_of(focal, fov, (1, 1))

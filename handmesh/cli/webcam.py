@@ -18,6 +18,7 @@ from handmesh.cli.shell import (
     ModelOption,
     SmoothOption,
     check_finder,
+    check_ignored,
     console,
     hand_finder,
     parse_hand,
@@ -31,6 +32,7 @@ from handmesh.system.cpus import MAX_THREADS
 
 
 def webcam(
+    context: typer.Context,
     source: Annotated[
         str, typer.Option(metavar="N|clip.mp4|rtsp://...|FOLDER", help="A camera's number, or what stands in for one.")
     ] = "0",
@@ -83,6 +85,9 @@ def webcam(
     if guide and max_hands is not None:
         raise ConfigError("--guide waits for one hand, --max-hands is of hands that are found: give one of them.")
     check_finder(detector, box, max_hands)
+    if headless:
+        why = "of the window, and --headless opens none: give one of them."
+        check_ignored(context, ["skeleton", "mirror", "out"], why)
     if json and not headless:
         raise ConfigError("--json goes with --headless: a window says nothing to a script.")
     side = parse_hand(hand)

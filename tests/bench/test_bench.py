@@ -133,6 +133,7 @@ def test_what_cannot_be_measured_is_refused_at_once():
         (["--backbones", "--names", "fastvit_t8,fastvit_t9"], "no backbone 'fastvit_t9'"),
         (["--backbones", "--size", "48"], "multiples of 32"),
         (["--size", "96"], "of a bare architecture"),
+        (["--backbones", "--cold"], "--cold is of one model's engines"),
         (["--out", "nowhere/x.json"], "there is no folder nowhere"),
     ):
         assert says in str(CliRunner().invoke(app, ["bench", *arguments]).exception)

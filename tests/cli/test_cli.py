@@ -265,6 +265,7 @@ def test_boxes_sides_and_lenses_reach_the_result(predict, photos, tmp_path):
         (["--max-hands", "2", "--box", "1,2,30,40"], ["--max-hands", "--box", "give one of them"]),
         (["--max-hands", "2", "--detector", "none"], ["--max-hands", "--detector none", "give one of them"]),
         (["--min-score", "0.3", "--box", "1,2,30,40"], ["--min-score", "--box", "give one of them"]),
+        (["--skeleton", "--format", "json,obj"], ["--skeleton", "--format json,obj", "give one of them"]),
         (["--model", "absent.safetensors"], ["No model at absent.safetensors"]),
         (["--model", "photos/notes.txt"], ["notes.txt", "cannot be read as a model"]),
         (["empty"], ["No images in empty", ".jpg"]),
@@ -275,6 +276,23 @@ def test_mistakes_are_one_line(arguments, says, predict, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     assert_one_line(predict(photos / "a.jpg", *arguments), *says)
     assert not (tmp_path / "handmesh_out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("export --int8 --precision float32", ["--precision is float32 here", "give one of them"]),
+        ("data check labels.jsonl --all --count 200", ["--count is some of the pictures", "give one of them"]),
+        ("data show labels.jsonl --split training", ["--split is of FreiHAND, and labels.jsonl has no parts"]),
+        ("data show labels.jsonl --hand-model mano", ["--hand-model is of meshes", "give --mesh"]),
+        ("data show FreiHAND --mesh --hand-model mano", ["--hand-model is of a JSONL"]),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(command, says, handmesh, tmp_path):
+    (tmp_path / "labels.jsonl").touch()
+    (tmp_path / "FreiHAND").mkdir()
+    assert_one_line(handmesh(*command.split()), *says)
+    assert {path.name for path in tmp_path.iterdir()} == {"labels.jsonl", "FreiHAND"}
 
 
 def test_a_folder_that_cannot_be_made_is_one_line_for_each_photo(predict, photos, tmp_path):
