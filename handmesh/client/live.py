@@ -37,7 +37,7 @@ class LiveStream:
     def __init__(
         self, address: SplitResult, headers: Mapping[str, str], options: Mapping[str, Any], timeout: float
     ) -> None:
-        """`options` as of a text message of the stream: hand, box, vertices, smooth. Raises ServiceError."""
+        """`options` as of a text message of the stream: hand, box, max_hands, vertices, smooth. Raises ServiceError."""
         from websockets.exceptions import InvalidStatus, WebSocketException
         from websockets.sync.client import connect
 

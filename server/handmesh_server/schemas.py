@@ -58,10 +58,20 @@ class _PhotoQuery(BaseModel):
     ] = None
     min_score: Annotated[
         float,
-        Field(ge=0, le=1, description="Without a box, a hand of a lower score is left out, and the list may be empty."),
+        Field(
+            ge=0,
+            le=1,
+            description="Of the hands that are found, one of a lower score is left out; the list may be empty. "
+            "Not with a box.",
+        ),
     ] = MIN_SCORE
     max_hands: Annotated[
-        int, Field(ge=1, le=MAX_HANDS, description="Of the hands that are found, so many at most, the most certain.")
+        int,
+        Field(
+            ge=1,
+            le=MAX_HANDS,
+            description="Of the hands that are found, so many at most, the most certain. Not with a box.",
+        ),
     ] = DEFAULT_MAX_HANDS
     search: Annotated[
         Literal["fast", "thorough"],
@@ -151,6 +161,9 @@ class HandsQuery(_PhotoQuery):
         super().check()
         if self.box and self.search == "thorough":
             raise QueryInvalid("search=thorough looks for hands, and box says where they are: give one of them.")
+        for name in ("max_hands", "min_score"):
+            if self.box and name in self.model_fields_set:
+                raise QueryInvalid(f"{name} is of hands that are found, and box says where they are: give one of them.")
         if len(self.hand) not in (1, self.hands):
             raise QueryInvalid(
                 f"hand is given {len(self.hand)} times for {self.hands} hands: once for all, or once for each box."

@@ -47,6 +47,8 @@ class StreamOptions(BaseModel):
             x0, y0, x1, y1 = self.box
             if not (x1 - x0 >= 1 and y1 - y0 >= 1 and max(map(abs, self.box)) <= 1e5):
                 raise ValueError(f"box {self.box} is empty or out of reach: x0 < x1 and y0 < y1, in pixels")
+            if "max_hands" in self.model_fields_set:
+                raise ValueError("max_hands is of hands that are found, and box gives one")
         return self
 
     @model_validator(mode="after")

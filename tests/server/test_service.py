@@ -161,6 +161,8 @@ def test_fields_beside_the_photo_are_taken(server, in_query):
         ("", form(("focal", "900"), ("focal", "900")), "focal is given twice"),
         ("?focal=900", form(("focal", "900")), "focal is given twice"),
         ("?focal=900", form(("fov", "60")), "two ways"),
+        ("?box=40,30,210,200", form(("max_hands", "1")), "give one of them"),
+        ("", form(("box", "40,30,210,200"), ("min_score", "0.5")), "give one of them"),
         ("?hand=left&hand=right", form(("box", "100,40,200,140")), "once for all"),
         ("", form(("focal", "9" * 300)), "no text of at most 256 bytes"),
         ("", [IMAGE, IMAGE], "second"),
@@ -500,6 +502,8 @@ def test_a_photo_with_something_behind_it_is_a_photo(server):
         ("fov=180", "fov"),
         ("encoding=hex", "encoding"),
         ("box=40,30,210,200&search=thorough", "give one of them"),
+        ("box=40,30,210,200&max_hands=10", "max_hands is of hands that are found, and box says where they are"),
+        ("box=40,30,210,200&min_score=0.5", "min_score is of hands that are found, and box says where they are"),
         ("boxes=1,2,3,4", "boxes"),
     ],
 )

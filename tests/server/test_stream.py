@@ -204,6 +204,15 @@ def test_options_that_are_none_end_the_stream_and_says_why(server, text):
     assert end.value.rcvd.code == 1008
 
 
+def test_a_count_of_hands_beside_a_box_ends_the_stream_and_says_why(server):
+    """It was ignored: one hand was followed, from the box on."""
+    with stream(server) as socket:
+        socket.send(json.dumps({"box": [0, 0, 90, 90], "max_hands": 2}))
+        with pytest.raises(ConnectionClosed) as end:
+            socket.recv(timeout=90)
+    assert end.value.rcvd.reason.endswith("max_hands is of hands that are found, and box gives one")
+
+
 def test_a_frame_that_is_too_large_ends_the_stream(server):
     with stream(server) as socket:
         socket.send(b"x" * 300_000)
