@@ -20,7 +20,7 @@ import pytest
 from handmesh_server.errors import QueueFull, StorageFull
 from handmesh_server.jobs import store as store_module
 from handmesh_server.jobs.queue import open_queue
-from handmesh_server.jobs.runner import JobRunner
+from handmesh_server.jobs.runner import JobRunner, _slot
 from handmesh_server.jobs.store import JobState, JobStore
 
 from handmesh.errors import ConfigError
@@ -264,6 +264,47 @@ def test_two_services_on_one_folder_do_each_job_once(store):
     finally:
         for runner in runners:
             runner.stop()
+
+
+def test_places_of_machines_that_are_gone_go_too(store):
+    """Every container has a name of its own, and left its files in the folder for ever."""
+    fcntl = pytest.importorskip("fcntl", reason="needs flock, which Windows has not")
+    store.folder.mkdir()
+    long_ago = time.time() - 3600
+    ours = f"slot-{socket.gethostname()}-0"
+    for name in ("slot-gone-0", "slot-gone-1", "slot-busy-0", "slot-idle-0", ours):
+        (store.folder / name).touch()
+        if name != "slot-idle-0":  # whose service touched it
+            os.utime(store.folder / name, (long_ago, long_ago))
+    with open(store.folder / "slot-busy-0") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        runner = runner_of(store)
+        runner.start()
+        try:
+            until(lambda: not list(store.folder.glob("slot-gone-*")))
+        finally:
+            runner.stop()
+    assert {path.name for path in store.folder.glob("slot-*")} == {"slot-busy-0", "slot-idle-0", ours}
+    assert (store.folder / ours).stat().st_mtime > long_ago + 60, "other machines see that we are there"
+
+
+def test_a_place_that_is_removed_while_it_is_taken_is_not_taken(store, monkeypatch):
+    """Its lock would be on a file that nobody finds, and another could take the same place."""
+    fcntl = pytest.importorskip("fcntl", reason="needs flock, which Windows has not")
+    store.folder.mkdir()
+    lock = fcntl.flock
+
+    def removed_before(file, how):
+        (path,) = store.folder.glob("slot-*")
+        path.unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with _slot(store.folder, 1) as ours:
+        assert not ours
+    monkeypatch.undo()
+    with _slot(store.folder, 1) as ours, _slot(store.folder, 1) as another:
+        assert (ours, another) == (True, False)
 
 
 def test_a_worker_that_was_not_heard_of_for_long_yields_to_the_one_that_took_over(store, monkeypatch):

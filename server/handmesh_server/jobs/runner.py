@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 0.5
 _TOUCH_SECONDS: Final = 1.0
 _SWEEP_SECONDS: Final = 10.0
+_SLOT_SECONDS: Final = 60.0  # a machine that has not swept for so long has none of our services any more
 
 # What a process says with its exit status: done (result.json), or not for this clip (problem.json). Else it crashed.
 DONE, REFUSED = 0, 3
@@ -109,6 +110,7 @@ class JobRunner:
     def _sweep_often(self) -> None:
         while True:
             try:
+                _sweep_slots(self._store.folder)
                 waiting = self._store.sweep(incoming_seconds=self._incoming_seconds)
                 self._with_queue(lambda queue, waiting=waiting: _enqueue_missing(queue, waiting))  # type: ignore[misc]
             except Exception:  # whatever it is, there is a next time
@@ -236,30 +238,59 @@ def _slot(folder: Path, count: int) -> Iterator[bool]:
 
     The system gives it back when its holder dies. Raises ConfigError where the folder cannot be written.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: as many in each process
+    if sys.platform == "win32":  # no flock: as many in each process
         yield True
         return
     held: IO[bytes] | None = None
     for number in range(count):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = open(folder / f"slot-{socket.gethostname()}-{number}", "ab")  # noqa: SIM115 (held while we work)
+            held = _locked(folder / f"{_our_slots()}-{number}")
         except OSError as error:
             raise ConfigError(
                 f"The folder {folder} cannot be written by user {os.getuid()}: {error.strerror or error}. "
                 "Give it to that user, or choose another jobs_dir."
             ) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            continue
-        held = file
-        break
+        if held is not None:
+            break
     try:
         yield held is not None
     finally:
         if held is not None:
             held.close()
+
+
+def _our_slots() -> str:
+    """What the names of this machine's files begin with."""
+    return f"slot-{socket.gethostname()}"
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """The file, made where it was not; None when another has it. Raises OSError where it cannot be opened."""
+    import fcntl
+
+    file = open(path, "ab")  # noqa: SIM115 (held by the caller)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+    except OSError:
+        pass
+    file.close()  # locked by another, or removed since it was opened, when the lock would keep nobody out
+    return None
+
+
+def _sweep_slots(folder: Path) -> None:
+    """Remove the files of machines that are gone, as containers are, each of which has a name of its own.
+
+    Ours are touched, for the others. A file is removed by who has its lock alone, so that its holder keeps it.
+    """
+    if sys.platform == "win32":
+        return
+    for path in folder.glob("slot-*"):
+        with suppress(OSError):
+            if path.name.rpartition("-")[0] == _our_slots():
+                os.utime(path)
+            elif time.time() - path.stat().st_mtime > _SLOT_SECONDS and (held := _locked(path)) is not None:
+                with held:
+                    path.unlink()
