@@ -269,6 +269,7 @@ def test_a_stream_follows_the_hand():
             )
             np.testing.assert_allclose(drawn, hand.keypoints, atol=0.01)
             assert hand.vertices.shape == (778, 3)
+            np.testing.assert_allclose(hand.joint_scores, known.array("joint_scores"), atol=0.1)
             with pytest.raises(ServiceError, match="image"):
                 stream(b"no photo")
             stream.send(sample.read_bytes())
@@ -283,7 +284,7 @@ def test_a_stream_follows_the_hand():
             stream(image)
 
 
-@pytest.mark.parametrize("answer", [b"", b"HMF1", bytes(28), b"HMF1" + bytes(12) + b"\x01\x00\x02\x01" + bytes(8)])
+@pytest.mark.parametrize("answer", [b"", b"HMF2", bytes(28), b"HMF2" + bytes(12) + b"\x01\x00\x02\x01" + bytes(8)])
 def test_what_is_no_answer_of_a_stream_is_said(answer):
     with pytest.raises(DataError, match="no answer of a stream"):
         decode_frame(answer)

@@ -93,9 +93,9 @@ def _follower(predictor: Predictor, options: StreamOptions) -> HandFollower:
 
 # The bytes of an answer: little-endian, a header, then each hand's numbers and arrays. Table: docs/how_to/serving.md.
 
-MAGIC: Final = b"HMF1"
+MAGIC: Final = b"HMF2"
 HEADER: Final = struct.Struct("<4sIIIHBBff")  # magic, frame, width, height, vertices, bytes of each, hands, ms, ms
-HAND: Final = struct.Struct("<BBBxf4f2fff2f")
+HAND: Final = struct.Struct("<BBBBf4f2fff2f")
 HANDEDNESS: Final = (Handedness.RIGHT, Handedness.LEFT)
 HANDEDNESS_SOURCES: Final = ("given", "assumed", "found")
 SOURCES: Final = ("whole image", "given box", "tracking", "mediapipe", "palm detector", "hand detector")
@@ -141,6 +141,7 @@ def encode_frame(frame: Frame, hands: Sequence[HandPrediction], options: StreamO
         arrays: list[tuple[NDArray[np.float32], np.dtype[np.floating]]] = [
             (hand.keypoints_image(), np.dtype("<f4")),
             (hand.joints, np.dtype("<f4")),
+            *([] if hand.joint_scores is None else [(hand.joint_scores, np.dtype("<f4"))]),
             (hand.vertices, dtype),
         ]
         if not (np.isfinite(numbers).all() and all(np.isfinite(array).all() for array, _ in arrays)):
@@ -150,6 +151,7 @@ def encode_frame(frame: Frame, hands: Sequence[HandPrediction], options: StreamO
                 HANDEDNESS.index(hand.handedness),
                 HANDEDNESS_SOURCES.index(hand.handedness_source),
                 SOURCES.index(hand.source),
+                hand.joint_scores is not None,
                 *numbers,
             )
         )
@@ -171,6 +173,7 @@ class DecodedHand(NamedTuple):
     camera_translation: tuple[float, float]  # metres
     keypoints: NDArray[np.float32]  # (21, 2) px
     joints: NDArray[np.float32]  # (21, 3) metres, hand frame
+    joint_scores: NDArray[np.float32] | None  # (21,) 0..1; None: the model cannot tell
     vertices: NDArray[np.float32]  # (V, 3) metres, hand frame
 
 
@@ -180,17 +183,18 @@ def decode_frame(answer: bytes) -> tuple[Frame, list[DecodedHand]]:
     try:
         magic, number, width, height, vertex_count, itemsize, hand_count, *times = HEADER.unpack_from(answer)
         at = HEADER.size
-        kinds = [((JOINT_COUNT, 2), "<f4"), ((JOINT_COUNT, 3), "<f4"), ((vertex_count, 3), f"<f{itemsize}")]
         if magic != MAGIC:
             raise ValueError("its first bytes are others")
         for _ in range(hand_count):
-            side, known, found, score, *numbers = HAND.unpack_from(answer, at)
+            side, known, found, scored, score, *numbers = HAND.unpack_from(answer, at)
             at += HAND.size
             arrays = []
-            for shape, kind in kinds:
+            shapes = ((JOINT_COUNT, 2), (JOINT_COUNT, 3), (JOINT_COUNT * bool(scored),), (vertex_count, 3))
+            for shape, kind in zip(shapes, ("<f4", "<f4", "<f4", f"<f{itemsize}"), strict=True):
                 array = np.frombuffer(answer, kind, math.prod(shape), at)
                 at += array.nbytes
                 arrays.append(array.reshape(shape).astype(np.float32))
+            keypoints, joints, joint_scores, vertices = arrays
             x0, y0, x1, y1, center_x, center_y, size, scale, shift_x, shift_y = numbers
             hands.append(
                 DecodedHand(
@@ -203,7 +207,10 @@ def decode_frame(answer: bytes) -> tuple[Frame, list[DecodedHand]]:
                     size,
                     scale,
                     (shift_x, shift_y),
-                    *arrays,
+                    keypoints,
+                    joints,
+                    joint_scores if scored else None,
+                    vertices,
                 )
             )
     except (struct.error, ValueError, IndexError, TypeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -310,6 +311,7 @@ def test_a_camera_is_recorded_and_kept(page, profile):
     assert len(lines) >= 2
     assert all(0 <= line["time"] < 300 and line["width"] == 640 for line in lines)
     assert np.array(lines[-1]["hands"][0]["joints"]).shape == (21, 3)
+    assert np.array(lines[-1]["hands"][0]["joint_scores"]).shape == (21,)
     shown = ClipSource(downloaded(profile / "downloads", "hands.*[4m]")).read()
     assert shown is not None
     assert shown.image.std() > 20, "the picture with the hand"
@@ -444,8 +446,8 @@ def decoded_by_the_page(page: Page, content: bytes) -> dict:
     return page.run(
         "import('./static/js/wire.js').then(({ decodeFrame }) => { const frame = decodeFrame("
         f"Uint8Array.from(atob({encoded!r}), (c) => c.charCodeAt(0)).buffer);"
-        "for (const hand of frame.hands) for (const name of ['keypoints', 'joints', 'vertices'])"
-        "hand[name] = [...hand[name]]; return frame; })"
+        "for (const hand of frame.hands) for (const name of ['keypoints', 'joints', 'jointScores', 'vertices'])"
+        "if (hand[name]) hand[name] = [...hand[name]]; return frame; })"
     )
 
 
@@ -456,7 +458,8 @@ def test_the_page_reads_what_the_server_writes(page, vertices):
     picture = draw([hand_at(90, 170, 48, 0.3, "right"), hand_at(230, 170, 40, -0.2, "left")])
     hands = predictor(picture, boxes=[(50, 90, 150, 200), (180, 90, 280, 200)])
     assert [hand.handedness for hand in hands] == ["right", "left"]
-    for shown in ([], hands[:1], hands):
+    hands[1] = replace(hands[1], joint_scores=np.linspace(0, 1, 21, dtype=np.float32))
+    for shown in ([], hands[:1], hands, hands[::-1]):
         sent = encode_frame(Frame(4_000_000_000, 320, 240, 12.5, 7.25), shown, StreamOptions(vertices=vertices))
         frame = decoded_by_the_page(page, sent)
         assert [frame[name] for name in ("number", "width", "height")] == [4_000_000_000, 320, 240]
@@ -473,6 +476,10 @@ def test_the_page_reads_what_the_server_writes(page, vertices):
                 "joints": hand.joints.ravel(),
                 "vertices": hand.vertices.astype(vertices).ravel(),
             }
+            if hand.joint_scores is None:
+                assert "jointScores" not in read
+            else:
+                exact["jointScores"] = hand.joint_scores
             for name, value in exact.items():
                 np.testing.assert_array_equal(np.float32(read[name]), np.float32(value), err_msg=name)
 

@@ -64,7 +64,7 @@ def decoded(answer: bytes) -> tuple[tuple, list[tuple[tuple, np.ndarray, np.ndar
         numbers = HAND.unpack_from(answer, at)
         at += HAND.size
         keypoints = np.frombuffer(answer, "<f4", 42, at).reshape(21, 2)
-        at += 42 * 4 + 63 * 4
+        at += 42 * 4 + 63 * 4 + 21 * 4 * numbers[3]
         vertices = np.frombuffer(answer, f"<f{size}", 3 * count, at).reshape(count, 3)
         at += 3 * count * size
         found.append((numbers, keypoints, vertices))

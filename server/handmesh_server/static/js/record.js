@@ -54,6 +54,7 @@ export class Recording {
     const hands = frame.hands.map((hand) => ({
       handedness: hand.handedness,
       score: rounded(hand.score),
+      joint_scores: hand.jointScores && [...hand.jointScores].map(rounded), // none where the model cannot tell
       keypoints_px: points(hand.keypoints, 2),
       joints: points(hand.joints, 3),
       camera_scale_ndc_per_m: rounded(hand.scale),

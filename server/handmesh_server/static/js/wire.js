@@ -1,6 +1,6 @@
 // The bytes of an answer of /v1/stream; docs/how_to/serving.md has the table, and tests decode the same bytes in Python.
 
-const MAGIC = 0x31464d48; // "HMF1", little-endian
+const MAGIC = 0x32464d48; // "HMF2", little-endian
 const HEADER_BYTES = 28;
 const HAND_BYTES = 48;
 const JOINTS = 21;
@@ -32,10 +32,16 @@ export function decodeFrame(buffer) {
       scale: float(36),
       translation: [float(40), float(44)],
     };
+    const scored = view.getUint8(at + 3) !== 0;
     at += HAND_BYTES;
     hand.keypoints = floats(view, at, 2 * JOINTS);
     hand.joints = floats(view, (at += 8 * JOINTS), 3 * JOINTS);
-    hand.vertices = (vertexBytes === 2 ? halves : floats)(view, (at += 12 * JOINTS), 3 * vertexCount);
+    at += 12 * JOINTS;
+    if (scored) {
+      hand.jointScores = floats(view, at, JOINTS);
+      at += 4 * JOINTS;
+    }
+    hand.vertices = (vertexBytes === 2 ? halves : floats)(view, at, 3 * vertexCount);
     at += 3 * vertexCount * vertexBytes;
     frame.hands.push(hand);
   }
