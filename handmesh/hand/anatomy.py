@@ -15,6 +15,7 @@ Numbers that are not computed are in tables below, each with its source.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -107,21 +108,30 @@ def flexion_axes(hand: HandArrays) -> Floats:
 # Poses by angle
 
 
-def pose_from_angles(hand: HandArrays, angles: Floats) -> Floats:
+def pose_from_angles(hand: HandArrays, angles: Floats | Mapping[str, Sequence[float]]) -> Floats:
     """(*B, 16, 3) flexion, abduction, twist in radians -> (*B, 16, 3, 3) parent-relative rotations.
 
     The bone is twisted about itself first, then flexed, then swung sideways. Zero angles give the flat rest pose. The
-    wrist's entry turns the whole hand about the wrist; leave it zero for a pose of the fingers. Raises ConfigError for
-    what is no hand model, ValueError for angles of another shape.
+    wrist's entry turns the whole hand about the wrist; leave it zero for a pose of the fingers.
+
+    By name, {"index_pip": (flexion, abduction, twist), ...} -> (16, 3, 3), what is left out being zero: the inverse of
+    `joint_angles()`, so here the bone is swung before it is flexed, as `angles_from_pose` measures.
+
+    Raises ConfigError for what is no hand model and for another name than MANO's joints have, ValueError for angles of
+    another shape.
     """
     if not isinstance(hand, HandArrays):
         raise ConfigError(f"The hand is of type {type(hand).__name__}, wanted what load_hand(name, side) gives.")
+    if named := isinstance(angles, Mapping):
+        if unknown := [name for name in angles if name not in MANO_JOINT_NAMES]:
+            raise ConfigError(f"No joint {unknown[0]!r} bends. Those that do are {', '.join(MANO_JOINT_NAMES)}.")
+        angles = np.array([angles.get(name, (0.0, 0.0, 0.0)) for name in MANO_JOINT_NAMES])
     angles = np.asarray(angles, float)
     if angles.shape[-2:] != (MANO_JOINT_COUNT, 3):
         raise ValueError(f"angles have shape {angles.shape}, wanted (*B, 16, 3): flexion, abduction, twist per joint")
     rotations = matrix_from_vector(angles[..., None] * flexion_axes(hand))
     flexion, abduction, twist = (rotations[..., kind, :, :] for kind in range(3))
-    return abduction @ flexion @ twist
+    return flexion @ abduction @ twist if named else abduction @ flexion @ twist
 
 
 class JointAngles(NamedTuple):
@@ -138,8 +148,8 @@ def angles_from_pose(flexion_axes: NDArray[np.floating[Any]], pose: NDArray[np.f
     Measured as ISB's joint coordinate system for fingers does (Wu et al., J. Biomech. 2005): flexion about the parent's
     axis, abduction about the axis that flexion has carried along, twist about the bone, so that the rotation is
     ``flexion @ abduction @ twist``. Abduction is in the middle, which no joint brings near the 90 degrees where the
-    other two could not be told apart. (`pose_from_angles` swings before it flexes, so it is the inverse where one of
-    the first two is zero.)
+    other two could not be told apart. `pose_from_angles` is the inverse of angles by name; of an array, which it flexes
+    before it swings, where one of the first two is zero.
     """
     axes = np.asarray(flexion_axes, np.float64)
     R = axes @ np.asarray(pose, np.float64) @ np.swapaxes(axes, -1, -2)  # in coordinates flexion, abduction, twist

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from handmesh.errors import ConfigError
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import FINGERTIP_VERTICES, MANO_JOINT_NAMES, HandArrays, Handedness, anatomy, builtin_hand
 
@@ -101,6 +102,21 @@ def test_angles_of_the_fist_are_those_it_was_made_of(hand):
     fingers = np.arange(16) < anatomy.FINGER_ROOTS[0]  # the thumb swings as well, before it flexes
     np.testing.assert_allclose(read[fingers], angles[fingers], atol=1e-12)
     assert np.degrees(read[MCPS, 0]).min() > 75
+
+
+def test_angles_by_name_are_the_pose_that_they_were_measured_of(hand):
+    """The names that `joint_angles()` gives were refused, and in an array the order of the turns is another."""
+    angles = np.random.default_rng(7).uniform(-1.2, 1.2, (16, 3))
+    pose = matrix_from_vector(angles)
+    measured = anatomy.angles_from_pose(anatomy.flexion_axes(hand), pose)
+    named = {name: anatomy.JointAngles(*one) for name, one in zip(MANO_JOINT_NAMES, measured, strict=True)}
+    np.testing.assert_allclose(anatomy.pose_from_angles(hand, named), pose, atol=1e-12)
+    bent = anatomy.pose_from_angles(hand, {"index_pip": (0.5, 0, 0)})
+    index = MANO_JOINT_NAMES.index("index_pip")
+    np.testing.assert_array_equal(np.delete(bent, index, axis=0), np.broadcast_to(np.eye(3), (15, 3, 3)))
+    assert anatomy.angles_from_pose(anatomy.flexion_axes(hand), bent)[index, 0] == pytest.approx(0.5)
+    with pytest.raises(ConfigError, match=r"No joint 'index_tip' bends\. Those that do are wrist, index_mcp"):
+        anatomy.pose_from_angles(hand, {"index_tip": (0, 0, 0)})
 
 
 def test_turning_the_wrist_turns_the_mesh_about_the_wrist(hand):
