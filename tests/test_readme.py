@@ -31,6 +31,12 @@ def commands_of(page):
     return [re.split(r"\s{2,}|\s#", line)[0] for line in lines]
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_fit_into_the_sites_column(page):
+    """On a screen of 1280 px a line of more than 88 characters was read by scrolling, up to 131 there were."""
+    assert [line for block in blocks_of(page) for line in block.splitlines() if len(line) > 88] == []
+
+
 def test_it_opens_with_the_two_commands():
     install, check = re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL)[:2]
     assert install == "pip install -e . && handmesh demo"
