@@ -1,8 +1,8 @@
 """A hand in stages, each an immutable value: the arrays of a hand model, a shaped hand, a posed hand. And `HandOutput`.
 
-    hand = builtin_hand()                     # HandArrays: what MANO's format holds
-    person = hand.shaped(betas)               # ShapedHand: (*B, 10) -> a mesh at rest and its joints
-    posed = person.posed(rotations)           # PosedHand: (*B, 16, 3, 3) -> vertices, joints, and how each joint turned
+    hand = builtin_hand()            # HandArrays: what MANO's format holds
+    person = hand.shaped(betas)      # ShapedHand: (*B, 10) -> a mesh at rest, its joints
+    posed = person.posed(rotations)  # PosedHand: (*B, 16, 3, 3) -> vertices, joints, ...
 
 numpy alone, float64, over any batch shape (shapes and rotations broadcast). What is computed is MANO's function
 (Romero, Tzionas, Black: "Embodied Hands", SIGGRAPH Asia 2017, equations 1 to 4); `handmesh.hand.layer.HandModel` is the

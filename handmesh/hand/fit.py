@@ -1,7 +1,7 @@
 """Our hand fitted to keypoints: pose, shape and camera of any hand model from 2D points, and 3D ones if there are any.
 
-    fit = fit_hand(keypoints)                                       # (21, 2): from nothing but the points
-    fit = fit_hand(keypoints, start=FitStart(pose, betas))          # from what a network answered, staying near it
+    fit = fit_hand(keypoints)                               # (21, 2), the points alone
+    fit = fit_hand(keypoints, start=FitStart(pose, betas))  # near a network's answer
     fit.pose, fit.betas, fit.camera, fit.joints, fit.error
 
 What is minimised, for each hand on its own: distances in the picture, with a loss that forgives single points that are
