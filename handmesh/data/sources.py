@@ -33,10 +33,11 @@ from handmesh.data.cut_outs import CutOut, cut_out
 from handmesh.data.formats import open_photos
 from handmesh.data.formats.freihand import FreiHand, Split, split_by_annotation
 from handmesh.data.formats.records import LabelledPhotos
-from handmesh.data.sample import HandSample, LabelledHand, RawData, RawSample, without
+from handmesh.data.sample import HandLabels, HandSample, RawData, RawSample, without
 from handmesh.errors import ConfigError, DataError, ImageError
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandArrays, builtin_hand, upright_rotation
+from handmesh.hand.definitions import joints_from_mano
 from handmesh.hand.models import HAND_MODELS
 from handmesh.synth import Backgrounds, Pack, render_pack
 from handmesh.synth.dataset import Progress, same_pack
@@ -146,6 +147,7 @@ class PhotoSource:
     # Whether vertices, pose and betas belong to the hand that is trained. If not they are left out: another hand's
     # vertices are in other places, and its betas mean something else.
     same_hand: bool = True
+    mano_joints: bool = False  # joints and keypoints are MANO's, and are brought to our own hand's
     skip_bad_images: bool = False  # take the next one that can be read
     crops: tuple[tuple[CropProtocol, float], ...] = ()  # several protocols to train with, and their shares
     seed: int = 0  # of the backgrounds that hands are put on
@@ -156,7 +158,7 @@ class PhotoSource:
 
     def example(self, position: int, rng: np.random.Generator, resolution: int) -> HandSample[NDArray[Any]]:
         """The photograph at a position of `indices`, seen anew."""
-        sample, settings = self._sample(position), self.augmentation
+        sample, settings = self._readable(position), self.augmentation
         side = downscaled_side(rng, resolution, settings)
         if sample.labels.hand.present:
             crop = self._protocol(rng).crop(sample)
@@ -176,7 +178,7 @@ class PhotoSource:
                 crop = replace(crop, mirror=not crop.mirror)
         else:
             crop = negative_crop(sample.image.shape, rng, sample.labels.box)
-        cropped = crop_sample(sample, crop, side)
+        cropped = crop_sample(self._own_labels(sample), crop, side)
         image = cropped.image
         other_background = settings.background_prob > 0 and rng.random() < settings.background_prob
         second_hand = settings.second_hand > 0 and rng.random() < settings.second_hand
@@ -224,10 +226,10 @@ class PhotoSource:
 
     def sample(self, position: int, resolution: int) -> HandSample[NDArray[Any]]:
         """The same as its protocol crops it, unchanged: what scores are computed on."""
-        sample = self._sample(position)
+        sample = self._readable(position)
         for reason in self.take_skipped():
             logger.warning("skipped in validation: %s", reason)
-        return crop_sample(sample, self.protocol.crop(sample), resolution)
+        return crop_sample(self._own_labels(sample), self.protocol.crop(sample), resolution)
 
     def _protocol(self, rng: np.random.Generator) -> CropProtocol:
         if not self.crops:
@@ -244,11 +246,14 @@ class PhotoSource:
         self.skipped.clear()
         return found
 
-    def _sample(self, position: int) -> RawSample:
-        sample = self._readable(position)
-        if self.same_hand:
-            return sample
-        return replace(sample, labels=replace(sample.labels, hand=without(sample.labels.hand, *_OF_ITS_OWN_HAND)))
+    def _own_labels(self, sample: RawSample) -> RawSample:
+        """With the labels that the trained hand learns from. Crops are made from those that were given."""
+        hand = sample.labels.hand
+        if not self.same_hand:
+            hand = without(hand, *_OF_ITS_OWN_HAND)
+        if self.mano_joints:
+            hand = _from_mano(hand)
+        return replace(sample, labels=replace(sample.labels, hand=hand))
 
     def _readable(self, position: int) -> RawSample:
         """In place of one that is skipped, the next in order: what is seen depends on nothing but the files."""
@@ -264,6 +269,14 @@ class PhotoSource:
             f"{self.name}: of {len(self)} photographs, {min(len(self), _MAX_SKIPPED)} in a row cannot be read. The "
             f"last: {self.skipped[-1]}"
         )
+
+
+def _from_mano(hand: HandLabels[NDArray[Any]]) -> HandLabels[NDArray[Any]]:
+    """Joints and keypoints where our own hand has them; a keypoint that needs one that is not known is not known."""
+    keypoints = joints_from_mano(np.where(hand.keypoints_known[:, None], hand.keypoints, np.nan))
+    known = np.asarray(np.isfinite(keypoints).all(axis=-1), bool)
+    keypoints[~known] = 0
+    return hand._replace(joints=joints_from_mano(hand.joints), keypoints=keypoints, keypoints_known=known)
 
 
 def source_sha256(source: Source) -> str:
@@ -364,7 +377,7 @@ def freihand_source(
     """FreiHAND's training set, and what of it is held out, once for each crop protocol: no photograph of one is in the
     other, in any version.
     """
-    data, same_hand = _freihand(settings, "training", hand)
+    data, same_hand, mano_joints = _freihand(settings, "training", hand)
     training, validation = split_by_annotation(data, settings.validation, settings.split_seed, settings.versions)
     protocols = _protocols(settings)
     source = PhotoSource(
@@ -375,6 +388,7 @@ def freihand_source(
         training,
         config.photo_augmentation,
         same_hand=same_hand,
+        mano_joints=mano_joints,
         skip_bad_images=config.data.skip_bad_images,
         crops=protocols if len(protocols) > 1 else (),
     )
@@ -397,7 +411,7 @@ def _watched(held_out: PhotoSource, protocols: tuple[tuple[CropProtocol, float],
 
 def freihand_test_set(settings: FreiHandData, config: TrainConfig, hand: HandArrays) -> PhotoSource:
     """The evaluation set. Only for runs that ask for it by name; crops never come from its labels."""
-    data, same_hand = _freihand(settings, "evaluation", hand)
+    data, same_hand, mano_joints = _freihand(settings, "evaluation", hand)
     chosen = _spread(np.arange(len(data)), config.evaluation_count)
     return PhotoSource(
         "test_set",
@@ -405,26 +419,32 @@ def freihand_test_set(settings: FreiHandData, config: TrainConfig, hand: HandArr
         next(PROTOCOLS[name] for name in settings.crop_shares if name != "box"),
         indices=chosen,
         same_hand=same_hand,
+        mano_joints=mano_joints,
         skip_bad_images=config.data.skip_bad_images,
     )
 
 
-def _freihand(settings: FreiHandData, split: Split, hand: HandArrays) -> tuple[FreiHand, bool]:
+def _freihand(settings: FreiHandData, split: Split, hand: HandArrays) -> tuple[FreiHand, bool, bool]:
     data = FreiHand(settings.directory, split)
-    if not data.labelled_hand.matches(hand):
-        _say_other_hand(data.path, data.labelled_hand)
-        return data, False
-    return FreiHand(settings.directory, split, hand), True
+    same_hand, mano_joints = _compare_hands(data, hand)
+    return FreiHand(settings.directory, split, hand) if same_hand else data, same_hand, mano_joints
 
 
-def _say_other_hand(path: Path, labelled: LabelledHand) -> None:
+def _compare_hands(data: FreiHand | LabelledPhotos, hand: HandArrays) -> tuple[bool, bool]:
+    """`same_hand` and `mano_joints` of a `PhotoSource`; what they leave out or move is said."""
+    labelled = data.labelled_hand
+    if labelled is None or labelled.matches(hand):
+        return True, False
+    mano_joints = data.mano_joints and hand.sha256 == builtin_hand().sha256
     logger.warning(
-        "The meshes of %s are those of the hand %s, and this run trains another: its joints and keypoints are used, "
+        "The meshes of %s are those of the hand %s, and this run trains another: its joints and keypoints are used%s, "
         "its vertices, poses and shapes are not%s.",
-        path,
+        data.path,
         labelled,
+        ", moved from where MANO has them to where this hand does" if mano_joints else "",
         f" (for them: --hand-model {labelled.name})" if labelled.name in HAND_MODELS else "",
     )
+    return False, mano_joints
 
 
 def photo_source(
@@ -432,9 +452,7 @@ def photo_source(
 ) -> tuple[PhotoSource, list[PhotoSource]]:
     """Photographs in one of `FORMATS`, and what of them is held out, once for each crop protocol."""
     data = open_photos(settings.path)
-    same_hand = data.labelled_hand is None or data.labelled_hand.matches(hand)
-    if not same_hand and data.labelled_hand is not None:
-        _say_other_hand(data.path, data.labelled_hand)
+    same_hand, mano_joints = _compare_hands(data, hand)
     order = np.random.default_rng((settings.split_seed, 0x50484F54)).permutation(len(data))
     kept = round(settings.validation * len(data))
     protocols = _protocols(settings)
@@ -447,6 +465,7 @@ def photo_source(
         np.sort(order[kept:]),
         config.photo_augmentation,
         same_hand=same_hand,
+        mano_joints=mano_joints,
         skip_bad_images=config.data.skip_bad_images,
         crops=protocols if len(protocols) > 1 else (),
         seed=config.seed,

@@ -27,7 +27,8 @@ from handmesh.data.show import show
 from handmesh.data.sources import PhotoSource, photo_source
 from handmesh.data.stream import BLOCK, Mixture, TrainingStream, training_batches
 from handmesh.errors import ConfigError, DataError
-from handmesh.hand import Handedness, builtin_hand
+from handmesh.hand import JOINT_NAMES, Handedness, builtin_hand
+from handmesh.hand.definitions import mano_joints
 from handmesh.hand.layer import HandModel
 from handmesh.synth.dataset import write_dataset
 
@@ -437,8 +438,30 @@ def test_labels_of_another_hand_are_known_from_their_record(synthetic, folder, s
     assert photo_source(settings, 0, config, builtin_hand())[0].same_hand
     assert not photo_source(settings, 0, config, stand_in_mano)[0].same_hand
     assert "are those of the hand builtin" in caplog.text
+    assert "moved" not in caplog.text
     unnamed = written(folder, {"betas": [0.0] * 10, "box": [10, 10, 70, 60]})
     assert photo_source(PhotoData(path=unnamed.path), 0, config, stand_in_mano)[0].same_hand
+    assert not photo_source(PhotoData(path=unnamed.path), 0, config, builtin_hand())[0].mano_joints
+    of_mano = write_dataset(folder / "of_mano", 1, seed=0, size=96, background_count=2, hand=stand_in_mano)
+    assert photo_source(PhotoData(path=of_mano), 0, config, builtin_hand())[0].mano_joints
+    assert not photo_source(PhotoData(path=of_mano), 0, config, stand_in_mano)[0].mano_joints
+
+
+def test_keypoints_of_mano_are_brought_to_ours_where_all_that_is_needed_is_known(folder):
+    """In the crop that the given ones make. Of a photograph without a hand there are none."""
+    keypoints: list[Any] = mano_joints(KEYPOINTS).tolist()
+    keypoints[JOINT_NAMES.index("ring_pip")] = None
+    data = written(folder, {"keypoints": keypoints, **LEFT}, {"present": False, "box": [40, 20, 60, 50]})
+    source = PhotoSource("photos", data, BOX, mano_joints=True)
+    sample = source.sample(0, 64)
+    unknown = {JOINT_NAMES[joint] for joint in np.flatnonzero(~sample.labels.keypoints_known)}
+    assert unknown == {"ring_mcp", "ring_pip", "ring_dip"}
+    known = sample.labels.keypoints_known
+    expected = BOX.crop(data[0]).to_ndc(np.array(KEYPOINTS)[known])
+    np.testing.assert_allclose(sample.labels.keypoints[known], expected, atol=1e-6)
+    assert not sample.labels.keypoints[~known].any()
+    np.testing.assert_array_equal(sample.image, replace(source, mano_joints=False).sample(0, 64).image)
+    assert not source.example(1, np.random.default_rng(0), 64).labels.keypoints_known.any()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -67,6 +67,8 @@ def is_used(path, data: LabelledPhotos, crop: str = "box") -> None:
     assert holds_photos(path)
     source, (watched,) = photo_source(PhotoData(path=path, crop=crop, validation=0.5), 0, TrainConfig(), builtin_hand())
     assert len(source) + len(watched) == len(data)
+    # InterHand2.6M has MANO's poses, and joints that people pointed at.
+    assert source.mano_joints == watched.mano_joints == (data.kind in ("DexYCB", "HanCo", "HO-3D"))
     sample = source.example(0, np.random.default_rng(0), 64)
     assert sample.labels.keypoints_known.any()
     assert show(path, count=2).shape[1] >= 2 * 224

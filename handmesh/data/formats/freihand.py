@@ -564,6 +564,11 @@ class FreiHand:
         return LabelledHand(self.meta["hand"]["name"], self.meta["hand"]["sha256"])
 
     @property
+    def mano_joints(self) -> bool:
+        """Whether joints lie where MANO has them (`handmesh.hand.definitions`)."""
+        return self.labelled_hand.name == "mano"
+
+    @property
     def annotation_count(self) -> int:
         return int(self.meta["splits"][self.split]["annotations"])
 

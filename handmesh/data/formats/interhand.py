@@ -101,6 +101,10 @@ class InterHand(LabelledPhotos):
     def labelled_hand(self) -> LabelledHand:
         return MANO_LABELS
 
+    @property
+    def mano_joints(self) -> bool:
+        return False  # people pointed at them
+
     def files(self) -> Iterator[Path]:
         yield from sorted(self.path.parent.glob(f"InterHand2.6M_{self.split}_*.json"))
 

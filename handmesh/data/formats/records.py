@@ -86,6 +86,11 @@ class LabelledPhotos(ABC):
         """Whose vertices, poses and shapes the labels are. None: of the hand that is trained or scored."""
         return None
 
+    @property
+    def mano_joints(self) -> bool:
+        """Whether joints and keypoints lie where MANO has them (`handmesh.hand.definitions`)."""
+        return self.labelled_hand is not None and self.labelled_hand.name == "mano"
+
     def claims(self) -> Iterable[Claim]:
         """What is published about the set, its counts for example, compared with this copy."""
         return ()
