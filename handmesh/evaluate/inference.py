@@ -9,7 +9,8 @@ as FastViT and most others), "metro" (its central 180 / 224, as METRO and Mesh G
 "box-from-test-labels" (around the true keypoints: an oracle), "frame-then-box" and "metro-then-box" (two iterations:
 a box crop around the keypoints that the model itself found in the first crop; no label of the test set is used), and
 "predict" (the whole image, then crops around what was found, as `handmesh predict` does). Under each of them the
-`Predictor` turns back what the network says.
+`Predictor` turns back what the network says. For a set whose joints are MANO's, those of our own hand are then moved to
+where MANO has them (`handmesh.hand.definitions`).
 
 Test-time augmentation follows METRO (microsoft/MeshTransformer, docs/EXP.md): the crop is seen at several scales and
 rotations, each answer is aligned to that of the plain crop (rotations only, joints and vertices each on their own), and
@@ -34,7 +35,8 @@ from handmesh.evaluate.official_files import HandPoints
 from handmesh.evaluate.sets import EvaluationSet
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
-from handmesh.hand import JOINT_COUNT
+from handmesh.hand import JOINT_COUNT, builtin_hand
+from handmesh.hand.definitions import mano_joints
 from handmesh.predict import BOX_MARGIN, HandPrediction, Predictor
 from handmesh.runtime.engine import Engine
 
@@ -104,6 +106,7 @@ class ModelAnswers(NamedTuple):
     seconds_per_image: float  # reading, cropping and all passes
     remark: str | None  # what every report of these scores has to say
     first: HandPoints | None = None  # of a protocol of two iterations, what the model said in the first crop
+    moved: bool = False  # whether all joints and keypoints were moved from our own hand's places to MANO's
 
 
 def predict_set(
@@ -170,6 +173,9 @@ def predict_set(
             if progress is not None:
                 progress(end, count)
         network_passes, remark = views.passes + twice, chosen.remark
+    moved = data.mano_joints and engine.hand.sha256 == builtin_hand().sha256
+    if moved:
+        joints, keypoints, first_joints = map(mano_joints, (joints, keypoints, first_joints))
     return ModelAnswers(
         points=HandPoints(joints, vertices),
         keypoints=keypoints,
@@ -177,6 +183,7 @@ def predict_set(
         seconds_per_image=(time.perf_counter() - started) / count,
         remark=remark,
         first=HandPoints(first_joints, first_vertices) if twice else None,
+        moved=moved,
     )
 
 

@@ -219,6 +219,8 @@ def _predict(
         facts["tta"] = f"{views.name}, {views.passes} passes"
     if hint is not None:
         facts["trained on"] = hint
+    if answers.moved:
+        facts["joints"] = "the model's are moved to where MANO has them, as the set's labels are MANO's"
     if answers.remark:
         facts["remark"] = answers.remark
     return answers, facts
@@ -280,7 +282,7 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    for key in ("protocol", "trained on", "tta", "remark", "true meshes", "time per image", "ground truth"):
+    for key in ("protocol", "trained on", "tta", "remark", "joints", "true meshes", "time per image", "ground truth"):
         if key in result.run:
             console.print(f"{key}: {result.run[key]}", markup=False, highlight=False, soft_wrap=True)
     console.print("Written: " + ", ".join(map(str, result.files)), markup=False, highlight=False, soft_wrap=True)

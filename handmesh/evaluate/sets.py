@@ -63,6 +63,7 @@ class EvaluationSet:
     boxes: tuple[Array | None, ...]  # (N,) given boxes x0, y0, x1, y1 px, not made from the labels here
     facts: tuple[Mapping[str, Any], ...]  # (N,) whatever else the set says about an image
     packed: FreiHand | None = None  # where the images are if they are not files
+    mano_joints: bool = False  # whether its joints and keypoints lie where MANO has them
     labelled_hand: LabelledHand | None = None  # whose vertices the true ones are; None: not known, or there are none
     meshes: str | None = None  # how the true vertices were come by, where they were not given
     in_space: bool = True  # whether 3D joints are known; if not, keypoints are
@@ -231,6 +232,7 @@ def _freihand(
         boxes=(None,) * count,
         facts=({},) * count,
         packed=packed,
+        mano_joints=labelled_hand.name == "mano",
         labelled_hand=labelled_hand,
     )
 
@@ -279,6 +281,7 @@ def _with_labels(path: Path, data: LabelledPhotos, hand: HandArrays | None) -> E
         ),
         boxes=tuple(known.box for known in labels),
         facts=tuple(record.get("facts") or {} for record in records),
+        mano_joints=data.mano_joints,
         labelled_hand=None if vertices is None else labelled_hand,
         meshes=meshes,
         in_space=in_space,

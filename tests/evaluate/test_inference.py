@@ -17,11 +17,13 @@ from handmesh.data.crops import PROTOCOLS
 from handmesh.data.formats.freihand import prepare
 from handmesh.errors import ConfigError, DataError
 from handmesh.evaluate.inference import METRO_VIEWS, PLAIN, SINGLE, SMALL_VIEWS, Views, parse_views, predict_set
+from handmesh.evaluate.official_files import read_predictions
 from handmesh.evaluate.run import EvaluationRequest, _choose_protocol, print_evaluation, run_evaluation
 from handmesh.evaluate.scores import evaluate
 from handmesh.evaluate.sets import EvaluationSet, hand_lengths, match_hand, open_evaluation_set, palm_angles
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness, HandOutput, builtin_hand
+from handmesh.hand.definitions import mano_joints
 from handmesh.runtime.torch import TorchEngine
 from handmesh.synth import write_dataset
 
@@ -104,6 +106,23 @@ def test_the_truth_comes_out_where_it_is(data, protocol, side):
     assert (np.linalg.norm(middle, axis=1) < 0.08 * distance).all()
     assert metrics.keypoint_box_error(asked.keypoints, answers.keypoints).max() < 0.08
     assert (answers.remark is not None) == (protocol == "box-from-test-labels")
+
+
+def test_our_joints_are_scored_where_a_set_of_mano_has_them(data):
+    """Their difference, 3.5 mm after alignment, was counted as the model's error."""
+    of_mano = replace(
+        data,
+        truth=data.truth._replace(joints=mano_joints(data.truth.joints)),
+        keypoints=mano_joints(data.keypoints),
+        mano_joints=True,
+    )
+    answers = predict_set(of_mano, KnowingEngine(data, "metro"), "metro")
+    assert answers.moved
+    assert evaluate(of_mano.truth, answers.points).paper["pa_mpjpe_mm"] < 1e-3
+    plain = predict_set(data, KnowingEngine(data, "metro"), "metro")
+    assert not plain.moved
+    np.testing.assert_allclose(answers.keypoints, mano_joints(plain.keypoints))
+    assert evaluate(of_mano.truth, plain.points).paper["pa_mpjpe_mm"] > 2
 
 
 @pytest.mark.parametrize("margin", [None, 1.6])
@@ -309,7 +328,7 @@ def test_broken_labels_are_named(directory, tmp_path, change, message):
 
 @pytest.fixture(scope="module")
 def freihand(data, directory, tmp_path_factory):
-    """The same images and hands in FreiHAND's form."""
+    """The same images and hands in FreiHAND's form, which are taken for MANO's."""
     path = tmp_path_factory.mktemp("freihand")
     (path / "evaluation" / "rgb").mkdir(parents=True)
     for index, image in enumerate(data.images):
@@ -330,10 +349,28 @@ def test_freihands_form_scores_as_jsonl_does(data, freihand, model_file, tmp_pat
         np.testing.assert_allclose(opened.truth.vertices, data.truth.vertices, atol=1e-7)
         np.testing.assert_allclose(opened.keypoints, data.keypoints, atol=1e-3)
         answers = predict_set(opened, engine, "metro")
-        np.testing.assert_allclose(answers.points.joints, expected.points.joints, atol=1e-6)
+        np.testing.assert_allclose(answers.points.joints, mano_joints(expected.points.joints), atol=1e-6)
         with pytest.raises(DataError, match="box-from-test-labels"):
             predict_set(opened, engine, "box")
         assert len(opened.first(2).sample(1).image) == 96
+
+
+def test_what_is_written_has_manos_joints_too(data, freihand, model_file, tmp_path):
+    """A prediction file is scored with the set's labels, and the report says what was moved."""
+    file = tmp_path / "pred.json"
+    request = EvaluationRequest(data=freihand, model=str(model_file), protocol="metro-then-box", out=tmp_path / "out")
+    result = run_evaluation(replace(request, save_predictions=file))
+    of_file = run_evaluation(EvaluationRequest(data=freihand, predictions=file, out=tmp_path / "of_file"))
+    assert of_file.evaluation.paper["pa_mpjpe_mm"] == pytest.approx(result.evaluation.paper["pa_mpjpe_mm"], abs=1e-3)
+    expected = predict_set(data, TorchEngine(model_file), "metro-then-box")
+    np.testing.assert_allclose(read_predictions(file).joints, mano_joints(expected.points.joints), atol=1e-5)
+    first = evaluate(data.truth, expected.first._replace(joints=mano_joints(expected.first.joints)))
+    assert result.evaluation.first_iteration["pa_mpjpe_mm"] == pytest.approx(first.paper["pa_mpjpe_mm"], rel=1e-3)
+    console = Console(file=io.StringIO(), width=200)
+    print_evaluation(result, console)
+    for text in (console.file.getvalue(), (tmp_path / "out" / "report.html").read_text()):
+        assert "moved to where MANO has them" in text
+    assert "joints" not in of_file.run
 
 
 def test_a_set_without_3d_labels_is_scored_in_the_picture(directory, model_file, tmp_path):
