@@ -37,9 +37,9 @@ class DetectorData(Settings):
     photographs: float = Field(default=0.35, ge=0)  # one photograph, cropped anew
     mosaics: float = Field(default=0.25, ge=0)  # several photographs in one picture
     synthetic: SyntheticData | None = None  # whose renders make crowds
-    # Labels with hands cut out (`handmesh label --cut-out`), and their share of the hands in crowds.
+    # Labels with hands cut out (`handmesh label --cut-out`), which lie in crowds among the renders.
     cut_outs: tuple[Annotated[Path, Field(strict=False)], ...] = ()
-    cut_out_share: float = Field(default=0.5, ge=0, le=1)
+    cut_out_share: float = Field(default=0.5, ge=0, le=1)  # of a crowd's hands, where there are any
     scenes: tuple[SceneSource, ...] = ()  # what photographs and mosaics are made of
     sizes: tuple[float, float] = (0.035, 1.3)  # the longer side of a rendered hand's box over the picture's
     real_backgrounds: float = Field(default=0.3, ge=0, le=1)  # share of backgrounds that are photographs without a hand
