@@ -33,7 +33,7 @@ from consistency import CHANGES, Change, compare
 from numpy.typing import NDArray
 
 from handmesh.files.image import read_image
-from handmesh.hand import FINGER_NAMES, JOINT_NAMES, HandArrays, Handedness, builtin_hand
+from handmesh.hand import FINGER_NAMES, JOINT_NAMES, HandArrays, Handedness
 from handmesh.hand.arrays import both_sides
 from handmesh.hand.fit import FitStart, HandFit, fit_hand
 from handmesh.label import KeypointDefinition, keypoint_definition
@@ -82,8 +82,8 @@ def main() -> None:
     parser.add_argument("--changed", action="store_true")
     parser.add_argument("--worst", type=int, default=0, help="name so many of the worst")
     arguments = parser.parse_args()
-    definition = keypoint_definition(arguments.keypoints_by, builtin_hand())
     predictor = load_predictor(arguments.model, passes=arguments.passes, threads=1)
+    definition = keypoint_definition(arguments.keypoints_by, predictor.engine.hand)
     models = both_sides(predictor.engine.hand)
     print(f"{'source':24} {'hands':>5}  box and side: mean median <0.1 (ours)   sides   whole: mean median")
     hands: list[Measured] = []

@@ -73,10 +73,12 @@ class KeypointDefinition:
     def apply(self, keypoints: Floats) -> Floats:
         """(21, 2) theirs -> ours, as well as it is known."""
         moved = joints_from_mano(keypoints) if self.mano else keypoints.copy()
+        # Along a bone whose other end is not known nothing moves.
         for joint, name in enumerate(JOINT_NAMES):
             if name.endswith("_tip"):
-                moved[joint] += self.tip_extension * (keypoints[joint] - keypoints[joint - 1])
-        moved[0] += self.wrist_extension * (keypoints[0] - keypoints[JOINT_NAMES.index("middle_mcp")])
+                moved[joint] += self.tip_extension * np.nan_to_num(keypoints[joint] - keypoints[joint - 1])
+        palm = keypoints[0] - keypoints[JOINT_NAMES.index("middle_mcp")]
+        moved[0] += self.wrist_extension * np.nan_to_num(palm)
         return moved
 
 

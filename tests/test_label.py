@@ -152,6 +152,17 @@ def test_mediapipes_tips_lie_further_in_and_its_wrist_elsewhere():
     np.testing.assert_array_equal(OWN.weights, np.ones(21))
 
 
+@pytest.mark.parametrize("definition", [OWN, MEDIAPIPE])
+@pytest.mark.parametrize("name", ["middle_mcp", "ring_dip"])
+def test_a_keypoint_that_is_not_known_takes_no_other_with_it(definition, name):
+    keypoints = np.column_stack([np.arange(21.0), np.zeros(21)])
+    keypoints[JOINT_NAMES.index(name)] = np.nan
+    moved = definition.apply(keypoints)
+    assert [JOINT_NAMES[joint] for joint in np.flatnonzero(np.isnan(moved).any(axis=1))] == [name]
+    if definition is OWN:
+        np.testing.assert_array_equal(moved, keypoints)
+
+
 def test_freihands_keypoints_fit_our_hand_once_they_are_brought_to_it(drawn, predictor):
     truths = [sample.keypoints for sample in drawn.samples[:4]]
     seen = [SeenHand(mano_joints(truth), Handedness.RIGHT) for truth in truths]
