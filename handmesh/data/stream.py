@@ -15,7 +15,6 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from handmesh.config.train import TrainConfig
 from handmesh.data.sample import HandLabels, HandSample, hand_labels
 from handmesh.data.sources import Source
 from handmesh.errors import ConfigError, DataError, HandMeshError
+from handmesh.system.loader import start_loader
 from handmesh.system.spawn import check_main_guard
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def training_batches(
         num_workers=config.loader_workers,
         prefetch_factor=_LOADED_AHEAD if config.loader_workers else None,
         collate_fn=_collate_into_bytes if through_pipes else _collate_answers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=start_loader,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from torch's own at every start, and resuming would differ
     )
@@ -239,8 +239,3 @@ class _Share:
 
     def __len__(self) -> int:
         return len(self.steps) * (self.batch_size // self.ranks)
-
-
-def _one_thread(_: int) -> None:
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

@@ -41,6 +41,7 @@ from handmesh.model.network import to_device
 from handmesh.runtime.detector_graph import DETECTOR_SUFFIX, weights_in, write_detector
 from handmesh.synth.dataset import Progress
 from handmesh.system.allocator import keep_freed_memory
+from handmesh.system.loader import start_loader
 
 logger = logging.getLogger(__name__)
 
@@ -266,16 +267,11 @@ def _batches(mixture: SceneMixture, config: DetectorConfig, first: int, ranks: R
         num_workers=config.loader_workers,
         prefetch_factor=4 if config.loader_workers else None,
         collate_fn=_collate,
-        worker_init_fn=_one_thread,
+        worker_init_fn=start_loader,
     )
     for batch in loader:
         image, *rest = (tensor.to(ranks.device) for tensor in batch)
         yield DetectorBatch(image, GridTarget(*rest[:-1]), rest[-1])
-
-
-def _one_thread(_: int) -> None:
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
 
 
 def _collate(samples: list[DetectorSample]) -> list[Tensor]:
