@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from handmesh.config.train import TrainConfig
 from handmesh.data.sample import HandLabels, HandSample, hand_labels
 from handmesh.data.sources import Source
-from handmesh.errors import ConfigError, DataError, HandMeshError
+from handmesh.errors import ConfigError, HandMeshError
 from handmesh.system.loader import start_loader
 from handmesh.system.spawn import check_main_guard
 
@@ -130,8 +130,8 @@ def training_batches(
     """Of the batches of steps `first_step` to `config.steps`, the part of process `rank` of `ranks`.
 
     Raises DataError or ImageError for a sample that cannot be read, in whichever process that was found out; or names
-    those that sources skipped, each when it is met first and all at the end. DataError where a loader process was
-    killed. Where shared memory is too small for what they load ahead, batches come through pipes.
+    those that sources skipped, each when it is met first and all at the end. Where shared memory is too small for what
+    loaders load ahead, batches come through pipes.
     """
     share = config.batch_size // ranks
     if config.loader_workers and multiprocessing.get_context().get_start_method() != "fork":
@@ -167,13 +167,6 @@ def training_batches(
             if isinstance(batch, HandMeshError):
                 raise batch
             yield pickle.loads(batch).map(torch.from_numpy) if isinstance(batch, bytes) else batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataError(
-            "A loader process was killed: too little memory, or shared memory (/dev/shm; in Docker: --shm-size)? "
-            "Go on with --resume and fewer loader_workers."
-        ) from error
     finally:
         if skipped:
             logger.warning("%d images could not be read and were skipped: %s", len(skipped), "; ".join(skipped))

@@ -41,7 +41,7 @@ from handmesh.model.network import to_device
 from handmesh.runtime.detector_graph import DETECTOR_SUFFIX, weights_in, write_detector
 from handmesh.synth.dataset import Progress
 from handmesh.system.allocator import keep_freed_memory
-from handmesh.system.loader import start_loader
+from handmesh.system.loader import say_if_loader_is_killed, start_loader
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def train_detector(
 
     Raises ConfigError, DataError, CheckpointError. Without `resume` the directory must not hold a run already.
     """
-    with joined_ranks() as ranks:
+    with say_if_loader_is_killed(), joined_ranks() as ranks:
         _set_up(config, ranks)
         if not resume and ranks.is_main and any(directory.glob("state-*.pt")):
             raise CheckpointError(f"{directory} holds a run already: give --resume, or another --out.")

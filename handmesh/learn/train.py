@@ -54,6 +54,7 @@ from handmesh.model.surgery.unreparameterize import unreparameterize
 from handmesh.runtime.graph import write_with_graph
 from handmesh.synth.dataset import Progress
 from handmesh.system.allocator import keep_freed_memory
+from handmesh.system.loader import say_if_loader_is_killed
 from handmesh.system.spawn import end_if_imported
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def train(
     later as if it had never stopped. `tracker`: one of `handmesh.learn.trackers`, told what metrics.jsonl is.
     """
     end_if_imported()
-    with joined_ranks() as ranks, ExitStack() as stack:
+    with say_if_loader_is_killed(), joined_ranks() as ranks, ExitStack() as stack:
         config = with_architecture(config, directory if resume else None)
         settings, device = config.model_dump(mode="json"), ranks.device
         _set_up(config, ranks)

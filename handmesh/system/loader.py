@@ -1,4 +1,4 @@
-"""How a process that loads training data lives: with one thread, and until the one that trains has no use for it."""
+"""Processes that load training data: how they live, and what is said when one of them does not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import cv2
 import torch
+
+from handmesh.errors import DataError
 
 
 def start_loader(_: int) -> None:
@@ -31,3 +35,17 @@ def _end_for(process: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
         pass
     os._exit(0)
+
+
+@contextmanager
+def say_if_loader_is_killed() -> Iterator[None]:
+    """Around training: PyTorch raises the end of a loader wherever training just is. Raises DataError for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "A loader process was killed: too little memory, or shared memory (/dev/shm; in Docker: --shm-size)? "
+            "Go on with --resume and fewer loader_workers."
+        ) from error

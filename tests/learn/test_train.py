@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -201,6 +203,17 @@ def test_a_run_that_is_killed_while_it_scores_for_the_last_time_has_its_state(ti
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, should_stop=iter([False, False, True]).__next__)
     assert load_latest_state(tmp_path)["step"] == 3
+
+
+def test_a_loader_that_is_killed_is_an_error_wherever_training_then_is(tiny_config, tmp_path):
+    def kill_loader() -> bool:
+        (loader,) = multiprocessing.active_children()
+        loader.kill()
+        time.sleep(10)  # PyTorch raises what became of it as soon as it hears
+        return False
+
+    with pytest.raises(DataError, match=r"loader process was killed.*Go on with --resume"):
+        train(tiny_config(steps=50, loader_workers=1), tmp_path, should_stop=kill_loader)
 
 
 def interrupted(*_):
