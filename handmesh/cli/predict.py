@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 
     from handmesh.predict import HandPrediction
 
-# The bundled model gives 60 photographs of hands 0.35 or more; an earlier one 29 of 30 backgrounds less
-# (docs/how_to/video.md)
-
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 
@@ -169,9 +166,10 @@ def predict(
         say(remark, to=error_console if json else console)
     if skip_existing:
         jobs = [job for job in jobs if not (job.is_named_alone and all(path.exists() for path in job.targets))]
-        if not jobs:
-            say("Nothing to do: all results are there.", to=error_console if json else console)
-            return
+    if not jobs:
+        why = "all results are there" if skip_existing else f"--shard {shard} of so few photos has none"
+        say(f"Nothing to do: {why}.", to=error_console if json else console)
+        return
 
     from handmesh.detect import open_detector
     from handmesh.files.image import encode_image, open_photo

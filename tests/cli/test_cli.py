@@ -235,6 +235,13 @@ def test_shards_share_the_work_without_gap_or_overlap(predict, photos, tmp_path)
     assert sorted(found) == ["a.json", "b.json", "trip/a.json"]
 
 
+def test_a_shard_without_photos_is_done(predict, photos):
+    """Where there were fewer photos than parts the last ones ended with a traceback, and their tasks as failed."""
+    outcome = predict(photos, "--shard", "4/4")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[-1] == "Nothing to do: --shard 4/4 of so few photos has none."
+
+
 def test_boxes_sides_and_lenses_reach_the_result(predict, photos, tmp_path):
     options = ("--box", "10,20,80,90", "--box", "60.5,40,150,150", "--hand", "left", "--focal", "300")
     assert predict(photos / "a.jpg", *options, "--format", "json,png", "--skeleton").code == 0
