@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -105,10 +106,13 @@ def say(text: str, *, above: Progress | None = None, to: Console | None = None) 
 
 
 def say_json(value: Any) -> None:
-    """One line of JSON on standard output, where a script reads it; a number that is none is null."""
-    from pydantic_core import to_json
+    """One line of JSON on standard output, where a script reads it; a number that is none is null.
 
-    console.out(to_json(value, inf_nan_mode="null").decode(), highlight=False)
+    In ASCII, which every console can show: names of files need not be text, and a reader has all of them.
+    """
+    from pydantic_core import to_jsonable_python
+
+    console.out(json.dumps(to_jsonable_python(value, inf_nan_mode="null"), separators=(",", ":")), highlight=False)
 
 
 def say_error(to: Console, message: str) -> None:

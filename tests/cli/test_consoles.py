@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -48,6 +49,17 @@ def test_names_that_are_no_text(tmp_path):
     done = handmesh(tmp_path, "predict", ".", "--out", "out", "--format", "json")
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
     assert os.listdir(os.fsencode(tmp_path / "out")) == [b"caf\xe9.json"]
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are text there")
+def test_json_has_every_name_on_every_console(tmp_path):
+    """A name that is no text ended the run with a traceback; one that the console cannot show made no JSON."""
+    names = [os.fsdecode(b"caf\xe9.jpg"), "café 手 👋.jpg"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"no photo")
+    done = handmesh(tmp_path, "predict", ".", "--json", encoding="ascii")
+    assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
+    assert sorted(json.loads(line)["image"] for line in done.stdout.splitlines()) == sorted(names)
 
 
 def test_a_reader_that_leaves_does_not_end_the_work(tmp_path):
