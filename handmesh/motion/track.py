@@ -305,7 +305,7 @@ class Tracker:
     def _with_handedness(self, hand: HandPrediction, track: _Track) -> HandPrediction:
         """The answer with how its side is known."""
         if self.handedness != AUTO:
-            return hand
+            return replace(hand, handedness_source="given", handedness_score=1.0)
         if not track.handedness_seconds:
             return replace(hand, handedness_source="assumed", handedness_score=1.0)
         return replace(hand, handedness_source="found", handedness_score=1 / (1 + math.exp(-track.handedness_log_odds)))

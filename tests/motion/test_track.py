@@ -171,9 +171,11 @@ def test_a_side_that_was_mistaken_at_first_is_put_right_and_then_stays():
 
 
 def test_a_side_that_is_given_stays():
+    """And is sure, whatever the network says: its doubts were told as a given side's `handedness_score`."""
     track = Tracker(Predictor(MarkerEngine(heads=True)), handedness="left")
     for (item,) in follow(track, [thumbed(index, RIGHT) for index in range(30)]):
-        assert (item.hand.handedness, item.hand.handedness_source) == (LEFT, "given")
+        hand = item.hand
+        assert (hand.handedness, hand.handedness_source, hand.handedness_score) == (LEFT, "given", 1)
 
 
 def test_a_network_that_tells_no_sides_is_given_right_hands():
