@@ -175,8 +175,16 @@ def camera_of(focal: float | None, fov: float | None, size: tuple[int, int]) -> 
 
 
 def summary_of(hand: HandPrediction) -> dict[str, Any]:
-    """What a line of JSON says of a hand."""
-    return {"handedness": hand.handedness, "score": float(hand.score), "box_px": [float(edge) for edge in hand.box]}
+    """What a line of JSON says of a hand: its side, how sure of what, and where it is; named as in a .json file."""
+    return {
+        "handedness": hand.handedness,
+        "handedness_source": hand.handedness_source,
+        "handedness_score": float(hand.handedness_score),
+        "score": float(hand.score),
+        **({} if hand.joint_scores is None else {"joint_scores": hand.joint_scores.tolist()}),
+        "source": hand.source,
+        "box_px": [float(edge) for edge in hand.box],
+    }
 
 
 def parse_smoothing(strength: float) -> Smoothing | None:

@@ -61,7 +61,7 @@ def webcam(
 ) -> None:
     """Follow hands live in a window: h which hand, m mesh/bones, f mirror, c record, s screenshot, r search, q quit.
 
-    With --headless --json it prints a line of JSON for each frame: hands with their ids, keypoints and joints.
+    With --headless --json it prints a line of JSON for each frame: hands with their ids, scores, keypoints and joints.
 
     Examples:
       handmesh webcam

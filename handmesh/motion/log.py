@@ -58,6 +58,8 @@ def record_of(id: int, hand: HandPrediction, models: Mapping[Handedness, HandArr
     return {
         "id": id,
         "handedness": str(hand.handedness),
+        "handedness_source": hand.handedness_source,
+        "handedness_score": round(hand.handedness_score, 4),
         "score": round(hand.score, 4),
         **({} if hand.joint_scores is None else {"joint_scores": _rounded(hand.joint_scores, 4)}),
         "source": hand.source,
@@ -88,8 +90,8 @@ def hand_of(
     x0, y0, x1, y1 = record["box_px"]
     return HandPrediction(
         handedness=side,
-        handedness_source="given",
-        handedness_score=1.0,
+        handedness_source=record.get("handedness_source", "given"),  # logs of earlier versions do not say
+        handedness_score=record.get("handedness_score", 1.0),
         score=record["score"],
         joint_scores=None if joint_scores is None else np.array(joint_scores, np.float32),
         box=(x0, y0, x1, y1),

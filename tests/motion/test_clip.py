@@ -165,9 +165,10 @@ def test_a_camera_is_followed_without_waiting():
 
 def test_a_record_is_the_hand(pictures):
     (hand,) = Predictor(MarkerEngine())(draw([place(3)]), handedness="left")
+    hand = replace(hand, handedness_source="found", handedness_score=0.87)
     models = both_sides(builtin_hand())
     again = hand_of(json.loads(json.dumps(record_of(1, hand, models))), hand.intrinsics, models)
-    assert again.handedness == Handedness.LEFT
+    assert (again.handedness, again.handedness_source, again.handedness_score) == (Handedness.LEFT, "found", 0.87)
     np.testing.assert_allclose(again.vertices, hand.vertices, atol=2e-6)
     np.testing.assert_allclose(again.vertices_image(), hand.vertices_image(), atol=0.02)
     np.testing.assert_allclose(again.vertices_cam(), hand.vertices_cam(), atol=1e-5)

@@ -1,7 +1,9 @@
 """The live loop without a camera or a window: a folder of pictures, and a screen that is a list."""
 
+import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,16 +11,18 @@ from marker_hands import MarkerEngine, draw, hand_at
 from typer.testing import CliRunner
 
 from handmesh.cli import app
+from handmesh.cli.webcam import _say_frame
 from handmesh.errors import ConfigError, ImageError
 from handmesh.files.image import encode_image, read_image
-from handmesh.files.video import ClipSource, FolderSource
+from handmesh.files.mesh import encode_hands
+from handmesh.files.video import ClipSource, FolderSource, Frame
 from handmesh.motion.benchmark import benchmark
 from handmesh.motion.follow import HandFollower
-from handmesh.motion.live import LivePipeline, run_headless
+from handmesh.motion.live import LivePipeline, LiveResult, run_headless
 from handmesh.motion.log import read_frames
 from handmesh.motion.smoothing import Smoothing
 from handmesh.motion.window import KEYS, Hud, LiveOptions, check_display, run_window
-from handmesh.predict import Predictor
+from handmesh.predict import Predictor, as_mesh_hand
 from handmesh.system.atomic import write_atomically
 
 COUNT = 16
@@ -90,6 +94,25 @@ def test_headless(pictures):
     assert count == 5
     assert [result.frame.index for result in seen] == list(range(5))
     assert all(list(result.hands) == [1] for result in seen)
+
+
+def live_result(time, hands):
+    return LiveResult(Frame(0, time, draw([]), 0.0), hands, 0.01)
+
+
+def test_a_line_of_json_has_what_the_file_of_a_photo_has(capsys):
+    """It had the score and not those of the joints, nor how the side is known."""
+    (hand,) = Predictor(MarkerEngine(heads=True))(draw([hand_at(100, 170, side="left")]))
+    hand = replace(hand, joint_scores=np.linspace(0, 1, 21, dtype=np.float32))
+    _say_frame(live_result(0.5, {7: hand}))
+    (line,) = json.loads(capsys.readouterr().out)["hands"]
+    (file,) = json.loads(encode_hands([as_mesh_hand(hand)], ".json"))["hands"]
+    assert line.pop("id") == 7
+    assert (line["handedness"], line["handedness_source"]) == ("left", "found")
+    assert {"joint_scores", "handedness_score", "source", "keypoints_px", "joints"} < line.keys() < file.keys()
+    for name, value in line.items():
+        same = np.testing.assert_array_equal if isinstance(value, str) else np.testing.assert_allclose
+        same(value, file[name], **({} if isinstance(value, str) else {"rtol": 1e-5, "atol": 1e-6}))
 
 
 def test_the_benchmark_counts_every_stage(tmp_path):
