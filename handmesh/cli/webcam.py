@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,7 +133,7 @@ def webcam(
         return
     pipeline = LivePipeline(pictures, live, newest=True, paced=True)
     if headless:
-        total = run_headless(pipeline, max_frames=frames, seen=_say_frame if json else _Reporter(pictures.fps))
+        total = run_headless(pipeline, max_frames=frames, seen=_say_frame if json else _Reporter())
         if not json:
             say(f"{total} frames")
         return
@@ -158,21 +159,21 @@ def _say_frame(result: Any) -> None:
 class _Reporter:
     """Once a second: where hands are."""
 
-    def __init__(self, fps: float) -> None:
-        self._every, self._count = max(1, round(fps)), 0
+    def __init__(self) -> None:
+        self._next = 0.0  # seconds; pictures that a slow network skips count, too
 
     def __call__(self, result: Any) -> None:
-        if self._count % self._every == 0:
+        if result.frame.time >= self._next:
+            self._next = math.floor(result.frame.time) + 1
             hands = "; ".join(
                 f"{id} {hand.handedness} at {', '.join(f'{edge:.0f}' for edge in hand.box)}"
                 for id, hand in result.hands.items()
             )
             say(f"{result.frame.time:7.2f} s  {1000 * result.seconds:5.1f} ms  {hands or 'no hand'}")
-        self._count += 1
 
 
 def _guide(shape: tuple[int, ...]) -> tuple[float, float, float, float]:
-    """A square in the middle, half as high as the picture."""
+    """A square in the middle, six tenths of the picture's shorter side."""
     height, width = shape[:2]
     half = 0.3 * min(height, width)
     return width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half

@@ -11,7 +11,7 @@ from marker_hands import MarkerEngine, draw, hand_at
 from typer.testing import CliRunner
 
 from handmesh.cli import app
-from handmesh.cli.webcam import _say_frame
+from handmesh.cli.webcam import _Reporter, _say_frame
 from handmesh.errors import ConfigError, ImageError
 from handmesh.files.image import encode_image, read_image
 from handmesh.files.mesh import encode_hands
@@ -113,6 +113,14 @@ def test_a_line_of_json_has_what_the_file_of_a_photo_has(capsys):
     for name, value in line.items():
         same = np.testing.assert_array_equal if isinstance(value, str) else np.testing.assert_allclose
         same(value, file[name], **({} if isinstance(value, str) else {"rtol": 1e-5, "atol": 1e-6}))
+
+
+def test_what_is_seen_is_said_once_a_second_however_slow_the_network_is(capsys):
+    """It counted pictures at the source's rate: of a camera's 30, followed at 5, each sixth second was said."""
+    say = _Reporter()
+    for number in range(16):
+        say(live_result(number / 5, {}))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0.00", "1.00", "2.00", "3.00"]
 
 
 def test_the_benchmark_counts_every_stage(tmp_path):
