@@ -261,7 +261,7 @@ def test_a_stream_follows_the_hand():
             seen = stream(image)
             assert (seen.number, seen.size) == (0, (image.shape[1], image.shape[0]))
             (hand,) = seen.hands
-            assert (str(hand.handedness), hand.handedness_source) == ("left", "given")
+            assert (str(hand.handedness), hand.handedness_source, hand.handedness_score) == ("left", "given", 1)
             size = np.ptp(known.array("keypoints_px"), axis=0).max()
             np.testing.assert_allclose(hand.keypoints, known.array("keypoints_px"), atol=0.1 * size)
             drawn = hand.crop_center + hand.crop_size / 2 * hand.camera_scale * (

@@ -95,7 +95,7 @@ def _follower(predictor: Predictor, options: StreamOptions) -> HandFollower:
 
 MAGIC: Final = b"HMF2"
 HEADER: Final = struct.Struct("<4sIIIHBBff")  # magic, frame, width, height, vertices, bytes of each, hands, ms, ms
-HAND: Final = struct.Struct("<BBBBf4f2fff2f")
+HAND: Final = struct.Struct("<BBBBf4f2fff2ff")
 HANDEDNESS: Final = (Handedness.RIGHT, Handedness.LEFT)
 HANDEDNESS_SOURCES: Final = ("given", "assumed", "found")
 SOURCES: Final = ("whole image", "given box", "tracking", "mediapipe", "palm detector", "hand detector")
@@ -137,6 +137,7 @@ def encode_frame(frame: Frame, hands: Sequence[HandPrediction], options: StreamO
             hand.crop.size,
             float(hand.camera.scale),
             *map(float, hand.camera.translation),
+            hand.handedness_score,
         )
         arrays: list[tuple[NDArray[np.float32], np.dtype[np.floating]]] = [
             (hand.keypoints_image(), np.dtype("<f4")),
@@ -164,6 +165,7 @@ class DecodedHand(NamedTuple):
 
     handedness: Handedness
     handedness_source: str  # given, assumed or found
+    handedness_score: float  # 0..1: that this is the side; 1 if given
     source: str  # how the box was found
     score: float
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in px
@@ -195,11 +197,12 @@ def decode_frame(answer: bytes) -> tuple[Frame, list[DecodedHand]]:
                 at += array.nbytes
                 arrays.append(array.reshape(shape).astype(np.float32))
             keypoints, joints, joint_scores, vertices = arrays
-            x0, y0, x1, y1, center_x, center_y, size, scale, shift_x, shift_y = numbers
+            x0, y0, x1, y1, center_x, center_y, size, scale, shift_x, shift_y, sure = numbers
             hands.append(
                 DecodedHand(
                     HANDEDNESS[side],
                     HANDEDNESS_SOURCES[known],
+                    sure,
                     SOURCES[found],
                     score,
                     (x0, y0, x1, y1),

@@ -312,6 +312,7 @@ def test_a_camera_is_recorded_and_kept(page, profile):
     assert all(0 <= line["time"] < 300 and line["width"] == 640 for line in lines)
     assert np.array(lines[-1]["hands"][0]["joints"]).shape == (21, 3)
     assert np.array(lines[-1]["hands"][0]["joint_scores"]).shape == (21,)
+    assert 0.5 < lines[-1]["hands"][0]["handedness_score"] <= 1
     shown = ClipSource(downloaded(profile / "downloads", "hands.*[4m]")).read()
     assert shown is not None
     assert shown.image.std() > 20, "the picture with the hand"
@@ -468,6 +469,7 @@ def test_the_page_reads_what_the_server_writes(page, vertices):
             assert [read["handedness"], read["handednessSource"]] == [hand.handedness, "found"]
             exact = {
                 "score": hand.score,
+                "handednessScore": hand.handedness_score,
                 "cropCenter": hand.crop.center,
                 "cropSize": hand.crop.size,
                 "scale": hand.camera.scale,

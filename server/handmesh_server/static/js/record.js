@@ -53,6 +53,8 @@ export class Recording {
   add(frame) {
     const hands = frame.hands.map((hand) => ({
       handedness: hand.handedness,
+      handedness_source: hand.handednessSource,
+      handedness_score: rounded(hand.handednessScore),
       score: rounded(hand.score),
       joint_scores: hand.jointScores && [...hand.jointScores].map(rounded), // none where the model cannot tell
       keypoints_px: points(hand.keypoints, 2),

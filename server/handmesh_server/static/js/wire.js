@@ -2,7 +2,7 @@
 
 const MAGIC = 0x32464d48; // "HMF2", little-endian
 const HEADER_BYTES = 28;
-const HAND_BYTES = 48;
+const HAND_BYTES = 52;
 const JOINTS = 21;
 const HANDEDNESS = ["right", "left"];
 const HANDEDNESS_SOURCES = ["given", "assumed", "found"];
@@ -31,6 +31,7 @@ export function decodeFrame(buffer) {
       cropSize: float(32),
       scale: float(36),
       translation: [float(40), float(44)],
+      handednessScore: float(48),
     };
     const scored = view.getUint8(at + 3) !== 0;
     at += HAND_BYTES;
