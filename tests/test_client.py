@@ -7,15 +7,17 @@ import re
 import socket
 import threading
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pytest
 from handmesh_server.schemas import Job
 from handmesh_server.stream import decode_frame
 from server_harness import DOT, QUICK_JOBS, DotEngine, photo, running, settings
+from websockets.sync.server import ServerConnection, serve
 
 import handmesh
 from handmesh.client import Client, ServiceError
@@ -288,6 +290,68 @@ def test_a_stream_follows_the_hand():
 def test_what_is_no_answer_of_a_stream_is_said(answer):
     with pytest.raises(DataError, match="no answer of a stream"):
         decode_frame(answer)
+
+
+@contextmanager
+def streaming(handler: Callable[[ServerConnection], None]) -> Iterator[str]:
+    """A service whose streams are `handler`'s."""
+    with serve(handler, "127.0.0.1", 0, subprotocols=["handmesh.v1"]) as one:
+        thread = threading.Thread(target=one.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{one.socket.getsockname()[1]}"
+        one.shutdown()
+        thread.join(20)
+
+
+def test_a_stream_that_does_not_begin_is_closed():
+    """Its connection stayed open; and one that ended before it was said what is wanted was an error of websockets'."""
+    ended: Queue[str] = Queue()
+    closed = threading.Event()
+
+    def silent(connection: ServerConnection) -> None:
+        try:
+            connection.recv(timeout=20)
+        except Exception as error:
+            ended.put(type(error).__name__)
+
+    def busy(connection: ServerConnection) -> None:
+        connection.send('{"type": "ready"}')
+        connection.close(1013, "busy")
+        closed.set()
+
+    class LateBox:
+        def __array__(self, *_, **__):
+            closed.wait(20)
+            return np.zeros(4)
+
+    with streaming(silent) as url, pytest.raises(ServiceError, match="did not answer"):
+        Client(url, timeout=0.5).stream()
+    assert ended.get(timeout=20) == "ConnectionClosedOK"
+    with streaming(busy) as url, pytest.raises(ServiceError, match="busy"):
+        Client(url).stream(box=LateBox())
+
+
+def test_a_refusal_without_end_is_not_read_to_its_end():
+    """A page of a proxy, say: the first 64 KB were looked at, and all of it was read."""
+    sent = 0
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            nonlocal sent
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 999999999\r\n\r\n")
+                while sent < 2**28:
+                    sent += connection.send(bytes(2**20))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with Client(url) as client, pytest.raises(ServiceError, match="500"):
+            client.model()
+        thread.join(20)
+    assert sent < 2**27
 
 
 def test_an_engine_that_is_slow_is_waited_for():

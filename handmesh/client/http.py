@@ -70,7 +70,9 @@ class Connection:
                 return response
             try:
                 problem = response.read(_MAX_PROBLEM_BYTES)
-                response.read()
+                if not response.isclosed():  # there is more of it
+                    response.close()
+                    self.close()
             except (OSError, HTTPException):  # the status says it, too
                 problem = b""
                 self.close()

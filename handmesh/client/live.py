@@ -60,14 +60,15 @@ class LiveStream:
             raise refusal(error.response.status_code, bytes(error.response.body or b"")) from None
         except (OSError, WebSocketException) as error:
             raise ServiceError(f"{url} cannot be reached: {error}.") from error
-        self._say_ready()
-        if options:
-            self._socket.send(json.dumps(dict(options), default=lambda value: np.asarray(value).tolist()))
-
-    def _say_ready(self) -> None:
-        event = self._received()
-        if not isinstance(event, str) or json.loads(event).get("type") != "ready":
-            raise ServiceError("The service did not say that it is ready.", 0, "protocol")
+        try:
+            event = self._received()
+            if not isinstance(event, str) or json.loads(event).get("type") != "ready":
+                raise ServiceError("The service did not say that it is ready.", 0, "protocol")
+            if options:
+                self._sent(json.dumps(dict(options), default=lambda value: np.asarray(value).tolist()))
+        except BaseException:
+            self.close()
+            raise
 
     def __call__(self, frame: bytes | NDArray[np.uint8]) -> StreamAnswer:
         """The hands of a frame. Raises ServiceError."""
@@ -76,12 +77,7 @@ class LiveStream:
 
     def send(self, frame: bytes | NDArray[np.uint8]) -> None:
         """An encoded image, or (H, W, 3) uint8 RGB, which is sent as a JPEG. Raises ServiceError."""
-        from websockets.exceptions import ConnectionClosed
-
-        try:
-            self._socket.send(frame if isinstance(frame, bytes) else encode_image(frame, "jpeg"))
-        except ConnectionClosed as error:
-            raise _closed(error) from None
+        self._sent(frame if isinstance(frame, bytes) else encode_image(frame, "jpeg"))
 
     def receive(self) -> StreamAnswer:
         """The next answer. Raises ServiceError: also for a frame that was refused, after which the stream goes on."""
@@ -91,6 +87,14 @@ class LiveStream:
             raise ServiceError(str(event.get("detail", answer)), event.get("status", 0), event.get("reason", "refused"))
         frame, hands = decode_frame(answer)
         return StreamAnswer(frame.number, (frame.width, frame.height), hands, frame.server_ms, frame.model_ms)
+
+    def _sent(self, message: str | bytes) -> None:
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            self._socket.send(message)
+        except ConnectionClosed as error:
+            raise _closed(error) from None
 
     def _received(self) -> str | bytes:
         from websockets.exceptions import ConnectionClosed

@@ -140,7 +140,9 @@ class Client:
         self._connection.content("DELETE", f"/v1/videos/{_id(job)}")
 
     def stream(self, **options: Any) -> LiveStream:
-        """A live stream: hand="auto|right|left", box=(x0, y0, x1, y1), vertices="float16|float32", smooth=1."""
+        """A live stream: hand="auto|right|left", box=(x0, y0, x1, y1) or max_hands=2, vertices="float16|float32",
+        smooth=1.
+        """
         return LiveStream(self._connection.address, self._connection.headers, options, self._timeout)
 
     def close(self) -> None:
