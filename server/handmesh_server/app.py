@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -32,7 +33,7 @@ from handmesh_server.manual import manual_page
 from handmesh_server.middleware import REQUEST_ID, RequestMiddleware
 from handmesh_server.page import page_routes
 from handmesh_server.problems import PROBLEM_TYPE, ProblemDetails, problem_of, problem_response
-from handmesh_server.schemas import HandsAnswer, HandsQuery, Health, ModelCard, Problem, Topology
+from handmesh_server.schemas import BatchEnd, BatchLine, HandsAnswer, HandsQuery, Health, ModelCard, Problem, Topology
 from handmesh_server.service import Encode, HandService, PhotoRequest
 from handmesh_server.settings import Settings
 from handmesh_server.sockets import StreamSocket
@@ -103,7 +104,7 @@ def create_app(
     app.include_router(_manual_routes(app))
     app.include_router(page_routes(settings))
     app.router.add_websocket_route("/v1/stream", StreamSocket(service).serve)
-    _name_problems(app)
+    _name_schemas(app)
     app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _on_invalid_query)  # type: ignore[arg-type]
     for kind in (RequestError, HandMeshError):
@@ -122,13 +123,17 @@ def create_app(
     return app
 
 
-def _name_problems(app: FastAPI) -> None:
-    """FastAPI would describe them as application/json; as what they are, their schema must be added by hand."""
+def _name_schemas(app: FastAPI) -> None:
+    """Of problems and of a batch's lines, too: FastAPI has those of what it would describe as application/json."""
     make = app.openapi
+    _, ours = models_json_schema(
+        [(one, "serialization") for one in (Problem, BatchLine, BatchEnd)], ref_template="#/components/schemas/{model}"
+    )
 
     def openapi() -> dict[str, Any]:
         document = make()
-        document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        document["components"]["schemas"] = ours["$defs"] | schemas
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -227,7 +232,7 @@ def _hands_routes(service: HandService) -> APIRouter:
     form = {
         "schema": {
             "type": "object",
-            "properties": {IMAGE_FIELD: {"type": "string", "format": "binary"}},
+            "properties": {IMAGE_FIELD: binary["schema"], **HandsQuery.model_json_schema()["properties"]},
             "required": [IMAGE_FIELD],
             "additionalProperties": False,
         }

@@ -61,6 +61,7 @@ def batch_routes(service: HandService, responses: dict[int | str, dict[str, Any]
         tags=["hands"],
         operation_id="find_hands_of_many",
         summary="Many photos in, a line of JSON for each as it is done",
+        response_class=StreamingResponse,
         response_model=None,
         responses={
             200: {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import tempfile
 import threading
@@ -290,5 +291,12 @@ def test_a_full_disk_is_said_and_ends_nothing_else(server, monkeypatch):
 
 
 def test_the_description_names_what_comes_back(server):
+    """It named two kinds of lines that it did not describe, and JSON, which never comes."""
     document = server.client.get("/openapi.json").json()
-    assert "application/x-ndjson" in document["paths"]["/v1/batches"]["post"]["responses"]["200"]["content"]
+    answer = document["paths"]["/v1/batches"]["post"]["responses"]["200"]
+    assert set(answer["content"]) == {"application/x-ndjson"}
+    for kind in (BatchLine, BatchEnd):
+        assert kind.__name__ in answer["description"]
+        assert set(document["components"]["schemas"][kind.__name__]["properties"]) == set(kind.model_fields)
+    named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert named <= set(document["components"]["schemas"])

@@ -621,6 +621,8 @@ def test_openapi_names_every_answer(server):
     assert {"413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
     names = {one["name"] for one in operation["parameters"]}
     assert names == {"box", "hand", "focal", "fov", "encoding", "min_score", "max_hands", "search"}
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert set(form) == names | {"image"}, "what a form may say, too"
 
 
 def test_the_manual_page_fetches_nothing(server):

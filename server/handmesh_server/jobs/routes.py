@@ -156,6 +156,7 @@ def video_routes(service: HandService, jobs: Jobs, problems: Any) -> APIRouter:
         "/v1/videos/{id}/{name}",
         operation_id="get_video_file",
         summary="A result of a job",
+        response_class=FileResponse,
         response_model=None,
         responses={
             200: {"description": "The file.", "content": dict.fromkeys(_MEDIA_TYPES.values(), binary)},
