@@ -93,7 +93,8 @@ class Settings(BaseModel):
         for name in cls.model_fields:
             text = variables.get(PREFIX + name.upper(), "")
             if text.strip():
-                values[name] = text.split(",") if name == "cors_origins" else text.strip()
+                parts = [part.strip() for part in text.split(",") if part.strip()]
+                values[name] = parts if name == "cors_origins" else text.strip()
         values |= {name: value for name, value in overrides.items() if value is not None}
         try:
             settings = cls(**values)

@@ -628,7 +628,7 @@ def test_only_variables_that_are_no_settings_are_warned_of(monkeypatch, caplog):
 
 def test_settings_come_from_the_environment():
     found = Settings.from_environment(
-        {"HANDMESH_QUEUE_SIZE": "7", "HANDMESH_INSECURE": "1", "HANDMESH_CORS_ORIGINS": "https://a,https://b"}, port=9
+        {"HANDMESH_QUEUE_SIZE": "7", "HANDMESH_INSECURE": "1", "HANDMESH_CORS_ORIGINS": "https://a, https://b,"}, port=9
     )
     assert (found.queue_size, found.insecure, found.cors_origins, found.port) == (
         7,
