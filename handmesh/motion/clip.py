@@ -30,15 +30,7 @@ from handmesh.files.video import Codec, Frame, FrameSource, VideoWriter, open_so
 from handmesh.geometry.camera import Intrinsics
 from handmesh.hand import HandArrays, Handedness, both_sides
 from handmesh.motion.follow import HandFollower
-from handmesh.motion.log import (
-    MIN_TRACK_FRAMES,
-    HandLog,
-    LogHeader,
-    hand_of,
-    read_frames,
-    read_tracks,
-    record_of,
-)
+from handmesh.motion.log import HandLog, LogHeader, hand_of, read_frames, read_tracks, record_of
 from handmesh.motion.smoothing import Smoothing
 from handmesh.motion.track import Tracking
 from handmesh.predict import AUTO, HandPrediction, Predictor, overlay_hands
@@ -245,8 +237,7 @@ def convert_clip(
         codec = _run(frames, log, follower, both_sides(predictor.engine.hand), wanted, out, source, progress)
     finally:
         log.close()
-    every = read_tracks(log.path, min_frames=1)
-    tracks = [track for track in every if len(track.frames) >= min(MIN_TRACK_FRAMES, log.frame_count)]
+    tracks = read_tracks(log.path)
     files = [log.path]
     hand = predictor.engine.hand
     if wanted.overlay:
@@ -260,12 +251,15 @@ def convert_clip(
             path = out / f"{track.name}.bvh"
             write_atomically(path, encode_bvh(track, hand, source.fps))
             files.append(path)
-    with_hands = sum(bool(item["hands"]) for item in read_frames(log.path))
+    with_hands, followed = 0, set()
+    for item in read_frames(log.path):
+        with_hands += bool(item["hands"])
+        followed |= {(hand["id"], hand["handedness"]) for hand in item["hands"]}
     return VideoResult(
         frames=log.frame_count,
         frames_with_hands=with_hands,
         hands=len(tracks),
-        brief_hands=len(every) - len(tracks),
+        brief_hands=len(followed) - len(tracks),
         remarks=tuple(source.remarks),
         files=tuple(files),
         codec=codec,

@@ -262,19 +262,23 @@ MIN_TRACK_FRAMES: Final = 3
 
 
 def read_tracks(path: Path, *, min_frames: int = MIN_TRACK_FRAMES) -> list[HandTrack]:
-    """The hands of a log, each through all its frames, by id. Hands seen less often than `min_frames` are left out.
+    """The hands of a log, each through all its frames, by id.
+
+    Hands seen in fewer than `min_frames` of them are left out; of a log that has fewer, those not seen in all.
 
     A hand has one shape: the median over its frames, which is the one it settled on when that took less than half of
     them. A hand whose side was corrected on the way is two. Memory: 0.5 KB for each frame of each hand.
     """
     found: dict[tuple[int, str], list[tuple[int, float, NDArray[np.float32]]]] = {}
+    frame_count = 0
     for item in read_frames(path):
+        frame_count += 1
         for hand in item["hands"]:
             row = np.concatenate([np.ravel(hand["pose"]), hand["translation"], hand["betas"]]).astype(np.float32)
             found.setdefault((hand["id"], hand["handedness"]), []).append((item["frame"], item["time"], row))
     tracks = []
     for (id, side), rows in sorted(found.items()):
-        if len(rows) < min_frames:
+        if len(rows) < min(min_frames, frame_count):
             continue
         values = np.stack([row for _, _, row in rows])
         rotations, translations, betas = np.split(values, [3 * MANO_JOINT_COUNT, 3 * MANO_JOINT_COUNT + 3], axis=1)

@@ -19,7 +19,7 @@ from handmesh.files.video import ClipSource, FolderSource, Frame
 from handmesh.motion.benchmark import benchmark
 from handmesh.motion.follow import HandFollower
 from handmesh.motion.live import LivePipeline, LiveResult, run_headless
-from handmesh.motion.log import read_frames
+from handmesh.motion.log import read_frames, read_tracks
 from handmesh.motion.smoothing import Smoothing
 from handmesh.motion.window import KEYS, Hud, LiveOptions, check_display, run_window
 from handmesh.predict import Predictor, as_mesh_hand
@@ -81,6 +81,14 @@ def test_keys(pictures, tmp_path):
     assert ClipSource(recording / "overlay.mp4").read().image.shape == (240, 640, 3)
     assert (read_image(tmp_path / "screenshot_001.png") == shown[8]).all()
     assert len(said) == 2
+
+
+def test_a_recording_of_two_pictures_has_its_hand(pictures, tmp_path):
+    """Its hand.glb was empty: a clip of two frames has its hand."""
+    run(pictures, "c cq", tmp_path)
+    (track,) = read_tracks(tmp_path / "recording_001" / "hands.jsonl")
+    assert len(track.frames) == 2
+    assert (tmp_path / "recording_001" / "hand.glb").stat().st_size > 10_000
 
 
 def test_a_recording_is_finished_when_the_pictures_end(pictures, tmp_path):
