@@ -47,7 +47,8 @@ class Smoothing:
         for name in (*positive, "rotation_speed", "place_speed", "shape_seconds"):
             value = getattr(self, name)
             if not (math.isfinite(value) and (value > 0 if name in positive else value >= 0)):
-                raise ConfigError(f"Smoothing: {name} is {value}, wanted a finite number above zero.")
+                wanted = "above zero" if name in positive else "from zero on"
+                raise ConfigError(f"Smoothing: {name} is {value}, wanted a finite number {wanted}.")
 
     @classmethod
     def of_strength(cls, strength: float) -> Smoothing:

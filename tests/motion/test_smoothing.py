@@ -115,7 +115,14 @@ def test_it_goes_on_from_its_state_bit_for_bit(hand):
         assert (one.camera.to_vector() == two.camera.to_vector()).all()
 
 
-@pytest.mark.parametrize("make", [lambda: Smoothing.of_strength(0.001), lambda: Smoothing(place_cutoff=-1)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Smoothing.of_strength(0.001),
+        lambda: Smoothing(place_cutoff=-1),
+        lambda: Smoothing(place_speed=-1),  # may be zero
+    ],
+)
 def test_senseless_settings_are_refused(make):
-    with pytest.raises(ConfigError, match=r"found 0\.001|place_cutoff is -1"):
+    with pytest.raises(ConfigError, match=r"found 0\.001|_cutoff is -1, .* above zero|_speed is -1, .* from zero on"):
         make()
