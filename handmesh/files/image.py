@@ -1,4 +1,4 @@
-"""Photographs in, pictures out: bytes -> (H, W, 3) uint8 RGB, and back; and how a file is written whole or not at all.
+"""Photographs in, pictures out: bytes -> (H, W, 3) uint8 RGB, and back.
 
 A photograph is JPEG, PNG, WebP, GIF, BMP or TIFF, and with the extra `heic` HEIC. Its size is read from the header and
 checked before a pixel is allocated; it is decoded once, turned upright by its EXIF orientation, and made plain 8-bit

@@ -468,6 +468,13 @@ def test_the_command_line_offers_every_format():
     assert {f".{name}" for name in FORMATS} == {*MESH_SUFFIXES, ".png", ".jpg"}
 
 
+def test_the_manual_lists_every_format():
+    """`.stl` and `.jpg` were not in its table."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "outputs.md").read_text(encoding="utf-8")
+    table, _, _ = page.partition("## Units and axes")
+    assert set(re.findall(r"`(\.\w+)`", table)) == {f".{name}" for name in FORMATS}
+
+
 def test_the_manuals_lines_about_npz_run(tmp_path, monkeypatch):
     """On NumPy 1.26, too, which has no `.mT`: the page asked for it."""
     monkeypatch.chdir(tmp_path)

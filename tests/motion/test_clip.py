@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,9 @@ def test_the_log_says_where_the_hand_is(whole):
     assert items[7]["time"] == pytest.approx(7 / 25)
     assert json.loads((out / "hands.jsonl").read_bytes().splitlines()[-1]) == {"end": True, "frames": COUNT}
     hand = items[0]["hands"][0]
+    manual = (Path(__file__).parents[2] / "docs" / "how_to" / "video.md").read_text(encoding="utf-8")
+    described = manual.partition("### hands.jsonl")[2].partition("### hand.glb")[0]
+    assert [name for name in (*header, *hand) if f"`{name}`" not in described] == []
     assert (hand["id"], hand["handedness"]) == (1, "right")
     np.testing.assert_allclose(hand["keypoints_px"][0], place(0)[0], atol=1.5)
     # The numbers belong together: parameters give the joints, and the camera draws them near their keypoints.

@@ -29,6 +29,7 @@ from handmesh_server import run
 from handmesh_server.admission import AdmissionControl
 from handmesh_server.errors import QueueFull, UploadInvalid
 from handmesh_server.input import read_form
+from handmesh_server.metrics import Metrics
 from handmesh_server.middleware import CLIENT_GONE
 from handmesh_server.settings import Settings
 from handmesh_server.tokens import Tokens
@@ -641,6 +642,17 @@ def test_settings_come_from_the_environment():
 def test_the_manual_names_every_setting():
     manual = (Path(__file__).parents[2] / "docs" / "how_to" / "serving.md").read_text(encoding="utf-8")
     assert [name for name in Settings.model_fields if f"`{name}`" not in manual] == []
+
+
+def test_the_manual_and_the_dashboard_name_every_metric():
+    """The streams', the frames' and the hands' were not in the manual."""
+    root = Path(__file__).parents[2]
+    families = re.findall(r"^# HELP (handmesh_\w+) ", Metrics().text().decode(), re.MULTILINE)
+    names = [name for name in families if not name.endswith("_created")]
+    assert "handmesh_frames_total" in names
+    for page in ("docs/how_to/serving.md", "server/deploy/grafana.json"):
+        text = (root / page).read_text(encoding="utf-8")
+        assert [name for name in names if not re.search(rf"{name}(_bucket|_sum|_count)?\b", text)] == []
 
 
 @pytest.mark.parametrize(
