@@ -189,13 +189,14 @@ def read_photo(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: i
     """
     if isinstance(source, np.ndarray):
         return Photo(_checked_array(source, max_pixels), format=None, orientation=1, focal_35mm=None)
-    if (pil := sys.modules.get("PIL.Image")) is not None and isinstance(source, pil.Image):
-        return _from_pil(source, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         return _decode(bytes(source), "The image", max_bytes, max_pixels)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         return _decode(_read_file(path, max_bytes), str(path), max_bytes, max_pixels)
+    # Where nobody has imported it, or another thread is about to, this is none of its images.
+    if isinstance(source, getattr(sys.modules.get("PIL.Image"), "Image", ())):
+        return _from_pil(source, max_pixels)
     raise ImageError(f"Cannot read an image from {type(source).__name__}; give a path, bytes, an array or a PIL image.")
 
 

@@ -5,7 +5,9 @@ import importlib.util
 import io
 import os
 import struct
+import sys
 import time
+import types
 import warnings
 import zlib
 from collections.abc import Callable
@@ -295,6 +297,16 @@ def test_header_alone(format):
     assert (header.format, header.width, header.height) == (format, 40, 24)
     with pytest.raises(ImageTooLargeError):
         read_header(encoded(picture(), format), max_pixels=100)
+
+
+def test_a_file_is_read_while_another_thread_imports_pillow(monkeypatch, tmp_path):
+    """Of eight threads that read their first photo at a time, about five ended with an AttributeError."""
+    photo = np.full((30, 40, 3), 77, np.uint8)
+    (tmp_path / "photo.png").write_bytes(encode_image(photo))
+    monkeypatch.setitem(sys.modules, "PIL.Image", types.ModuleType("PIL.Image"))
+    assert (read_image(tmp_path / "photo.png") == photo).all()
+    with pytest.raises(ImageError, match="from int"):
+        read_image(3)
 
 
 def test_paths_that_are_no_image(tmp_path):
