@@ -19,7 +19,7 @@ IMAGE_FIELD: Final = "image"
 # The photo and what the query can say, with a box and a hand for each of 16; more is nobody's form.
 _MAX_PARTS: Final = 40
 _MAX_FIELD: Final = 256  # bytes
-_MAX_PART_HEADER: Final = 4096
+MAX_PART_HEADER: Final = 4096
 
 
 async def read_body(
@@ -68,8 +68,8 @@ def read_form(body: bytes, content_type: str) -> Form:
     image: bytes | None = None
     fields = []
     for part in parts[1:-1]:
-        blank = part.find(b"\r\n\r\n", 0, _MAX_PART_HEADER)
-        name = _field_name(part[:blank]) if blank >= 0 else None
+        blank = part.find(b"\r\n\r\n", 0, MAX_PART_HEADER)
+        name = names_of(part[:blank]).field if blank >= 0 else None
         if name is None:
             raise UploadInvalid("A part of the form has no name.")
         if name != IMAGE_FIELD:
@@ -103,11 +103,21 @@ def _text(name: str, value: bytes) -> str:
     raise UploadInvalid(f"The form's field {name[:100]!r} is no text of at most {_MAX_FIELD} bytes.")
 
 
-def _field_name(part_header: bytes) -> str | None:
-    """`name` of a part's Content-Disposition (RFC 7578, section 4.2); its file name does not interest us."""
+class PartNames(NamedTuple):
+    """What a part of a form is called; None where it is not said."""
+
+    field: str | None
+    file: str | None
+
+
+def names_of(part_header: bytes) -> PartNames:
+    """Of its Content-Disposition (RFC 7578, section 4.2)."""
     for line in part_header.split(b"\r\n"):
         key, _, value = line.partition(b":")
         if key.strip().lower() == b"content-disposition":
-            found = re.search(rb';\s*name=(?:"([^"]*)"|([^\s;"]+))', value, re.IGNORECASE)
-            return (found.group(1) or found.group(2) or b"").decode("latin-1") if found else None
-    return None
+            found = (
+                re.search(rb";\s*" + name + rb'=(?:"([^"]*)"|([^\s;"]+))', value, re.IGNORECASE)
+                for name in (b"name", b"filename")
+            )
+            return PartNames(*(one and (one[1] or one[2] or b"").decode("utf-8", "replace") for one in found))
+    return PartNames(None, None)

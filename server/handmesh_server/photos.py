@@ -7,7 +7,6 @@ directory is measured before it is read, and unpacking stops at the limits whate
 from __future__ import annotations
 
 import mmap
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,10 +15,9 @@ from functools import partial
 from typing import IO, Final, NamedTuple
 
 from handmesh_server.errors import UploadInvalid, UploadTooLarge
-from handmesh_server.input import IMAGE_FIELD, delimiter_of
+from handmesh_server.input import IMAGE_FIELD, MAX_PART_HEADER, PartNames, delimiter_of, names_of
 
 _MAX_NAME: Final = 255  # characters of a name that are repeated
-_MAX_PART_HEADER: Final = 4096
 
 # A directory entry has 46 bytes and a name; time stamps and rights of other systems take some dozens.
 _DIRECTORY_BYTES: Final = 1024  # of each photo, on average
@@ -134,8 +132,8 @@ def _of_form(body: mmap.mmap, delimiter: bytes, max_photos: int, max_photo_bytes
         end = body.find(delimiter, place)
         if end < 0:
             raise UploadInvalid(damaged)
-        blank = body.find(b"\r\n\r\n", place, min(end, place + _MAX_PART_HEADER))
-        field, name = _names_of(body[place:blank]) if blank >= 0 else (None, "")
+        blank = body.find(b"\r\n\r\n", place, min(end, place + MAX_PART_HEADER))
+        field, name = names_of(body[place:blank]) if blank >= 0 else PartNames(None, None)
         if field != IMAGE_FIELD:
             raise UploadInvalid(f"A part of the form is no field {IMAGE_FIELD!r}; in a batch each is a photo.")
         if len(photos) == max_photos:
@@ -144,25 +142,11 @@ def _of_form(body: mmap.mmap, delimiter: bytes, max_photos: int, max_photo_bytes
         def read(start: int = blank + 4, end: int = end) -> bytes:
             return _checked(body[start : min(end, start + max_photo_bytes + 1)], max_photo_bytes)
 
-        photos.append(BatchPhoto(name or f"{len(photos)}", read))
+        photos.append(BatchPhoto((name or f"{len(photos)}")[:_MAX_NAME], read))
         place = end + len(delimiter)
     if not photos:
         raise UploadInvalid("The form has no photos.")
     return photos
-
-
-def _names_of(part_header: bytes) -> tuple[str | None, str]:
-    """The field's name and the file's, of a part's Content-Disposition (RFC 7578, section 4.2)."""
-    for line in part_header.split(b"\r\n"):
-        key, _, value = line.partition(b":")
-        if key.strip().lower() == b"content-disposition":
-            names = [
-                re.search(rb";\s*" + name + rb'=(?:"([^"]*)"|([^\s;"]+))', value, re.IGNORECASE)
-                for name in (b"name", b"filename")
-            ]
-            field, file = ("" if one is None else (one[1] or one[2] or b"").decode("utf-8", "replace") for one in names)
-            return field, file[:_MAX_NAME]
-    return None, ""
 
 
 def _checked(content: bytes, max_photo_bytes: int) -> bytes:
