@@ -389,6 +389,21 @@ def test_a_clip_becomes_a_job_whose_results_are_kept(browser, profile, tmp_path)
     assert [error for error in refused if "overlay" not in error] == []
 
 
+def test_a_clip_that_is_given_up_as_it_is_accepted_is_cancelled(page):
+    """While the answer was read nobody listened: the job went on, and its id was known to nobody."""
+    asked = page.run(
+        "import('./static/js/clip.js').then(async ({ workOnClip }) => { const [usual, asked] = [window.fetch, []];"
+        "const given = new AbortController(); window.fetch = async (url, { method = 'GET' } = {}) => {"
+        "asked.push(`${method} ${new URL(url).pathname}`); return { ok: true,"
+        "headers: new Headers({ Location: '/v1/videos/12' }),"
+        "json: async () => { given.abort(); given.signal.throwIfAborted(); } }; };"
+        "const options = { signal: given.signal, onProgress() {} };"
+        "try { await workOnClip(new File(['x'], 'clip.mp4'), {}, 10, options); } catch (e) { asked.push(e.name); }"
+        "window.fetch = usual; return asked; })"
+    )
+    assert asked == ["POST /v1/videos", "DELETE /v1/videos/12", "AbortError"]
+
+
 def test_a_clip_that_cannot_be_read_is_refused_in_words(browser, tmp_path):
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"no clip at all")

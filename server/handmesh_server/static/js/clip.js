@@ -20,11 +20,12 @@ export async function workOnClip(file, query, maxBytes, { signal, onProgress }) 
   }
   const headers = { "Content-Type": file.type || "application/octet-stream" };
   const posted = await request(`v1/videos?${new URLSearchParams(query)}`, { method: "POST", body: file, headers, signal });
-  let job = await posted.json();
-  const path = `v1/videos/${job.id}`;
+  const path = `v1/videos/${posted.headers.get("Location").split("/").at(-1)}`;
   const cancel = () => request(path, { method: "DELETE", keepalive: true }).catch(() => {});
-  signal.addEventListener("abort", cancel);
+  signal.addEventListener("abort", cancel); // before the answer is read: the job is there
+  let job;
   try {
+    job = await posted.json();
     for (let heard = performance.now(); job.status === "queued" || job.status === "running"; ) {
       onProgress(job);
       await new Promise((resolve) => setTimeout(resolve, POLL_MS));
