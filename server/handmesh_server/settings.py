@@ -65,7 +65,7 @@ class Settings(BaseModel):
     jobs_dir: Path | None = None  # None: a folder in the user's cache; it is made with the first clip
     jobs_redis: SecretStr | None = None  # redis://host:port/database, where several machines share jobs_dir
     job_workers: int = Field(1, ge=0, le=64)  # clips at a time on this machine; 0: this service only takes them
-    max_jobs: int = Field(100, ge=0, le=10_000)  # waiting or in work; more are answered 429, and 0 refuses all
+    max_jobs: int = Field(100, ge=0, le=10_000)  # being sent, waiting or in work; more are answered 429; 0 refuses all
     jobs_bytes: int = Field(10 * 2**30, ge=2**20)  # of all clips and results together
     job_keep_seconds: float = Field(86_400.0, gt=0)  # after its end, then results are deleted
     job_seconds: float = Field(3600.0, gt=0)  # for the work on one clip

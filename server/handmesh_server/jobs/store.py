@@ -115,8 +115,9 @@ class JobStore:
     def incoming(self) -> IncomingJob:
         """A place for a clip that is being posted. Raises QueueFull when too many jobs wait, StorageFull."""
         waiting = sum(1 for id in self.ids() if not (self.path(id) / "ended.json").exists())
+        waiting += sum(1 for entry in _entries(self.folder) if entry.name.startswith(_INCOMING))
         if waiting >= self.max_jobs:
-            raise QueueFull(f"{waiting} clips are waiting or in work, the limit. Try again later.", 60)
+            raise QueueFull(f"{waiting} clips are being sent, waiting or in work, the limit. Try again later.", 60)
         id = secrets.token_hex(16)
         folder = self.folder / f"{_INCOMING}{id}"
         try:
