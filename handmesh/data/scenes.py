@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from handmesh.errors import DataError
 from handmesh.files.image import read_image
 from handmesh.geometry.box import Box
 from handmesh.hand import Handedness, upright_rotation
-from handmesh.hand.grid import STRIDE, GridTarget, SeenHand, cell_centers, encode
+from handmesh.hand.grid import STRIDE, GridTarget, SeenHand, cell_centers, encode, in_image
 from handmesh.synth.backgrounds import Backgrounds
 from handmesh.synth.camera_effects import camera_effects
 from handmesh.synth.crowd import draw_crowd, reduced
@@ -50,6 +50,14 @@ class SceneRecord:
     doubtful: tuple[Box, ...] = ()
     background: tuple[Box, ...] = ()
     complete: bool = False
+
+    def resized(self, scale: float) -> SceneRecord:
+        """The same of the photograph with `scale` times as many pixels along each side."""
+        hands = tuple(((keypoints + 0.5) * scale - 0.5, side) for keypoints, side in self.hands)
+        doubtful, background = (
+            tuple(in_image(box, 1 / scale) for box in boxes) for boxes in (self.doubtful, self.background)
+        )
+        return replace(self, hands=hands, doubtful=doubtful, background=background)
 
 
 class DetectorSample(NamedTuple):
@@ -105,7 +113,7 @@ class SceneMixture:
     seed: int
     pack: Pack | None
     sources: tuple[tuple[SceneSource, list[SceneRecord]], ...]
-    _photos: dict[Path, NDArray[np.uint8]] = field(default_factory=dict, init=False)  # as JPEG files
+    _photos: dict[Path, tuple[NDArray[np.uint8], float]] = field(default_factory=dict, init=False)  # JPEG, and scale
 
     @cached_property
     def _cut_outs(self) -> CutOuts:
@@ -150,8 +158,7 @@ class SceneMixture:
         return self.pack[int(rng.integers(len(self.pack)))]
 
     def _photograph(self, rng: np.random.Generator) -> tuple[Image, list[_Placed], NDArray[np.float32]]:
-        record = self._draw(rng)
-        photo = self._photo(record.image)
+        photo, record = self._photo(self._draw(rng))
         height, width = photo.shape[:2]
         zoom = math.exp(rng.uniform(math.log(0.45), math.log(1.7))) * self.resolution / max(height, width)
         if record.hands and rng.random() < 0.7:  # look at one of its hands, of any size
@@ -173,8 +180,7 @@ class SceneMixture:
         image, weight = self._background(rng), self._everywhere()
         hands: list[_Placed] = []
         for _ in range(int(rng.integers(2, 6))):
-            record = self._draw(rng)
-            photo = self._photo(record.image)
+            photo, record = self._photo(self._draw(rng))
             share = math.exp(rng.uniform(math.log(0.12), math.log(0.75)))
             zoom = min(share * self.resolution / max(photo.shape[:2]), 1.6)
             focus = np.array([photo.shape[1], photo.shape[0]]) / 2
@@ -235,15 +241,18 @@ class SceneMixture:
         records = self.sources[rng.choice(len(weights), p=weights / weights.sum())][1]
         return records[rng.integers(len(records))]
 
-    def _photo(self, path: Path) -> Image:
-        """(H, W, 3) RGB of at most 512 px a side; kept in memory, compressed."""
-        if path not in self._photos:
-            photo = read_image(path)
-            scale = 512 / max(photo.shape[:2])
+    def _photo(self, record: SceneRecord) -> tuple[Image, SceneRecord]:
+        """(H, W, 3) RGB of at most 512 px a side, kept in memory, compressed; and the record, in its pixels."""
+        if record.image not in self._photos:
+            photo = read_image(record.image)
+            scale = min(512 / max(photo.shape[:2]), 1.0)
             if scale < 1:
                 photo = np.asarray(cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
-            self._photos[path] = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-        return np.asarray(cv2.imdecode(self._photos[path], cv2.IMREAD_COLOR_RGB), np.uint8)
+            encoded = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+            self._photos[record.image] = encoded, scale
+        encoded, scale = self._photos[record.image]
+        photo = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB), np.uint8)
+        return photo, record if scale == 1 else record.resized(scale)
 
     def _background(self, rng: np.random.Generator, plain: float = 0.0) -> Image:
         """(S, S, 3): a procedural one, clutter, a photograph without a hand, or one colour."""
@@ -252,7 +261,7 @@ class SceneMixture:
             return np.broadcast_to(rng.integers(0, 256, 3).astype(np.uint8), (side, side, 3)).copy()
         empty = [record for _, records in self.sources for record in records if record.complete and not record.hands]
         if empty and rng.random() < self.data.real_backgrounds:
-            photo = self._photo(empty[rng.integers(len(empty))].image)
+            photo, _ = self._photo(empty[rng.integers(len(empty))])
             height, width = photo.shape[:2]
             size = int(min(height, width) * rng.uniform(0.5, 1.0))
             y, x = rng.integers(0, height - size + 1), rng.integers(0, width - size + 1)
