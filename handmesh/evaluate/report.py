@@ -444,7 +444,7 @@ def _hand_map(evaluation: Evaluation, data: EvaluationSet) -> str:
     errors = 1000 * evaluation.vertex_errors_aligned
     sides = []
     # Fingers up, once seen from the palm's side (the palm faces -y), once from the back.
-    for axes in (np.array([[0, 0, -1], [1, 0, 0], [0, 1, 0]]), np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]])):
+    for axes in (np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]]), np.array([[0, 0, -1], [1, 0, 0], [0, -1, 0]])):
         turned = hand.v_template @ axes.T
         middle = (turned.max(axis=0) + turned.min(axis=0)) / 2
         points = (turned - middle) * (210 / np.ptp(turned, axis=0)[:2].max()) + (110, 115, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
@@ -15,7 +16,8 @@ from handmesh.evaluate.official_files import HandPoints
 from handmesh.evaluate.report import ReportInput, format_figure, render_report, write_report
 from handmesh.evaluate.scores import Comparison, evaluate
 from handmesh.evaluate.sets import EvaluationSet, open_evaluation_set
-from handmesh.hand import Handedness
+from handmesh.geometry.normals import vertex_normals
+from handmesh.hand import Handedness, builtin_hand
 from handmesh.synth import write_dataset
 
 VOID = {"meta", "img", "br"}
@@ -116,6 +118,19 @@ def test_pictures_show_the_prediction_on_the_photograph(report, data):
         changed = np.abs(drawn - photo).max(axis=2) > 40
         assert 0.05 < changed.mean() < 0.7
         assert changed[side // 4 : -side // 4, side // 4 : -side // 4].mean() > changed.mean()
+
+
+def test_the_map_of_errors_shows_the_palm_and_then_the_back(report):
+    """Its axes were left-handed: both sides were seen from inside, each in the other's place."""
+    hand = builtin_hand()
+    on_the_back = vertex_normals(hand.v_template, hand.faces)[:, 1] > 0
+    evaluation = replace(report.evaluation, vertex_errors_aligned=np.where(on_the_back, 0.03, 0.0))
+    checker = checked(render_report(replace(report, evaluation=evaluation)))
+    (url,) = (url for url in checker.images if url.startswith("data:image/png"))
+    picture = cv2.imdecode(np.frombuffer(base64.b64decode(url.split(",")[1]), np.uint8), cv2.IMREAD_COLOR_RGB)
+    bright = picture[..., 1] > 120
+    palm, back = np.hsplit(bright, 2)
+    assert back.mean() > 0.2 > 5 * palm.mean()
 
 
 def without_images(truth: HandPoints, **changes) -> EvaluationSet:
