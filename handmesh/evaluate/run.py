@@ -35,7 +35,7 @@ from handmesh.evaluate.scores import (
     write_scores,
 )
 from handmesh.evaluate.sets import EvaluationSet, match_hand, open_evaluation_set, palm_angles
-from handmesh.hand import JOINT_COUNT
+from handmesh.hand import JOINT_COUNT, Handedness
 from handmesh.runtime.engine import Engine
 from handmesh.system.atomic import sha256_of_file, write_atomically
 
@@ -118,7 +118,10 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
     if not data.in_space:
         return _score_in_2d(request, data, keypoints, run)
     hand = match_hand(data.truth.vertices)
-    evaluation = evaluate(data.truth, points, same_hand=same_hand, hand=hand, workers=request.workers, progress=scored)
+    left = np.array([side == Handedness.LEFT for side in data.handedness])
+    evaluation = evaluate(
+        data.truth, points, same_hand=same_hand, hand=hand, left=left, workers=request.workers, progress=scored
+    )
     if first is not None:
         of_first = evaluate(data.truth, first, same_hand=same_hand, workers=request.workers)
         evaluation = replace(evaluation, first_iteration=of_first.paper)

@@ -147,6 +147,7 @@ def evaluate(
     *,
     same_hand: bool = True,
     hand: HandArrays | None = None,
+    left: NDArray[np.bool_] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -154,8 +155,9 @@ def evaluate(
 
     `same_hand`: whether meshes of as many vertices have them in the same places. If not, only what needs no
     correspondence is scored of them: F-scores, aligned by the joints. `hand`: the model that the true meshes are of.
-    Raises DataError when the shapes do not fit. What can be scored but looks wrong (other units, another joint order,
-    mirrored hands) is scored as the official tool would, and named in `warnings`.
+    `left` (N,): which frames show left hands; None: none does. Raises DataError when the shapes do not fit. What can be
+    scored but looks wrong (other units, another joint order, mirrored hands) is scored as the official tool would, and
+    named in `warnings`.
     """
     _check_shapes(truth, predicted)
     count = len(truth.joints)
@@ -170,8 +172,8 @@ def evaluate(
             parts.append(part)
             if progress is not None:
                 progress(min(len(parts) * _CHUNK, count), count)
-        baseline = _constant_scores(truth, None, pool)
-        mean_hand = {} if hand is None or truth.vertices is None else _constant_scores(truth, hand, pool)
+        baseline = _constant_scores(truth, pool, left=left)
+        mean_hand = {} if hand is None or truth.vertices is None else _constant_scores(truth, pool, hand=hand)
     frames = FrameScores(
         *(np.concatenate([getattr(part.frames, f.name) for part in parts]) for f in fields(FrameScores))
     )
@@ -487,12 +489,24 @@ def _per_frame_mm(frames: FrameScores, alignment: str) -> tuple[Array, Array, Ar
     return joints, vertices, f[:, 0], f[:, 1]
 
 
-def _constant_scores(truth: HandPoints, hand: HandArrays | None, pool: ThreadPoolExecutor) -> dict[str, float]:
-    """PAPER_KEYS of one hand as the answer to every frame: the set's own mean, or `hand` in its mean shape and pose."""
+def _constant_scores(
+    truth: HandPoints,
+    pool: ThreadPoolExecutor,
+    *,
+    hand: HandArrays | None = None,
+    left: NDArray[np.bool_] | None = None,
+) -> dict[str, float]:
+    """PAPER_KEYS of one hand as the answer to every frame: the set's own mean, or `hand` in its mean shape and pose.
+
+    The mean is of right hands and mirrored left ones; the official alignment mirrors it back.
+    """
     chosen = np.unique(np.linspace(0, len(truth.joints) - 1, _BASELINE_FRAMES).round().astype(int))
     joints, vertices = truth.joints[chosen], None if truth.vertices is None else truth.vertices[chosen]
     if hand is None:
-        constant = metrics.mean_shape(joints), None if vertices is None else metrics.mean_shape(vertices)
+        flip = np.ones((len(chosen), 1, 3))
+        if left is not None:
+            flip[left[chosen], :, 0] = -1
+        constant = metrics.mean_shape(flip * joints), None if vertices is None else metrics.mean_shape(flip * vertices)
     else:
         pose = matrix_from_vector(np.concatenate([np.zeros(3), hand.hands_mean]).reshape(-1, 3))
         mean_hand = hand.shaped(np.zeros(BETA_COUNT)).posed(pose).vertices
