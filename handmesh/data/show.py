@@ -43,11 +43,13 @@ def show(
 
     Cropped by a `CropProtocol`'s name: by default the frame for FreiHAND, the box around the hand for others.
     With `mesh`, labelled vertices are drawn instead of bones, where they and the camera are known, with the triangles
-    of `hand` (FreiHAND's are known). For FreiHAND each photograph stands with all its versions. Raises
-    DataError when there is nothing to show.
+    of `hand` (FreiHAND's are known). For FreiHAND, of which `split` is a part, each photograph stands with all its
+    versions. Raises DataError when there is nothing to show.
     """
     path = Path(path)
     if holds_photos(path):
+        if split is not None:
+            raise DataError(f"{path} has no {split!r} set: it is no FreiHAND, and has no parts.")
         photos = open_photos(path)
         chosen = _choose(len(photos), count, seed) if indices is None else list(indices)
         faces = load_hand(hand).faces if mesh else None

@@ -324,6 +324,8 @@ def test_sheets_show_the_labels_in_the_crop(synthetic, folder):
     framed = show(folder, indices=[1], protocol="box")
     # The box's upper edge: 1.25 x 40 px across 224, so 4.48 times as large, 22.4 px from the tile's.
     assert (framed[21:25, 60:160].max(axis=0) > 200).all()
+    with pytest.raises(DataError, match="has no 'evaluation' set: it is no FreiHAND"):
+        show(folder, 2, split="evaluation")
 
 
 # ------------------------------------------------------------------ mixtures
