@@ -31,9 +31,10 @@ from handmesh.geometry.crop import CropTransform
 from handmesh.geometry.normals import vertex_normals
 from handmesh.geometry.rotation import nearest_rotation, vector_from_matrix
 from handmesh.hand import JOINT_NAMES, Handedness, upright_rotation
-from handmesh.hand.arrays import HandArrays, both_sides, builtin_hand
+from handmesh.hand.arrays import HandArrays, both_sides
 from handmesh.hand.definitions import joints_from_mano
 from handmesh.hand.fit import MIN_KEYPOINTS, FitStart, HandFit, fit_hand
+from handmesh.hand.models import has_mano_joints
 from handmesh.predict import HandPrediction, Predictor
 
 Floats = NDArray[np.float64]
@@ -102,8 +103,7 @@ def keypoint_definition(name: str, hand: HandArrays) -> KeypointDefinition:
     named = {one.name.lower(): one for one in (OWN, FREIHAND, MEDIAPIPE)}
     if name not in named:
         raise ConfigError(f"Keypoints by {name!r}: wanted {', '.join(sorted(named))}.")
-    of_mano = named[name].mano and hand.sha256 != builtin_hand().sha256
-    return OWN if of_mano else named[name]
+    return OWN if named[name].mano and has_mano_joints(hand.sha256) else named[name]
 
 
 class SeenHand(NamedTuple):

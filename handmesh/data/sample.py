@@ -25,7 +25,7 @@ from handmesh.hand import (
     HandArrays,
     Handedness,
 )
-from handmesh.hand.models import name_of
+from handmesh.hand.models import has_mano_joints, name_of
 
 Floats = NDArray[np.float64]
 
@@ -162,6 +162,11 @@ class LabelledHand:
     def matches(self, hand: HandArrays) -> bool:
         """Whether this hand's vertices are in the same places, and its poses and shapes mean the same."""
         return hand.sha256 == self.sha256 or (self.sha256 is None and name_of(hand.sha256) in (self.name, None))
+
+    @property
+    def mano_joints(self) -> bool:
+        """Whether its joints lie where MANO has them (`handmesh.hand.definitions`)."""
+        return has_mano_joints(self.sha256, self.name)
 
     def __str__(self) -> str:
         return self.name if self.sha256 is None else f"{self.name} ({self.sha256[:12]})"

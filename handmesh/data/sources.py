@@ -38,7 +38,7 @@ from handmesh.errors import ConfigError, DataError, ImageError
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandArrays, builtin_hand, upright_rotation
 from handmesh.hand.definitions import joints_from_mano
-from handmesh.hand.models import HAND_MODELS
+from handmesh.hand.models import HAND_MODELS, has_mano_joints
 from handmesh.synth import Backgrounds, Pack, render_pack
 from handmesh.synth.dataset import Progress, same_pack
 from handmesh.system.atomic import sha256_of, sha256_of_file
@@ -435,7 +435,7 @@ def _compare_hands(data: FreiHand | LabelledPhotos, hand: HandArrays) -> tuple[b
     labelled = data.labelled_hand
     if labelled is None or labelled.matches(hand):
         return True, False
-    mano_joints = data.mano_joints and hand.sha256 == builtin_hand().sha256
+    mano_joints = data.mano_joints and not has_mano_joints(hand.sha256)
     logger.warning(
         "The meshes of %s are those of the hand %s, and this run trains another: its joints and keypoints are used%s, "
         "its vertices, poses and shapes are not%s.",

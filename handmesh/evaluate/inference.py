@@ -35,8 +35,9 @@ from handmesh.evaluate.official_files import HandPoints
 from handmesh.evaluate.sets import EvaluationSet
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.crop import CropTransform
-from handmesh.hand import JOINT_COUNT, builtin_hand
+from handmesh.hand import JOINT_COUNT
 from handmesh.hand.definitions import mano_joints
+from handmesh.hand.models import has_mano_joints
 from handmesh.predict import BOX_MARGIN, HandPrediction, Predictor
 from handmesh.runtime.engine import Engine
 
@@ -173,7 +174,7 @@ def predict_set(
             if progress is not None:
                 progress(end, count)
         network_passes, remark = views.passes + twice, chosen.remark
-    moved = data.mano_joints and engine.hand.sha256 == builtin_hand().sha256
+    moved = data.mano_joints and not has_mano_joints(engine.hand.sha256)
     if moved:
         joints, keypoints, first_joints = map(mano_joints, (joints, keypoints, first_joints))
     return ModelAnswers(

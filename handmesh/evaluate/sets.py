@@ -232,7 +232,7 @@ def _freihand(
         boxes=(None,) * count,
         facts=({},) * count,
         packed=packed,
-        mano_joints=labelled_hand.name == "mano",
+        mano_joints=labelled_hand.mano_joints,
         labelled_hand=labelled_hand,
     )
 

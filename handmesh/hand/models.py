@@ -31,6 +31,7 @@ class HandModelSource:
     file: Callable[[Handedness], Path] | None = None  # which the user brought; None: it ships with handmesh
     how_to_add: str = ""  # one line
     how_to_match: str = ""  # what to do where a model file was trained with another version of it
+    mano_joints: bool = True  # whether its joints lie where MANO has them, or our own (`handmesh.hand.definitions`)
 
     def is_there(self, handedness: Handedness = Handedness.RIGHT) -> bool:
         """Whether it can be loaded, unless its file is damaged."""
@@ -49,6 +50,7 @@ HAND_MODELS: Final = {
             "Apache-2.0 (the built-in hand of handmesh)",
             builtin_hand,
             how_to_match="use the handmesh version it was made with",
+            mano_joints=False,
         ),
         HandModelSource(
             "mano",
@@ -96,6 +98,16 @@ def hands_at_hand() -> Iterator[tuple[HandModelSource, HandArrays]]:
                 logger.warning("%s is not tried: %s", source.title, error)
 
 
-def name_of(sha256: str) -> str | None:
+def name_of(sha256: str | None) -> str | None:
     """The name of the right hand whose `HandArrays.sha256` this is, among those at hand."""
     return next((source.name for source, hand in hands_at_hand() if hand.sha256 == sha256), None)
+
+
+def has_mano_joints(sha256: str | None, name: str = "") -> bool:
+    """Whether a right hand's joints lie where MANO has them (`handmesh.hand.definitions`), by its `HandArrays.sha256`.
+
+    `name`: what it is called, for one that is not at hand. What is known by neither is taken for a copy of MANO, of
+    which several files are about.
+    """
+    source = HAND_MODELS.get(name_of(sha256) or name)
+    return source is None or source.mano_joints

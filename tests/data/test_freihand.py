@@ -863,8 +863,9 @@ def test_a_wrong_order_of_joints_is_caught(own_prepared):
 def test_a_synthetic_set_of_mano_is_not_taken_for_the_real_one(stand_in_mano, backgrounds, tmp_path):
     """It was asked for 32,560 annotations, since its hand is called mano as the real one's is."""
     folder = tmp_path / "FreiHAND"
-    write_like_freihand(folder, 2, 1, hand=stand_in_mano, hand_name="mano", backgrounds=backgrounds)
+    write_like_freihand(folder, 2, 1, hand=stand_in_mano, backgrounds=backgrounds)
     prepare(folder)
+    assert FreiHand(folder).mano_joints
     rows = check(folder)
     assert all(row.passed is not False for row in rows), [row for row in rows if row.passed is False]
     (decoded,) = (row for row in rows if row.subject == "training: MANO parameters, decoded again")

@@ -434,7 +434,7 @@ def test_meshes_of_another_hand_are_left_out(sources):
         assert not any((labels.vertices.any(), labels.betas.any()))
 
 
-def test_labels_of_another_hand_are_known_from_their_record(synthetic, folder, stand_in_mano, caplog):
+def test_labels_of_another_hand_are_known_from_their_record(synthetic, folder, stand_in_mano, monkeypatch, caplog):
     """A set that `handmesh synth` drew says whose hand it is; of others nothing is known but what the run trains."""
     settings, config = PhotoData(path=synthetic), TrainConfig()
     assert photo_source(settings, 0, config, builtin_hand())[0].same_hand
@@ -447,6 +447,8 @@ def test_labels_of_another_hand_are_known_from_their_record(synthetic, folder, s
     of_mano = write_dataset(folder / "of_mano", 1, seed=0, size=96, background_count=2, hand=stand_in_mano)
     assert photo_source(PhotoData(path=of_mano), 0, config, builtin_hand())[0].mano_joints
     assert not photo_source(PhotoData(path=of_mano), 0, config, stand_in_mano)[0].mano_joints
+    monkeypatch.setenv("HANDMESH_MANO_DIR", str(folder / "none"))
+    assert photo_source(PhotoData(path=of_mano), 0, config, builtin_hand())[0].mano_joints, "without MANO, too"
 
 
 def test_keypoints_of_mano_are_brought_to_ours_where_all_that_is_needed_is_known(folder):

@@ -16,7 +16,7 @@ from handmesh.evaluate.sets import match_hand
 from handmesh.hand import FINGERTIP_VERTICES, VERTEX_COUNT, HandArrays, Handedness, builtin_hand
 from handmesh.hand.anatomy import POSES, pose_from_angles
 from handmesh.hand.fit import fit_hand
-from handmesh.hand.models import HAND_MODELS, HandModelSource, hands_at_hand, load_hand, name_of
+from handmesh.hand.models import HAND_MODELS, HandModelSource, hands_at_hand, has_mano_joints, load_hand, name_of
 
 
 @pytest.fixture
@@ -76,6 +76,21 @@ def test_a_hand_is_given_by_its_name_or_as_it_is(third_hand, monkeypatch, tmp_pa
         fit_hand(keypoints, hand=keypoints)
     with pytest.raises(AssetError, match="MANO"):
         fit_hand(keypoints, hand="mano")
+
+
+def test_whose_joints_lie_where_mano_has_them(third_hand, stand_in_mano, monkeypatch):
+    """It was told by the name "mano" alone: a copy of MANO had its joints taken for the built-in hand's."""
+    copy = dataclasses.replace(stand_in_mano, shapedirs=1.1 * stand_in_mano.shapedirs)
+    assert not has_mano_joints(builtin_hand().sha256)
+    assert has_mano_joints(stand_in_mano.sha256)
+    assert has_mano_joints(copy.sha256), "MANO from another file, or nobody's that is here"
+    assert has_mano_joints(third_hand.sha256)
+    ours = dataclasses.replace(HAND_MODELS["shuffled"], mano_joints=False)
+    monkeypatch.setitem(HAND_MODELS, "shuffled", ours)
+    assert not has_mano_joints(third_hand.sha256)
+    assert LabelledHand("mano", None).mano_joints, "as published"
+    assert not LabelledHand("builtin", copy.sha256).mano_joints, "the built-in hand of another version"
+    assert LabelledHand("builtin", stand_in_mano.sha256).mano_joints, "a hand that is here is known better"
 
 
 def test_a_hand_that_nobody_knows_is_named_in_the_settings():

@@ -566,7 +566,7 @@ class FreiHand:
     @property
     def mano_joints(self) -> bool:
         """Whether joints lie where MANO has them (`handmesh.hand.definitions`)."""
-        return self.labelled_hand.name == "mano"
+        return self.labelled_hand.mano_joints
 
     @property
     def annotation_count(self) -> int:

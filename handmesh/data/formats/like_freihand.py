@@ -28,6 +28,7 @@ from handmesh.errors import DataError
 from handmesh.geometry.camera import Intrinsics
 from handmesh.geometry.rotation import vector_from_matrix
 from handmesh.hand import JOINT_NAMES, HandArrays, builtin_hand
+from handmesh.hand.models import name_of
 from handmesh.synth import (
     Backgrounds,
     CameraEffects,
@@ -61,14 +62,15 @@ def write_like_freihand(
     seed: int = 0,
     *,
     hand: HandArrays | None = None,
-    hand_name: str = "builtin",
+    hand_name: str | None = None,
     backgrounds: Backgrounds | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write `training` annotations with 4 x `training` images, and `evaluation` test images, into a new folder.
 
     The folder appears under its name when all is done. `hand` is a right hand's model, by default the built-in one;
-    `hand_name` is what the data set calls it. Raises DataError when the folder exists or cannot be written.
+    `hand_name` is what the data set calls it; None: as `HAND_MODELS` does. Raises DataError when the folder exists or
+    cannot be written.
     """
     directory = Path(directory)
     if directory.exists():
@@ -100,7 +102,7 @@ def write_like_freihand(
                 (partial / f"{split}_{name}.json").write_text(json.dumps(values), encoding="utf-8")
         about = {
             "about": "Synthetic hands in FreiHAND's folder layout, made by `handmesh synth --like-freihand`.",
-            "hand": hand_name,
+            "hand": hand_name or name_of(hand.sha256) or "another hand",
             "hand_sha256": hand.sha256,
             "seed": seed,
         }

@@ -89,7 +89,7 @@ class LabelledPhotos(ABC):
     @property
     def mano_joints(self) -> bool:
         """Whether joints and keypoints lie where MANO has them (`handmesh.hand.definitions`)."""
-        return self.labelled_hand is not None and self.labelled_hand.name == "mano"
+        return self.labelled_hand is not None and self.labelled_hand.mano_joints
 
     def claims(self) -> Iterable[Claim]:
         """What is published about the set, its counts for example, compared with this copy."""
