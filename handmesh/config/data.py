@@ -84,7 +84,8 @@ class PhotoData(CroppedData):
 
     path: Path = Field(strict=False)  # relative to where training is started
     weight: float = Field(default=1.0, gt=0)  # as of the other sources
-    validation: float = Field(default=0.0, ge=0, lt=1)  # share of the lines that is kept for watching the run
+    # Share of the photographs, with all their hands, that is kept for watching the run; of a published set, of hands.
+    validation: float = Field(default=0.0, ge=0, lt=1)
     split_seed: int = Field(default=0, ge=0)  # as of FreiHAND
 
 

@@ -453,8 +453,7 @@ def photo_source(
     """Photographs in one of `FORMATS`, and what of them is held out, once for each crop protocol."""
     data = open_photos(settings.path)
     same_hand, mano_joints = _compare_hands(data, hand)
-    order = np.random.default_rng((settings.split_seed, 0x50484F54)).permutation(len(data))
-    kept = round(settings.validation * len(data))
+    training, validation = _split_by_photograph(data, settings.validation, settings.split_seed)
     protocols = _protocols(settings)
     _check_lines(data, [protocol for protocol, _ in protocols], images=not config.data.skip_bad_images)
     source = PhotoSource(
@@ -462,7 +461,7 @@ def photo_source(
         data,
         protocols[0][0],
         settings.weight,
-        np.sort(order[kept:]),
+        training,
         config.photo_augmentation,
         same_hand=same_hand,
         mano_joints=mano_joints,
@@ -470,8 +469,27 @@ def photo_source(
         crops=protocols if len(protocols) > 1 else (),
         seed=config.seed,
     )
-    held_out = replace(source, indices=_spread(np.sort(order[:kept]), config.evaluation_count))
-    return source, _watched(held_out, protocols) if kept else []
+    held_out = replace(source, indices=_spread(validation, config.evaluation_count))
+    return source, _watched(held_out, protocols) if len(validation) else []
+
+
+def _split_by_photograph(
+    data: LabelledPhotos, validation: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The samples to train on and those held out, sorted: all hands of a photograph on the same side.
+
+    Of a published set, whose millions of records would have to be read for that and which has splits of its own, each
+    sample by itself.
+    """
+    photographs = np.arange(len(data))
+    if validation > 0 and not data.published:
+        numbers: dict[Path, int] = {}
+        images = (data.image_path(index) for index in range(len(data)))
+        photographs = np.array([numbers.setdefault(image, len(numbers)) for image in images])
+    count = int(photographs.max()) + 1
+    order = np.random.default_rng((seed, 0x50484F54)).permutation(count)
+    held_out = np.isin(photographs, order[: round(validation * count)])
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def _check_lines(data: LabelledPhotos, protocols: list[CropProtocol], *, images: bool) -> None:

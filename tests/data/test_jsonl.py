@@ -316,6 +316,19 @@ def test_joints_that_disagree_with_keypoints_are_noticed(folder):
     assert rows["joints seen by the camera, against keypoints"].passed is False
 
 
+def test_a_photograph_is_held_out_with_all_its_hands(folder):
+    """Lines were drawn one by one: one hand of a photograph was learnt, and the other was watched as if unseen."""
+    for number in range(10):
+        (folder / f"{number}.png").write_bytes((folder / "photo.png").read_bytes())
+    box = [30, 20, 70, 60]
+    data = written(folder, *({"image": f"{number}.png", "box": box} for number in range(10) for _ in range(2)))
+    settings = PhotoData(path=data.path, validation=0.3)
+    training, (watched,) = photo_source(settings, 0, TrainConfig(), builtin_hand())
+    seen, unseen = ({data.image_path(int(index)).name for index in one.indices} for one in (training, watched))
+    assert not seen & unseen
+    assert (len(training), len(watched), len(unseen)) == (14, 6, 3)
+
+
 def test_sheets_show_the_labels_in_the_crop(synthetic, folder):
     sheet = show(synthetic, 4, seed=0)
     assert sheet.shape == (224, 4 * 224, 3)
