@@ -265,8 +265,8 @@ def _conditions(report: ReportInput) -> list[tuple[str, str, Array]]:
     """(what, unit, (N,) values) for everything about a frame that is known and may explain its error."""
     data, joints = report.data, report.data.truth.joints
     found = [("the view", "degrees: 0 palm, 90 edge, 180 back of the hand", palm_angles(joints, data.handedness))]
-    if data.visible is not None:
-        found.append(("occlusion", "% of the joints hidden", 100 * (1 - data.visible.mean(axis=1))))
+    if data.shown is not None:
+        found.append(("occlusion", "% of the joints hidden", 100 * (1 - data.shown.mean(axis=1))))
     if data.keypoints is not None:
         found.append(
             ("size in the image", "px, longer side of the keypoints' box", np.ptp(data.keypoints, axis=1).max(1))

@@ -35,7 +35,7 @@ from handmesh.evaluate.scores import (
     write_scores,
 )
 from handmesh.evaluate.sets import EvaluationSet, match_hand, open_evaluation_set, palm_angles
-from handmesh.hand import JOINT_COUNT, Handedness
+from handmesh.hand import Handedness
 from handmesh.runtime.engine import Engine
 from handmesh.system.atomic import sha256_of_file, write_atomically
 
@@ -128,7 +128,7 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
     if keypoints is None and evaluation.camera_coordinates and data.intrinsics is not None:
         keypoints = _projected(points, data)
     if keypoints is not None and data.keypoints is not None and np.isfinite(keypoints).all():
-        evaluation = replace(evaluation, keypoints=score_keypoints(data.keypoints, keypoints, data.visible))
+        evaluation = replace(evaluation, keypoints=score_keypoints(data.keypoints, keypoints, data.shown))
     angles = palm_angles(data.truth.joints, data.handedness)
     evaluation = replace(
         evaluation, joints=score_joints(evaluation.frames), views=score_views(evaluation.frames, angles)
@@ -160,10 +160,7 @@ def _score_in_2d(
     if request.against or request.save_predictions is not None:
         raise ConfigError("--against and --save-predictions need a test set with 'joints'.")
     assert data.keypoints is not None
-    occluded = [facts.get("occluded") for facts in data.facts]
-    told = all(isinstance(hidden, list) and len(hidden) == JOINT_COUNT for hidden in occluded)
-    visible = ~np.array(occluded, bool) if told else None
-    scores = score_keypoints(data.keypoints, keypoints, visible, known=data.visible)
+    scores = score_keypoints(data.keypoints, keypoints, data.shown, known=data.visible)
     path = request.out / "scores.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"keypoints_2d": scores, "frames": len(data), "run": run}

@@ -59,7 +59,7 @@ class EvaluationSet:
     intrinsics: Array | None  # (N, 3, 3) px
     images: tuple[Path, ...]  # (N,) where they belong; none of them may be there, and there are none if `packed`
     keypoints: Array | None  # (N, 21, 2) px
-    visible: NDArray[np.bool_] | None  # (N, 21)
+    visible: NDArray[np.bool_] | None  # (N, 21) which keypoints are said to be so; of a set not `in_space`: known
     boxes: tuple[Array | None, ...]  # (N,) given boxes x0, y0, x1, y1 px, not made from the labels here
     facts: tuple[Mapping[str, Any], ...]  # (N,) whatever else the set says about an image
     packed: FreiHand | None = None  # where the images are if they are not files
@@ -74,6 +74,14 @@ class EvaluationSet:
     def camera(self, index: int) -> Intrinsics | None:
         """The camera of one image, if the set knows it."""
         return None if self.intrinsics is None else Intrinsics.from_matrix(self.intrinsics[index])
+
+    @property
+    def shown(self) -> NDArray[np.bool_] | None:
+        """(N, 21) which joints nothing hides: what `facts` say is not occluded, else, of a set in space, `visible`."""
+        occluded = [facts.get("occluded") for facts in self.facts]
+        if all(isinstance(hidden, list) and len(hidden) == len(JOINT_NAMES) for hidden in occluded):
+            return ~np.array(occluded, bool)
+        return self.visible if self.in_space else None
 
     def has_images(self) -> bool:
         """Whether the first image is there."""

@@ -255,6 +255,20 @@ def test_keypoints_are_projected_where_they_are_not_given(data, directory, tmp_p
     np.testing.assert_allclose(opened.keypoints, data.keypoints, atol=1e-3)
 
 
+def test_facts_say_which_joints_are_hidden_of_a_set_in_space_too(directory, tmp_path):
+    """Scores of visible and of hidden joints were promised, and given of sets without 3D joints only."""
+    hidden = np.arange(21) < 10
+
+    def change(record):
+        del record["keypoints"]
+        record["facts"] = {"occluded": hidden.tolist()}
+
+    opened = open_evaluation_set(rewritten(directory, tmp_path, change))
+    assert opened.in_space
+    np.testing.assert_array_equal(opened.shown, np.tile(~hidden, (len(opened), 1)))
+    np.testing.assert_array_equal(open_evaluation_set(directory).shown, open_evaluation_set(directory).visible)
+
+
 def test_poses_of_another_hand_are_not_taken_for_ours(directory, tmp_path, caplog):
     opened = open_evaluation_set(rewritten(directory, tmp_path, lambda record: record.update(betas=[2.0] * 10)))
     assert opened.truth.vertices is None
