@@ -266,13 +266,15 @@ def _with_labels(path: Path, data: LabelledPhotos, hand: HandArrays | None) -> E
     translations = _stacked([_translation(record, data.where(index)) for index, record in enumerate(records)])
     joints = _stacked([known.hand.joints if in_space else np.full((len(JOINT_NAMES), 3), np.nan) for known in labels])
     assert joints is not None
-    labelled_hand, meshes = data.labelled_hand, None
+    labelled_hand, meshes, mano_joints = data.labelled_hand, None, data.mano_joints
     pose, betas = (_stacked([_known(known.hand, name) for known in labels]) for name in ("pose", "betas"))
     if not in_space:
         vertices = None  # without joints it is not known where a mesh lies
     elif vertices is None and pose is not None and betas is not None:
         posed = _pose_meshes(pose, betas, handedness, joints, translations, hand)
         vertices, labelled_hand, meshes = posed.vertices, posed.hand, posed.how
+        if data.labelled_hand is None and posed.hand is not None:  # nobody said it, but the joints are that hand's
+            mano_joints = posed.hand.mano_joints
     return EvaluationSet(
         path=path,
         kind=data.kind,
@@ -289,7 +291,7 @@ def _with_labels(path: Path, data: LabelledPhotos, hand: HandArrays | None) -> E
         ),
         boxes=tuple(known.box for known in labels),
         facts=tuple(record.get("facts") or {} for record in records),
-        mano_joints=data.mano_joints,
+        mano_joints=mano_joints,
         labelled_hand=None if vertices is None else labelled_hand,
         meshes=meshes,
         in_space=in_space,

@@ -284,6 +284,9 @@ def test_meshes_are_posed_with_the_hand_that_has_the_given_joints(data, director
         np.testing.assert_allclose(stand_in_mano.joints_of(opened.truth.vertices), opened.truth.joints, atol=2e-6)
         assert opened.labelled_hand.sha256 == stand_in_mano.sha256
         assert opened.meshes.startswith(f"posed with {name}, whose joints are")
+        assert opened.mano_joints
+    (other.parent / "meta.json").unlink()
+    assert open_evaluation_set(other, builtin_hand()).mano_joints, "nobody says so, but the joints are MANO's"
     of_ours = open_evaluation_set(directory, stand_in_mano)
     assert of_ours.labelled_hand.matches(builtin_hand())
     np.testing.assert_array_equal(of_ours.truth.vertices, data.truth.vertices)
