@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +34,7 @@ from handmesh.evaluate.sets import hand_lengths
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import BETA_COUNT, FINGER_NAMES, JOINT_NAMES, JOINTS_FROM_MANO, VERTEX_COUNT, HandArrays
 from handmesh.system.atomic import write_atomically
+from handmesh.system.cpus import usable_cpus
 
 Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]  # (frames done, frames in all)
@@ -162,9 +162,7 @@ def evaluate(
     _check_shapes(truth, predicted)
     count = len(truth.joints)
     comparable = same_hand and _as_many_vertices(truth, predicted)
-    threads = workers or min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    threads = workers or min(8, usable_cpus())
     starts = range(0, count, _CHUNK)
     parts: list[_Part] = []
     with ThreadPoolExecutor(threads) as pool:  # numpy's SVD and scipy's trees run without Python's lock
