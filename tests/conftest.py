@@ -74,11 +74,11 @@ def tiny_pack_directory(once) -> Path:
     from handmesh.data.sources import training_pack, validation_pack
 
     def render(directory: Path) -> None:
-        settings = SyntheticData(directory=directory, count=16, size=96)
+        settings = SyntheticData(directory=directory, count=16, size=96, workers=1)
         with pytest.MonkeyPatch.context() as patch:  # hundreds of backgrounds that texture objects take seconds to draw
             patch.setattr("handmesh.synth.dataset.Backgrounds", lambda seed, *_: _two_backgrounds(seed))
-            training_pack(settings, workers=1)
-            validation_pack(settings, 8, workers=1)
+            training_pack(settings)
+            validation_pack(settings, 8)
 
     return once("packs", render)
 

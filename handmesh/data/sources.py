@@ -306,15 +306,14 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
     if config.select == "test_set" and data.freihand is not None:
         test_set = freihand_test_set(data.freihand, config, hand)
     if data.synthetic is not None:
-        pack = training_pack(data.synthetic, data.synthetic.workers, progress, hand)
+        pack = training_pack(data.synthetic, progress, hand)
         sources.append(PackSource(pack, config.augmentation, config.seed, data.synthetic.weight))
-        unseen = validation_pack(data.synthetic, count, data.synthetic.workers, progress, hand)
+        unseen = validation_pack(data.synthetic, count, progress, hand)
         validation += [ValidationPack(unseen, upright=False), ValidationPack(unseen, upright=True)]
     if data.live is not None:
-        live = SyntheticData(
-            directory=data.live.directory, seed=data.live.seed, size=data.live.size, scenes=data.live.scenes
-        )
-        unseen = validation_pack(live, count, data.live.workers, progress, hand)
+        shared = ("directory", "seed", "size", "workers", "scenes")
+        live = SyntheticData(**{name: getattr(data.live, name) for name in shared})
+        unseen = validation_pack(live, count, progress, hand)
         validation += [ValidationPack(unseen, upright=False), ValidationPack(unseen, upright=True)]
     for training, watched in photos:
         sources.append(training)
@@ -331,22 +330,16 @@ def open_data(config: TrainConfig, hand: HandArrays, progress: Progress | None =
     return RunData(sources, validation)
 
 
-def training_pack(
-    settings: SyntheticData, workers: int, progress: Progress | None = None, hand: HandArrays | None = None
-) -> Pack:
+def training_pack(settings: SyntheticData, progress: Progress | None = None, hand: HandArrays | None = None) -> Pack:
     """The run's rendered set; rendered now if it is not there yet. DataError if another is in its place."""
-    return _pack("train", settings, settings.count, settings.seed, workers, progress, hand)
+    return _pack("train", settings, settings.count, settings.seed, progress, hand)
 
 
 def validation_pack(
-    settings: SyntheticData,
-    count: int,
-    workers: int,
-    progress: Progress | None = None,
-    hand: HandArrays | None = None,
+    settings: SyntheticData, count: int, progress: Progress | None = None, hand: HandArrays | None = None
 ) -> Pack:
     """Scenes that training never sees."""
-    return _pack("heldout", settings, count, settings.seed + VALIDATION_SEED, workers, progress, hand)
+    return _pack("heldout", settings, count, settings.seed + VALIDATION_SEED, progress, hand)
 
 
 def _pack(
@@ -354,7 +347,6 @@ def _pack(
     settings: SyntheticData,
     count: int,
     seed: int,
-    workers: int,
     progress: Progress | None,
     hand: HandArrays | None,
 ) -> Pack:
@@ -367,7 +359,7 @@ def _pack(
     # Former versions named the same pack after the text that was written in the configuration.
     candidates = [path, *sorted(settings.directory.glob(f"{name}-scenes*"))]
     path = same_pack(candidates, count, seed, settings.size, settings.scenes, hand=hand) or path
-    cores = workers or usable_cpus()
+    cores = settings.workers or usable_cpus()
     return render_pack(path, count, seed, settings.size, settings.scenes, cores, progress, hand=hand)
 
 

@@ -245,7 +245,7 @@ def _open(config: DetectorConfig, on_render: Progress | None) -> SceneMixture:
     sources = tuple((source, read_scenes(source.path)) for source in data.scenes)
     if data.cut_outs:
         CutOuts(data.cut_outs).draw(np.random.default_rng(config.seed))
-    pack = training_pack(data.synthetic, config.threads, on_render) if data.synthetic is not None else None
+    pack = training_pack(data.synthetic, on_render) if data.synthetic is not None else None
     return SceneMixture(data, config.resolution, config.seed, pack, sources)
 
 

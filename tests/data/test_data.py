@@ -271,7 +271,7 @@ def test_an_easy_start_lowers_the_resolution_of_the_first_steps(tiny_pack, tiny_
 
 def test_held_out_samples_are_fixed_and_of_other_scenes(tiny_pack, tiny_config):
     config = tiny_config()
-    held_out = ValidationPack(validation_pack(config.data.synthetic, 8, 1), upright=True)
+    held_out = ValidationPack(validation_pack(config.data.synthetic, 8), upright=True)
     first, second = ([held_out.sample(position, 64) for position in range(len(held_out))] for _ in range(2))
     assert len(first) == 8
     assert all(same(a, b) for a, b in zip(first, second, strict=True))
@@ -283,11 +283,11 @@ def test_held_out_samples_are_fixed_and_of_other_scenes(tiny_pack, tiny_config):
 
 def test_packs_of_other_settings_do_not_take_each_others_place(tiny_config, tiny_pack):
     data = tiny_config().data.synthetic
-    assert len(training_pack(data, 1)) == 16, "found, not rendered again"
+    assert len(training_pack(data)) == 16, "found, not rendered again"
     impostor = data.directory / "train-17-96px-seed0"
     impostor.symlink_to(tiny_pack.path)
     with pytest.raises(DataError, match=r"train-17-96px-seed0 was made with other arguments: count is 16, wanted 17"):
-        training_pack(data.model_copy(update={"count": 17}), 1)
+        training_pack(data.model_copy(update={"count": 17}))
 
 
 def test_augmentation_can_be_switched_off(tiny_pack):
@@ -395,8 +395,8 @@ def test_a_scene_setting_that_is_none_is_refused_by_name(changes, message):
 
 def test_a_pack_that_a_former_version_named_is_found(quick_scenes, tmp_path):
     """The name came from the text of the changes ("0", "0.0"); what a pack holds is in its meta.json."""
-    settings = SyntheticData(directory=tmp_path, count=2, size=64, scenes=scenes_of({"object": 0}))
-    pack = training_pack(settings, 1)
+    settings = SyntheticData(directory=tmp_path, count=2, size=64, workers=1, scenes=scenes_of({"object": 0}))
+    pack = training_pack(settings)
     former = pack.path.with_name("train-2-64px-seed0-scenes12345678")
     pack.path.rename(former)
     meta = json.loads((former / "meta.json").read_text())
@@ -404,14 +404,14 @@ def test_a_pack_that_a_former_version_named_is_found(quick_scenes, tmp_path):
     meta["settings"] = {former_names.get(name, name): value for name, value in meta["settings"].items()}
     (former / "meta.json").write_text(json.dumps(meta))
     assert {"least_clear", "least_visible"} < meta["settings"].keys()
-    assert training_pack(settings, 1).path == former
+    assert training_pack(settings).path == former
     other = settings.model_copy(update={"scenes": scenes_of({"object": 0.1})})
-    assert training_pack(other, 1).path not in (former, pack.path)
+    assert training_pack(other).path not in (former, pack.path)
 
 
 def test_sets_of_other_scenes_lie_beside_each_other(quick_scenes, tmp_path):
-    plain = SyntheticData(directory=tmp_path, count=2, size=64)
+    plain = SyntheticData(directory=tmp_path, count=2, size=64, workers=1)
     bare = plain.model_copy(update={"scenes": scenes_of({"object": 0, "stray_object": 0})})
-    assert training_pack(bare, 1).meta["settings"]["object"] == 0
-    assert training_pack(plain, 1).meta["settings"]["object"] == SceneSettings().object
+    assert training_pack(bare).meta["settings"]["object"] == 0
+    assert training_pack(plain).meta["settings"]["object"] == SceneSettings().object
     assert len(list(tmp_path.iterdir())) == 2

@@ -135,6 +135,24 @@ def test_missing_photographs_are_said_before_anything_is_rendered(scenes, tmp_pa
         assert not (tmp_path / "renders").exists()
 
 
+def test_renders_are_drawn_by_as_many_processes_as_their_settings_say(scenes, tmp_path, monkeypatch):
+    """They were drawn by as many as the network has threads, which is one."""
+    asked = []
+
+    def render(path, count, seed, size, settings, workers, progress, *, hand):
+        asked.append(workers)
+        raise DataError("enough")
+
+    monkeypatch.setattr("handmesh.data.sources.render_pack", render)
+    synthetic = {"directory": str(tmp_path / "renders"), "workers": 3}
+    with pytest.raises(DataError, match="enough"):
+        train_detector(
+            config(scenes, data={"crowds": 1, "scenes": [{"path": str(scenes)}], "synthetic": synthetic}),
+            tmp_path / "run",
+        )
+    assert asked == [3]
+
+
 def test_the_file_answers_as_the_network_for_pictures_of_any_shape(tmp_path):
     torch.manual_seed(0)
     network = HandDetectorNet(DetectorModel(width=8, stages=4)).eval()
