@@ -33,6 +33,8 @@ JOINT_FOUND_ERROR = 0.06
 def label_masks(targets: HandLabels[Tensor]) -> dict[str, Tensor]:
     """For every part of the loss, what of it can be computed: (B,) samples, or (B, 21) joints."""
     inside = (targets.keypoints.abs() < 1).all(dim=-1)
+    # A single keypoint has no box, over whose side `found` and `joints_found` measure.
+    measured = targets.right & (targets.keypoints_known.sum(dim=-1) > 1)
     return {
         "vertices": targets.vertices_known,
         "joints": targets.joints_known,
@@ -47,9 +49,9 @@ def label_masks(targets: HandLabels[Tensor]) -> dict[str, Tensor]:
         "heatmaps": targets.keypoints_known & inside,
         "heatmap_keypoints": targets.keypoints_known,
         "heatmap_depths": targets.joints_known,
-        "confidence": ~targets.present | (targets.right & targets.keypoints_known.any(dim=-1)),
+        "confidence": ~targets.present | measured,
         "handedness": targets.present,
-        "joint_confidence": ~targets.present[:, None] | (targets.right[:, None] & targets.keypoints_known),
+        "joint_confidence": ~targets.present[:, None] | (measured[:, None] & targets.keypoints_known),
     }
 
 

@@ -275,6 +275,20 @@ def test_each_joints_confidence_learns_whether_that_joint_is_found():
     assert parts["joint_confidence"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_single_keypoint_teaches_no_confidence():
+    """It has no box that errors could be measured by: a perfect answer was taught as one that found nothing."""
+    output = answer(*random_hands(3))
+    known = torch.ones(3, 21, dtype=torch.bool)
+    known[0, 1:] = known[1, 2:] = False
+    targets = truth_of(output)._replace(keypoints_known=known)
+    assert found(output, targets)[1:].all()
+    headed = with_heads(output, [0.1, 0.8, 0.7], [0.5] * 3)
+    _, parts = hand_loss(headed, None, targets, LossWeights())
+    assert parts["confidence"].item() == pytest.approx(-np.mean(np.log([0.8, 0.7])), rel=1e-5)
+    of_joints = -(2 * np.log(0.8) + 21 * np.log(0.7)) / 23
+    assert parts["joint_confidence"].item() == pytest.approx(of_joints, rel=1e-5)
+
+
 def test_a_left_hand_teaches_its_side_and_its_heatmaps_only():
     """No right hand's pose, camera or confidence is true of it; and what shows no hand has no side."""
     output, dense = answer(*random_hands(3)), dense_answer(0)
