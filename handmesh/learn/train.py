@@ -137,7 +137,7 @@ def train(
         _set_up(config, ranks)
         hand = ranks.run_on_main(lambda: load_hand(config.model.hand)) or load_hand(config.model.hand)
         state = _open_run(config, directory, resume, hand, ranks)
-        if state is None:
+        if state is None or config.average_with_start:  # which comes back to it in the end
             ranks.run_on_main(lambda: _check_start(config))
         data = _open_data(config, hand, ranks, on_render)
         config = config.model_copy(update={"steps": count_steps(config, data)})
@@ -292,8 +292,8 @@ def train(
 def with_architecture(config: TrainConfig, resumed: Path | None = None) -> TrainConfig:
     """The settings with those of `model` that they do not give taken from the model that they start from.
 
-    A run that is `resumed`, in that folder, needs that model's file no more: it has its settings in its own record.
-    Drop path is no part of a network. Raises CheckpointError, ConfigError.
+    A run that is `resumed`, in that folder, has these settings in its own record; it needs that model's file no more,
+    but for `average_with_start`. Drop path is no part of a network. Raises CheckpointError, ConfigError.
     """
     if config.start_from is None:
         return config

@@ -426,6 +426,21 @@ def test_what_forgets_comes_half_way_back(rate, averages, tiny_config, lively_ne
     assert last != first
 
 
+def test_a_start_that_the_end_needs_is_asked_for_when_a_run_goes_on(tiny_config, lively_network, tmp_path):
+    """It was missed after the last step, which was then lost."""
+    start = tmp_path / "start.safetensors"
+    save_model(start, lively_network.reparameterize(), training={})
+    settings = {"model": lively_network.config.model_dump(), "start_from": str(start), "checkpoint_every": 1}
+    config = tiny_config(steps=2, log_every=1, reparameterized=True, average_with_start=True, **settings)
+    train(config, tmp_path / "run")
+    (tmp_path / "run" / "state-00000002.pt").unlink()
+    start.unlink()
+    steps: list[int] = []
+    with pytest.raises(CheckpointError, match=r"start\.safetensors"):
+        train(config, tmp_path / "run", resume=True, on_progress=lambda now: steps.append(now.step))
+    assert not steps
+
+
 def test_errors_are_compared_with_the_starts_set_by_set():
     """A set in millimetres does not outweigh one in shares, and what the mean pose scores is nobody's merit."""
     start = {"a_pa_mpjpe_mm": 10.0, "b_keypoint_box_error": 0.1, "a_pa_mpvpe_mm": 9.0}
