@@ -128,8 +128,7 @@ def seen_twice(image: NDArray[np.uint8], landmarks: Landmarker) -> list[SeenHand
     """
     mirrored = []
     for points, side, _ in landmarks(np.ascontiguousarray(image[:, ::-1])):
-        other = Handedness.LEFT if side == Handedness.RIGHT else Handedness.RIGHT
-        mirrored.append((np.column_stack([image.shape[1] - 1 - points[:, 0], points[:, 1]]), other))
+        mirrored.append((np.column_stack([image.shape[1] - 1 - points[:, 0], points[:, 1]]), side.other))
     hands: list[SeenHand] = []
     for points, side, _ in landmarks(image):
         box = float(np.ptp(points, axis=0).max())

@@ -215,8 +215,9 @@ def _limits() -> Floats:
 
 # (16, 3, 2) lowest and highest angle of a healthy adult's active motion, radians, from the flat rest pose. Fingers:
 # MCP -20..90 (hyperextension limited to what hands show without help), PIP 0..100, DIP 0..80, MCP abduction +-20
-# (e-hand.com, "Normal joint motion"). Thumb: MCP -10..55, IP -15..80; CMC as the span of 45 degrees of palmar and
-# 60 degrees of radial abduction around the resting thumb.
+# (e-hand.com, "Normal joint motion"); PIP up to 105 and DIP from -5, as `POSES` need a little more. Thumb:
+# MCP -10..55, IP -15..80; CMC as the span of 45 degrees of palmar and 60 degrees of radial abduction around the resting
+# thumb.
 JOINT_LIMITS: Floats = _limits()
 
 
