@@ -32,10 +32,11 @@ from handmesh.hand import Handedness
 from handmesh.hand.grid import GridTarget, decode, fitted, in_image
 from handmesh.learn.distributed import Ranks, joined_ranks, parallel
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, takes_bfloat16, update_average
+from handmesh.learn.resume import open_run
 from handmesh.learn.run_folder import RunLog, write_run_record
 from handmesh.metrics import match_boxes
 from handmesh.model.bundled import find_model
-from handmesh.model.checkpoint import load_latest_state, load_model, save_state
+from handmesh.model.checkpoint import load_model, save_state
 from handmesh.model.detector import HandDetectorNet
 from handmesh.model.network import to_device
 from handmesh.runtime.detector_graph import DETECTOR_SUFFIX, weights_in, write_detector
@@ -105,21 +106,16 @@ def train_detector(
 ) -> Path:
     """Train and return the path of the detector. `on_progress` gets step, steps, mean losses and pictures a second.
 
-    Raises ConfigError, DataError, CheckpointError. Without `resume` the directory must not hold a run already.
+    Raises ConfigError, DataError, CheckpointError. Without `resume` the directory must not hold a run already; with it,
+    one with these settings, but for where files lie and how it is watched and fed.
     """
     with say_if_loader_is_killed(), joined_ranks() as ranks:
         _set_up(config, ranks)
-        if not resume and ranks.is_main and any(directory.glob("state-*.pt")):
-            raise CheckpointError(f"{directory} holds a run already: give --resume, or another --out.")
+        state = open_run(config, directory, resume, ranks)
         mixture = ranks.run_on_main(lambda: _open(config, on_render)) or _open(config, None)
         validation = [record for source in config.validation for record in read_scenes(source.path)]
         torch.manual_seed(config.seed)
         model = to_device(HandDetectorNet(config.detector), ranks.device)
-        state = load_latest_state(directory) if resume else None
-        if resume and state is None and any(directory.glob("state-*.pt")):
-            raise CheckpointError(f"No state in {directory} can be read: start again with another --out.")
-        if state is not None and state["config"]["detector"] != config.detector.model_dump(mode="json"):
-            raise CheckpointError(f"{directory} holds a run of another network: resume with its `detector`.")
         if state is None and config.start_from is not None:
             start_weights(model, config.start_from)
         if config.frozen_stem:
@@ -141,6 +137,17 @@ def train_detector(
             model.train_perceptrons_in_bfloat16()
         network = parallel(model, ranks)
         model.train()
+
+        def save(done: int) -> None:
+            state = {
+                "step": done,
+                "config": config.model_dump(mode="json"),
+                "model": model.state_dict(),
+                "average": average,
+                "optimizer": optimizer.state_dict(),
+            }
+            save_state(directory, done, state, config.keep_checkpoints)
+
         sums: dict[str, Tensor] = {}
         started, since = time.perf_counter(), first
         for step, batch in enumerate(_batches(mixture, config, first, ranks), first):
@@ -168,6 +175,8 @@ def train_detector(
                     log.add(done, {**means, "img_s": speed, "learning_rate": rate}, "training")
                     on_progress(done, config.steps, means, speed)
                 sums, started, since = {}, time.perf_counter(), done
+            if stopped and ranks.is_main:
+                save(done)  # whoever stopped it may not wait for the scores: torchrun waits for 30 s
             if ranks.is_main and (done % config.evaluate_every == 0 or last):
                 scores = detection_scores(averaged, validation, config.validation_side) if validation else {}
                 if log is not None and scores:
@@ -176,14 +185,7 @@ def train_detector(
                 training = {"steps": done, "pictures": done * config.batch_size, "scores": scores}
                 write_detector(directory / f"detector{DETECTOR_SUFFIX}", averaged, training)
             if ranks.is_main and (done % config.checkpoint_every == 0 or last):
-                state = {
-                    "step": done,
-                    "config": config.model_dump(mode="json"),
-                    "model": model.state_dict(),
-                    "average": average,
-                    "optimizer": optimizer.state_dict(),
-                }
-                save_state(directory, done, state, config.keep_checkpoints)
+                save(done)
             if last:
                 break
         if log is not None:

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from handmesh.config.data import CroppedData
-from handmesh.config.load import load_config, parse_config
-from handmesh.config.settings import flat_settings
+from handmesh.config.load import load_config
 from handmesh.config.train import TrainConfig
 from handmesh.data.live import live_batches
 from handmesh.data.sources import RunData, open_data
@@ -39,12 +38,13 @@ from handmesh.hand.models import load_hand
 from handmesh.learn.distributed import Ranks, joined_ranks, no_sync, parallel, sync_batch_norms
 from handmesh.learn.losses import distance_sums, hand_loss, label_counts
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, takes_bfloat16, update_average
+from handmesh.learn.resume import open_run
 from handmesh.learn.run_folder import RunLog, describe_inputs, write_json, write_run_record
 from handmesh.learn.targets import make_targets
 from handmesh.learn.trackers import open_tracker
 from handmesh.learn.validation import TEST_SET, draw_samples, relative_error, selection_score, validate
 from handmesh.model.bundled import find_model
-from handmesh.model.checkpoint import load_latest_state, load_model, load_weights, save_state
+from handmesh.model.checkpoint import load_model, load_weights, save_state
 from handmesh.model.fastvit_weights import load_backbone_weights
 from handmesh.model.file import config_of, read_record
 from handmesh.model.network import DenseHead, DenseMaps, HandMeshNet, to_device
@@ -63,20 +63,6 @@ logger = logging.getLogger(__name__)
 _DROP_PATH_STREAM = 6
 _NORM_BATCHES = 16  # of 32 samples, to measure batch-norm statistics on
 _STEPS_BETWEEN_AGREEMENTS = 10  # of several processes, on whether to stop
-# Settings with these names may differ when a run goes on: where its files lie now, and how it is watched and fed.
-_MAY_CHANGE = frozenset(
-    (
-        "directory",
-        "path",
-        "workers",
-        "skip_bad_images",
-        "loader_workers",
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "tensorboard",
-    )
-)
 _OPTIONAL_HEADS = (
     "confidence_head.",
     "handedness_head.",
@@ -136,7 +122,9 @@ def train(
         settings, device = config.model_dump(mode="json"), ranks.device
         _set_up(config, ranks)
         hand = ranks.run_on_main(lambda: load_hand(config.model.hand)) or load_hand(config.model.hand)
-        state = _open_run(config, directory, resume, hand, ranks)
+        state = open_run(config, directory, resume, ranks)
+        if state is not None:
+            ranks.run_on_main(lambda: _check_hand(state, config, directory, hand))
         if state is None or config.average_with_start:  # which comes back to it in the end
             ranks.run_on_main(lambda: _check_start(config))
         data = _open_data(config, hand, ranks, on_render)
@@ -445,54 +433,14 @@ def _check_start(config: TrainConfig) -> None:
             check_growth(backbone, config.model.backbone)
 
 
-def _open_run(
-    config: TrainConfig, directory: Path, resume: bool, hand: HandArrays, ranks: Ranks
-) -> dict[str, Any] | None:
-    """The state to go on from, or None; the directory is there afterwards. The same in all processes."""
-
-    def claim() -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.glob("state-*.pt")) and not resume:
-            raise ConfigError(
-                f"{directory} already holds a run: add --resume to go on with it, or choose another --out."
-            )
-        for leftover in directory.glob(".*.partial"):  # of a process that was killed while it wrote: up to a state
-            leftover.unlink(missing_ok=True)
-
-    ranks.run_on_main(claim)
-    state = load_latest_state(directory) if resume else None
-    steps = ranks.gather(None if state is None else state["step"])
-    if len(set(steps)) > 1:
-        raise CheckpointError(f"The processes find different states in {directory} (steps {steps}): it must be shared.")
-    if state is None:
-        if resume and any(directory.glob("state-*.pt")):
-            raise CheckpointError(f"No state in {directory} can be read: start again with another --out.")
-        return None
-    ranks.run_on_main(lambda: _check_state(state, config, directory, hand))
-    return state
-
-
-def _check_state(state: dict[str, Any], config: TrainConfig, directory: Path, hand: HandArrays) -> None:
-    """Is it of a run with these settings and this hand?"""
-    if changes := _changes(parse_config(state["config"], f"the state in {directory}"), config):
-        shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
-        raise ConfigError(f"{directory} was started with other settings ({shown}): resume with those.")
+def _check_hand(state: dict[str, Any], config: TrainConfig, directory: Path, hand: HandArrays) -> None:
+    """Is the state of a run with this hand?"""
     if state.get("hand_sha256") not in (None, hand.sha256):
         raise CheckpointError(
             f"{directory} was started with another hand (sha256 {state['hand_sha256'][:12]}...) than the one that is "
             f"now called {config.model.hand!r} ({hand.sha256[:12]}...): add that file again, or start with another "
             "--out."
         )
-
-
-def _changes(before: TrainConfig, now: TrainConfig) -> list[str]:
-    """The settings that differ, but for those that no number of the run depends on: `_MAY_CHANGE`."""
-    old, new = (flat_settings(config.model_dump(mode="json")) for config in (before, now))
-    return [
-        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name.split(".")[-1] not in _MAY_CHANGE
-    ]
 
 
 def _set_up(config: TrainConfig, ranks: Ranks) -> None:

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from handmesh.config.detector import DetectorModel
-from handmesh.config.load import parse_detector_config
+from handmesh.config.load import parse_config, parse_detector_config
 from handmesh.data.scenes import read_scenes
 from handmesh.detect import HandDetector
 from handmesh.detect.hands import is_detector
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand.grid import GridTarget, SeenHand, encode
 from handmesh.learn.detector import detection_scores, detector_loss, train_detector
+from handmesh.learn.distributed import Ranks
+from handmesh.learn.resume import open_run
+from handmesh.model.checkpoint import load_latest_state
 from handmesh.model.detector import HandDetectorNet
 from handmesh.runtime.detector_graph import weights_in, write_detector
 from handmesh.runtime.onnx import session_of
@@ -102,27 +105,38 @@ def test_what_has_no_weight_teaches_nothing():
 
 
 def test_a_run_stopped_and_resumed_ends_as_one_that_was_not(scenes, tmp_path):
-    whole = train_detector(config(scenes), tmp_path / "whole")
-    calls = []
-
-    def stop() -> bool:
-        calls.append(1)
-        return False
-
-    half = config(scenes, steps=2)
-    train_detector(half, tmp_path / "parts", should_stop=stop)
-    with pytest.raises(CheckpointError, match="--resume"):
-        train_detector(config(scenes), tmp_path / "parts")
-    with pytest.raises(CheckpointError, match="another network"):
-        train_detector(config(scenes, detector={"width": 16}), tmp_path / "parts", resume=True)
-    parts = train_detector(config(scenes), tmp_path / "parts", resume=True)
-    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "total" in line] == [1, 2, 3, 4]
+    lengths = {"steps": 20, "checkpoint_every": 20, "evaluate_every": 20}
+    settings = config(scenes, **lengths)
+    whole = train_detector(settings, tmp_path / "whole")
+    parts = tmp_path / "parts"
+    train_detector(settings, parts, should_stop=lambda: True)  # asked every ten steps
+    with pytest.raises(ConfigError, match="--resume"):
+        train_detector(settings, parts)
+    for changed in ({"detector": {"width": 16}}, {"batch_size": 4}):
+        with pytest.raises(ConfigError, match=r"other settings \((detector.width|batch_size) was .*resume with those"):
+            train_detector(config(scenes, **lengths | changed), parts, resume=True)
+    resumed = train_detector(settings.model_copy(update={"log_every": 2}), parts, resume=True)
+    lines = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "total" in line] == [*range(1, 11), *range(12, 21, 2)]
     assert set(lines[-1]["validation"]) == {"recall", "sides_right", "false_per_photo"}
-    # Not bit for bit: the schedule of two steps is another one. What was seen and how far it came is the same.
     for name, value in weights_in(whole).items():
-        assert value.shape == weights_in(parts)[name].shape
-    assert HandDetector(parts, min_score=0.0)(np.zeros((50, 70, 3), np.uint8))
+        assert np.array_equal(value, weights_in(resumed)[name]), name
+    assert HandDetector(resumed, min_score=0.0)(np.zeros((50, 70, 3), np.uint8))
+
+
+def test_a_stopped_run_is_saved_before_it_is_scored(scenes, tmp_path, monkeypatch):
+    """torchrun gives its processes 30 seconds."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("handmesh.learn.detector.detection_scores", killed)
+    settings = config(scenes, steps=20, checkpoint_every=20, evaluate_every=20)
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(settings, tmp_path, should_stop=lambda: True)
+    assert load_latest_state(tmp_path)["step"] == 10
+    with pytest.raises(ConfigError, match="holds a run of a detector"):
+        open_run(parse_config({}, "test"), tmp_path, resume=True, ranks=Ranks(torch.device("cpu")))
 
 
 def test_missing_photographs_are_said_before_anything_is_rendered(scenes, tmp_path):
