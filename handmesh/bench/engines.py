@@ -72,7 +72,7 @@ class EngineRow:
     ratio: float  # of the median to reparameterized torch's in float32, or to the first row's without that
     distance_mm: float  # mean distance of a vertex from float32 torch's, or without torch from float32 ONNX's
     cold_start_ms: float | None  # fresh process to first answer; None: not measured for this row
-    memory_mb: float | None  # peak of that process
+    memory_mb: float | None  # peak of that process; None also where the system does not say
     parameters: int | None  # of the backbone in this form; None: not of a bare architecture
     multiply_adds: int | None  # of the backbone for one crop; likewise
 
@@ -152,7 +152,7 @@ def _bench_engines(
             path = find_model(model)
         name = model if bare and model is not None else path.stem
         engines: dict[str, Run] = {}
-        starts: dict[str, tuple[float, float] | None] = {}
+        starts: dict[str, tuple[float, float | None] | None] = {}
         for variant in variants:
             if variant == "torch-train-time":
                 assert trained is not None
@@ -273,25 +273,26 @@ from handmesh.runtime.engine import open_engine
 opened = open_engine(path, "cpu", engine=engine, precision=precision, threads=threads)
 opened(np.zeros((1, opened.resolution, opened.resolution, 3), np.uint8))
 taken = 1000 * (time.perf_counter() - started)
-try:
+memory = None
+if sys.platform == "linux":  # where a new process's ru_maxrss begins at the peak of the one that started it
+    with open("/proc/self/status") as status:
+        memory = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
+elif sys.platform == "darwin":
     import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    memory = peak / 1024 if sys.platform != "darwin" else peak / 1024**2
-except ImportError:
-    memory = float("nan")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 print(json.dumps([taken, memory]))
 """
 
 
-def cold_start(path: Path, variant: str, threads: int) -> tuple[float, float]:
-    """Milliseconds from a running interpreter to the first answer, and peak megabytes, in a process of its own. The
-    graph is in the cache already.
+def cold_start(path: Path, variant: str, threads: int) -> tuple[float, float | None]:
+    """Milliseconds from a running interpreter to the first answer, and peak megabytes (None where the system does not
+    say), in a process of its own. The graph is in the cache already.
     """
     engine, precision = VARIANTS[variant]
     arguments = json.dumps([str(path), engine, "auto" if precision == "int8" else precision, threads])
     run = subprocess.run([sys.executable, "-c", _COLD_START, arguments], capture_output=True, text=True, check=True)
     taken, memory = json.loads(run.stdout)
-    return float(taken), float(memory)
+    return taken, memory
 
 
 def bench_stages(model: str | None, *, size: int = 224, runs: int = 20, clock: Clock = "wall") -> list[StageRow]:
