@@ -20,6 +20,7 @@ from handmesh.runtime.device import Device, Precision, best_device
 from handmesh.system.cpus import default_threads
 
 EngineName = Literal["auto", "onnx", "torch", "openvino"]
+_DEVICES = {"onnx": ("cpu", "cuda"), "torch": ("cpu", "cuda", "mps"), "openvino": ("cpu",)}  # of each engine
 
 
 class Engine(Protocol):
@@ -63,6 +64,10 @@ def open_engine(
         device = best_device() if engine in ("auto", "torch") else "cpu"
     if engine == "auto":
         engine = "onnx" if device == "cpu" else "torch"
+    if engine not in _DEVICES:
+        raise ConfigError(f"There is no engine {engine!r}. Known: auto, {', '.join(_DEVICES)}.")
+    if device not in ("auto", *_DEVICES[engine]):
+        raise ConfigError(f"The {engine} engine runs on {' or '.join(_DEVICES[engine])}, not on {device!r}.")
     if engine == "torch":
         from handmesh.runtime.torch import TorchEngine
 

@@ -215,6 +215,21 @@ def test_what_an_engine_cannot_do_is_refused(model_file, monkeypatch):
             open_engine(model_file, "cuda", engine="onnx")
 
 
+@pytest.mark.parametrize(
+    ("engine", "device", "said"),
+    [
+        ("onnx", "mps", "The onnx engine runs on cpu or cuda, not on 'mps'"),
+        ("openvino", "cuda", "The openvino engine runs on cpu, not on 'cuda'"),
+        ("auto", "tpu", "The torch engine runs on cpu or cuda or mps, not on 'tpu'"),
+        ("tensorrt", "auto", "no engine 'tensorrt'. Known: auto, onnx, torch, openvino"),
+    ],
+)
+def test_no_other_engine_or_device_is_taken_in_silence(engine, device, said, model_file):
+    """Each of these was ONNX Runtime, or OpenVINO, on the CPU."""
+    with pytest.raises(ConfigError, match=said):
+        open_engine(model_file, device, engine=engine)
+
+
 def test_an_exported_file_runs_on_its_own_engine_only(model_file, tmp_path):
     graph = shutil.copy(model_file.with_suffix(".onnx"), tmp_path)
     assert open_engine(graph).name.startswith("onnxruntime")
