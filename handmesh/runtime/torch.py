@@ -66,6 +66,9 @@ class TorchEngine:
         self.name = f"torch {torch.__version__.split('+')[0]} {precision} on {self._device}"
 
     def __call__(self, crops: NDArray[np.uint8]) -> HandOutput:
+        crops = np.require(
+            crops, requirements=("C", "W")
+        )  # torch takes no mirrored view, and warns of what is read-only
         with self._torch.inference_mode():
             if self._device.type == "cuda":
                 return self._on_cuda(crops)

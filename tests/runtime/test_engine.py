@@ -105,6 +105,10 @@ def test_answers_do_not_depend_on_the_batch_nor_the_memory_layout(engine):
     together = HandOutput(*(np.concatenate(parts) for parts in zip(*apart, strict=True)))
     assert largest_difference(engine(images), together) < 1e-5
     assert largest_difference(engine(np.asfortranarray(images)), together) < 1e-5
+    mirrored = images[:, :, ::-1]
+    assert largest_difference(engine(mirrored), engine(mirrored.copy())) < 1e-5
+    images.flags.writeable = False
+    assert largest_difference(engine(images), together) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
