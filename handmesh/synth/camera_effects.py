@@ -107,7 +107,9 @@ def camera_effects(rng: np.random.Generator, image: Image, settings: CameraEffec
         image = _motion_blur(rng, image)
     elif kind < settings.defocus + settings.motion + settings.low_resolution:
         scale = _log_uniform(rng, SMALLER)
-        small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        # By the whole image to whole pixels: `fx` would leave part of the last ones empty, and move what comes back.
+        size = max(round(width * scale), 1), max(round(height * scale), 1)
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         back = cv2.INTER_LINEAR if rng.random() < 0.6 else cv2.INTER_CUBIC
         image = cv2.resize(small, (width, height), interpolation=back)
     if rng.random() < settings.sharpen:
