@@ -35,6 +35,8 @@ class Detection:
 
 
 class Detector(Protocol):
+    """Safe to call from several threads at once."""
+
     name: str  # for people
     searches: bool  # False: it says places without looking whether there is a hand
 

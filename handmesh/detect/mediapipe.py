@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,10 @@ class Landmarks(NamedTuple):
 
 
 class MediaPipeHands:
-    """MediaPipe's hand landmarker of the last versions that work offline and send nothing (0.10.14 to 0.10.29)."""
+    """MediaPipe's hand landmarker of the last versions that work offline and send nothing (0.10.14 to 0.10.29).
+
+    Safe to call from several threads, one of which computes at a time.
+    """
 
     name = "MediaPipe"
     searches = True
@@ -48,6 +52,7 @@ class MediaPipeHands:
         self._hands = solutions.hands.Hands(
             static_image_mode=True, max_num_hands=max_hands, min_detection_confidence=min_score
         )
+        self._lock = threading.Lock()  # its graph puts what it finds into one place
 
     def __call__(self, image: Image) -> list[Detection]:
         detections = []
@@ -58,7 +63,8 @@ class MediaPipeHands:
 
     def landmarks(self, image: Image) -> list[Landmarks]:
         """All hands that it sees, in no order, the same hand perhaps twice."""
-        found = self._hands.process(image)
+        with self._lock:
+            found = self._hands.process(image)
         height, width = image.shape[:2]
         hands = []
         for landmarks, sides in zip(found.multi_hand_landmarks or [], found.multi_handedness or [], strict=True):

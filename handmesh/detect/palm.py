@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _HAND_SIZE = 2.6 / 1.5
 class PalmDetector:
     """The palm detector of OpenCV's model zoo, `palm_detection_mediapipe_2023feb.onnx` (Apache-2.0), run by OpenCV.
 
-    It says no side.
+    It says no side. Safe to call from several threads, one of which computes at a time.
     """
 
     name = "palm detector"
@@ -51,6 +52,7 @@ class PalmDetector:
             raise AssetError(f"{file} cannot be read as a network: {error}.") from None
         self._path, self._min_score = file, min_score
         self._outputs = self._network.getUnconnectedOutLayersNames()
+        self._lock = threading.Lock()  # a network has one place for its input
 
     def __call__(self, image: Image) -> list[Detection]:
         import cv2
@@ -64,8 +66,9 @@ class PalmDetector:
         canvas = np.zeros((1, _PALM_INPUT, _PALM_INPUT, 3), np.float32)
         scaled = cv2.resize(image, size, interpolation=interpolation)
         canvas[0, top : top + size[1], left : left + size[0]] = scaled / np.float32(255)
-        self._network.setInput(canvas)
-        outputs = {array.shape[-1]: array for array in map(np.asarray, self._network.forward(self._outputs))}
+        with self._lock:
+            self._network.setInput(canvas)
+            outputs = {array.shape[-1]: np.array(array) for array in self._network.forward(self._outputs)}
         count = len(palm_anchors())
         if set(outputs) != {1, _PALM_VALUES} or any(array.size != count * last for last, array in outputs.items()):
             raise AssetError(

@@ -1,7 +1,9 @@
 """Where hands are: boxes from networks whose answers are known."""
 
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -128,6 +130,37 @@ def test_the_palm_network_runs_and_boxes_lie_in_the_photograph(palm_file):
     np.testing.assert_allclose(
         hand.box, [middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half], atol=1e-3
     )
+
+
+@pytest.mark.parametrize("name", ["palm", "mediapipe"])
+def test_threads_may_share_a_detector(name, palm_file, monkeypatch):
+    """OpenCV's networks and MediaPipe's graphs hold one picture: of two threads one got the other's hands, or an error.
+
+    Here one is in work until it has seen whether another comes in.
+    """
+    monkeypatch.setitem(sys.modules, "mediapipe", fake_mediapipe("0.10.21"))
+    detector = open_detector(str(palm_file) if name == "palm" else "mediapipe")
+    network, steps = (detector._network, ("setInput", "forward")) if name == "palm" else (detector._hands, ("process",))
+    inside, most = [], []
+
+    class Watched:
+        def __getattr__(self, step):
+            def called(*arguments):
+                if step == steps[0]:
+                    inside.append(step)
+                most.append(len(inside))
+                time.sleep(0.02)
+                answer = getattr(network, step)(*arguments)
+                if step == steps[-1]:
+                    inside.pop()
+                return answer
+
+            return called
+
+    monkeypatch.setattr(detector, "_network" if name == "palm" else "_hands", Watched())
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(detector, [np.zeros((60, 80, 3), np.uint8)] * 6))
+    assert max(most) == 1
 
 
 def test_what_is_no_palm_network_is_named(tmp_path):
