@@ -20,7 +20,7 @@ from handmesh.geometry.box import Box
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import Handedness
 from handmesh.hand.grid import FoundHand, decode, fitted, in_image
-from handmesh.runtime.detector_graph import INPUT, RECORD
+from handmesh.runtime.detector_graph import FORMAT, INPUT, RECORD
 from handmesh.runtime.onnx import metadata_in, session_of
 from handmesh.system.cpus import default_threads
 
@@ -61,6 +61,10 @@ class HandDetector:
             raise CheckpointError(f"{file} is a graph, but not a detector of handmesh's.") from None
         except Exception as error:  # ONNX Runtime's own have no common root
             raise CheckpointError(f"{file} cannot be read as a detector: {str(error).splitlines()[0]}") from None
+        if record["format"] != FORMAT:
+            raise CheckpointError(
+                f"{file} has detector format {record['format']}, this version reads {FORMAT}. Update handmesh."
+            )
         self.record = record
         self.min_score = min_score
 

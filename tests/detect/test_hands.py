@@ -14,6 +14,7 @@ from PIL import Image
 import handmesh
 from handmesh.detect import HandDetector, box_iou
 from handmesh.detect.hands import BUNDLED_DETECTOR
+from handmesh.errors import CheckpointError
 from handmesh.files.image import open_photo, read_image
 from handmesh.predict import load_predictor
 from handmesh.synth.backgrounds import Backgrounds
@@ -105,6 +106,16 @@ def test_there_is_no_hand_where_there_is_none(predictor):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 290), (290, 3), (16, 16), (17, 33)])
 def test_pictures_of_any_shape_are_looked_at(predictor, shape):
     assert predictor(np.full((*shape, 3), 90, np.uint8), search="thorough") == []
+
+
+def test_a_later_versions_detector_is_refused(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(BUNDLED_DETECTOR)
+    for entry in model.metadata_props:
+        entry.value = entry.value.replace('"format": 1', '"format": 2')
+    onnx.save(model, tmp_path / "later.onnx")
+    with pytest.raises(CheckpointError, match="has detector format 2, this version reads 1"):
+        HandDetector(tmp_path / "later.onnx")
 
 
 def test_it_is_small():
