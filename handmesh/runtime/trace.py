@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,8 @@ INPUT = "crops"
 # Numbers in a tensor from which on 16 bits are worth the nodes that it takes: one more, or two.
 _WORTH_A_CAST, _WORTH_A_SCALE = 1_000, 100_000
 _FIXED_POINT_MAX = 2**15 - 1
+
+_quiet = threading.RLock()
 
 
 def build_graph(network: HandMeshNet, metadata: Mapping[str, str], *, half: bool) -> bytes:
@@ -177,15 +180,19 @@ def _named_by_scope(graph: Any, modules: set[str]) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters warn of their own deprecations and of packages that are not installed: nothing to act on."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    """Exporters warn of their own deprecations and of packages that are not installed: nothing to act on.
+
+    It holds for the whole process, so one thread at a time: of two the later would leave what the other had set.
+    """
+    with _quiet:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)
 
 
 def split_depthwise(model: Any) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+
 import numpy as np
 import onnx
 import pytest
@@ -15,7 +19,7 @@ from handmesh.model.network import HandMeshNet
 from handmesh.runtime.export import quantisable
 from handmesh.runtime.onnx import metadata_in, session_of
 from handmesh.runtime.openvino import _split_after_backbone, import_openvino, openvino_core
-from handmesh.runtime.trace import INPUT, build_graph, with_plain_weights
+from handmesh.runtime.trace import INPUT, build_graph, quiet, with_plain_weights
 
 DEFAULT = ("fastvit_t8", "fastvit_sa12")  # without and with attention
 
@@ -130,6 +134,23 @@ def test_openvino_is_split_after_the_backbone():
     answers = geometry([features])
     for field in HandOutput._fields:
         np.testing.assert_allclose(answers[field], whole[field], atol=1e-5, err_msg=field)
+
+
+def test_threads_that_export_at_a_time_leave_the_log_as_it_was():
+    """The one that came later found warnings off, and put that back when it left."""
+    before, first_has_left = logging.root.manager.disable, threading.Event()
+
+    def come_later():
+        with quiet():
+            first_has_left.wait(5)
+
+    later = threading.Thread(target=come_later)
+    with quiet():
+        later.start()
+        time.sleep(0.1)
+    first_has_left.set()
+    later.join()
+    assert logging.root.manager.disable == before
 
 
 def test_rows_without_a_direction_become_the_same_rotations():
