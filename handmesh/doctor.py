@@ -21,6 +21,7 @@ from handmesh.errors import HandMeshError
 from handmesh.hand import Handedness
 from handmesh.hand.models import HAND_MODELS, HandModelSource
 from handmesh.model.bundled import bundled_model_path
+from handmesh.runtime.device import best_device
 from handmesh.runtime.engine import open_engine
 from handmesh.runtime.onnx import import_onnxruntime
 from handmesh.system.cpus import default_threads, usable_cpus
@@ -98,8 +99,11 @@ def _device() -> str:
         providers = import_onnxruntime().get_available_providers()
         names = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
         return f"CPU, {default_threads()} threads (ONNX Runtime has {names})"
-    if torch.cuda.is_available():
+    device = best_device()
+    if device == "cuda":
         return f"CUDA {torch.version.cuda}: {torch.cuda.get_device_name()}"
+    if device == "mps":
+        return "MPS: Apple's GPU"
     return f"CPU, {default_threads()} threads"
 
 

@@ -52,6 +52,13 @@ def test_what_is_missing_is_a_finding_and_not_an_error(installed, monkeypatch, t
     assert "absent.safetensors" in found["inference"].fact
 
 
+@pytest.mark.parametrize(("device", "said"), [("cpu", "CPU, "), ("mps", "MPS")])
+def test_the_device_is_the_default_engines(device, said, installed, monkeypatch):
+    """Apple's GPU was called a CPU."""
+    monkeypatch.setattr(doctor, "best_device", lambda: device)
+    assert findings()["device"].fact.startswith(said)
+
+
 @pytest.mark.parametrize("owners", [["opencv-python-headless"], ["opencv-python", "opencv-contrib-python"], []])
 def test_opencv_is_found_whichever_package_it_is_of(owners, installed, monkeypatch):
     """Where only the headless one was installed, as in the image, the doctor said: missing, install handmesh again."""
