@@ -14,12 +14,14 @@ from PIL import Image, ImageDraw
 
 model, photo, *box = sys.argv[1:]
 x0, y0, x1, y1 = map(float, box)
-center, side = np.array([x0 + x1, y0 + y1]) / 2, 1.5 * max(x1 - x0, y1 - y0)  # a square, 1.5 times the hand
+side = round(1.5 * max(x1 - x0, y1 - y0))  # px, of a square 1.5 times the hand
+left, top = round((x0 + x1 + 1 - side) / 2), round((y0 + y1 + 1 - side) / 2)
+center = np.array([left, top]) + (side - 1) / 2  # pixels' centres are whole numbers
 session = onnxruntime.InferenceSession(model)
 size = session.get_inputs()[0].shape[1]  # px
 image = Image.open(photo).convert("RGB")
-corners = (*(center - side / 2), *(center + side / 2))
-crop = image.transform((size, size), Image.Transform.EXTENT, corners, Image.Resampling.BILINEAR)
+crop = image.crop((left, top, left + side, top + side))  # black outside the photo
+crop = crop.resize((size, size), Image.Resampling.BILINEAR)  # means, where it shrinks
 names = [output.name for output in session.get_outputs()]
 answer = dict(zip(names, session.run(None, {"crops": np.asarray(crop)[None]}), strict=True))
 scale, *shift = answer["camera"][0]  # NDC per metre, metres: of a right hand. A left one: mirror the crop, then x -> -x

@@ -92,14 +92,16 @@ def test_a_photo_without_a_hand_is_said(run, one_predictor, capsys):
 
 
 def test_plain_onnxruntime_agrees_with_handmesh(run):
-    """Its own crop, resampled by Pillow: the keypoints of the first pass, within a few pixels."""
+    """Its own crop, resampled by Pillow: the keypoints of the first pass, within a pixel."""
     photo = read_image(SAMPLES / "palm.jpg")
     (hand,) = bundled()(photo, handedness="right")
     box = [round(float(edge)) for edge in hand.box]
     found = run("plain_onnxruntime.py", bundled_model_path().with_suffix(".onnx"), "photo.jpg", *box)["keypoints"]
     one_pass = Predictor(bundled().engine, passes=1, margin=1.5, refine=False)
     (hand,) = one_pass(photo, boxes=[box], handedness="right")
-    assert np.abs(found - hand.keypoints_image()).max() < 4
+    off = found - hand.keypoints_image()
+    assert np.abs(off).max() < 1
+    assert np.abs(off.mean(axis=0)).max() < 0.25  # a crop that counts from pixels' corners is half of one off
     assert Path("keypoints.png").is_file()
 
 
