@@ -31,11 +31,12 @@ from handmesh.geometry.crop import CropTransform
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.metrics import pa_mean_error
 from handmesh.model.bundled import find_model
-from handmesh.runtime.engine import Engine, open_engine
+from handmesh.runtime.engine import Engine
 from handmesh.runtime.graph import metadata_of, open_graph, scope_of
 from handmesh.runtime.onnx import OnnxEngine, import_onnxruntime
 from handmesh.runtime.openvino import OpenVinoEngine, import_openvino, openvino_core
 from handmesh.runtime.timing import time_in_turns
+from handmesh.runtime.torch import TorchEngine
 from handmesh.runtime.trace import properties_of, quiet, with_metadata, with_plain_weights
 from handmesh.system.extras import extra, install_command
 
@@ -188,7 +189,7 @@ def checked_error_mm(run: Callable[[NDArray[np.uint8]], HandOutput], reference: 
 
 
 def _reference(path: Path) -> Engine:
-    return open_engine(path, "cpu", engine="torch", threads=1)
+    return TorchEngine(path, "cpu")  # on as many threads as torch has: they are the whole process's
 
 
 def plain_graph(path: Path) -> bytes:

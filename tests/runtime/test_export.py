@@ -159,6 +159,17 @@ def test_without_coremltools_the_error_says_what_to_install(model_file, tmp_path
         export_model(model_file, "coreml", tmp_path / "hand.mlpackage")
 
 
+def test_torchs_threads_stay_as_they_are(model_file, tmp_path):
+    """They are the whole process's: who exported while training went on with one."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        export_model(model_file, "onnx", tmp_path / "hand.onnx")
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_cannot_be_written_is_refused_first(model_file, tmp_path):
     with pytest.raises(ExportError, match=r"a file for onnx ends in \.onnx"):
         export_model(model_file, "onnx", tmp_path / "hand.xml")
