@@ -139,7 +139,9 @@ def synthetic_crops(resolution: int, count: int, seed: int) -> Crops:
     """The same crops at every call: as training crops hands, 1.2 to 2 times as large as their keypoints' box."""
     from handmesh.synth import Backgrounds, SceneRenderer, sample_generator
 
-    renderer = SceneRenderer(builtin_hand(), size=max(160, resolution), backgrounds=Backgrounds(seed, count=4))
+    renderer = SceneRenderer(
+        builtin_hand(), size=min(max(160, resolution), 512), backgrounds=Backgrounds(seed, count=4)
+    )
     images, vertices = [], []
     for index in range(count):
         generator = sample_generator(seed, index)

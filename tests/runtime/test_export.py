@@ -170,6 +170,11 @@ def test_torchs_threads_stay_as_they_are(model_file, tmp_path):
         torch.set_num_threads(before)
 
 
+def test_the_largest_crops_are_drawn_smaller():
+    """Scenes end at 512 px, networks at 1024: a model of 544 could not be exported."""
+    assert synthetic_crops(1024, 1, 801).images.shape == (1, 1024, 1024, 3)
+
+
 def test_what_cannot_be_written_is_refused_first(model_file, tmp_path):
     with pytest.raises(ExportError, match=r"a file for onnx ends in \.onnx"):
         export_model(model_file, "onnx", tmp_path / "hand.xml")
