@@ -25,7 +25,7 @@ def checked_box(box: Sequence[float] | NDArray[Any], size: tuple[int, int], name
     """
     try:
         x0, y0, x1, y1 = (float(edge) for edge in box)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{name} {box!r} is no box: wanted four numbers, x0, y0, x1, y1 in pixels.") from None
     checked = x0, y0, x1, y1
     if (problem := box_problem(checked, size)) is not None:

@@ -26,7 +26,7 @@ def parse_boxes(boxes: Boxes, size: tuple[int, int]) -> list[Box]:
     """Rows of x0, y0, x1, y1, or one box. A fifth number, a detector's score, is not used. `size`: of the photo."""
     try:
         rows = np.asarray(boxes, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rows = np.zeros(())
     if rows.ndim == 1 and rows.size:
         rows = rows[None]

@@ -62,6 +62,7 @@ def test_the_limits_themselves():
         ("12", "no box"),
         (None, "no box"),
         ((1, 2, 3), "no box"),
+        ((1, 2, 3, 10**400), "no box"),
     ):
         with pytest.raises(ConfigError, match=word):
             checked_box(box, (100, 50))
