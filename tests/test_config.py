@@ -95,6 +95,7 @@ def test_numbers_may_be_written_as_people_write_them(text, value, tmp_path):
         ("data={}", "no source of data"),
         ("accumulation=3", "batch_size 16 is no multiple of accumulation 3"),
         ("optimizer.decay_at=[0.5, 0.2]", "decay_at holds shares of the run"),
+        ("model.resolution=544", "at most 512 px, and model.resolution is 544"),
         ("select=test_set", r"no data\.freihand"),
         ("batch_size=1", r"batch_size: .*2"),
         ("precision=float8", r"precision: .*bfloat16"),

@@ -76,6 +76,12 @@ class TrainConfig(Settings):
                 raise ValueError(f"{name} is (low, high), both above zero")
         if self.photo_augmentation.downscale_px[0] < 8:
             raise ValueError("photo_augmentation.downscale_px begins below 8 pixels: nothing of a hand is left")
+        drawn = self.data.synthetic is not None and self.augmentation.effects > 0
+        if self.model.resolution > 512 and (drawn or self.photo_augmentation.effects > 0):  # `camera_effects`' limit
+            raise ValueError(
+                "augmentation.effects and photo_augmentation.effects are made for crops of at most 512 px, and "
+                f"model.resolution is {self.model.resolution}: set them to 0, or take a smaller crop"
+            )
         if self.data.live is not None and self.epochs is not None:
             raise ValueError("epochs count what a source holds, and data.live has no end: give steps")
         if self.batch_size % self.accumulation:
