@@ -188,7 +188,7 @@ def test_describing_and_predicting_hands_does_not_import_torch():
         "bench",
     }
     with_torch = {"handmesh.hand.layer", "handmesh.hand.mano_check", "handmesh.draw.pytorch3d"}
-    with_torch |= {f"handmesh.data.{name}" for name in ("stream", "augment_gpu", "live")}
+    with_torch |= {f"handmesh.data.{name}" for name in ("stream", "loader", "augment_gpu", "live")}
     names = [dotted(file) for file in FILES if room_of(file) in rooms]
     assert probe(["handmesh", *(name for name in names if name not in with_torch)])["loaded"] == ["numba"]
 

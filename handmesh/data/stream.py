@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from handmesh.config.train import TrainConfig
+from handmesh.data.loader import start_loader
 from handmesh.data.sample import HandLabels, HandSample, hand_labels
 from handmesh.data.sources import Source
 from handmesh.errors import ConfigError, HandMeshError
-from handmesh.system.loader import start_loader
 from handmesh.system.spawn import check_main_guard
 
 logger = logging.getLogger(__name__)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from handmesh.config.detector import DetectorConfig
 from handmesh.data.cut_outs import CutOuts
+from handmesh.data.loader import say_if_loader_is_killed, start_loader
 from handmesh.data.scenes import DetectorSample, SceneMixture, SceneRecord, read_scenes
 from handmesh.data.sources import training_pack
 from handmesh.errors import CheckpointError, ConfigError, DataError
@@ -42,7 +43,6 @@ from handmesh.model.network import to_device
 from handmesh.runtime.detector_graph import DETECTOR_SUFFIX, weights_in, write_detector
 from handmesh.synth.dataset import Progress
 from handmesh.system.allocator import keep_freed_memory
-from handmesh.system.loader import say_if_loader_is_killed, start_loader
 
 logger = logging.getLogger(__name__)
 

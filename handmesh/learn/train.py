@@ -29,6 +29,7 @@ from handmesh.config.data import CroppedData
 from handmesh.config.load import load_config
 from handmesh.config.train import TrainConfig
 from handmesh.data.live import live_batches
+from handmesh.data.loader import say_if_loader_is_killed
 from handmesh.data.sources import RunData, open_data
 from handmesh.data.stream import HandBatch, batch_to_device, collate, split, training_batches
 from handmesh.errors import CheckpointError, ConfigError, DataError
@@ -54,7 +55,6 @@ from handmesh.model.surgery.unreparameterize import unreparameterize
 from handmesh.runtime.graph import write_with_graph
 from handmesh.synth.dataset import Progress
 from handmesh.system.allocator import keep_freed_memory
-from handmesh.system.loader import say_if_loader_is_killed
 from handmesh.system.spawn import end_if_imported
 
 logger = logging.getLogger(__name__)

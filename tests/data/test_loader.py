@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 LOADS = """
 import os, signal, subprocess, sys, time
 from torch.utils.data import DataLoader
-from handmesh.system.loader import start_loader
+from handmesh.data.loader import start_loader
 
 class Numbers:
     def __len__(self):
