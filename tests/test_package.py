@@ -157,8 +157,10 @@ def test_versions_come_from_tags_and_a_checkout_without_any_has_one(checkout):
 def test_an_unpacked_sdist_keeps_its_version(built, tmp_path):
     with tarfile.open(built[1]) as archive:
         wanted = [one for one in archive.getmembers() if one.name.count("/") == 1 and one.isfile()]
-        archive.extractall(tmp_path, members=wanted, filter="data")
-    (folder,) = tmp_path.iterdir()
+        folder = tmp_path / Path(wanted[0].name).parent
+        folder.mkdir()
+        for one in wanted:  # not by `extractall`, whose safe way Python 3.11 has from 3.11.4 on
+            (tmp_path / one.name).write_bytes(archive.extractfile(one).read())
     assert version(folder) == folder.name.removeprefix("handmesh-")
 
 
