@@ -276,7 +276,8 @@ taken = 1000 * (time.perf_counter() - started)
 memory = None
 if sys.platform == "linux":  # where a new process's ru_maxrss begins at the peak of the one that started it
     with open("/proc/self/status") as status:
-        memory = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
+        peaks = [int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:")]  # none in some sandboxes
+    memory = peaks[0] if peaks else None
 elif sys.platform == "darwin":
     import resource
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
