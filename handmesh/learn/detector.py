@@ -175,7 +175,8 @@ def train_detector(
                     log.add(done, {**means, "img_s": speed, "learning_rate": rate}, "training")
                     on_progress(done, config.steps, means, speed)
                 sums, started, since = {}, time.perf_counter(), done
-            if stopped and ranks.is_main:
+            unfinished = stopped and done < config.steps
+            if unfinished and ranks.is_main:
                 save(done)  # whoever stopped it may not wait for the scores: torchrun waits for 30 s
             if ranks.is_main and (done % config.evaluate_every == 0 or last):
                 scores = detection_scores(averaged, validation, config.validation_side) if validation else {}
@@ -184,7 +185,8 @@ def train_detector(
                     logger.info("step %d  validation: %s", done, "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
                 training = {"steps": done, "pictures": done * config.batch_size, "scores": scores}
                 write_detector(directory / f"detector{DETECTOR_SUFFIX}", averaged, training)
-            if ranks.is_main and (done % config.checkpoint_every == 0 or last):
+            # Last: who resumes from a state finds all that its step should have written.
+            if ranks.is_main and not unfinished and (done % config.checkpoint_every == 0 or last):
                 save(done)
             if last:
                 break
