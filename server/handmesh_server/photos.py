@@ -115,9 +115,9 @@ def _of_zip(archive: zipfile.ZipFile, max_photos: int, max_photo_bytes: int, max
 
 
 def _is_a_file(entry: zipfile.ZipInfo) -> bool:
-    """And none that systems add: macOS's resource forks, .DS_Store and other hidden ones."""
-    name = entry.filename
-    return not (entry.is_dir() or name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith("."))
+    """And none that systems add: macOS's resource forks, .DS_Store and others that are hidden or in hidden folders."""
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in entry.filename.split("/"))
+    return not (entry.is_dir() or entry.filename.startswith("__MACOSX/") or hidden)
 
 
 def _of_form(body: mmap.mmap, delimiter: bytes, max_photos: int, max_photo_bytes: int) -> list[BatchPhoto]:

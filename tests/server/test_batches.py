@@ -220,8 +220,8 @@ def test_names_in_a_zip_are_repeated_and_never_used(server, tmp_path, monkeypatc
     assert {line.status for line in lines} == {200}
     assert not outside.exists()
     assert not list(tmp_path.iterdir())
-    skipped = {"__MACOSX/._a.jpg": b"x", "b/.DS_Store": b"x", "folder/": b"", "a.jpg": photo()}
-    assert [line.name for line in post(server, zipped(skipped))[0]] == ["a.jpg"]
+    skipped = {"__MACOSX/._a.jpg": b"x", "b/.DS_Store": b"x", "folder/": b"", ".git/a.jpg": b"x", "./a.jpg": photo()}
+    assert [line.name for line in post(server, zipped(skipped))[0]] == ["./a.jpg"]
 
 
 def test_a_zip_bomb_unpacks_to_its_limits_alone():
