@@ -228,12 +228,13 @@ def open_photo(
 def photos_in(folder: str | os.PathLike[str], *, recursive: bool = False) -> tuple[list[Path], str]:
     """The photographs of a folder in natural order (2 before 10), and what was left out in one line, or nothing.
 
-    By their suffix. A Mac's companions ("._photo.jpg") are no photographs, and hidden files nobody's concern.
+    By their suffix. A Mac's companions ("._photo.jpg") are no photographs, and hidden files, or what lies in hidden
+    folders, nobody's concern.
     """
     root = Path(folder)
     found, left = [], Counter[str]()
     for file in root.rglob("*") if recursive else root.iterdir():
-        if file.name.startswith(".") or not file.is_file():
+        if any(part.startswith(".") for part in file.relative_to(root).parts) or not file.is_file():
             continue
         if file.suffix.lower() in PHOTO_SUFFIXES:
             found.append(file)

@@ -59,12 +59,14 @@ def predict(handmesh, model_file) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def photos(scene, tmp_path) -> Path:
-    """photos/a.jpg, photos/b.png, photos/trip/a.jpg and a note that is no photo."""
+    """photos/a.jpg, photos/b.png, photos/trip/a.jpg, a note that is no photo, and a system's thumbnail of one."""
     folder = tmp_path / "photos"
     (folder / "trip").mkdir(parents=True)
     for index, name in enumerate(("a.jpg", "b.png", "trip/a.jpg")):
         Image.fromarray(np.roll(scene.image, 20 * index, axis=1)).save(folder / name)
     (folder / "notes.txt").write_text("not a photo")
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails" / "a.jpg").write_bytes((folder / "a.jpg").read_bytes())
     return folder
 
 
