@@ -147,9 +147,8 @@ def predict(
     check_finder(detector, box, max_hands)
     if boxes and min_score is not None:
         raise ConfigError("--min-score is of hands that are found; the hand in a --box always comes: give one of them.")
-    if search == "thorough" and (boxes or detector == "none"):
-        other = "--box says where they are" if boxes else "--detector none that nobody does"
-        raise ConfigError(f"--search thorough looks for hands, and {other}: give one of them.")
+    if search == "thorough" and boxes:
+        raise ConfigError("--search thorough looks for hands, and --box says where they are: give one of them.")
     camera_of(focal, fov, (1, 1))  # refused here, once, and not for every photo
     if renderer not in ("own", "pytorch3d") or (skeleton and renderer != "own"):
         raise ConfigError(f"--renderer {renderer}: wanted own or pytorch3d, and it draws meshes, not --skeleton.")
@@ -171,7 +170,7 @@ def predict(
         say(f"Nothing to do: {why}.", to=error_console if json else console)
         return
 
-    from handmesh.detect import open_detector
+    from handmesh.detect import HandDetector, open_detector
     from handmesh.files.image import encode_image, open_photo
     from handmesh.predict import MAX_HANDS, MIN_SCORE, load_predictor, overlay_hands, save_hands
     from handmesh.system.atomic import write_atomically
@@ -184,6 +183,8 @@ def predict(
     workers = min(threads, len(jobs))
     each = threads if workers == 1 else 1
     finder = open_detector(detector or "handmesh", most, threads=each)
+    if search == "thorough" and not isinstance(finder, HandDetector):
+        raise ConfigError(f"--search thorough needs our own detector, not --detector {detector}: give one of them.")
     predictor = load_predictor(model, detector=finder, passes=passes, threads=each)
 
     def picture(image: NDArray[np.uint8], hands: Sequence[HandPrediction]) -> NDArray[np.uint8]:

@@ -11,7 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -285,6 +287,14 @@ def test_mistakes_are_one_line(arguments, says, predict, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     assert_one_line(predict(photos / "a.jpg", *arguments), *says)
     assert not (tmp_path / "handmesh_out").exists()
+
+
+def test_a_detector_without_a_thorough_search_is_refused_once(predict, photos, tmp_path, monkeypatch):
+    """Each photo failed by itself, after the model was loaded."""
+    mediapipe = SimpleNamespace(__version__="0.10.21", solutions=SimpleNamespace(hands=SimpleNamespace(Hands=Mock)))
+    monkeypatch.setitem(sys.modules, "mediapipe", mediapipe)
+    outcome = predict(photos / "a.jpg", photos / "b.png", "--search", "thorough", "--detector", "mediapipe")
+    assert_one_line(outcome, "--search thorough", "--detector mediapipe", "give one of them")
 
 
 @pytest.mark.parametrize(
