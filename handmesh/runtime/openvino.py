@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,8 @@ from handmesh.runtime.graph import (
 from handmesh.system.cpus import default_threads
 from handmesh.system.extras import install_command
 
+_one_thread = threading.Lock()
+
 
 def import_openvino() -> Any:
     """OpenVINO, which reports home when it is imported, unless its telemetry cannot be: here it never can."""
@@ -39,11 +42,16 @@ def import_openvino() -> Any:
     return openvino
 
 
-@cache
 def openvino_core() -> Any:
     """One for the whole process. Where each engine had its own, a native thread crashed the process some seconds after
     the last engine was gone: its plugin seems to be unloaded from under its idle threads.
     """
+    with _one_thread:
+        return _core()
+
+
+@cache  # alone, it lets threads that come first together make one each
+def _core() -> Any:
     return import_openvino().Core()
 
 

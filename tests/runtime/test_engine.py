@@ -6,8 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from handmesh.model.bundled import BUNDLED_MODEL, bundled_model_path
 from handmesh.model.checkpoint import save_model
 from handmesh.model.network import HandMeshNet
 from handmesh.predict import Predictor
+from handmesh.runtime import openvino
 from handmesh.runtime.engine import Engine, open_engine
 from handmesh.runtime.onnx import OnnxEngine
 from handmesh.runtime.openvino import openvino_core
@@ -194,6 +198,22 @@ def test_openvino_is_kept_from_reporting_home(tmp_path):
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (run.stdout, run.stderr) == ("[] []\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_that_come_first_together_share_one_core(monkeypatch):
+    """Each got a core of its own, with which the process may crash when one of them is gone."""
+    made = []
+
+    def core() -> str:
+        time.sleep(0.05)
+        made.append("core")
+        return made[-1]
+
+    monkeypatch.setattr(openvino, "import_openvino", lambda: SimpleNamespace(Core=core))
+    monkeypatch.setattr(openvino, "_core", cache(openvino._core.__wrapped__))
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: openvino.openvino_core(), range(3)))
+    assert made == ["core"]
 
 
 def test_a_cpu_gets_onnxruntime_unless_told_otherwise(model_file, monkeypatch):
