@@ -134,7 +134,6 @@ def video(
             progress=lambda done, of: progress.update(task, completed=done, total=of),
         )
         progress.update(task, completed=result.frames, total=result.frames)
-    source.close()
     if json:
         say_json(result)
         return

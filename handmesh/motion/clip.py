@@ -19,6 +19,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,51 +193,53 @@ def convert_clip(
 ) -> VideoResult:
     """Follow the hands of a clip and write overlay.mp4, hands.jsonl, hand.glb (and hand_<name>.bvh) into `out`.
 
-    `clip`: a video file, a folder of photographs, or a source. `intrinsics(width, height)` of the upright clip.
-    `settings`: what else, as plain values, must be the same for a run to be gone on with (the detector, boxes).
+    `clip`: a video file, a folder of photographs, or a source, which is closed in the end. `intrinsics(width, height)`
+    of the upright clip. `settings`: what else, as plain values, must be the same for a run to be gone on with (the
+    detector, boxes).
     `progress(done, of)` is called after each frame. `out` is made; a run that was interrupted there is gone on with
     unless `restart`. Raises DataError when the folder is of another run or the clip has no frames, ExportError when a
     file cannot be written, and what source, detector and predictor raise.
     """
     source = open_source(os.fspath(clip)) if isinstance(clip, str | os.PathLike) else clip
     wanted = options or VideoOptions()
-    out.mkdir(parents=True, exist_ok=True)
-    follower = HandFollower(
-        predictor, detector=detector, handedness=handedness, tracking=wanted.tracking, smoothing=wanted.smoothing
-    )
-    first = source.read()
-    if first is None:
-        raise DataError(f"{source.name} has no frames.")
-    height, width = first.image.shape[:2]
-    known = intrinsics(width, height)
-    header = LogHeader(
-        clip=source.name,
-        clip_digest=source.digest,
-        width=width,
-        height=height,
-        fps=round(source.fps, 4),
-        intrinsics=known,
-        model=_model_name(predictor),
-        options={
-            "handedness": str(follower.tracker.handedness),
-            "detector": follower.tracker.detector.name,
-            "passes": predictor.passes,
-            "tracking": asdict(wanted.tracking),
-            "smoothing": None if wanted.smoothing is None else asdict(wanted.smoothing),
-            **(settings or {}),
-        },
-    )
-    if restart:
-        _remove_results(out)
-    log = HandLog(out / LOG_NAME, header, resume=not restart)
-    resumed_at = log.frame_count
-    if log.state is not None:
-        follower.restore(log.state)
-    try:
-        frames = itertools.chain([first], iter(source.read, None))
-        codec = _run(frames, log, follower, both_sides(predictor.engine.hand), wanted, out, source, progress)
-    finally:
-        log.close()
+    with closing(source):
+        out.mkdir(parents=True, exist_ok=True)
+        follower = HandFollower(
+            predictor, detector=detector, handedness=handedness, tracking=wanted.tracking, smoothing=wanted.smoothing
+        )
+        first = source.read()
+        if first is None:
+            raise DataError(f"{source.name} has no frames.")
+        height, width = first.image.shape[:2]
+        known = intrinsics(width, height)
+        header = LogHeader(
+            clip=source.name,
+            clip_digest=source.digest,
+            width=width,
+            height=height,
+            fps=round(source.fps, 4),
+            intrinsics=known,
+            model=_model_name(predictor),
+            options={
+                "handedness": str(follower.tracker.handedness),
+                "detector": follower.tracker.detector.name,
+                "passes": predictor.passes,
+                "tracking": asdict(wanted.tracking),
+                "smoothing": None if wanted.smoothing is None else asdict(wanted.smoothing),
+                **(settings or {}),
+            },
+        )
+        if restart:
+            _remove_results(out)
+        log = HandLog(out / LOG_NAME, header, resume=not restart)
+        resumed_at = log.frame_count
+        if log.state is not None:
+            follower.restore(log.state)
+        try:
+            frames = itertools.chain([first], iter(source.read, None))
+            codec = _run(frames, log, follower, both_sides(predictor.engine.hand), wanted, out, source, progress)
+        finally:
+            log.close()
     tracks = read_tracks(log.path)
     files = [log.path]
     hand = predictor.engine.hand

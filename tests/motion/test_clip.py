@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def whole(pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     result, _ = convert(pictures, out)
     return out, result
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_clip_is_closed_in_the_end(fails, pictures, tmp_path, monkeypatch):
+    """Of a path nobody else could: its file stayed open until the source was collected."""
+    closed = []
+    monkeypatch.setattr(FolderSource, "close", lambda self: closed.append(self))
+    side, options = "both" if fails else "auto", VideoOptions(overlay=False, animation=False)
+    with pytest.raises(ConfigError) if fails else nullcontext():
+        convert_clip(pictures, tmp_path, Predictor(MarkerEngine()), handedness=side, options=options)
+    assert len(closed) == 1
 
 
 def test_it_writes_what_it_says(whole):

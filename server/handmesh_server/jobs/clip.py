@@ -70,24 +70,21 @@ def _convert(folder: Path, request: dict[str, Any], arguments: dict[str, Any]) -
     source = LimitedSource(
         ClipSource(folder / request["clip"]), max_frames=arguments["max_frames"], max_pixels=arguments["max_pixels"]
     )
-    try:
-        result = convert_clip(
-            source,
-            folder / RESULTS,
-            load_predictor(arguments["model"], passes=arguments["passes"], threads=1),
-            handedness=query["hand"],
-            intrinsics=camera,
-            options=VideoOptions(
-                tracking=Tracking(max_hands=query["max_hands"]),
-                smoothing=None if query["smooth"] == 0 else Smoothing.of_strength(query["smooth"]),
-                skeleton=query["skeleton"],
-                bvh=query["bvh"],
-            ),
-            restart=arguments["last_attempt"],  # what lies there may be what ended the others
-            progress=progress,
-        )
-    finally:
-        source.close()
+    result = convert_clip(
+        source,
+        folder / RESULTS,
+        load_predictor(arguments["model"], passes=arguments["passes"], threads=1),
+        handedness=query["hand"],
+        intrinsics=camera,
+        options=VideoOptions(
+            tracking=Tracking(max_hands=query["max_hands"]),
+            smoothing=None if query["smooth"] == 0 else Smoothing.of_strength(query["smooth"]),
+            skeleton=query["skeleton"],
+            bvh=query["bvh"],
+        ),
+        restart=arguments["last_attempt"],  # what lies there may be what ended the others
+        progress=progress,
+    )
     return {
         "frames": result.frames,
         "frames_with_hands": result.frames_with_hands,
