@@ -17,7 +17,7 @@ import numpy as np
 
 from handmesh import __version__
 from handmesh.detect.hands import BUNDLED_DETECTOR
-from handmesh.errors import HandMeshError
+from handmesh.errors import ConfigError, HandMeshError
 from handmesh.hand import Handedness
 from handmesh.hand.models import HAND_MODELS, HandModelSource
 from handmesh.model.bundled import bundled_model_path
@@ -26,7 +26,7 @@ from handmesh.runtime.engine import open_engine
 from handmesh.runtime.onnx import import_onnxruntime
 from handmesh.system.cpus import default_threads, usable_cpus
 from handmesh.system.extras import install_command
-from handmesh.system.paths import can_be_written, user_cache_folder, user_data_folder
+from handmesh.system.paths import CACHE_VARIABLE, can_be_written, user_cache_folder, user_data_folder
 
 PACKAGES = ("numpy", "numba", "trimesh", "onnxruntime", "safetensors", "pillow", "fastapi")
 # The same module, with windows or without, with further modules or without: any of them will do.
@@ -118,7 +118,7 @@ def _hand(hand: HandModelSource, side: Handedness) -> Finding:
 
 def _folder(folder: Path) -> str:
     if not can_be_written(folder):
-        return f"{folder}, which cannot be written"
+        raise ConfigError(f"{folder} cannot be written: make it so, or name another by HOME or {CACHE_VARIABLE}.")
     # What stands in for a home lies beside other temporary files; a HOME there is its owner's choice.
     stands_in = folder.parent.parent == Path(tempfile.gettempdir()) and folder.parent.name.startswith("handmesh-")
     return f"{folder}{', which the system empties: set HOME to a folder that can be written' if stands_in else ''}"

@@ -104,6 +104,15 @@ def test_processors_are_those_that_the_container_may_use(installed, monkeypatch)
     assert findings()["cpu"].fact.startswith("1 of ")
 
 
+def test_a_folder_that_cannot_be_written_is_bad(installed, monkeypatch, tmp_path):
+    """It was told, and marked ok."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HANDMESH_CACHE_DIR", str(tmp_path / "file"))
+    found = findings()["folder for caches"]
+    assert found.good is False
+    assert f"{tmp_path / 'file'} cannot be written" in found.fact
+
+
 @pytest.mark.parametrize("home", ["there", "missing"])
 def test_only_what_stands_in_for_a_home_is_said_to_be_emptied(home, installed, monkeypatch, tmp_path):
     """A home among temporary files, as of a test or a build, was said to need another HOME."""
