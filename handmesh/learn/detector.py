@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,8 +58,18 @@ class DetectorBatch(NamedTuple):
     weight: Tensor  # (B, h, w)
 
 
-def detector_loss(grid: Tensor, target: Any, weight: Tensor) -> dict[str, Tensor]:
+def label_counts(target: Any, weight: Tensor) -> dict[str, Tensor]:
+    """What the parts of the loss are divided by: the batch's hands, and the cells around their middles; scalars."""
+    return {"hands": (_at_middle(target) * weight).sum(), "cells": (target.taught * weight).sum()}
+
+
+def detector_loss(
+    grid: Tensor, target: Any, weight: Tensor, counts: Mapping[str, Tensor] | None = None, pieces: int = 1
+) -> dict[str, Tensor]:
     """(B, 8, h, w) answers against the targets -> the mean of each part over the batch's hands.
+
+    `counts`: where this is one of several `pieces` of the batch, the mean of their `label_counts`; then the mean of
+    their losses is that of the batch.
 
     center: CenterNet's focal loss (Zhou et al., "Objects as Points", equation 1, alpha 2 and beta 4). box: 1 minus the
     generalised IoU (Rezatofighi et al., CVPR 2019). direction: 1 minus the cosine of the angle between. handedness:
@@ -67,21 +77,26 @@ def detector_loss(grid: Tensor, target: Any, weight: Tensor) -> dict[str, Tensor
     """
     logits, wanted = grid[:, 0], target.center
     probability = logits.sigmoid()
-    at_middle = (wanted > 0.999).float()
+    at_middle = _at_middle(target)
     found = at_middle * (1 - probability) ** 2 * F.logsigmoid(logits)
     empty = (1 - at_middle) * (1 - wanted) ** 4 * probability**2 * F.logsigmoid(-logits)
-    hands = (at_middle * weight).sum().clamp(min=1.0)
     taught = target.taught * weight
-    count = taught.sum().clamp(min=1.0)
+    divisors = label_counts(target, weight) if counts is None else counts
+    hands, cells = (divisors[name].clamp(min=1 / pieces) for name in ("hands", "cells"))
     sides, wanted_sides = grid[:, 1:5].clamp(-3, 6).exp(), target.box.exp()
     direction = F.normalize(grid[:, 5:7], dim=1, eps=1e-3)
     right = F.binary_cross_entropy_with_logits(grid[:, 7], target.right, reduction="none")
     return {
         "center": -((found + empty) * weight).sum() / hands,
-        "box": ((1 - _generalised_iou(sides, wanted_sides)) * taught).sum() / count,
-        "direction": ((1 - (direction * target.direction).sum(dim=1)) * taught).sum() / count,
-        "handedness": (right * taught).sum() / count,
+        "box": ((1 - _generalised_iou(sides, wanted_sides)) * taught).sum() / cells,
+        "direction": ((1 - (direction * target.direction).sum(dim=1)) * taught).sum() / cells,
+        "handedness": (right * taught).sum() / cells,
     }
+
+
+def _at_middle(target: Any) -> Tensor:
+    """1 in the cells of the hands' middles, else 0."""
+    return (target.center > 0.999).float()
 
 
 def _generalised_iou(first: Tensor, second: Tensor) -> Tensor:
@@ -155,7 +170,8 @@ def train_detector(
             stopped = any(ranks.gather(bool(should_stop and should_stop()))) if done % 10 == 0 else False
             last = done == config.steps or stopped
             set_learning_rate(optimizer, config, step)
-            parts = detector_loss(network(batch.image), batch.target, batch.weight)
+            counts = ranks.mean(label_counts(batch.target, batch.weight))
+            parts = detector_loss(network(batch.image), batch.target, batch.weight, counts, ranks.count)
             weights = config.loss.model_dump()
             loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
             optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from handmesh.detect import HandDetector
 from handmesh.detect.hands import is_detector
 from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.hand.grid import GridTarget, SeenHand, encode
-from handmesh.learn.detector import detection_scores, detector_loss, train_detector
+from handmesh.learn.detector import detection_scores, detector_loss, label_counts, train_detector
 from handmesh.learn.distributed import Ranks
 from handmesh.learn.resume import open_run
 from handmesh.model.checkpoint import load_latest_state
@@ -89,6 +89,20 @@ def test_the_right_answer_costs_nothing_and_each_wrong_one_its_own_part():
     losses = detector_loss(wrong, target, weight)
     assert losses["box"] > 0.3
     assert losses["center"] < 1e-3
+
+
+@pytest.mark.parametrize("hands", [HANDS, []])
+def test_the_losses_of_pieces_average_to_that_of_the_batch(hands):
+    """Each process divided by its own hands, so that those of one with few counted more than another's."""
+    pieces = [(batch_of(hands), torch.ones(1, 12, 12)), (batch_of(hands[:1]), torch.full((1, 12, 12), 0.5))]
+    grids = torch.randn(2, 1, 8, 12, 12, generator=torch.Generator().manual_seed(0))
+    both = GridTarget(*map(torch.cat, zip(*(target for target, _ in pieces), strict=True)))
+    whole = detector_loss(torch.cat([*grids]), both, torch.cat([weight for _, weight in pieces]))
+    counts = [label_counts(*piece) for piece in pieces]
+    mean = {name: (counts[0][name] + counts[1][name]) / 2 for name in counts[0]}
+    parts = [detector_loss(grid, *piece, mean, 2) for grid, piece in zip(grids, pieces, strict=True)]
+    for name, value in whole.items():
+        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, value)
 
 
 def test_what_has_no_weight_teaches_nothing():
