@@ -280,8 +280,8 @@ def _from_mano(hand: HandLabels[NDArray[Any]]) -> HandLabels[NDArray[Any]]:
 
 
 def source_sha256(source: Source) -> str:
-    """Identity of what a source reads."""
-    return sha256_of("".join(map(sha256_of_file, source.files())).encode())
+    """Identity of what a source reads. A picture that is not there, and is perhaps to be skipped, is part of that."""
+    return sha256_of("".join(sha256_of_file(file) if file.is_file() else "-" for file in source.files()).encode())
 
 
 class RunData(NamedTuple):
