@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from handmesh.config.detector import DetectorData, SceneSource
 from handmesh.data.augment import scaled_effects
 from handmesh.data.cut_outs import CutOut, CutOuts
+from handmesh.data.formats.jsonl import JsonlData
 from handmesh.errors import DataError
 from handmesh.files.image import read_image
 from handmesh.geometry.box import Box
@@ -118,6 +119,16 @@ class SceneMixture:
     @cached_property
     def _cut_outs(self) -> CutOuts:
         return CutOuts(self.data.cut_outs)
+
+    def files(self) -> Iterator[tuple[str, int, list[Path]]]:
+        """What the pictures are made of: name, how many, and the files."""
+        if self.pack is not None:
+            yield "synthetic", len(self.pack), sorted(self.pack.path.glob("*.npy"))
+        for number, (source, records) in enumerate(self.sources):
+            yield f"scenes{number}", len(records), [source.path, *(record.image for record in records)]
+        for number, path in enumerate(self.data.cut_outs):
+            labels = JsonlData(path)
+            yield f"cut_outs{number}", len(labels), list(labels.files())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_photos": {}}

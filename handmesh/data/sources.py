@@ -279,9 +279,9 @@ def _from_mano(hand: HandLabels[NDArray[Any]]) -> HandLabels[NDArray[Any]]:
     return hand._replace(joints=joints_from_mano(hand.joints), keypoints=keypoints, keypoints_known=known)
 
 
-def source_sha256(source: Source) -> str:
+def files_sha256(files: Iterable[Path]) -> str:
     """Identity of what a source reads. A picture that is not there, and is perhaps to be skipped, is part of that."""
-    return sha256_of("".join(sha256_of_file(file) if file.is_file() else "-" for file in source.files()).encode())
+    return sha256_of("".join(sha256_of_file(file) if file.is_file() else "-" for file in files).encode())
 
 
 class RunData(NamedTuple):

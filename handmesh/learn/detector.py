@@ -34,7 +34,7 @@ from handmesh.hand.grid import GridTarget, decode, fitted, in_image
 from handmesh.learn.distributed import Ranks, joined_ranks, parallel
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, takes_bfloat16, update_average
 from handmesh.learn.resume import open_run
-from handmesh.learn.run_folder import RunLog, write_run_record
+from handmesh.learn.run_folder import RunLog, describe_data, write_run_record
 from handmesh.metrics import match_boxes
 from handmesh.model.bundled import find_model
 from handmesh.model.checkpoint import load_model, save_state
@@ -146,7 +146,8 @@ def train_detector(
             optimizer.load_state_dict(state["optimizer"])
             logger.info("resuming at step %d of %d", first, config.steps)
         if ranks.is_main:
-            write_run_record(config, directory, ranks.count, {"start_from": config.start_from})
+            start = {"start_from": config.start_from} if state is None else None
+            write_run_record(config, directory, ranks.count, describe_data(mixture.files()), start)
         log = RunLog(directory, first, tensorboard=False) if ranks.is_main else None
         if takes_bfloat16(config, ranks.device):
             model.train_perceptrons_in_bfloat16()

@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from handmesh.config.detector import DetectorConfig
 from handmesh.config.train import TrainConfig
-from handmesh.data.sources import RunData, source_sha256
+from handmesh.data.sources import files_sha256
 from handmesh.errors import CheckpointError
 from handmesh.hand import HandArrays
 from handmesh.learn.trackers import Tracker
@@ -42,8 +42,17 @@ logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 
 
-def describe_inputs(config: TrainConfig, data: RunData, hand: HandArrays) -> dict[str, Any]:
-    """What a run starts from, each with its SHA-256: the hand, the weights, and the files of its sources."""
+def describe_data(sources: Iterable[tuple[str, int, Iterable[Path]]]) -> dict[str, Any]:
+    """What a run learns from, by name, of (name, samples, files): where it lies, and the SHA-256 of all of it."""
+    described = {}
+    for name, samples, paths in sources:
+        files = list(paths)
+        described[name] = {"samples": samples, "path": str(files[0]), "sha256": files_sha256(files)}
+    return described
+
+
+def describe_start(config: TrainConfig, hand: HandArrays) -> dict[str, Any]:
+    """What a run starts from, each with its SHA-256: the hand and the weights."""
     inputs: dict[str, Any] = {"hand": {"name": config.model.hand, "sha256": hand.sha256}}
     for key, name, find in (
         ("pretrained", config.pretrained, find_backbone_weights),
@@ -52,16 +61,19 @@ def describe_inputs(config: TrainConfig, data: RunData, hand: HandArrays) -> dic
         if name is not None:
             path = find(name)
             inputs[key] = {"name": name, "path": str(path), "sha256": sha256_of_file(path)}
-    inputs["data"] = {one.name: {"samples": len(one), "sha256": source_sha256(one)} for one in data.sources}
     return inputs
 
 
 def write_run_record(
-    config: TrainConfig | DetectorConfig, directory: Path, processes: int, inputs: Mapping[str, Any] | None = None
+    config: TrainConfig | DetectorConfig,
+    directory: Path,
+    processes: int,
+    data: Mapping[str, Any],
+    start: Mapping[str, Any] | None = None,
 ) -> None:
-    """`config.yaml` with every setting, and `environment.json`: what ran this, and `inputs`, what it started from.
+    """`config.yaml` with every setting, and `environment.json`: what ran this, what it started from, and `data`.
 
-    Without `inputs`, for a run that goes on, those of its beginning stay.
+    Without `start`, for a run that goes on, what its beginning said stays, and a warning names `data` that are others.
     """
     with written_atomically(directory / "config.yaml", error=CheckpointError, create_folder=True) as temporary:
         temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
@@ -77,17 +89,23 @@ def write_run_record(
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "processes": processes,
-        "inputs": _former_inputs(directory) if inputs is None else inputs,
+        "inputs": _former_inputs(directory, data) if start is None else {**start, "data": data},
     }
     write_json(directory / "environment.json", environment)
 
 
-def _former_inputs(directory: Path) -> Any:
+def _former_inputs(directory: Path, data: Mapping[str, Any]) -> Any:
     """None for a run of a version that did not record them, or whose record is damaged."""
     try:
-        return json.loads((directory / "environment.json").read_text(encoding="utf-8")).get("inputs")
+        inputs = json.loads((directory / "environment.json").read_text(encoding="utf-8")).get("inputs")
     except (OSError, ValueError):
         return None
+    former = (inputs or {}).get("data", {})
+    for name, now in data.items():
+        if name in former and former[name]["sha256"] != now["sha256"]:
+            counts = f"{now['samples']} samples, {former[name]['samples']} then"
+            logger.warning("%s: %s is not what this run began with (%s); it goes on so", name, now["path"], counts)
+    return inputs
 
 
 def git_commit() -> str | None:

@@ -40,7 +40,7 @@ from handmesh.learn.distributed import Ranks, joined_ranks, no_sync, parallel, s
 from handmesh.learn.losses import distance_sums, hand_loss, label_counts
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, takes_bfloat16, update_average
 from handmesh.learn.resume import open_run
-from handmesh.learn.run_folder import RunLog, describe_inputs, write_json, write_run_record
+from handmesh.learn.run_folder import RunLog, describe_data, describe_start, write_json, write_run_record
 from handmesh.learn.targets import make_targets
 from handmesh.learn.trackers import open_tracker
 from handmesh.learn.validation import TEST_SET, draw_samples, relative_error, selection_score, validate
@@ -130,8 +130,9 @@ def train(
         data = _open_data(config, hand, ranks, on_render)
         config = config.model_copy(update={"steps": count_steps(config, data)})
         if ranks.is_main:
-            inputs = describe_inputs(config, data, hand) if state is None else None
-            write_run_record(config, directory, ranks.count, inputs)
+            learns_from = describe_data((source.name, len(source), source.files()) for source in data.sources)
+            start = describe_start(config, hand) if state is None else None
+            write_run_record(config, directory, ranks.count, learns_from, start)
 
         torch.manual_seed(config.seed)
         model = to_device(build_network(config, hand), device)

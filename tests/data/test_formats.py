@@ -16,7 +16,7 @@ from handmesh.data.check import check
 from handmesh.data.formats.jsonl import JsonlData
 from handmesh.data.formats.records import LabelledPhotos
 from handmesh.data.show import show
-from handmesh.data.sources import photo_source, source_sha256
+from handmesh.data.sources import files_sha256, photo_source
 from handmesh.errors import DataError
 from handmesh.evaluate.sets import open_evaluation_set
 from handmesh.hand import builtin_hand
@@ -72,7 +72,7 @@ def test_a_form_of_ones_own_is_trained_scored_checked_and_shown(folder):
     sample = source.example(0, np.random.default_rng(0), 64)
     assert bool(sample.labels.joints_known)
     assert not bool(sample.labels.pose_known)
-    before = source_sha256(source)
+    before = files_sha256(source.files())
     scored = open_evaluation_set(folder)
     assert scored.kind == "one table"
     np.testing.assert_allclose(scored.truth.joints, joints, atol=1e-9)
@@ -84,6 +84,6 @@ def test_a_form_of_ones_own_is_trained_scored_checked_and_shown(folder):
     table = json.loads((folder / "table.json").read_text())
     table["xyz_mm"][1].pop()
     (folder / "table.json").write_text(json.dumps(table))
-    assert source_sha256(source) != before, "the record of a run tells other labels"
+    assert files_sha256(source.files()) != before, "the record of a run tells other labels"
     with pytest.raises(DataError, match=r"table\.json, sample 1: 'joints'"):
         photo_source(PhotoData(path=folder), 0, TrainConfig(), builtin_hand())

@@ -24,7 +24,7 @@ from handmesh.data.check import check
 from handmesh.data.crops import BOX, FRAME, crop_sample
 from handmesh.data.formats.jsonl import MAX_LINE_BYTES, JsonlData
 from handmesh.data.show import show
-from handmesh.data.sources import PhotoSource, photo_source, source_sha256
+from handmesh.data.sources import PhotoSource, files_sha256, photo_source
 from handmesh.data.stream import BLOCK, Mixture, TrainingStream, training_batches
 from handmesh.errors import ConfigError, DataError
 from handmesh.hand import JOINT_NAMES, Handedness, builtin_hand
@@ -761,10 +761,10 @@ def test_a_run_goes_on_without_bad_images_if_it_is_told_to(torn, workers, caplog
     for whole, resumed in zip(batches[3:], later, strict=True):
         assert torch.equal(whole.image, resumed.image)
 
-    before = source_sha256(source)
+    before = files_sha256(source.files())
     (torn.path.parent / "2.jpg").unlink()  # since it began
     assert len(list(training_batches([source], config, 0))) == 6
-    assert source_sha256(source) != before, "and a run that begins now is recorded, where it ended in a traceback"
+    assert files_sha256(source.files()) != before, "a run that begins now ended in a traceback"
 
 
 def test_bad_images_end_a_run_that_is_not_told_so(torn):

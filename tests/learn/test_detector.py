@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -136,6 +137,17 @@ def test_a_run_stopped_and_resumed_ends_as_one_that_was_not(scenes, tmp_path):
     for name, value in weights_in(whole).items():
         assert np.array_equal(value, weights_in(resumed)[name]), name
     assert HandDetector(resumed, min_score=0.0)(np.zeros((50, 70, 3), np.uint8))
+
+
+def test_labels_that_changed_since_a_run_began_are_told(scenes, tmp_path, caplog):
+    """It went on with them without a word, though it says that it ends as one that was never stopped."""
+    folder = shutil.copytree(scenes.parent, tmp_path / "scenes")
+    settings = config(folder / scenes.name, steps=20, checkpoint_every=20, evaluate_every=20)
+    train_detector(settings, tmp_path / "run", should_stop=lambda: True)
+    (folder / scenes.name).write_text(scenes.read_text().splitlines()[0] + "\n")
+    train_detector(settings, tmp_path / "run", resume=True)
+    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert f"{folder / scenes.name} is not what this run began with (1 samples, 2 then)" in said
 
 
 def test_a_stopped_run_is_saved_before_it_is_scored(scenes, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
 from handmesh.learn.distributed import Ranks
 from handmesh.learn.optimizer import learning_rate_at, make_optimizer, set_learning_rate, update_average
-from handmesh.learn.run_folder import describe_inputs, write_run_record
+from handmesh.learn.run_folder import describe_data, describe_start, write_run_record
 from handmesh.learn.targets import complete_targets
 from handmesh.learn.train import _check_precision, build_network, count_steps, start_weights, train
 from handmesh.learn.validation import relative_error, validate
@@ -267,17 +267,22 @@ def test_a_run_leaves_a_record_of_itself(tiny_config, tmp_path):
     assert all(np.isfinite(value) for value in scores.values())
 
 
-def test_a_run_says_which_weights_and_data_it_started_from(tiny_config, tiny_pack_directory, tmp_path):
-    """By their SHA-256, which a name is not; a run that goes on keeps what its beginning said."""
+def inputs_of(config: Any) -> dict[str, Any]:
+    sources = open_data(config, builtin_hand()).sources
+    data = describe_data((source.name, len(source), source.files()) for source in sources)
+    return {**describe_start(config, builtin_hand()), "data": data}
+
+
+def test_a_run_says_which_weights_and_data_it_started_from(tiny_config, tiny_pack_directory, tmp_path, caplog):
+    """By their SHA-256, which a name is not; a run that goes on keeps what its beginning said, and tells other data."""
     start = tmp_path / "start.safetensors"
     start.write_bytes(b"weights")
     config = tiny_config(start_from=str(start))
-    data = open_data(config, builtin_hand())
-    before = describe_inputs(config, data, builtin_hand())
+    before = inputs_of(config)
     assert before["start_from"] == {
         "name": str(start), "path": str(start), "sha256": hashlib.sha256(b"weights").hexdigest()
     }  # fmt: skip
-    write_run_record(config, tmp_path, 1, before)
+    write_run_record(config, tmp_path, 1, before["data"], before)
     copy = tmp_path / "packs"
     shutil.copytree(tiny_pack_directory, copy)
     betas = copy / "train-16-96px-seed0" / "betas.npy"
@@ -287,10 +292,13 @@ def test_a_run_says_which_weights_and_data_it_started_from(tiny_config, tiny_pac
     start.write_bytes(b"other weights")
     synthetic = {"directory": str(copy), "count": 16, "size": 96, "workers": 1}
     moved = tiny_config(start_from=str(start), data={"synthetic": synthetic})
-    after = describe_inputs(moved, open_data(moved, builtin_hand()), builtin_hand())
+    after = inputs_of(moved)
     assert after["start_from"]["sha256"] != before["start_from"]["sha256"]
     assert after["data"]["synthetic"]["sha256"] != before["data"]["synthetic"]["sha256"]
-    write_run_record(moved, tmp_path, 1)
+    write_run_record(moved, tmp_path, 1, before["data"])
+    assert not caplog.messages
+    write_run_record(moved, tmp_path, 1, after["data"])
+    assert [str(copy) in said and "not what this run began with" in said for said in caplog.messages] == [True]
     assert json.loads((tmp_path / "environment.json").read_text())["inputs"] == before
 
 
