@@ -74,7 +74,7 @@ class HandDetectorNet(nn.Module):
         """Take over the trunk of a reparameterized `FastViT` of the same channels, by its own names.
 
         Of a perceptron with more hidden channels those stay that carry most: by the product of the norms of their
-        weights before and after. Raises CheckpointError for another backbone.
+        weights before and after. Raises CheckpointError for another backbone, or fewer hidden channels.
         """
         kept: dict[str, Tensor] = {}
         for name, own in self.state_dict().items():
@@ -85,7 +85,7 @@ class HandDetectorNet(nn.Module):
                 raise CheckpointError(f"The model to start from has no {name}: it has another backbone.")
             if value.shape != own.shape:
                 block, _, layer = name.rpartition("convffn.")
-                if not block:
+                if not block or value.numel() < own.numel():
                     raise CheckpointError(f"{name} is {tuple(value.shape)}, wanted {tuple(own.shape)}.")
                 first, second = (weights[f"{block}convffn.{fc}.weight"].flatten(1) for fc in ("fc1", "fc2"))
                 chosen = (

@@ -227,6 +227,8 @@ def test_a_trunk_begins_as_the_hand_mesh_models_and_keeps_its_widest_channels():
     assert torch.equal(taken["patch_embed.0.reparam_conv.weight"], state["patch_embed.0.reparam_conv.weight"])
     with pytest.raises(CheckpointError, match="another backbone"):
         narrow.start_from({})
+    with pytest.raises(CheckpointError, match=r"convffn\.fc1\.weight is .* wanted"):  # it was a traceback of torch's
+        wide.start_from(narrow.state_dict())
 
 
 def test_scores_count_what_was_found_and_what_was_imagined(scenes, monkeypatch):
