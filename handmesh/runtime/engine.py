@@ -50,6 +50,8 @@ def open_engine(
     Raises CheckpointError when there is no such model; AssetError where its hand is MANO's and MANO was not added;
     ConfigError for a device, engine or precision that this machine or engine does not have.
     """
+    if engine not in ("auto", *_DEVICES):
+        raise ConfigError(f"There is no engine {engine!r}. Known: auto, {', '.join(_DEVICES)}.")
     path = find_model(model)
     threads = threads or default_threads()
     if path.suffix in (".onnx", ".xml") and engine == "torch":
@@ -64,8 +66,6 @@ def open_engine(
         device = best_device() if engine in ("auto", "torch") else "cpu"
     if engine == "auto":
         engine = "onnx" if device == "cpu" else "torch"
-    if engine not in _DEVICES:
-        raise ConfigError(f"There is no engine {engine!r}. Known: auto, {', '.join(_DEVICES)}.")
     if device not in ("auto", *_DEVICES[engine]):
         raise ConfigError(f"The {engine} engine runs on {' or '.join(_DEVICES[engine])}, not on {device!r}.")
     if engine == "torch":

@@ -259,6 +259,8 @@ def test_an_exported_file_runs_on_its_own_engine_only(model_file, tmp_path):
     assert open_engine(graph).name.startswith("onnxruntime")
     with pytest.raises(ConfigError, match="which torch does not run"):
         open_engine(graph, engine="torch")
+    with pytest.raises(ConfigError, match="no engine 'tensorrt'"):
+        open_engine(tmp_path / "graph.xml", engine="tensorrt")  # it was OpenVINO, whatever was asked for
     with pytest.raises(ConfigError, match="computes in float32, not in bfloat16"):
         open_engine(graph, precision="bfloat16")
     with pytest.raises(ConfigError, match="for one engine"):
