@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
-PACK_FORMAT = 2  # raised when the same seed would give other images or other files
+PACK_FORMAT = 3  # raised when the same seed would give other images or other files
 # Settings that a pack, whose images are clean, does not depend on: it stays valid when they change.
 _AFTER_THE_FOREGROUND = ("shadow", "fda_prob", "effects")
 # What the records of former versions lack, and what was so in them.

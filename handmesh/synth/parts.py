@@ -174,24 +174,21 @@ class ArmTopology:
         axis = directions[:, np.abs(spread - np.median(spread)).argmax()]
         top = back - (back @ axis) * axis
         top /= np.linalg.norm(top)
-        side = np.cross(axis, top)
+        side = np.cross(top, axis)
         flat = (skin - center) @ np.stack([side, top], axis=1)
         half = np.sqrt(2) * flat.std(axis=0) * 1.03  # a circle's coordinates vary by its radius over sqrt 2
         columns, width, thick = 20, rng.uniform(0.001, 0.0035), rng.uniform(0.0006, 0.0016)
         angle = np.linspace(0, 2 * np.pi, columns, endpoint=False)
-        outline = np.array([[0.0, -width], [thick, -width], [thick, width], [0.0, width]])
-        grid = np.empty((4, columns, 3))
+        outline = np.array([[0.0, -width], [thick, -width], [thick, width], [0.0, width], [0.0, -width]])
+        grid = np.empty((len(outline), columns, 3))
         for row, (out, along) in enumerate(outline):
             around = np.stack([np.cos(angle) * (half[0] + out), np.sin(angle) * (half[1] + out)], axis=1)
             grid[row] = center + around @ np.stack([side, top]) + axis * along
         rings = grid.reshape(-1, 3)
-        faces = _tube_faces(4, columns)
+        faces = _tube_faces(len(outline), columns)
         metal = (np.array([0.85, 0.62, 0.25]), np.array([0.75, 0.75, 0.78]), np.array([0.05, 0.05, 0.05]))
         local = np.tile(outline[:, :1], (1, columns)).reshape(-1, 1) * np.ones(3)
         attributes = object_attributes(local, metal[rng.integers(3)] * rng.uniform(0.7, 1.0))
-        if np.linalg.det(np.stack([side, top, axis])) < 0:
-            faces = faces[:, ::-1]
-        faces = np.concatenate([faces, faces[:, ::-1]])
         if rng.random() < 0.35:
             stone = center + top * (half[1] + thick)
             size = rng.uniform(0.0015, 0.0045)
@@ -273,8 +270,10 @@ class Arm:
         attributes[:, 0] = np.tile(np.arange(_SLEEVE_COLUMNS) * 8.0, _SLEEVE_ROWS)
         attributes[:, 1] = np.repeat(np.arange(_SLEEVE_ROWS) * -22.0, _SLEEVE_COLUMNS)
         attributes[:, Channel.ALBEDO : Channel.ALBEDO + 3] = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
-        both = np.concatenate([faces, faces[:, ::-1]])  # the inside shows at the hem
-        return Part(vertices, both, attributes, np.full(len(both), Material.CLOTH, np.int32))
+        # The inside shows at the hem. It has vertices of its own: normals of both sides at one would cancel.
+        faces = np.concatenate([faces, faces[:, ::-1] + np.int32(len(vertices))])
+        vertices, attributes = np.tile(vertices, (2, 1)), np.tile(attributes, (2, 1))
+        return Part(vertices, faces, attributes, np.full(len(faces), Material.CLOTH, np.int32))
 
     def bracelet(self, rng: np.random.Generator) -> Part:
         """A bracelet or a watch strap: a narrow band around the wrist."""
@@ -308,7 +307,7 @@ def _runs_along(faces: NDArray[np.int64], loop: NDArray[np.int64]) -> bool:
 
 
 def _tube_faces(rows: int, columns: int) -> Faces:
-    """Outward faces of rings stacked from the hand to the elbow, counter-clockwise angle seen from the fingers."""
+    """Outward faces of rings stacked from the hand to the elbow, their angle clockwise seen from the fingers."""
     grid = np.arange(rows * columns).reshape(rows, columns)
     a, b = grid[:-1], np.roll(grid[:-1], -1, axis=1)
     c, d = grid[1:], np.roll(grid[1:], -1, axis=1)

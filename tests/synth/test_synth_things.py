@@ -9,8 +9,10 @@ from handmesh.hand import builtin_hand
 from handmesh.hand.anatomy import FINGER_ROOTS, bone_ends, palm_frame
 from handmesh.synth import Backgrounds, PosePrior, SceneRenderer, SceneSettings, sample_generator
 from handmesh.synth import objects as things
+from handmesh.synth.parts import sample_skin
 from handmesh.synth.pose_prior import BASE_POSES, bone_segments, forward_kinematics, limit_angles
 from handmesh.synth.scene import _depth_to_touch
+from handmesh.synth.shade import vertex_normals
 
 SIZE = 80
 # Nothing but an arm, and no scene refused for what it hides, so that the same seed is the same hand in the same view.
@@ -141,6 +143,34 @@ def test_a_ring_sits_around_the_first_bone_of_one_finger(backgrounds):
         assert 0.3 < t < 0.95
         assert 0.005 < np.linalg.norm(band - centre, axis=1).mean() < 0.016
     assert len(fingers) >= 3
+
+
+def test_what_is_worn_is_lit_by_where_it_faces(backgrounds):
+    """A sheet that is seen from both sides shared its vertices between them: their normals cancelled to rounding noise,
+    so that sleeves and rings were lit from anywhere.
+    """
+    renderer = SceneRenderer(builtin_hand(), BARE, SIZE, backgrounds=backgrounds)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        hand = renderer._pose_hand(rng)
+        arm = renderer._arm.build(rng, hand.vertices, sample_skin(rng, 0))
+        for part in (arm.sleeve(rng), arm.bracelet(rng), renderer._arm.ring(rng, hand.vertices)):
+            vertices = part.vertices.astype(np.float32)
+            normals = np.empty_like(vertices)
+            vertex_normals(vertices, part.faces, normals)
+            np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-3)
+            a, b, c = (part.vertices[part.faces[:, k]] for k in range(3))
+            agrees = np.einsum("fi,fi->f", np.cross(b - a, c - a), normals[part.faces].mean(axis=1)) > 0
+            assert agrees.mean() > 0.85  # sharp folds of a crumpled sleeve
+
+
+def test_rings_face_away_from_the_finger(backgrounds):
+    renderer = SceneRenderer(builtin_hand(), BARE, SIZE, backgrounds=backgrounds)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        part = renderer._arm.ring(rng, renderer._pose_hand(rng).vertices)
+        a, b, c = (part.vertices[part.faces[:, k]] for k in range(3))
+        assert np.einsum("fi,fi->", a - part.vertices[0], np.cross(b - a, c - a)) > 0  # the volume
 
 
 def render_both(backgrounds: Backgrounds, changed: SceneSettings, seed: int, index: int):
