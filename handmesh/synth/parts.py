@@ -450,9 +450,10 @@ def sample_skin(rng: np.random.Generator, polish_share: float) -> Skin:
     """
     ita = rng.uniform(-55, 62)
     light = (ita + 55) / 117
-    middle = 11 + 7 * np.sin(np.pi * min(light * 1.1, 1))
-    lightness = np.clip(50 + middle * np.tan(np.radians(ita)) + rng.normal(0, 1.5), 24, 77)
-    b = np.clip(rng.normal(middle + 3.5, 2.0), 9, 25)
+    slope = np.tan(np.radians(ita))
+    # As yellow as leaves the lightness within 24..76.
+    b = np.clip(rng.normal(14.5 + 7 * np.sin(np.pi * min(light * 1.1, 1)), 2.0), 9, min(25, 26 / max(abs(slope), 1)))
+    lightness = 50 + b * slope
     a = np.clip(rng.normal(10.0 + 2 * np.sin(np.pi * light), 1.5), 6.5, 15)
     palm_lightness = max(lightness, rng.normal(0.45 * lightness + 0.55 * 64, 2.5)) + rng.uniform(0, 3)
     dorsal = _linear_from_lab(lightness, a, b)

@@ -32,7 +32,7 @@ from handmesh.synth.backgrounds import (
     draw_distractors,
     procedural_background,
 )
-from handmesh.synth.parts import sample_lights, sphere_directions
+from handmesh.synth.parts import sample_lights, sample_skin, sphere_directions
 
 SIZE = 96
 COUNT = 12
@@ -117,9 +117,10 @@ def test_keypoints_are_the_pinhole_projection_of_the_joints(samples):
 def test_the_drawn_hand_is_where_the_vertices_project(bare_samples):
     """Pixel centres at integers: the mask's centroid is that of the projected triangles, filled by OpenCV at 8x.
 
-    An error of half a pixel (the other common convention) would show as 0.5.
+    An error of half a pixel (the other common convention) would show as 0.5. Single hands are up to 0.2 off, by what
+    the forearm hides and an outline that is rounder than the coarse mesh.
     """
-    fine, compared = 8, 0
+    fine, differences = 8, []
     for sample in bare_samples:
         plane = sample.vertices @ sample.intrinsics.T
         points = ((plane[:, :2] / plane[:, 2:] + 0.5) * fine - 0.5) * 16  # OpenCV takes 1/16 px with shift=4
@@ -131,11 +132,11 @@ def test_the_drawn_hand_is_where_the_vertices_project(bare_samples):
         if found.sum() < 0.997 * expected.sum():
             continue  # the forearm is in front of a part of it
         y, x = np.mgrid[0:SIZE, 0:SIZE]
-        for coordinate in (x, y):
-            difference = (found * coordinate).sum() / found.sum() - (expected * coordinate).sum() / expected.sum()
-            assert abs(difference) < 0.15  # 2 x 2 samples per pixel, and a rounder outline than the coarse mesh
-        compared += 1
-    assert compared >= 4
+        differences.append(
+            [(found * axis).sum() / found.sum() - (expected * axis).sum() / expected.sum() for axis in (x, y)]
+        )
+    assert len(differences) >= 4
+    assert np.abs(np.median(differences, axis=0)).max() < 0.08
 
 
 def test_visible_joints_lie_on_the_hand(bare_samples):
@@ -215,6 +216,15 @@ def test_skin_tones_are_even_over_the_whole_range(bare):
     counts, _ = np.histogram(tones, bins=[-55, -16, 23, 62])
     assert counts.sum() == 60
     assert counts.min() >= 9  # 20 expected, standard deviation 3.7
+
+
+def test_skin_has_the_tone_that_its_label_says():
+    """Measured by OpenCV. The palest hands were 7 degrees darker than said, the darkest 7 paler."""
+    for seed in range(200):
+        skin = sample_skin(np.random.default_rng(seed), 0)
+        linear = skin.dorsal[None, None].astype(np.float32)
+        lightness, _, b = cv2.cvtColor(linear, cv2.COLOR_LRGB2Lab)[0, 0]
+        assert np.degrees(np.arctan2(lightness - 50, b)) == pytest.approx(skin.ita_degrees, abs=0.1)
 
 
 @pytest.mark.parametrize("toward", [(0, 0, 1.0), (0, 0, -1.0), (0.3, -0.8, 0.5), (0, 1.0, 0), (0, -1.0, 0)])
