@@ -223,7 +223,7 @@ def _low_light(rng: np.random.Generator, image: Image, gains: NDArray[np.float64
 
 
 def _motion_blur(rng: np.random.Generator, image: Image) -> Image:
-    length = max(3, round(rng.uniform(*MOTION_LENGTH) * image.shape[0] / 224))
+    length = max(3, round(rng.uniform(*MOTION_LENGTH) * image.shape[0] / 224)) | 1  # an even kernel moves the picture
     kernel = np.zeros((length, length), np.float32)
     angle, middle = rng.uniform(0, np.pi), (length - 1) / 2
     reach = np.array([np.cos(angle), np.sin(angle)]) * middle

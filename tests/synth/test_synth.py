@@ -349,14 +349,17 @@ def test_effects_do_not_move_the_image():
         assert abs((y * weight).sum() / weight.sum() - 32) < 0.75
 
 
+@pytest.mark.parametrize("effect", ["low_resolution", "motion"])
 @pytest.mark.parametrize("side", [65, 160, 224])
-def test_a_small_photo_that_is_enlarged_lies_where_it_was(side):
-    """Far from the corner, too: there it lay up to three pixels off."""
+def test_what_blurs_a_photo_leaves_it_where_it_was(side, effect):
+    """Far from the corner, too: there a small photo that is enlarged lay up to three pixels off. Motion blur of an even
+    length moved it by half a pixel.
+    """
     y, x = np.mgrid[0:side, 0:side]
     middle, spread = 0.8 * side, side / 20
     dot = np.exp(-((x - middle) ** 2 + (y - middle) ** 2) / (2 * spread**2))
     image = np.repeat(np.rint(200 * dot).astype(np.uint8)[..., None], 3, axis=-1)
-    effects = CameraEffects.none().model_copy(update={"low_resolution": 1.0})
+    effects = CameraEffects.none().model_copy(update={effect: 1.0})
     for seed in range(20):
         seen = camera_effects(np.random.default_rng(seed), image, effects).astype(float).mean(axis=2)
         assert np.abs([(axis * seen).sum() / seen.sum() - middle for axis in (x, y)]).max() < 0.2
