@@ -322,7 +322,7 @@ def _vessel(rng: np.random.Generator, radius: float) -> list[Body]:
             ring, faces = torus(0.018, 0.0045)
             bodies.append(Body(ring[:, [1, 2, 0]] + np.array([radius + 0.008, 0, above * 0.3]), faces, color))
     if kind < 2 and rng.random() < 0.7:
-        low, high = sorted(rng.uniform(-0.8, 0.9, 2) * [below, above])
+        low, high = sorted(rng.uniform(-0.8 * below, 0.9 * above, 2))
         bodies.append(_turned([[[radius + 0.0004, low], [radius + 0.0004, high]]], object_color(rng)))
     return bodies
 

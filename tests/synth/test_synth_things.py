@@ -118,6 +118,18 @@ def test_turned_bodies_face_outwards():
     assert np.einsum("fi,fi->", a, np.cross(b, c)) / 6 == pytest.approx(2 * np.pi, rel=0.01)
 
 
+def test_labels_lie_on_the_side_of_a_bottle():
+    """One in fifteen stood out below its bottom or above its shoulder."""
+    labels = 0
+    for seed in range(200):
+        first, *_, last = things._vessel(np.random.default_rng(seed), 0.03)
+        if np.allclose(np.linalg.norm(last.vertices[:, :2], axis=1), 0.0304):
+            labels += 1
+            side = first.vertices[np.isclose(np.linalg.norm(first.vertices[:, :2], axis=1), 0.03), 2]
+            assert side.min() < last.vertices[:, 2].min() < last.vertices[:, 2].max() < side.max()
+    assert labels > 20
+
+
 # --------------------------------------------------------------------------------------------------------- worn things
 
 
