@@ -47,7 +47,7 @@ class LightSettings(SceneGroup):
     flash: float = 0.08  # a hard light at the camera
     overcast: float = 0.15  # no key light at all
     colored: float = 0.06  # neon, sunset, stage: key light or surroundings of a strong colour
-    spots: tuple[int, int] = (0, 4)  # soft lamps and windows: at least, less than
+    spots: tuple[int, int] = (0, 4)  # soft lamps and windows: at least, less than; of two equal numbers, as many
 
 
 class SkinSettings(SceneGroup):
@@ -135,6 +135,13 @@ class SceneSettings(SceneGroup):
     min_visible: float = 0.3  # of joints that nothing at all hides
     beta_scale: float = 1.2  # standard deviation of the shape coefficients, cut at 3: children to large adults
     effects: CameraEffects = CameraEffects()
+
+    @model_validator(mode="after")
+    def _seen_from_somewhere(self) -> Self:
+        shares = {name: value for name, value in self if name.endswith("_views")}
+        if not any(shares.values()):
+            raise ValueError(f"{', '.join(shares)} are all 0: wanted one above, also where all poses are real")
+        return self
 
     @classmethod
     def held_out_appearance(cls) -> SceneSettings:

@@ -499,7 +499,8 @@ def sample_lights(rng: np.random.Generator, directions: Float32Array, settings: 
     radiance = (
         rng.uniform(0.15, 0.9) * _light_color(rng) * (rng.uniform(0.1, 0.8) + above[:, None] * rng.uniform(0.3, 1.2))
     )
-    for _ in range(rng.integers(*settings.spots)):
+    low, high = settings.spots
+    for _ in range(rng.integers(low, max(high, low + 1))):
         lamp = rng.normal(size=3) + np.array([0, -0.8, -0.4])
         lamp /= np.linalg.norm(lamp)
         radiance = radiance + np.exp((directions @ lamp - 1) * rng.uniform(2, 12))[:, None] * _light_color(

@@ -385,6 +385,10 @@ def test_a_runs_scenes_can_be_changed_by_name():
         ({"crop_share": [3, 1]}, r"scenes: crop_share is \(3.0, 1.0\), wanted two numbers from 0 on"),
         ({"glove": -0.1}, r"scenes: glove is -0.1, wanted a number from 0 on"),
         ({"lights": {"spots": [0, math.nan]}}, r"scenes\.lights\.spots"),
+        (
+            {f"{name}_views": 0 for name in ("uniform", "tripod", "selfie", "egocentric", "table", "room")},
+            r"room_views are all 0: wanted one above",
+        ),
         ({"skin": {"relief": [0.1, math.inf]}}, r"scenes\.skin\.relief"),
     ],
 )

@@ -284,6 +284,9 @@ def test_light_comes_from_where_the_settings_say():
     assert all(lights.direction[2] > 0 for lights in draw(back=1))  # away from the camera
     assert all(lights.direction[2] < -0.8 for lights in draw(flash=1))
     assert all((lights.key == 0).all() for lights in draw(overcast=1))
+    # As many lamps as are asked for: none leaves the sky, which no direction exceeds by far.
+    few, many = ([np.ptp(lights.radiance) for lights in draw(spots=(count, count))] for count in (0, 5))
+    assert max(few) < np.median(many)
 
     def purity(lights) -> float:
         both = np.stack([lights.key, lights.radiance.mean(axis=0)])
