@@ -290,12 +290,16 @@ def _nail(hand: HandArrays, root: int, frames: Floats, ends: Floats) -> Nail:
 def boundary_loop(faces: NDArray[np.integer]) -> NDArray[np.int64]:
     """(F, 3) faces of a surface with one hole -> the hole's vertices in order, along the faces' own direction.
 
-    Starts at the smallest vertex number. Raises ValueError when the surface has no boundary or more than one.
+    Starts at the smallest vertex number. Raises ValueError when the surface has no boundary or more than one, or one
+    that passes a vertex twice.
     """
     edges = {(int(a), int(b)) for face in faces for a, b in zip(face, np.roll(face, -1), strict=True)}
-    following = {a: b for a, b in edges if (b, a) not in edges}
+    boundary = [(a, b) for a, b in edges if (b, a) not in edges]
+    following = dict(boundary)
     if not following:
         raise ValueError("the surface is closed: it has no boundary")
+    if len(following) < len(boundary) or set(following) != set(following.values()):  # the walk below would not end
+        raise ValueError("boundaries of the surface meet at a vertex, or its faces are not wound alike")
     loop = [min(following)]
     while (vertex := following[loop[-1]]) != loop[0]:
         loop.append(vertex)

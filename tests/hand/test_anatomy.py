@@ -175,6 +175,11 @@ def test_boundary_loop_of_a_square_and_refusals():
         anatomy.boundary_loop(np.array([[0, 1, 2], [0, 3, 1], [1, 3, 2], [2, 3, 0]]))
     with pytest.raises(ValueError, match="more than one"):
         anatomy.boundary_loop(np.array([[0, 1, 2], [3, 4, 5]]))
+    # Two corners that touch: the walk went around the second one until memory was full.
+    with pytest.raises(ValueError, match="meet at a vertex"):
+        anatomy.boundary_loop(np.array([[0, 1, 2], [2, 3, 4]]))
+    with pytest.raises(ValueError, match="not wound alike"):
+        anatomy.boundary_loop(np.array([[0, 1, 2], [0, 3, 2]]))
 
 
 def test_the_wrist_boundary_is_at_the_wrist(hand):
