@@ -224,8 +224,11 @@ def _check_no_archive(path: Path) -> None:
     """What MANO's site gives is a zip with both hands in it."""
     if path.suffix.lower() != ".zip" or not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        hands = [name for name in archive.namelist() if name.endswith(("MANO_RIGHT.pkl", "MANO_LEFT.pkl"))]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            hands = [name for name in archive.namelist() if name.endswith(("MANO_RIGHT.pkl", "MANO_LEFT.pkl"))]
+    except Exception as error:  # zipfile raises several kinds on damaged bytes
+        raise AssetError(f"{path} is a damaged archive ({error}): download it again.") from error
     if hands:
         raise AssetError(f"{path} is an archive: unpack it, and add {' and '.join(hands)} from it.")
 

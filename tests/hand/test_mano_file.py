@@ -631,3 +631,16 @@ def test_the_archive_as_downloaded_is_named_for_what_it_is(tmp_path):
         archive.writestr("mano_v1_2/models/MANO_LEFT.pkl", b"")
     with pytest.raises(AssetError, match=r"unpack it, and add mano_v1_2/models/MANO_RIGHT\.pkl and "):
         read_mano(tmp_path / "mano_v1_2.zip")
+
+
+@pytest.mark.parametrize(("at", "byte"), [(0, 0), (6, 255)])  # the signature of its list of files, the version it needs
+def test_a_damaged_archive_is_an_error_of_its_own(tmp_path, at, byte):
+    """It was a traceback: what zipfile takes for an archive it may not be able to read."""
+    path = tmp_path / "mano_v1_2.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("mano_v1_2/models/MANO_RIGHT.pkl", b"")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + at] = byte
+    path.write_bytes(content)
+    with pytest.raises(AssetError, match=r"mano_v1_2\.zip is a damaged archive"):
+        read_mano(path)
