@@ -235,6 +235,8 @@ class SceneRenderer:
         if rng.random() < settings.occluder:
             cover = self._occlude(rng, image, alpha, mask, keypoints)
             visible &= ~_covered(cover, keypoints)
+            if visible.mean() < min_visible:
+                return None
             facts["occluder"] = 1.0
         facts["hidden_share"] = float(1 - visible.mean())
         return SyntheticSample(
