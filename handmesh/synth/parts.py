@@ -576,10 +576,6 @@ def sample_appearance(
     return Appearance(*(np.float32(value) for value in values))
 
 
-def _unit(vector: Floats) -> Floats:
-    return vector / np.linalg.norm(vector)
-
-
 def _ease(x: float | Floats) -> float | Floats:
     t = np.clip(x, 0, 1)
     return t * t * (3 - 2 * t)
