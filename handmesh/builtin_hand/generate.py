@@ -80,7 +80,7 @@ COEFFICIENT_STEP = 2.0**-8
 
 
 def generate() -> HandArrays:
-    """Build the right hand; about half a minute. Raises AssetError when scikit-image is not installed."""
+    """Build the right hand; about 15 s. Raises AssetError when scikit-image is not installed."""
     started = time.perf_counter()
     vertices_mm, faces = _skin()
     logger.info("skin: %d vertices, %d faces, %.1f s", len(vertices_mm), len(faces), time.perf_counter() - started)

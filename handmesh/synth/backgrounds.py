@@ -460,7 +460,7 @@ def _draw_limb(rng: np.random.Generator, image: Floats, skin: Floats, start: Flo
 
 
 def draw_distractors(rng: np.random.Generator, background: Image) -> Image:
-    """(S, S, 3) uint8 -> the same with one to four things that look like a hand at a glance and are none."""
+    """(S, S, 3) uint8 -> the same with none to three things that look like a hand at a glance and are none."""
     image = background.astype(np.float32)
     size = image.shape[0]
     for _ in range(rng.integers(0, 4)):
