@@ -51,7 +51,7 @@ def draw_skeleton(
         for parent, joint in BONES:
             if shown[parent] and shown[joint]:
                 bone_color = (24, 24, 24) if dark else _joint_color(joint)
-                thickness = min(max(1, round(width + grow)), 255)  # OpenCV draws no wider
+                thickness = min(max(1, round(width + grow)), 32767)  # OpenCV draws no wider
                 cv2.line(drawn, fixed[parent], fixed[joint], bone_color, thickness, cv2.LINE_AA, shift)
     for joint in np.flatnonzero(shown).tolist():
         dots = [(1.1 * width + edge, (24, 24, 24)), (1.1 * width, _joint_color(joint))]

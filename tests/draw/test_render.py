@@ -332,6 +332,15 @@ def test_bones_are_wider_on_a_larger_hand():
     assert large.any(axis=2).sum() > 20 * small.any(axis=2).sum()
 
 
+def test_bones_are_as_wide_as_is_asked_for():
+    """On a panorama too: they ended at 255 pixels."""
+    keypoints, visible = np.full((21, 2), 300.0), np.arange(21) < 2  # one bone, from edge to edge
+    keypoints[1, 0] = 2300
+    for width in (9.0, 120.0, 400.0, 1e6):
+        drawn = skeleton.draw_skeleton(np.zeros((600, 2600, 3), np.uint8), keypoints, visible=visible, width=width)
+        assert (drawn[:, 1300] > 40).any(axis=1).sum() == pytest.approx(min(width, 600), abs=5)
+
+
 def test_hidden_and_senseless_joints_are_left_out():
     image = np.zeros((300, 420, 3), np.uint8)
     keypoints = spread_keypoints()
