@@ -19,7 +19,8 @@ from marker_hands import MarkerEngine, draw, hand_at
 from server_harness import DotEngine, running, settings, wait_until
 
 import handmesh
-from handmesh.files.video import ClipSource
+from handmesh.files.image import read_image
+from handmesh.files.video import ClipSource, VideoWriter
 from handmesh.motion.log import read_frames
 from handmesh.predict import Predictor, load_predictor
 from handmesh.runtime.engine import open_engine
@@ -387,6 +388,25 @@ def test_a_clip_becomes_a_job_whose_results_are_kept(browser, profile, tmp_path)
     refused = [error for error in browser.errors if "401" not in error]
     # Chromium without Google's codecs does not play H.264.
     assert [error for error in refused if "overlay" not in error] == []
+
+
+def test_a_clip_falls_silent_when_a_photo_is_chosen(browser, tmp_path):
+    """It played on behind the photo, with its sound if that was on, and there was no button to stop it."""
+    clip = tmp_path / "clip.mp4"
+    writer = VideoWriter(clip, (384, 384), 25.0, "vp9")
+    for index in range(100):
+        writer.write(read_image(SAMPLES / "palm.jpg"), index / 25)
+    writer.close()
+    playing = "(clip => !clip.paused && clip.currentTime > 0)(document.getElementById('clip'))"
+    with running(settings(jobs_dir=tmp_path / "jobs"), DotEngine()) as server:
+        browser.open(server.url + "/")
+        browser.choose(clip)
+        browser.wait_for("document.getElementById('clip').readyState > 2")
+        browser.run("document.getElementById('clip').play()")
+        browser.wait_for(playing)
+        browser.choose(SAMPLES / "palm.jpg")
+        browser.wait_for("document.getElementById('app').dataset.mode === 'photo'")
+        assert not browser.run(playing)
 
 
 def test_a_clip_that_is_given_up_as_it_is_accepted_is_cancelled(page):

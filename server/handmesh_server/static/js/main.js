@@ -284,6 +284,7 @@ function showClip(blob) {
 function closeClip() {
   URL.revokeObjectURL($("clip").src);
   $("clip").removeAttribute("src");
+  $("clip").load(); // else it plays on, unseen
 }
 
 // Live
