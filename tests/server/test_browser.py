@@ -216,6 +216,18 @@ def test_mistakes_are_told_in_plain_words(page, tmp_path, kind):
     choose(page)
 
 
+def test_a_problem_that_is_over_is_no_longer_shown(page):
+    """A download that worked at the second try still said that the server was busy."""
+    choose(page)
+    page.run("window.usual = fetch; window.fetch = async () => new Response('{}', { status: 429 }); 0")
+    page.click("[data-format=json]")
+    page.wait_for("!document.getElementById('notice').hidden")
+    page.run("window.fetch = usual; 0")
+    page.click("#notice-retry")
+    page.wait_for("document.getElementById('status').textContent.startsWith('Saved')")
+    assert page.run("document.getElementById('notice').hidden")
+
+
 def test_the_camera_is_followed_and_switched_off(page):
     page.click("#camera")
     page.wait_for("document.getElementById('status').textContent.startsWith('Following')")

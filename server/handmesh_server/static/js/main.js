@@ -464,7 +464,10 @@ function connect() {
   for (const button of document.querySelectorAll("[data-format]")) {
     button.addEventListener("click", () => download(button.dataset.format));
   }
-  $("notice-retry").addEventListener("click", () => state.retry?.());
+  $("notice-retry").addEventListener("click", () => {
+    hideProblem();
+    state.retry?.();
+  });
   $("sides").addEventListener("change", (event) => {
     state.side = event.target.value;
     if (state.mode === "photo") findHands();
