@@ -238,6 +238,15 @@ def test_the_camera_is_followed_and_switched_off(page):
     assert page.errors == []
 
 
+def test_a_camera_that_is_asked_for_twice_is_started_once(page):
+    """A double click: the second start ended the first, which told of an interrupted play() over the running camera."""
+    page.run("for (const _ of [1, 2]) document.getElementById('camera').click()")
+    page.wait_for("document.getElementById('status').textContent.startsWith('Following')")
+    assert page.run("document.getElementById('notice').hidden")
+    page.click("#camera")
+    assert page.errors == []
+
+
 def downloaded(folder: Path, pattern: str) -> Path:
     """The one file of that name, when it is whole: until then Chromium calls it .crdownload."""
     wait_until(lambda: list(folder.glob(pattern)))

@@ -21,12 +21,13 @@ export class Live {
     Object.assign(this, { video, onFrame, onMessage, onEnd });
     this.options = { hand: "auto", box: null };
     this.running = false;
+    this.asked = 0; // times for the camera
     // On the screen, in flight, made ready.
     this.canvases = Array.from({ length: IN_FLIGHT + 2 }, () => document.createElement("canvas"));
     document.addEventListener("visibilitychange", () => this.running && !document.hidden && this.wake?.());
   }
 
-  /** Asks for the camera. Throws a Problem when there is none to be had. */
+  /** Asks for the camera. Throws a Problem when there is none to be had; null when it was asked for again meanwhile. */
   async start(deviceId) {
     if (!window.isSecureContext || !navigator.mediaDevices?.getUserMedia) {
       throw new Problem(
@@ -36,12 +37,17 @@ export class Live {
     }
     const size = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 60 } };
     const which = deviceId ? { deviceId: { exact: deviceId } } : { facingMode: { ideal: "user" } };
+    const asked = ++this.asked;
     const stream = await openCamera({ audio: false, video: { ...size, ...which } });
     try {
       await request("v1/model"); // a WebSocket cannot say that it wants a token, nor why it was refused
     } catch (problem) {
       stopTracks(stream);
       throw problem;
+    }
+    if (asked !== this.asked) {
+      stopTracks(stream);
+      return null;
     }
     this.stop();
     this.stream = stream;

@@ -295,19 +295,21 @@ async function startCamera(deviceId) {
   setStatus("Asking for the camera …", true);
   try {
     live.setOptions({ hand: state.side, box: null });
-    const { deviceId: id, facing } = await live.start(deviceId);
+    const camera = await live.start(deviceId);
+    if (!camera) return;
     Object.assign(state, { photo: null, box: null });
     $("downloads").disabled = true;
     setMode("live");
     stage.view.reset();
     stage.setBox(null);
     stage.setHands([]);
-    setMirror(facing !== "environment");
+    setMirror(camera.facing !== "environment");
     setBoxLabel();
     $("record").hidden = !recordingFormat();
     setStatus("Hold a hand in front of the camera.", true);
-    await listCameras(id);
+    await listCameras(camera.deviceId);
   } catch (problem) {
+    if (problem.name === "AbortError") return; // stopped, or started anew, as it began to play
     if (state.mode === "live") stopCamera();
     showProblem(problem, () => startCamera(deviceId));
   }
