@@ -137,6 +137,20 @@ def test_a_photo_may_be_dropped(page):
     assert page.errors == []
 
 
+def test_of_two_photos_the_last_one_is_shown(page):
+    """The first, large and so longer in the reading, took the place of the one that was chosen after it."""
+    page.run(
+        "{ const usual = createImageBitmap; window.createImageBitmap = async (file, ...more) => {"
+        "if (file.name === 'palm.jpg') await new Promise((done) => (window.readOn = done));"
+        "return usual(file, ...more); }; }"
+    )
+    page.choose(SAMPLES / "palm.jpg")
+    choose(page, "left_gun.jpg")
+    page.run("readOn(); new Promise((drawn) => setTimeout(drawn, 500))")
+    page.wait_for(FOUND)
+    assert page.run("document.getElementById('status').textContent") == "Left hand found."
+
+
 def test_a_photo_may_be_pasted(page, tmp_path):
     path = tmp_path / "palm.png"
     cv2.imwrite(str(path), cv2.imread(str(SAMPLES / "palm.jpg")))
@@ -411,13 +425,19 @@ def test_a_clip_becomes_a_job_whose_results_are_kept(browser, profile, tmp_path)
     assert [error for error in refused if "overlay" not in error] == []
 
 
-def test_a_clip_falls_silent_when_a_photo_is_chosen(browser, tmp_path):
-    """It played on behind the photo, with its sound if that was on, and there was no button to stop it."""
-    clip = tmp_path / "clip.mp4"
-    writer = VideoWriter(clip, (384, 384), 25.0, "vp9")
-    for index in range(100):
-        writer.write(read_image(SAMPLES / "palm.jpg"), index / 25)
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """Four seconds that Chromium plays."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    writer = VideoWriter(path, (384, 384), 4.0, "vp9")
+    for index in range(16):
+        writer.write(read_image(SAMPLES / "palm.jpg"), index / 4)
     writer.close()
+    return path
+
+
+def test_a_clip_falls_silent_when_a_photo_is_chosen(browser, clip, tmp_path):
+    """It played on behind the photo, with its sound if that was on, and there was no button to stop it."""
     playing = "(clip => !clip.paused && clip.currentTime > 0)(document.getElementById('clip'))"
     with running(settings(jobs_dir=tmp_path / "jobs"), DotEngine()) as server:
         browser.open(server.url + "/")
@@ -443,6 +463,24 @@ def test_a_clip_that_is_given_up_as_it_is_accepted_is_cancelled(page):
         "window.fetch = usual; return asked; })"
     )
     assert asked == ["POST /v1/videos", "DELETE /v1/videos/12", "AbortError"]
+
+
+def test_an_overlay_that_comes_late_takes_nothings_place(browser, clip, tmp_path):
+    """A photo was chosen while it came."""
+    with running(settings(jobs_dir=tmp_path / "jobs", job_nice=0), open_engine()) as server:
+        browser.open(server.url + "/")
+        browser.run(
+            "{ const usual = fetch; window.fetch = async (url, ...more) => { const answer = await usual(url, ...more);"
+            "if (`${url}`.endsWith('overlay.mp4')) await new Promise((done) => (window.comes = done));"
+            "return answer; }; }"
+        )
+        browser.choose(clip)
+        browser.wait_for("window.comes !== undefined", 300)
+        browser.choose(SAMPLES / "palm.jpg")
+        browser.wait_for(FOUND)
+        browser.run("comes(); new Promise((done) => setTimeout(done, 300))")
+        assert browser.run("document.getElementById('clip').getAttribute('src')") is None
+        assert browser.run("document.getElementById('app').dataset.mode") == "photo"
 
 
 def test_a_clip_that_cannot_be_read_is_refused_in_words(browser, tmp_path):

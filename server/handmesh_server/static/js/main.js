@@ -12,6 +12,7 @@ const UNSURE = 0.6; // scores below are not to be relied on
 
 const state = {
   mode: "empty", // "empty", "photo", "live" or "clip"
+  chosen: null, // the newest file, which another may replace before it is read
   photo: null, // { blob, bitmap, width, height, name }
   side: "auto",
   box: null, // image pixels
@@ -173,9 +174,11 @@ const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 
 async function takeFile(file, sample = "") {
   hideProblem();
+  state.chosen = file;
   if (isClip(file)) return takeClip(file);
   try {
     const photo = await openPhoto(file, page.max_body_bytes);
+    if (state.chosen !== file) return photo.bitmap.close();
     live.stop();
     state.photo?.bitmap.close();
     Object.assign(state, { photo, box: null });
@@ -261,9 +264,10 @@ async function takeClip(file) {
     listResults(files);
     setStatus(job.hands ? `Done: hands in ${job.frames_with_hands} of ${job.frames} pictures.` : "Done: no hand was found.");
     const overlay = files.find((one) => one.name === "overlay.mp4");
-    if (overlay) showClip(await overlay.open());
+    const drawn = await overlay?.open();
+    if (drawn && !signal.aborted) showClip(drawn);
   } catch (problem) {
-    if (problem.name === "AbortError") return; // something else was chosen
+    if (signal.aborted) return; // something else was chosen
     setMode("empty");
     showProblem(problem, () => takeClip(file));
   }
@@ -291,6 +295,7 @@ function closeClip() {
 
 async function startCamera(deviceId) {
   hideProblem();
+  state.chosen = null;
   asking?.abort();
   setStatus("Asking for the camera …", true);
   try {
