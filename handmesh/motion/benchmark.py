@@ -13,8 +13,8 @@ from handmesh.files.video import FrameSource
 from handmesh.geometry.crop import CropTransform
 from handmesh.motion.follow import HandFollower
 from handmesh.motion.live import LivePipeline
-from handmesh.motion.window import KEYS, Hud, draw_hands
-from handmesh.predict import Predictor
+from handmesh.motion.window import KEYS, Hud, with_ids
+from handmesh.predict import Predictor, overlay_hands
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def benchmark(
                 before = clock.perf_counter()
                 if number == _UNCOUNTED:
                     started = before
-                drawn = draw_hands(result.frame.image, result.hands)
+                drawn = with_ids(overlay_hands(result.frame.image, list(result.hands.values())), result.hands)
                 middle = clock.perf_counter()
                 hud.tick(result.frame.captured)
                 hud.draw(drawn, ["benchmark", KEYS])

@@ -62,13 +62,15 @@ class Hud:
             _write(image, text, (margin, round(step * (number + 0.9))), scale)
 
 
-def draw_hands(image: Image, hands: Mapping[int, HandPrediction], *, skeleton: bool = False) -> Image:
-    """Hands over a copy of their picture, with their ids when there are several."""
-    drawn = overlay_hands(image, list(hands.values()), skeleton=skeleton)
+def with_ids(drawn: Image, hands: Mapping[int, HandPrediction], *, mirror: bool = False) -> Image:
+    """A copy of a picture, mirrored or as it is, with the ids of its hands when there are several."""
+    picture = np.array(drawn[:, ::-1] if mirror else drawn)
     if len(hands) > 1:
         for id, hand in hands.items():
-            _write(drawn, f"{id} {hand.handedness}", (round(hand.box[0]), round(hand.box[1]) - 6), 0.5)
-    return drawn
+            x0, y0, x1, _ = hand.box
+            left = picture.shape[1] - 1 - x1 if mirror else x0
+            _write(picture, f"{id} {hand.handedness}", (round(left), round(y0) - 6), 0.5)
+    return picture
 
 
 def _wrapped(text: str, width: int, scale: float) -> list[str]:
@@ -161,13 +163,13 @@ def run_window(
             if result is None:
                 break
             count += 1
-            drawn = draw_hands(result.frame.image, result.hands, skeleton=skeleton)
+            drawn = overlay_hands(result.frame.image, list(result.hands.values()), skeleton=skeleton)
             if recording is not None:
-                recording.write(result.frame, drawn, result.hands)
+                recording.write(result.frame, with_ids(drawn, result.hands), result.hands)
             if options.guide is not None and not result.hands:
                 x0, y0, x1, y1 = (round(edge) for edge in options.guide)
                 cv2.rectangle(drawn, (x0, y0), (x1, y1), (255, 255, 255), 2, cv2.LINE_AA)
-            picture = np.ascontiguousarray(drawn[:, ::-1]) if mirror else drawn
+            picture = with_ids(drawn, result.hands, mirror=mirror)
             hud.tick(result.frame.captured)
             state = _state(side, result.hands) + ("   recording" if recording else "")
             hud.draw(picture, [state, KEYS])

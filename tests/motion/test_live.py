@@ -21,7 +21,7 @@ from handmesh.motion.follow import HandFollower
 from handmesh.motion.live import LivePipeline, LiveResult, run_headless
 from handmesh.motion.log import read_frames, read_tracks
 from handmesh.motion.smoothing import Smoothing
-from handmesh.motion.window import KEYS, Hud, LiveOptions, check_display, run_window
+from handmesh.motion.window import KEYS, Hud, LiveOptions, check_display, run_window, with_ids
 from handmesh.predict import Predictor, as_mesh_hand
 from handmesh.system.atomic import write_atomically
 
@@ -162,6 +162,26 @@ def test_the_hud_fits_the_picture(width):
     rows = np.flatnonzero((picture == 255).any(axis=(1, 2)))
     assert np.diff(rows, prepend=0).max() < 40
     assert 30 < np.ptp(rows) < 200
+
+
+def test_ids_can_be_read_in_a_mirror_too():
+    """Above the hand where it then is; they were in mirror writing. A camera is shown mirrored from the start."""
+    image = draw([hand_at(100, 170), hand_at(400, 170)], (640, 240))
+    hands = Predictor(MarkerEngine())(image, boxes=[(60, 90, 140, 250), (360, 90, 440, 250)])
+    grey = np.full((240, 640, 3), 96, np.uint8)
+
+    def word(columns, mirror):
+        """(H, 60) from where it begins in these columns, and where that is."""
+        written = (with_ids(grey, dict(enumerate(hands)), mirror=mirror) != 96).any(axis=-1)[:, columns]
+        begin = int(written.any(axis=0).argmax())
+        return written[:, begin : begin + 60], columns.start + begin
+
+    plain, x0 = word(slice(0, 320), False)
+    mirrored, x0_mirrored = word(slice(320, 640), True)
+    np.testing.assert_array_equal(plain, mirrored)
+    assert plain.any()
+    assert x0 == pytest.approx(hands[0].box[0], abs=5)
+    assert x0_mirrored == pytest.approx(639 - hands[0].box[2], abs=5)
 
 
 def test_what_breaks_in_a_thread_is_raised(tmp_path):
