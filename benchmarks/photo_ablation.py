@@ -139,6 +139,7 @@ def labels(kind: str | None, arguments: argparse.Namespace) -> Path:
     path: Path = arguments.out / f"{kind.replace(' ', '-')}.jsonl"
     for row in rows:
         row["image"] = str((arguments.labels.parent / row["image"]).resolve())
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
