@@ -120,6 +120,10 @@ class Server:
             self.process.kill()
 
 
+def started(arguments: argparse.Namespace) -> Server:
+    return Server(workers=arguments.workers, **({"model": arguments.model} if arguments.model else {}))
+
+
 def ask(connection: http.client.HTTPConnection, body: bytes) -> tuple[int, bytes, http.client.HTTPMessage]:
     connection.request("POST", "/v1/hands", body)
     response = connection.getresponse()
@@ -205,8 +209,7 @@ def rates(arguments: argparse.Namespace) -> dict[str, Any]:
             Path(name, f"{number}.jpg").write_bytes(body)
         predictor = load_predictor(arguments.model, threads=1)
         folder_round(predictor, Path(name), 0.5)
-        settings = {"model": arguments.model} if arguments.model else {}
-        server = Server(workers=arguments.workers, **settings)
+        server = started(arguments)
         try:
             server_round(server, body, 2, 1.0)
             folder = []
@@ -252,8 +255,7 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     """Mixed requests with faults. What ended without an answer has to be a killed worker's."""
     small = encode_image(sample(), "jpeg", quality=90)
     phone = phone_photo()
-    settings = {"model": arguments.model} if arguments.model else {}
-    server = Server(workers=arguments.workers, **settings)
+    server = started(arguments)
     outcomes: Counter[str] = Counter()
     unexplained: list[str] = []
     kills: list[float] = []
@@ -328,7 +330,7 @@ def drain(arguments: argparse.Namespace) -> dict[str, Any]:
     lost: list[str] = []
     answered: Counter[int] = Counter()
     for _ in range(arguments.drain):
-        server = Server(workers=arguments.workers)
+        server = started(arguments)
 
         def client(port: int = server.port) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
