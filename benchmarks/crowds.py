@@ -4,7 +4,7 @@
     python benchmarks/detection.py OUT/scenes.jsonl --least 0
 
 They say of small, gloved and crossing hands what photographs with a teacher's labels cannot, because the teacher misses
-those. Of 640 px, with the default scenes' camera effects, from a seed that no training uses. A hand of which less than
+those. Of 400 px, with the default scenes' camera effects, from a seed that no training uses. A hand of which less than
 --seen lies in the picture with nothing in front is neither listed nor background ("doubtful").
 """
 

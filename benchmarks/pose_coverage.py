@@ -1,8 +1,8 @@
 """How near synthetic hands come to real ones:  python benchmarks/pose_coverage.py labels.jsonl [--real-poses SHARE]
 
 For each labelled pose (JSONL with `pose`, from photographs that gave none to `real_poses.npz`), the nearest of N hands
-that `synth` would draw: mean distance of the 21 joints in millimetres, wrists on each other and turned upright in the
-picture, so both pose and view count; and of the pose alone, both in the palm's own axes.
+that `synth` would draw: root mean square distance of the 21 joints in millimetres, wrists on each other and turned
+upright in the picture, so both pose and view count; and of the pose alone, both in the palm's own axes.
 """
 
 from __future__ import annotations
