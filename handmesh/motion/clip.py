@@ -191,7 +191,7 @@ def convert_clip(
     restart: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> VideoResult:
-    """Follow the hands of a clip and write overlay.mp4, hands.jsonl, hand.glb (and hand_<name>.bvh) into `out`.
+    """Follow the hands of a clip and write overlay.mp4, hands.jsonl, hand.glb (and right_hand_1.bvh ...) into `out`.
 
     `clip`: a video file, a folder of photographs, or a source, which is closed in the end. `intrinsics(width, height)`
     of the upright clip. `settings`: what else, as plain values, must be the same for a run to be gone on with (the
