@@ -27,8 +27,8 @@ async def main(address: str, *photos: str) -> None:
             print(f"{photo}: {answer['detail']}")
             continue
         for hand in answer["hands"]:
-            wrist = [round(metres, 3) for metres in hand["translation"]]
-            print(f"{photo}: {hand['handedness']} hand, score {hand['score']:.2f}, {wrist} m from the camera")
+            origin = [round(metres, 3) for metres in hand["translation"]]  # of the hand frame: 9 cm beside the wrist
+            print(f"{photo}: {hand['handedness']} hand, score {hand['score']:.2f}, {origin} m from the camera")
 
 
 if __name__ == "__main__":
