@@ -63,7 +63,7 @@ OPEN = (0.02, 0.9)
 _INDEPENDENCE = 0.8
 # That there is a hand: what the detector's log-odds count for, the network's, and how much more is asked. Fitted to
 # photographs never learnt from, with and without hands (the detector's card).
-_SCORE_OF_BOTH = (0.5, 0.95, -0.75)
+_SCORE_OF_BOTH = (0.6, 0.95, -0.4)
 # That no finger is lost, its outer joints drawn 0.2 of the hand's size away on average or farther: log-odds of the mean
 # score of the least sure finger's, times this, and so much more. Fitted to photographs never learnt from and to renders
 # whose fingers were painted over; either half of either gives nearly the same (the model's card).

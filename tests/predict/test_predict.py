@@ -934,7 +934,7 @@ def test_a_lost_finger_lowers_the_score_of_a_sure_hand(finger, detected):
     assert 0.7 < sure[3] < sure[0] - 0.05, "either may be"
     assert MIN_SCORE <= sure[-1] < 0.75
     assert predictor(image, handedness="right") != []
-    unsure = scores(0.2)
+    unsure = scores(0.15)
     assert unsure[0] < MIN_SCORE
     assert unsure == pytest.approx([unsure[0]] * 5), "it is doubted already"
 
@@ -953,7 +953,7 @@ def test_every_hand_is_found_once_and_the_most_certain_first():
     for hand, wrist in zip(hands, ((90, 170), (240, 170)), strict=True):
         np.testing.assert_allclose(hand.keypoints_image()[WRIST], wrist, atol=1.5)
         assert hand.source == "hand detector"
-    assert 0.94 < hands[1].score < 0.98 < hands[0].score < 0.99, "the detector is surer of the one"
+    assert 0.97 < hands[1].score < 0.98 < hands[0].score < 0.995, "the detector is surer of the one"
     assert [hand.handedness for hand in predictor(PAIR, max_hands=1)] == ["right"]
     assert [hand.handedness for hand in predictor(PAIR, min_score=0.98)] == ["right"]
     assert Predictor(engine, detector=Finder())(PAIR) == []
