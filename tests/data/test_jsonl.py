@@ -601,18 +601,21 @@ def test_small_photographs_are_soft_and_their_labels_unchanged(sources):
         rotation=0.0, scale=0.0, channel_gain=0.0, downscale_prob=1.0, downscale_px=(16.0, 24.0)
     )
     source = PhotoSource("small", sources[0].data, BOX, augmentation=settings)
+    details = []
     for position in range(COUNT):
         sharp, soft = source.sample(position, 96), source.example(position, np.random.default_rng(position), 96)
         assert soft.image.shape == sharp.image.shape
         for name in ("keypoints", "pose", "joints", "keypoints_known"):
             np.testing.assert_array_equal(getattr(soft.labels, name), getattr(sharp.labels, name))
-        detail = [np.abs(cv2.Laplacian(image, cv2.CV_64F)).mean() for image in (sharp.image, soft.image)]
-        assert detail[1] < 0.6 * detail[0]
+        details.append([np.abs(cv2.Laplacian(image, cv2.CV_64F)).mean() for image in (sharp.image, soft.image)])
+        assert details[-1][1] < 0.9 * details[-1][0], "one that was soft before is hardly softer"
         # The same picture in the same place: what a quarter of the pixels can tell is the same.
         coarse = [
             cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).astype(float) for image in (sharp.image, soft.image)
         ]
         assert np.abs(coarse[0] - coarse[1]).mean() < 8
+    before, after = np.sum(details, axis=0)
+    assert after < 0.6 * before
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
