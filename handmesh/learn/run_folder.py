@@ -47,7 +47,7 @@ def describe_data(sources: Iterable[tuple[str, int, Iterable[Path]]]) -> dict[st
     described = {}
     for name, samples, paths in sources:
         files = list(paths)
-        described[name] = {"samples": samples, "path": str(files[0]), "sha256": files_sha256(files)}
+        described[name] = {"samples": samples, "path": str(files[0] if files else name), "sha256": files_sha256(files)}
     return described
 
 

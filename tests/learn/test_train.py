@@ -273,6 +273,11 @@ def inputs_of(config: Any) -> dict[str, Any]:
     return {**describe_start(config, builtin_hand()), "data": data}
 
 
+def test_data_of_no_file_are_named_by_their_source():
+    """A form of one's own may have none; the list of what a run learns from ended in an IndexError."""
+    assert describe_data([("own", 3, [])])["own"]["path"] == "own"
+
+
 def test_a_run_says_which_weights_and_data_it_started_from(tiny_config, tiny_pack_directory, tmp_path, caplog):
     """By their SHA-256, which a name is not; a run that goes on keeps what its beginning said, and tells other data."""
     start = tmp_path / "start.safetensors"
