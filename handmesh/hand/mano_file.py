@@ -227,7 +227,7 @@ def _check_no_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             hands = [name for name in archive.namelist() if name.endswith(("MANO_RIGHT.pkl", "MANO_LEFT.pkl"))]
-    except Exception as error:  # zipfile raises several kinds on damaged bytes
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise AssetError(f"{path} is a damaged archive ({error}): download it again.") from error
     if hands:
         raise AssetError(f"{path} is an archive: unpack it, and add {' and '.join(hands)} from it.")
