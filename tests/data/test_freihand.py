@@ -981,11 +981,11 @@ def test_sheets_show_all_versions_with_their_labels(prepared, source):
     sheet = show(prepared, 8, seed=1)
     assert sheet.shape == (224, 8 * 224, 3)
     data = FreiHand(prepared)
-    tile = show(prepared, indices=[3])
-    image = data.image(3)
+    tile = show(prepared, indices=[2])
+    image = data.image(2)
     changed = np.abs(tile.astype(int) - image).max(axis=-1) > 30
-    keypoints = data[3].labels.keypoints_or_projection()[0].round().astype(int)
-    assert changed[keypoints[:, 1], keypoints[:, 0]].sum() >= 20, "a dot on every joint; one may be of the skin's color"
+    keypoints = data[2].labels.keypoints_or_projection()[0].round().astype(int)
+    assert changed[keypoints[:, 1], keypoints[:, 0]].all(), "a dot on every joint"
     assert changed[:180].mean() < 0.15, "and the photograph around it"
     mesh = show(prepared, 3, split="evaluation", protocol="metro", mesh=True)
     assert mesh.shape == (224, 3 * 224, 3)
