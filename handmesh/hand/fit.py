@@ -491,12 +491,10 @@ class _Problem:
 
         beyond, slopes = self._beyond(pose)
         slopes = np.where(beyond[..., None] != 0, slopes, 0) / self.settings.limit_std
-        for joint in range(1, MANO_JOINT_COUNT):
-            own = slice(3 * joint, 3 * joint + 3)
-            slope = slopes[:, joint - 1]
-            matrix[:, own, own] += np.swapaxes(slope, -1, -2) @ slope
-            pull = beyond[:, joint - 1, :, None] / self.settings.limit_std
-            gradient[:, own] += (np.swapaxes(slope, -1, -2) @ pull)[..., 0]
+        by_slope = np.swapaxes(slopes, -1, -2)
+        own = np.arange(3, _ANGLES).reshape(_FINGERS, 3)  # each joint's own angles
+        matrix[:, own[:, :, None], own[:, None]] += by_slope @ slopes
+        gradient[:, 3:_ANGLES] += (by_slope @ (beyond / self.settings.limit_std)[..., None]).reshape(count, -1)
         return matrix, gradient
 
 
