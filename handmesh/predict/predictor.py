@@ -247,7 +247,7 @@ class Predictor:
             hands = [self.predict_whole(photo, side, known)]
         else:
             found = _detections(photo, self.detector, search)[: 2 * max_hands]
-            hands = _each_once(self.predict_detections(photo, found, side, known))
+            hands = _each_once(self.predict_detections(photo, found, side, known, min_score))
         if self.predicts_confidence:
             hands = [hand for hand in hands if hand.score >= min_score]
         return sorted(hands, key=lambda hand: -hand.score)[:max_hands]
@@ -258,11 +258,12 @@ class Predictor:
         found: Sequence[Detection],
         handedness: Handedness | str = AUTO,
         intrinsics: Intrinsics | None = None,
+        min_score: float = 0.0,
     ) -> list[HandPrediction]:
         """The hand of each detection, in their order; `handedness` "auto" goes by what the detector says, too.
 
         A detection that says which way the hand points takes one pass, and another where the first leaves it open
-        whether there is a hand.
+        whether there is a hand. What is sure to have a score below `min_score` is left out, and not fitted.
         """
         if not found:
             return []
@@ -282,7 +283,14 @@ class Predictor:
             for answer, item in zip(answers, found, strict=True)
         ]
         known = parse_camera(photo, intrinsics, None, None)
-        return self._predictions(answers, [item.source for item in found], [known] * len(found))
+        likely = [
+            (answer, item.source)
+            for answer, item in zip(answers, found, strict=True)
+            if answer.score >= min_score or not self.predicts_confidence  # fingers can only lower it
+        ]
+        return self._predictions(
+            [answer for answer, _ in likely], [source for _, source in likely], [known] * len(likely)
+        )
 
     def predict_whole(
         self, photo: Photo | LargePhoto, handedness: Handedness | str = AUTO, intrinsics: Intrinsics | None = None

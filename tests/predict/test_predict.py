@@ -958,6 +958,11 @@ def test_every_hand_is_found_once_and_the_most_certain_first():
     assert [hand.handedness for hand in predictor(PAIR, min_score=0.98)] == ["right"]
     assert Predictor(engine, detector=Finder())(PAIR) == []
     assert [len(one) for one in predictor([PAIR, PAIR])] == [2, 2]
+    scores = [hand.score for hand in predictor.predict_detections(read_photo(PAIR), finder.found)]
+    assert (scores[1], scores[0]) == (hands[0].score, hands[1].score)
+    least = np.sort(scores)[1]
+    likely = predictor.predict_detections(read_photo(PAIR), finder.found, min_score=least)
+    assert [hand.score for hand in likely] == [score for score in scores if score >= least], "in their order"
 
 
 class UprightEngine(MarkerEngine):
