@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -147,7 +148,9 @@ class FolderSource:
     frame_count: int | None
 
     def __init__(self, path: str | os.PathLike[str], fps: float = 30.0) -> None:
-        """Raises ImageError when there are no photographs."""
+        """Raises ImageError when there are no photographs, ConfigError for a rate that is none."""
+        if not 0 < fps < math.inf:
+            raise ConfigError(f"A folder of photographs at fps={fps:g}: wanted a rate above 0 in frames/s.")
         folder = Path(path)
         self._files, self._left_out = photos_in(folder)
         if not self._files:
@@ -253,7 +256,7 @@ def _digest_of(files: Sequence[Path]) -> str:
 def open_source(source: str, fps: float = 30.0) -> FrameSource:
     """A camera's number, a stream's address (rtsp://, http://), a video file or a folder of photographs.
 
-    `fps` is for folders. Raises ImageError.
+    `fps` is for folders. Raises ImageError, and ConfigError for a rate that is none.
     """
     if source.isdecimal():
         return CameraSource(int(source))

@@ -119,8 +119,8 @@ def follow_video(
     says. Options are those of `HandFollower`. Raises ImageError for a clip that cannot be read, ConfigError for options
     that cannot be meant.
     """
-    source = open_source(os.fspath(clip), fps) if isinstance(clip, str | os.PathLike) else clip
     follower = HandFollower(predictor, detector=detector, handedness=handedness, tracking=tracking, smoothing=smoothing)
+    source = open_source(os.fspath(clip), fps) if isinstance(clip, str | os.PathLike) else clip
     return _followed(source, follower, intrinsics)
 
 
@@ -203,10 +203,10 @@ def convert_clip(
     source = open_source(os.fspath(clip)) if isinstance(clip, str | os.PathLike) else clip
     wanted = options or VideoOptions()
     with closing(source):
-        out.mkdir(parents=True, exist_ok=True)
         follower = HandFollower(
             predictor, detector=detector, handedness=handedness, tracking=wanted.tracking, smoothing=wanted.smoothing
         )
+        out.mkdir(parents=True, exist_ok=True)
         first = source.read()
         if first is None:
             raise DataError(f"{source.name} has no frames.")

@@ -324,6 +324,23 @@ def test_a_camera_that_is_given_looks_through_the_middle(option, pictures, tmp_p
     assert K[:2, 2].tolist() == [159.5, 119.5]
 
 
+def test_what_cannot_be_meant_opens_no_camera_and_makes_no_folder(pictures, tmp_path, monkeypatch):
+    """A camera was opened first, and stayed open with its light on."""
+    with pytest.raises(ConfigError, match="up"):
+        convert(pictures, tmp_path / "out", handedness="up")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("handmesh.motion.clip.open_source", lambda *_: pytest.fail("it was opened"))
+    with pytest.raises(ConfigError, match="up"):
+        follow_video("0", Predictor(MarkerEngine()), handedness="up")
+
+
+@pytest.mark.parametrize("fps", [0, -25, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(pictures, fps):
+    """0 was a ZeroDivisionError, and below it time ran backwards."""
+    with pytest.raises(ConfigError, match="fps"):
+        follow_video(pictures, Predictor(MarkerEngine()), fps=fps)
+
+
 def test_another_clip_of_the_same_name_and_size_is_refused(pictures, tmp_path):
     """Else it would be given the hands of the one before it."""
     clip = tmp_path / "take"
