@@ -78,12 +78,11 @@ class StreamSocket:
         stream = _Stream(websocket, self._service, request_id, token or (websocket.client or ("",))[0])
         try:
             self._service.check_open(0)
-            await self._make_room()
+            await self._make_room(stream.client)
             with self._service.control.admission() as admission:
                 frames = _FRAMES_HELD * settings.stream_frame_bytes
-                theirs = sum(other.client == stream.client for other in self._open)
-                if theirs >= self._service.client_part(settings.max_streams) < settings.max_streams:
-                    raise StreamsFull(f"{theirs} cameras of yours are being followed, the limit of each client.")
+                if theirs := self._all_that_one_may_have(stream.client):
+                    raise StreamsFull(f"{len(theirs)} cameras of yours are being followed, the limit of each client.")
                 if len(self._open) >= settings.max_streams or not admission.upload.grow(frames):
                     raise StreamsFull(f"{len(self._open)} cameras are being followed, the limit. Try again soon.")
                 self._open.add(stream)
@@ -112,11 +111,17 @@ class StreamSocket:
                 },
             )
 
-    async def _make_room(self) -> None:
-        """Where all places are taken, the one that was quiet for longest is free, if that was long."""
-        if len(self._open) < self._service.settings.max_streams:
-            return
-        quiet = max(self._open, key=lambda stream: stream.quiet_seconds, default=None)
+    def _all_that_one_may_have(self, client: str) -> list[_Stream]:
+        """Those of a client that has as many as one client may; else none."""
+        theirs = [stream for stream in self._open if stream.client == client]
+        most = self._service.settings.max_streams
+        return theirs if len(theirs) >= self._service.client_part(most) < most else []
+
+    async def _make_room(self, client: str) -> None:
+        """Where all places are taken, or a client's part of them, that which was quiet for longest is free, if long."""
+        full = len(self._open) >= self._service.settings.max_streams
+        places = self._all_that_one_may_have(client) or (self._open if full else ())
+        quiet = max(places, key=lambda stream: stream.quiet_seconds, default=None)
         if quiet is not None and quiet.quiet_seconds >= _QUIET_SECONDS:
             quiet.make_room()
             with contextlib.suppress(TimeoutError):

@@ -281,3 +281,23 @@ def test_no_client_with_a_name_has_all_cameras(tmp_path):
                 refused.recv(timeout=90)
             assert (closed.value.rcvd.code, closed.value.rcvd.reason[:20]) == (1013, "3 cameras of yours a")
         held.enter_context(stream(server, shown=shown["robot"]))
+
+
+def test_a_client_that_has_its_part_makes_room_for_itself_alone(tmp_path, monkeypatch):
+    """Another's quiet camera was ended for it, in vain; its own quiet ones kept it out."""
+    monkeypatch.setattr("handmesh_server.sockets._QUIET_SECONDS", 0.2)
+    monkeypatch.setattr("handmesh_server.sockets._LEAVE_SECONDS", 60)
+    tokens = {"app": "a-token-of-the-app", "robot": "a-token-of-the-robot"}
+    (tmp_path / "tokens").write_text("".join(f"{name}: {token}\n" for name, token in tokens.items()))
+    shown = {name: BEARER + base64.urlsafe_b64encode(one.encode()).decode().rstrip("=") for name, one in tokens.items()}
+    with running(settings(token_file=tmp_path / "tokens", max_streams=4)) as server, ExitStack() as held:
+        quietest = held.enter_context(stream(server, shown=shown["robot"]))
+        first, *_ = [held.enter_context(stream(server, shown=shown["app"])) for _ in range(3)]
+        time.sleep(0.3)
+        fourth = held.enter_context(stream(server, shown=shown["app"]))
+        with pytest.raises(ConnectionClosed) as end:
+            first.recv(timeout=90)
+        assert end.value.rcvd.code == 4408
+        for socket in (quietest, fourth):
+            socket.send(photo())
+            assert decoded(socket.recv(timeout=90))[0][1] == 0, "its first frame"
