@@ -173,8 +173,8 @@ def label_hands(
 ) -> Iterator[LabelledHand]:
     """One for each hand, in order. About 15 ms each on one core (AMD EPYC).
 
-    A photograph that cannot be read, and a hand with fewer than four keypoints or less than half in the picture,
-    are dropped with that reason.
+    A photograph that cannot be read, and a hand with fewer than four keypoints (also once they are brought to where our
+    joints are), none that counts in full, or less than half in the picture, are dropped with that reason.
     """
     limits = LabelThresholds() if thresholds is None else thresholds
     chunk: list[tuple[Path, SeenHand]] = []
@@ -194,10 +194,11 @@ def _label_chunk(
 ) -> list[LabelledHand]:
     labels: dict[int, LabelledHand] = {}
     predictions: dict[int, HandPrediction] = {}
+    ours = [definition.apply(seen.keypoints) for _, seen in chunk]
     for index, (path, seen) in enumerate(chunk):
         try:
             image = read_image(path)
-            reason = _unusable(seen, image.shape, limits)
+            reason = _unusable(seen, image.shape, limits) or _unfit(ours[index], definition)
         except ImageError as error:
             reason = str(error)
         if reason:
@@ -211,7 +212,7 @@ def _label_chunk(
         rows = [index for index in predictions if chunk[index][1].handedness == side]
         if not rows:
             continue
-        points = np.stack([definition.apply(chunk[index][1].keypoints) for index in rows])
+        points = np.stack([ours[index] for index in rows])
         start = FitStart(
             # A network's float32 ones are off by more than a fit's own steps.
             nearest_rotation(np.stack([predictions[index].pose for index in rows]).astype(np.float64)),
@@ -244,6 +245,16 @@ def _unusable(seen: SeenHand, shape: tuple[int, ...], limits: LabelThresholds) -
             f"in the mirrored photograph it was seen {seen.disagreement:.3f} of its box elsewhere "
             f"(at most {limits.disagreement:g})"
         )
+    return ""
+
+
+def _unfit(points: Floats, definition: KeypointDefinition) -> str:
+    """`points`: ours, as `definition` made them of theirs."""
+    known = np.isfinite(points).all(axis=1)
+    if known.sum() < MIN_KEYPOINTS:
+        return f"{known.sum()} joints of ours follow from its keypoints, a fit needs {MIN_KEYPOINTS}"
+    if not (known & (definition.weights >= 1)).any():
+        return f"none of its keypoints means by {definition.name} what it means here: a fit could not be judged"
     return ""
 
 

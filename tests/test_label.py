@@ -21,7 +21,7 @@ from handmesh.files.image import encode_image
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import JOINT_NAMES, Handedness, builtin_hand
 from handmesh.hand.definitions import mano_joints
-from handmesh.label import MEDIAPIPE, OWN, SeenHand, keypoint_definition, label_hands, seen_twice
+from handmesh.label import FREIHAND, MEDIAPIPE, OWN, SeenHand, keypoint_definition, label_hands, seen_twice
 from handmesh.predict import load_predictor
 from handmesh.synth import Backgrounds
 from handmesh.synth.scene import SceneRenderer
@@ -173,6 +173,21 @@ def test_freihands_keypoints_fit_our_hand_once_they_are_brought_to_it(drawn, pre
         return np.mean([np.abs(one.fit.keypoints - truth).mean() for one, truth in zip(labels, truths, strict=True)])
 
     assert error("freihand") < 0.7 * error("handmesh")
+
+
+@pytest.mark.parametrize(
+    ("definition", "reason"), [(FREIHAND, "0 joints of ours follow"), (MEDIAPIPE, "could not be judged")]
+)
+def test_a_hand_whose_keypoints_say_too_little_of_ours_is_left_out_alone(drawn, predictor, definition, reason):
+    """Four knuckles: the first ended the whole run, the second was a complete label with an error of not-a-number."""
+    knuckles = np.array([name.endswith("_mcp") and name != "thumb_mcp" for name in JOINT_NAMES])
+    known = np.where(knuckles[:, None], drawn.seen(0).keypoints, np.nan)
+    whole = drawn.seen(1)._replace(keypoints=mano_joints(drawn.seen(1).keypoints))
+    hands = [(drawn.paths[0], SeenHand(known, Handedness.RIGHT)), (drawn.paths[1], whole)]
+    alone, other = label_hands(hands, predictor, definition)
+    assert alone.record is None
+    assert reason in alone.reason
+    assert np.isfinite(other.fit.error)
 
 
 def test_of_manos_own_hand_freihands_keypoints_are_taken_as_they_are():
