@@ -296,6 +296,24 @@ def test_ones_own_keypoints_are_not_overwritten(drawn, tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("photos", "option", "message"),
+    [
+        ("own.jsonl", ["--dropped", "own.jsonl"], "--dropped own.jsonl is what is to be read"),
+        ("0.png", ["--sheet", "here/../0.png"], "is what is to be read"),
+        ("own.jsonl", ["--dropped", "labels.jsonl"], "--dropped labels.jsonl is the file of --out, too"),
+        ("own.jsonl", ["--out", "a.png", "--sheet", "a.png"], "--sheet a.png is the file of --out, too"),
+    ],
+)
+def test_no_file_is_written_over_another(photos, option, message, tmp_path, monkeypatch):
+    """A list of what was left out took the place of the keypoints, or of the labels; a sheet that of its photograph."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / photos).write_text("{}")
+    assert message in str(CliRunner().invoke(app, ["label", photos, *option]).exception)
+    assert (tmp_path / photos).read_text() == "{}"
+
+
 def test_a_photograph_that_cannot_be_read_is_among_the_dropped(tmp_path, monkeypatch):
     """With somebody in MediaPipe's place."""
     monkeypatch.setattr("handmesh.detect.mediapipe.MediaPipeHands", lambda max_hands: SimpleNamespace(landmarks=None))

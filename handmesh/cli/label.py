@@ -67,8 +67,12 @@ def label(
     else:
         why = "of a JSONL's keypoints, and those of photographs are MediaPipe's: leave it out."
         check_ignored(context, ["keypoints_by"], why)
-    if any(path.is_file() and out.is_file() and path.samefile(out) for path in photos):
-        raise ConfigError(f"--out {out} is what is to be read: your own labels would be lost. Give another name.")
+    taken = {os.path.realpath(path): "what is to be read" for path in photos if path.is_file()}
+    for option, path in (("--out", out), ("--dropped", dropped), ("--sheet", sheet)):
+        if path is not None:
+            if (place := os.path.realpath(path)) in taken:
+                raise ConfigError(f"{option} {path} is {taken[place]}: it would be lost. Give another name.")
+            taken[place] = f"the file of {option}, too"
     import numpy as np
 
     from handmesh.draw.sheet import contact_sheet
