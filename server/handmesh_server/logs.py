@@ -13,6 +13,7 @@ FIELDS: Final = (
     "request_id",
     "method",
     "path",
+    "host",
     "status",
     "seconds",
     "client",

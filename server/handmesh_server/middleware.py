@@ -189,7 +189,13 @@ class LocalHosts:
         request_id = secrets.token_hex(16)
         logger.info(
             "refused: called by another host's name",
-            extra={"request_id": request_id, "path": scope["path"][:200], "host": host[:200]},
+            extra={
+                "request_id": request_id,
+                "path": scope["path"][:200],
+                "host": host[:200],
+                "status": 403,
+                "reason": HostForbidden.reason,
+            },
         )
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})

@@ -42,6 +42,15 @@ def test_the_log_has_the_fate_of_every_request(caplog):
     assert "timing" not in lines["long"]
 
 
+def test_the_log_names_the_host_that_was_called(caplog):
+    """Its name was given to the log, which left it out: nobody saw what to allow, or who tried."""
+    caplog.set_level(logging.INFO, logger="handmesh_server.access")
+    with running() as server:
+        server.client.get("/livez", headers={"Host": "evil.example"})
+    (line,) = lines_of(caplog).values()
+    assert (line["host"], line["status"], line["reason"]) == ("evil.example", 403, "forbidden_host")
+
+
 def lines_of(caplog) -> dict[str, dict]:
     """By request id, as they are written."""
     formatter = JsonFormatter()
