@@ -33,6 +33,10 @@ class DataError(HandMeshError):
     """A data set, label or prediction file that is missing, damaged or inconsistent."""
 
 
+class OtherRunError(DataError):
+    """Results of another clip, model, version or setting, where a run was to be gone on with."""
+
+
 class CheckpointError(HandMeshError):
     """Model weights that are missing, damaged or made for another network or hand."""
 

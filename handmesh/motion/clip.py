@@ -197,8 +197,8 @@ def convert_clip(
     of the upright clip. `settings`: what else, as plain values, must be the same for a run to be gone on with (the
     detector, boxes).
     `progress(done, of)` is called after each frame. `out` is made; a run that was interrupted there is gone on with
-    unless `restart`. Raises DataError when the folder is of another run or the clip has no frames, ExportError when a
-    file cannot be written, and what source, detector and predictor raise.
+    unless `restart`. Raises OtherRunError when the folder is of another run, DataError when the clip has no frames,
+    ExportError when a file cannot be written, and what source, detector and predictor raise.
     """
     source = open_source(os.fspath(clip)) if isinstance(clip, str | os.PathLike) else clip
     wanted = options or VideoOptions()

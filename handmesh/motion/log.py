@@ -18,7 +18,7 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.errors import DataError, ExportError
+from handmesh.errors import DataError, ExportError, OtherRunError
 from handmesh.files.animation import HandTrack
 from handmesh.files.glb import generator
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
@@ -123,7 +123,7 @@ class HandLog:
     """
 
     def __init__(self, path: Path, header: LogHeader, *, resume: bool = True) -> None:
-        """Go on with what is there, or start anew. Raises DataError when what is there is of another run."""
+        """Go on with what is there, or start anew. Raises OtherRunError when what is there is of another run."""
         self.path, self.header = path, header
         self._resume_path = path.with_name(f".{path.name}.resume")
         self.frame_count = 0  # frames that the log holds
@@ -146,7 +146,7 @@ class HandLog:
         if first != line.encode():
             if length == len(first) and _header_of(first) is not None:  # of a run that ended before its first frame
                 return
-            raise DataError(
+            raise OtherRunError(
                 f"{self.path} is of another clip, model or setting ({_difference(first, line)}). Give another folder, "
                 "or start it anew with --restart."
             )

@@ -116,6 +116,20 @@ def test_a_clip_becomes_overlay_log_and_animation(jobs_in, clip, tmp_path):
         assert not (tmp_path / "jobs" / job.id).exists()
 
 
+def test_a_clip_that_another_version_began_is_begun_anew(jobs_in, clip, tmp_path):
+    """After an upgrade, or on a machine with another engine, it failed: as a clip that could not be read."""
+    with running(jobs_in(job_workers=0)) as server:
+        id = server.client.post("/v1/videos", content=clip).json()["id"]
+    results = tmp_path / "jobs" / id / "results"
+    results.mkdir()
+    header = {"format": "handmesh.video", "version": 1, "generator": "handmesh 0.0.1"}
+    lines = [header, {"frame": 0, "time": 0.0, "hands": []}]
+    (results / "hands.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with running(jobs_in()) as server:
+        job = finished(server.client, id)
+    assert (job.status, job.frames, job.frames_with_hands) == ("done", FRAMES, FRAMES), job.problem
+
+
 def test_the_hands_are_those_that_the_command_line_finds(jobs_in, two_hands, tmp_path):
     """Both of them, where a job once followed one alone; and a clip that ends midway is followed as far as it goes."""
     from handmesh.files.video import ClipSource

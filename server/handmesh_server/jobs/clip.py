@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from handmesh.errors import DataError, HandMeshError, ImageError
+from handmesh.errors import DataError, HandMeshError, ImageError, OtherRunError
 from handmesh_server.jobs.runner import DONE, REFUSED
 from handmesh_server.jobs.store import RESULTS
 
@@ -48,7 +48,7 @@ def _convert(folder: Path, request: dict[str, Any], arguments: dict[str, Any]) -
 
     from handmesh.files.video import ClipSource
     from handmesh.geometry.camera import Intrinsics
-    from handmesh.motion.clip import VideoOptions, convert_clip
+    from handmesh.motion.clip import VideoOptions, VideoResult, convert_clip
     from handmesh.motion.smoothing import Smoothing
     from handmesh.motion.track import Tracking
     from handmesh.predict import load_predictor
@@ -67,24 +67,30 @@ def _convert(folder: Path, request: dict[str, Any], arguments: dict[str, Any]) -
     def progress(done: int, of: int | None) -> None:
         _write(folder / "progress.json", {"frames_done": done, "frames": of})
 
-    source = LimitedSource(
-        ClipSource(folder / request["clip"]), max_frames=arguments["max_frames"], max_pixels=arguments["max_pixels"]
-    )
-    result = convert_clip(
-        source,
-        folder / RESULTS,
-        load_predictor(arguments["model"], passes=arguments["passes"], threads=1),
-        handedness=query["hand"],
-        intrinsics=camera,
-        options=VideoOptions(
-            tracking=Tracking(max_hands=query["max_hands"]),
-            smoothing=None if query["smooth"] == 0 else Smoothing.of_strength(query["smooth"]),
-            skeleton=query["skeleton"],
-            bvh=query["bvh"],
-        ),
-        restart=arguments["last_attempt"],  # what lies there may be what ended the others
-        progress=progress,
-    )
+    limits = {"max_frames": arguments["max_frames"], "max_pixels": arguments["max_pixels"]}
+    predictor = load_predictor(arguments["model"], passes=arguments["passes"], threads=1)
+
+    def convert(restart: bool) -> VideoResult:
+        return convert_clip(
+            LimitedSource(ClipSource(folder / request["clip"]), **limits),
+            folder / RESULTS,
+            predictor,
+            handedness=query["hand"],
+            intrinsics=camera,
+            options=VideoOptions(
+                tracking=Tracking(max_hands=query["max_hands"]),
+                smoothing=None if query["smooth"] == 0 else Smoothing.of_strength(query["smooth"]),
+                skeleton=query["skeleton"],
+                bvh=query["bvh"],
+            ),
+            restart=restart,
+            progress=progress,
+        )
+
+    try:
+        result = convert(restart=arguments["last_attempt"])  # what lies there may be what ended the others
+    except OtherRunError:  # it was begun by another version, or on a machine with another engine
+        result = convert(restart=True)
     return {
         "frames": result.frames,
         "frames_with_hands": result.frames_with_hands,
