@@ -479,7 +479,7 @@ class Supervisor:
             if worker.failure or self._failed_starts >= _MAX_FAILED_STARTS:
                 self._failure = HandMeshError(worker.failure or f"No worker comes up: the last one {cause}.")
                 self._stop()
-        elif worker.report.state in ("starting", "loading"):
+        elif worker.report.state in ("starting", "loading", "failed"):
             self._failed_starts += 1
             pause = min(0.5 * 2**self._failed_starts, _MAX_START_WAIT)
             self._next_start = time.monotonic() + pause

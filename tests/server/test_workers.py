@@ -330,6 +330,21 @@ def test_nobody_waits_where_workers_do_not_come_back(monkeypatch):
     assert supervisor._is_deserted()
 
 
+@pytest.mark.parametrize("state", ["starting", "loading", "failed"])
+def test_after_a_start_that_failed_the_next_one_waits_longer_each_time(state):
+    """Not after one that said that its model cannot be loaded before it ended."""
+    supervisor = Supervisor(Settings())
+    supervisor._was_ready, supervisor._hear = True, lambda _: None
+    pauses = []
+    for _ in range(3):
+        dying = Handed()
+        dying.report, dying.failure = Report(state, 0, 0, b""), "The model cannot be loaded."
+        supervisor._workers = [dying]
+        supervisor._bury(dying)
+        pauses.append(round(supervisor._next_start - time.monotonic()))
+    assert pauses == [1, 2, 4]
+
+
 def test_merged_metrics_are_those_that_were_merged():
     one, other = Metrics(), Metrics()
     one.hands.inc(3)
