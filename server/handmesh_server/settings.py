@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -109,7 +110,13 @@ class Settings(BaseModel):
         return settings.checked()
 
     def checked(self) -> Settings:
-        """With a token, or a file of them, that is one. Raises ConfigError."""
+        """With a token, or a file of them, that is one, and origins as browsers name them. Raises ConfigError."""
+        for origin in self.cors_origins:
+            if origin not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+", origin):
+                raise ConfigError(
+                    f"Setting cors_origins ({PREFIX}CORS_ORIGINS) has {origin!r}, which no browser sends: wanted "
+                    "scheme and host in small letters, and nothing behind them, such as https://app.example.org; or *."
+                )
         if self.token is not None and self.token_file is not None:
             raise ConfigError("token and token_file say the same thing in two ways: give one of them.")
         if self.token_file is not None:

@@ -79,10 +79,12 @@ def read_tokens(file: Path) -> list[tuple[bytes, str]]:
     found = []
     for number, line in enumerate(lines, 1):
         name, colon, token = line.strip().rpartition(":")
-        if token.strip() and not line.strip().startswith("#"):
+        if line.strip() and not line.strip().startswith("#"):
             where = f"{file}, line {number}"
-            if colon and not name.strip():
-                raise ConfigError(f"{where} has no name before its colon. Wanted: name: token.")
+            if colon and not (name.strip() and token.strip()):
+                raise ConfigError(
+                    f"{where} has no {'token after' if name else 'name before'} its colon. Wanted: name: token."
+                )
             found.append((checked_token(token, where).encode(), name.strip() or UNNAMED))
     if not found:
         raise ConfigError(f"The token file {file} has no token. Make one with: openssl rand -hex 24")

@@ -664,6 +664,12 @@ def test_the_manual_and_the_dashboard_name_every_metric():
         ({"HANDMESH_TOKEN": "short"}, ["5 characters", "openssl"]),
         ({"HANDMESH_TOKEN": "x" * 16, "HANDMESH_TOKEN_FILE": "f"}, ["two ways"]),
         ({"HANDMESH_TOKEN_FILE": "/does/not/exist"}, ["/does/not/exist"]),
+        (
+            {"HANDMESH_CORS_ORIGINS": "*,https://a.example/"},
+            ["HANDMESH_CORS_ORIGINS", "'https://a.example/'", "no browser"],
+        ),
+        ({"HANDMESH_CORS_ORIGINS": "a.example"}, ["'a.example'"]),
+        ({"HANDMESH_CORS_ORIGINS": "https://A.example"}, ["small letters"]),
     ],
 )
 def test_wrong_settings_say_what_and_where(variables, words):
@@ -720,7 +726,13 @@ def test_tokens_have_names_and_change_while_the_server_runs(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("", "no token"), ("# nothing\n", "no token"), (": " + "x" * 20, "no name"), ("a: b c", "line 1")],
+    [
+        ("", "no token"),
+        ("# nothing\n", "no token"),
+        (": " + "x" * 20, "no name"),
+        ("a: b c", "line 1"),
+        (f"a: {'x' * 20}\nb:\n", "line 2 has no token after its colon"),
+    ],
 )
 def test_a_file_without_tokens_is_refused(tmp_path, content, words):
     (tmp_path / "tokens").write_text(content)
