@@ -172,7 +172,7 @@ def predict(
 
     from handmesh.detect import HandDetector, open_detector
     from handmesh.files.image import encode_image, open_photo
-    from handmesh.predict import MAX_HANDS, MIN_SCORE, load_predictor, overlay_hands, save_hands
+    from handmesh.predict import MAX_HANDS, MIN_SCORE, drawable_meshes, load_predictor, overlay_hands, save_hands
     from handmesh.system.atomic import write_atomically
     from handmesh.system.cpus import default_threads
 
@@ -191,7 +191,7 @@ def predict(
         if renderer == "pytorch3d":
             from handmesh.draw import pytorch3d, render
 
-            return render.overlay_meshes(image, [hand.mesh for hand in hands], draw_box=pytorch3d.draw_box)
+            return render.overlay_meshes(image, drawable_meshes(hands), draw_box=pytorch3d.draw_box)
         return overlay_hands(image, hands, skeleton=skeleton)
 
     def predict_one(job: _Job) -> tuple[bool, str, dict[str, Any]]:

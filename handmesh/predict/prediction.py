@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -206,20 +207,38 @@ class HandPrediction:
 def overlay_hands(image: ImageSource, hands: Sequence[HandPrediction], *, skeleton: bool = False) -> NDArray[np.uint8]:
     """All meshes, or all skeletons, drawn over a copy of their photograph: (H, W, 3) uint8 RGB.
 
-    `image`: what `read_image` takes, so the array or the path that the predictor was given. Where joints are more
-    likely misplaced than not, meshes are paler, and joints of skeletons are rings. Raises ImageError.
+    `image`: what `read_image` takes, so the array or the path that the predictor was given. Near hands hide far ones.
+    Where joints are more likely misplaced than not, meshes are paler, and joints of skeletons are rings. Raises
+    ImageError.
     """
     from handmesh.draw.render import overlay_meshes
     from handmesh.draw.skeleton import draw_skeleton
 
     photo = read_image(image)
     if not skeleton:
-        return overlay_meshes(photo, [hand.mesh for hand in hands])
+        return overlay_meshes(photo, drawable_meshes(hands))
     drawn = photo.copy()
-    for hand in hands:
+    for hand in sorted(hands, key=_distance, reverse=True):
         unsure = None if hand.joint_scores is None else hand.joint_scores < 0.5
         drawn = draw_skeleton(drawn, hand.keypoints_image(), occluded=unsure)
     return drawn
+
+
+def drawable_meshes(hands: Sequence[HandPrediction]) -> list[ImageMesh]:
+    """The meshes of a photograph's hands for `draw.render`, with depths in metres, as far apart as files place them."""
+    distances = [_distance(hand) for hand in hands]
+    nearest = min(filter(math.isfinite, distances), default=0.0)  # small numbers have more digits
+    meshes = []
+    for hand, distance in zip(hands, distances, strict=True):
+        depth = hand.vertices[:, 2] + (distance - nearest)
+        points = np.column_stack([hand.mesh.vertices_image[:, :2], depth]).astype(np.float32)
+        meshes.append(replace(hand.mesh, vertices_image=points))
+    return meshes
+
+
+def _distance(hand: HandPrediction) -> float:
+    """Metres from the camera to the origin of the hand's frame, along that frame's z."""
+    return float(hand.cam_from_hand_axes()[:, 2] @ hand.origin_cam())
 
 
 def save_hands(

@@ -22,6 +22,7 @@ import pytest
 import torch
 from marker_hands import MarkerEngine, draw, hand_at
 from PIL import Image
+from scipy.ndimage import binary_erosion
 from scipy.spatial.transform import Rotation
 
 import handmesh
@@ -751,6 +752,22 @@ def test_hands_are_drawn_over_whatever_the_photo_was_given_as(hand, photo, tmp_p
     assert (wanted != photo).any()
     for image in (tmp_path / "photo.png", encode_image(photo), Image.fromarray(photo)):
         np.testing.assert_array_equal(overlay_hands(image, [hand]), wanted)
+
+
+def test_the_near_hand_hides_the_far_one(hand, photo):
+    """Each was drawn at a depth of its own, in pixels of its own scale: a far finger came through a near palm."""
+    far = replace(hand, handedness=hand.handedness.other, crop=replace(hand.crop, size=0.6 * hand.crop.size))
+    assert far.origin_cam()[2] > hand.origin_cam()[2] + 0.1
+    grey = np.full_like(photo, 90)
+    alone, bones = overlay_hands(grey, [hand]), overlay_hands(grey, [far], skeleton=True)
+    covered = (alone != grey).any(axis=-1)
+    assert (overlay_hands(grey, [far]) != grey)[covered].any(), "they overlap"
+    inside = binary_erosion(covered, iterations=2)  # at the edge they are mixed
+    for both in ([hand, far], [far, hand]):
+        np.testing.assert_array_equal(overlay_hands(grey, both)[inside], alone[inside])
+        np.testing.assert_array_equal(
+            overlay_hands(grey, both, skeleton=True), overlay_hands(bones, [hand], skeleton=True)
+        )
 
 
 def test_hands_that_nobody_photographed_are_saved_with_those_that_were(hand, tmp_path):

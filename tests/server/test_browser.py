@@ -546,6 +546,43 @@ def decoded_by_the_page(page: Page, content: bytes) -> dict:
     )
 
 
+@pytest.mark.parametrize("focal", ["500", "undefined"])
+def test_the_near_hand_hides_the_far_one(page, focal):
+    """Each was at the same depth, its own middle: a far finger came through a near palm. Bones lay in any order."""
+    page.run(
+        """import('./static/js/stage.js').then(({ Stage }) => {
+            const root = document.createElement('div');
+            root.style.cssText = 'position: fixed; inset: 0 auto auto 0; width: 200px; height: 200px';
+            const canvas = (id) => Object.assign(document.createElement('canvas'), { id });
+            root.append(...['picture', 'mesh', 'lines'].map(canvas));
+            document.body.append(root);
+            const faces = Uint32Array.of(0, 1, 2, 0, 2, 3);
+            const colors = { right: [250, 0, 0], left: [0, 0, 250] };
+            const model = { faces: { right: faces, left: faces }, colors, bones: [] };
+            window.other = new Stage(root, model, { onBox() {}, onDraw() {} });
+            other.setPicture(null, 200, 200);
+        })"""
+    )
+    # Red squares at half the distance of blue ones, of which a corner comes 0.2 m nearer: that is not enough.
+    hands = [
+        f"{{ handedness: '{side}', cropCenter: [100, 100], cropSize: 200, scale: {scale}, translation: [0, 0], "
+        f"focal: {focal}, joints: [], vertices: Float32Array.of(-0.1,-0.1,{z}, 0.1,-0.1,0, 0.1,0.1,0, -0.1,0.1,0) }}"
+        for side, scale, z in (("right", 8, 0), ("left", 4, -0.2))
+    ]
+    for order in (hands, hands[::-1]):
+        drawn = page.run(
+            f"(() => {{ other.setHands([{', '.join(order)}]); other.draw(); "
+            "const canvas = Object.assign(document.createElement('canvas'), { width: 200, height: 200 }); "
+            "const context = canvas.getContext('2d'); "
+            "context.drawImage(other.layers[1], 0, 0, 200, 200); "
+            "const seen = [[100, 100], [80, 80]].map(([x, y]) => [...context.getImageData(x, y, 1, 1).data]); "
+            "return [seen, other.hands.map((hand) => hand.handedness)]; })()"
+        )
+        assert all(red > 2 * blue for red, _, blue, _ in drawn[0]), drawn
+        assert drawn[1] == ["left", "right"], "bones are drawn in this order"
+    assert page.errors == []
+
+
 @pytest.mark.parametrize("vertices", ["float16", "float32"])
 def test_the_page_reads_what_the_server_writes(page, vertices):
     """Every number of the stream, by the page's own decoder, for none, one and two hands."""

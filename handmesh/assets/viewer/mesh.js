@@ -5,13 +5,14 @@ in vec3 position, normal, color;
 uniform mat3 rotation;
 uniform vec3 pivot;
 uniform vec4 map;          // clip = map.xy + map.zw * hand
+uniform float depth;       // metres that the pivot is farther than the middle of all
 uniform float depthRange;  // metres, nearest to farthest
 out vec3 facing, skin;
 void main() {
   skin = color;
   vec3 rotated = rotation * (position - pivot);
   facing = rotation * normal;
-  gl_Position = vec4(map.xy + map.zw * (rotated.xy + pivot.xy), 2.0 * rotated.z / depthRange, 1.0);
+  gl_Position = vec4(map.xy + map.zw * (rotated.xy + pivot.xy), 2.0 * (rotated.z + depth) / depthRange, 1.0);
 }`;
 
 // x right, y down, z away: the eye looks along +z. A key light from the upper left, the sky, a rim, a soft highlight.
@@ -37,10 +38,12 @@ void main() {
 // Of renderers that draw on the processor; `failIfMajorPerformanceCaveat` lets Chromium's through.
 const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
 
-const NAMES = { attributes: ["position", "normal", "color"], uniforms: ["rotation", "pivot", "map", "depthRange", "lit", "dimmed"] };
+const NAMES = { attributes: ["position", "normal", "color"], uniforms: ["rotation", "pivot", "map", "depth", "depthRange", "lit", "dimmed"] };
+
+export const HAND_DEPTH = 1.2; // metres: a hand is 0.2 m long, whatever way it is turned
 
 export class MeshView {
-  depthRange = 1.2; // metres: a hand is 0.2 m long, whatever way it is turned
+  depthRange = HAND_DEPTH;
 
   /** Throws when the browser has no WebGL2. */
   constructor(canvas) {
@@ -80,7 +83,7 @@ export class MeshView {
 
   /**
    * Each with vertices (flat x, y, z; metres), faces (flat Uint32Array; the same array for the same topology), colors (sRGB
-   * bytes, of all or of each vertex), and what `View.handMap` and `pivot` want.
+   * bytes, of all or of each vertex), and what `View.handMap` and `pivot` want; of several, `depth` (metres; 0 without it).
    */
   setHands(hands) {
     this.hands = hands;
@@ -123,6 +126,7 @@ export class MeshView {
         (-2 * map.y.factor) / view.stage.height,
       );
       gl.uniform3fv(this.uniform.pivot, hand.pivot);
+      gl.uniform1f(this.uniform.depth, hand.depth ?? 0);
       // Without the mesh its faces still hide the lines behind them.
       gl.colorMask(this.show.mesh, this.show.mesh, this.show.mesh, this.show.mesh);
       gl.enable(gl.POLYGON_OFFSET_FILL);

@@ -107,6 +107,7 @@ export function handsOf(answer) {
     cropCenter: [...array(hand.crop_center_px)],
     cropSize: hand.crop_size_px,
     scale: hand.camera_scale_ndc_per_m,
+    focal: array(hand.intrinsics_px)[0],
     translation: [...array(hand.camera_translation_m)],
     keypoints: array(hand.keypoints_px),
     joints: array(hand.joints),

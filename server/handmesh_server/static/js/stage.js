@@ -1,5 +1,6 @@
 // The picture, the mesh and the lines over each other; beside turning the hand, a pointer may draw a box.
 
+import { HAND_DEPTH } from "../viewer/mesh.js";
 import { middle } from "../viewer/view.js";
 import { ARROWS, Viewer } from "../viewer/viewer.js";
 
@@ -36,12 +37,23 @@ export class Stage extends Viewer {
     this.redraw();
   }
 
-  /** Of the server's answers. */
+  /** Of the server's answers, after their picture: far ones first, so that near ones hide them. */
   setHands(hands) {
     const { faces, colors } = this.handModel;
-    super.setHands(
-      hands.map((hand) => ({ ...hand, pivot: middle(hand.vertices), faces: faces[hand.handedness], colors: colors[hand.handedness] })),
-    );
+    const { width, height } = this.view.image;
+    // Metres from the camera. Where nothing is known of it, the server takes its focal length for the diagonal, too.
+    const distance = ({ focal, cropSize, scale }) => (focal ?? Math.hypot(width, height)) / ((cropSize / 2) * scale);
+    const distances = hands.map(distance);
+    const [near, far] = [Math.min(...distances), Math.max(...distances)];
+    if (this.mesh) this.mesh.depthRange = HAND_DEPTH + (hands.length ? far - near : 0);
+    const placed = hands.map((hand, index) => ({
+      ...hand,
+      pivot: middle(hand.vertices),
+      depth: distances[index] - (near + far) / 2,
+      faces: faces[hand.handedness],
+      colors: colors[hand.handedness],
+    }));
+    super.setHands(placed.sort((one, other) => other.depth - one.depth));
   }
 
   setBox(box) {
