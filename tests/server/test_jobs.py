@@ -23,7 +23,7 @@ from handmesh_server.jobs.queue import open_queue
 from handmesh_server.jobs.runner import JobRunner, _slot
 from handmesh_server.jobs.store import JobState, JobStore
 
-from handmesh.errors import ConfigError
+from handmesh.errors import ConfigError, ExportError
 
 # In the place of the process that works on a clip: does what the job asks for, and writes down that it did.
 WORKER = """
@@ -128,7 +128,7 @@ def test_jobs_are_done_in_their_order(store, running):
     for job in jobs:
         state = ended(store, job.id)
         assert (state.status, state.attempts, state.ended["result"]["files"]) == ("done", 1, ["overlay.mp4"])
-        assert not list(store.path(job.id).glob("clip*"))  # room for others
+        until(lambda id=job.id: not list(store.path(id).glob("clip*")))  # room for others
     assert worked(store) == [job.id for job in jobs]
 
 
@@ -395,6 +395,38 @@ def test_a_full_disk_refuses_the_clip_and_keeps_what_was_there(store, tmp_path):
     file.touch()
     with pytest.raises(StorageFull):
         store_in(file).incoming()
+
+
+def test_a_job_has_ended_before_its_clip_goes(store, monkeypatch):
+    """A service that was killed while it deleted the clip had not said that the job is done: the next one tried it
+    again, could not read it, and deleted the results. A full disk still gets the room first.
+    """
+    job = post(store, "done")
+    assert store.claim(job.id)
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("clip"):
+            raise SystemExit
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        with pytest.raises(SystemExit):
+            store.end(job.id, result={"files": []})
+    assert store.state(job.id).status == "done"
+
+    full = post(store, "done")
+    write = store_module.write_atomically
+
+    def into_what_is_left(path: Path, content: bytes) -> None:
+        if list(path.parent.glob("clip*")):
+            raise ExportError("No space left on device.")
+        write(path, content)
+
+    monkeypatch.setattr(store_module, "write_atomically", into_what_is_left)
+    store.end(full.id, problem={"reason": "storage_full", "detail": "full"})
+    assert store.state(full.id).status == "failed"
 
 
 @pytest.mark.parametrize("id", ["", "..", "../jobs", "a" * 31, "a" * 33, "A" * 32, "queue.sqlite", "a" * 32])

@@ -174,13 +174,23 @@ class JobStore:
     def end(self, id: str, *, result: dict[str, Any] | None = None, problem: dict[str, Any] | None = None) -> None:
         """The last word on a job."""
         folder = self.path(id)
-        for clip in folder.glob("clip*"):
-            clip.unlink(missing_ok=True)
-        if problem is not None:  # half a result is none; and where the disk is full, its end can then be written
-            shutil.rmtree(folder / RESULTS, ignore_errors=True)
         last = {"result": result} if problem is None else {"problem": problem}
-        with suppress(ExportError):  # it was removed meanwhile
-            write_atomically(folder / "ended.json", json.dumps({"ended": time.time(), **last}).encode())
+        content = json.dumps({"ended": time.time(), **last}).encode()
+        try:  # before the clip goes, which takes a while: without either, who goes on could not read the clip
+            write_atomically(folder / "ended.json", content)
+        except ExportError:  # the disk is full, and what is not needed makes room; or the job was removed meanwhile
+            self._drop_unneeded(folder, results=problem is not None)
+            with suppress(ExportError):
+                write_atomically(folder / "ended.json", content)
+        self._drop_unneeded(folder, results=problem is not None)
+
+    def _drop_unneeded(self, folder: Path, *, results: bool) -> None:
+        """Of a job that is over: the clip, and half a result, which is none."""
+        for path in _entries(folder):  # which may be removed meanwhile
+            if path.name.startswith("clip"):
+                path.unlink(missing_ok=True)
+        if results:
+            shutil.rmtree(folder / RESULTS, ignore_errors=True)
 
     # Going
 
