@@ -4,8 +4,8 @@ Frames come as (H, W, 3) uint8 RGB, upright (a phone's turned video is turned ba
 shown, so that clips of uneven frame rate play, smooth and animate at the right speed.
 
 Videos are written by what is there, best first: `ffmpeg` on the path with x264, the operating system's H.264 encoder
-through OpenCV, VP9 through OpenCV. All three play in browsers. MPEG-4 Part 2 ("mp4v") is the fastest and is not
-offered on its own: no browser plays it.
+through OpenCV, VP9 through OpenCV. All three play in browsers. MPEG-4 Part 2 ("mp4v") is the fastest and plays in none:
+it is for who asks for it, and for where nothing else opens.
 """
 
 from __future__ import annotations
