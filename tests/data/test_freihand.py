@@ -6,6 +6,7 @@ import io
 import json
 import math
 import pickle
+import re
 import shutil
 import zipfile
 from dataclasses import replace
@@ -975,6 +976,18 @@ def test_labels_of_the_test_set_are_said_to_come_in_the_second_archive(own_sourc
 def test_checking_what_is_not_prepared_says_how_to(source, tmp_path):
     with pytest.raises(DataError, match="run `handmesh data prepare"):
         check(tmp_path)
+
+
+def test_the_python_block_of_the_page_runs(own_source, monkeypatch):
+    """It read `sample.labels.joints`, and the labels of a photograph have a hand and a camera."""
+    page = (Path(__file__).parents[2] / "docs" / "how_to" / "data.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    prepare(own_source)
+    monkeypatch.chdir(own_source.parent)
+    found: dict[str, Any] = {}
+    exec(block.replace('"mano"', '"builtin"').replace("40_000", str(N + 1)), found)
+    assert found["sample"].labels.hand.pose_known
+    assert len(found["train"]) + len(found["validation"]) == 4 * N
 
 
 def test_sheets_show_all_versions_with_their_labels(prepared, source):
