@@ -354,6 +354,27 @@ def test_a_run_that_was_killed_anywhere_is_completed_by_the_next(source, tmp_pat
             assert (seen + resumed).count(interrupted) == steps.count(interrupted)
 
 
+def test_a_run_after_a_finished_one_goes_on_too_where_it_was(own_source):
+    """Killed after it had packed the training set, the next one packed it again: in place of what the killed run had
+    finished it counted what the one before had.
+    """
+    prepare(own_source)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(what: str, done: int, total: int) -> None:
+        if what.startswith("evaluation"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(own_source, pack=True, progress=kill)
+    said: list[str] = []
+    prepare(own_source, pack=True, progress=lambda what, *_: said.append(what))
+    assert not [what for what in said if what.startswith("training")]
+    assert FreiHand(own_source).image_bytes(5) == (own_source / "training" / "rgb" / "00000005.jpg").read_bytes()
+
+
 def test_bytes_after_the_last_mark_are_written_again(source, tmp_path, monkeypatch):
     """Killed between the images and their mark, or with half a mark: neither may end up in the pack."""
     monkeypatch.setattr(freihand, "_PACK_BATCH", 4)

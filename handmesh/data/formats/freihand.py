@@ -124,7 +124,8 @@ def _prepare(sources: _Sources, out: Path, pack: bool, report: Progress) -> Path
     if before is not None and before.get("format") != FORMAT:
         logger.warning("%s is of format %s, now it is %d: prepared anew", out, before.get("format"), FORMAT)
         before = None
-    done: dict[str, Any] = dict(before["files"]) if before is not None else _read_marks(out)
+    # What an earlier run finished, and after it one that was interrupted.
+    done: dict[str, Any] = {**({} if before is None else before["files"]), **_read_marks(out)}
     _check_space(sources, out, pack, done)
     splits: dict[str, Any] = {}
     for split in SPLITS:
