@@ -58,7 +58,7 @@ def data_prepare(
         data = FreiHand(result, split)
         say(f"{split}: {data.annotation_count} annotations, {len(data)} images ({', '.join(data.versions)})")
     say(f"Ready: {result}")
-    say(f"next: handmesh data check {folder if out is None else out}")
+    say(f"next: handmesh data check {result}")
 
 
 @app.command("check", cls=Command)

@@ -1052,6 +1052,16 @@ def test_the_commands_from_nothing_to_a_checked_set(tmp_path, monkeypatch, backg
     assert run("data", "check", folder).exit_code == 1
 
 
+def test_what_comes_next_is_what_was_prepared(source, tmp_path):
+    """Of a zip that was named it was the zip, which was then read as a JSONL file."""
+    with zipfile.ZipFile(tmp_path / "FreiHAND.zip", "w", zipfile.ZIP_STORED) as archive:
+        for path in source.rglob("*"):
+            archive.write(path, path.relative_to(source))
+    said = run("data", "prepare", tmp_path / "FreiHAND.zip").output
+    *_, command = said.partition("next: handmesh ")
+    assert run(*command.split()).exit_code == 0, said
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
