@@ -999,6 +999,12 @@ def test_checking_what_is_not_prepared_says_how_to(source, tmp_path):
         check(tmp_path)
 
 
+@pytest.mark.parametrize("look", [check, show])
+def test_a_name_at_which_there_is_nothing_is_not_to_be_prepared(look, tmp_path):
+    with pytest.raises(DataError, match=r"There is nothing at .*labels\.jsonl"):
+        look(tmp_path / "labels.jsonl")
+
+
 def test_the_python_block_of_the_page_runs(own_source, monkeypatch):
     """It read `sample.labels.joints`, and the labels of a photograph have a hand and a camera."""
     page = (Path(__file__).parents[2] / "docs" / "how_to" / "data.md").read_text(encoding="utf-8")

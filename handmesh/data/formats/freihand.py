@@ -519,6 +519,8 @@ def find_prepared(directory: Path) -> Path:
     for candidate in (Path(directory), Path(directory) / PREPARED):
         if (candidate / "meta.json").is_file() and _read_meta(candidate).get("kind") == "freihand":
             return candidate
+    if not Path(directory).exists():
+        raise DataError(f"There is nothing at {directory}: check its name.")
     raise DataError(f"No prepared FreiHAND in {directory}: run `handmesh data prepare {directory}` first.")
 
 
