@@ -346,7 +346,8 @@ class _PhotoTally:
         self.decoded = 0  # pictures
         self.labels = dict.fromkeys(("box", "intrinsics", "keypoints", "joints", "vertices", "pose", "betas"), 0)
         self.left = 0  # hands
-        self.croppable = 0  # with a box or keypoints
+        self.absent = 0  # photographs without a hand
+        self.croppable = 0  # the others with a box or keypoints
         self.spatial = 0  # with joints or vertices ...
         self.behind: list[str] = []  # ... and those of them that are not in front of the camera
         self.points = self.outside = 0  # known keypoints, of pictures that were decoded; those outside the picture
@@ -355,10 +356,11 @@ class _PhotoTally:
     def add(self, labels: PhotoLabels, size: tuple[int, int] | None, where: str) -> None:
         """`size`: width and height in px, of a picture that was decoded."""
         self.left += labels.handedness == "left"
+        self.absent += not labels.hand.present
         for name in self.labels:
             known = getattr(labels.hand, f"{name}_known", None)
             self.labels[name] += getattr(labels, name) is not None if known is None else bool(known.any())
-        self.croppable += labels.hand_box() is not None
+        self.croppable += bool(labels.hand.present) and labels.hand_box() is not None
         self.disagreement_px += _disagreement_px(labels)
         depths = _depths(labels)
         self.spatial += bool(depths)
@@ -378,15 +380,16 @@ class _PhotoTally:
 def _rows_of_photos(tally: _PhotoTally, count: int) -> Iterator[CheckRow]:
     yield CheckRow("samples", "known keys and sound values", _problems(tally.problems, count), not tally.problems)
     there = ", ".join(f"{name} {known}" for name, known in tally.labels.items() if known) or "no labels at all"
-    yield CheckRow("labels", "any subset", f"{there}; {tally.left} left hands of {count}", None)
+    hands, without = count - tally.absent, f"; {tally.absent} without a hand" if tally.absent else ""
+    yield CheckRow("labels", "any subset", f"{there}; {tally.left} left hands of {hands}{without}", None)
     yield CheckRow(
         f"{tally.decoded} images decoded, {count} looked for", "photographs", _problems(tally.image_problems, count),
         not tally.image_problems,
     )  # fmt: skip
-    all_croppable = tally.croppable == count
+    all_croppable = tally.croppable == hands
     yield CheckRow(
         "a box or keypoints", "on every one, for crops around the hand",
-        f"on {tally.croppable} of {count}" + ("" if all_croppable else ": crop: frame will do, crop: box will not"),
+        f"on {tally.croppable} of {hands}" + ("" if all_croppable else ": crop: frame will do, crop: box will not"),
         all_croppable or None,
     )  # fmt: skip
     if tally.spatial:

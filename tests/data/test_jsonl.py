@@ -293,6 +293,14 @@ def test_crops_around_the_hand_need_a_box_or_keypoints_on_each_line(folder):
     assert "on 1 of 2" in rows["a box or keypoints"].found
 
 
+def test_photographs_without_a_hand_need_no_box(folder):
+    """One among a thousand, and `data check` said that crops around hands will not do, which a run makes."""
+    data = written(folder, {"box": [10, 10, 70, 60]}, {"present": False}, {"present": False, "box": [10, 10, 70, 60]})
+    rows = {row.subject: row for row in check(data.path)}
+    assert rows["a box or keypoints"].passed
+    assert rows["labels"].found == "box 2; 0 left hands of 1; 2 without a hand"
+
+
 @pytest.mark.parametrize("with_camera", [False, True])
 def test_3d_labels_behind_the_camera_fail_with_their_number_and_an_example(with_camera, folder):
     """Joints relative to the wrist, or in axes that look backwards, passed: nothing disagreed with unseen joints."""
