@@ -290,7 +290,7 @@ def _with_labels(path: Path, data: LabelledPhotos, hand: HandArrays | None) -> E
             ]
         ),
         boxes=tuple(known.box for known in labels),
-        facts=tuple(record.get("facts") or {} for record in records),
+        facts=tuple(facts if isinstance(facts := record.get("facts"), dict) else {} for record in records),
         mano_joints=mano_joints,
         labelled_hand=None if vertices is None else labelled_hand,
         meshes=meshes,

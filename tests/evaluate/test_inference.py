@@ -269,6 +269,13 @@ def test_facts_say_which_joints_are_hidden_of_a_set_in_space_too(directory, tmp_
     np.testing.assert_array_equal(open_evaluation_set(directory).shown, open_evaluation_set(directory).visible)
 
 
+@pytest.mark.parametrize("facts", ["outdoors", [1, 2], 7, None])
+def test_facts_are_whatever_one_likes(facts, data, directory, tmp_path):
+    """As the page on data says; but what was no object ended in an AttributeError."""
+    opened = open_evaluation_set(rewritten(directory, tmp_path, lambda record: record.update(facts=facts)))
+    np.testing.assert_array_equal(opened.shown, data.visible)
+
+
 def test_poses_of_another_hand_are_not_taken_for_ours(directory, tmp_path, caplog):
     opened = open_evaluation_set(rewritten(directory, tmp_path, lambda record: record.update(betas=[2.0] * 10)))
     assert opened.truth.vertices is None
