@@ -29,9 +29,11 @@ from handmesh.evaluate.scores import (
     check_zero_predictor,
     compare,
     evaluate,
+    read_frames,
     score_joints,
     score_keypoints,
     score_views,
+    sha256_of_points,
     write_scores,
 )
 from handmesh.evaluate.sets import EvaluationSet, match_hand, open_evaluation_set, palm_angles
@@ -97,6 +99,7 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
         if request.limit is not None and request.limit < len(data):
             run["frames"] = f"the first {request.limit} of {len(data)}"
             data = data.first(request.limit)
+        _check_before_predicting(request, data)
         answers, facts = _predict(request, data, engine, show)
         points, keypoints, first = answers.points, answers.keypoints, answers.first
     run = {"subject": facts.pop("subject"), **facts, **run}
@@ -157,8 +160,6 @@ def _score_in_2d(
     """Of a set that says where the joints are in the pictures, and nothing about space: scores.json alone."""
     if keypoints is None:
         raise DataError(f"{data.path} has no 'joints' that predictions in space could be compared with.")
-    if request.against or request.save_predictions is not None:
-        raise ConfigError("--against and --save-predictions need a test set with 'joints'.")
     assert data.keypoints is not None
     scores = score_keypoints(data.keypoints, keypoints, data.shown, known=data.visible)
     path = request.out / "scores.json"
@@ -176,6 +177,16 @@ def _check_of_predictions(request: EvaluationRequest) -> None:
         raise ConfigError(
             "--crop, --margin, --passes and --tta say what a model sees: they go with --data, where one is run."
         )
+
+
+def _check_before_predicting(request: EvaluationRequest, data: EvaluationSet) -> None:
+    """What would else be known when all is predicted, which would be lost. Raises ConfigError, DataError."""
+    if not data.in_space and (request.against or request.save_predictions is not None):
+        raise ConfigError("--against and --save-predictions need a test set with 'joints'.")
+    if request.against:
+        truth = sha256_of_points(data.truth)
+        for other in request.against:
+            read_frames(other, truth)
 
 
 def _read(

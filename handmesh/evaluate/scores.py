@@ -196,8 +196,8 @@ def evaluate(
         camera_coordinates=camera_coordinates,
         camera_note=note,
         warnings=(*_warnings(truth, predicted), *_mirror_warnings(frames)),
-        truth_sha256=_digest(truth),
-        predictions_sha256=_digest(predicted),
+        truth_sha256=sha256_of_points(truth),
+        predictions_sha256=sha256_of_points(predicted),
         camera_space=score_in_camera_space(truth, predicted, frames) if camera_coordinates else {},
     )
 
@@ -361,9 +361,22 @@ class Comparison(NamedTuple):
 
 
 def compare(evaluation: Evaluation, other: Path) -> list[Comparison]:
-    """Paired comparison with an earlier run, given by its folder or its frames.npz.
+    """Paired comparison with an earlier run, given by its folder or its frames.npz. Raises what `read_frames` does."""
+    earlier, run = read_frames(other, evaluation.truth_sha256)
+    rows = []
+    pairs = zip(PAPER_KEYS, _per_frame_mm(evaluation.frames, "aligned"), _per_frame_mm(earlier, "aligned"), strict=True)
+    for name, ours, theirs in pairs:
+        if np.isfinite(ours).all() and np.isfinite(theirs).all():
+            interval = metrics.bootstrap_interval(ours - theirs)
+            means = float(ours.mean()), float(theirs.mean())
+            rows.append(Comparison(name, *means, means[0] - means[1], interval, run))
+    return rows
 
-    Raises DataError when that is missing, damaged, or was scored against another ground truth.
+
+def read_frames(other: Path, truth_sha256: str) -> tuple[FrameScores, str]:
+    """The frames of an earlier run, given by its folder or its frames.npz, and what that run is called.
+
+    Raises DataError when they are missing, damaged, or were scored against another ground truth.
     """
     path = other / "frames.npz" if other.is_dir() else other
     try:
@@ -376,17 +389,9 @@ def compare(evaluation: Evaluation, other: Path) -> list[Comparison]:
             f"{path} is no frames.npz of an earlier run ({error}): give the folder that `handmesh evaluate --out` "
             "wrote."
         ) from error
-    if truth != evaluation.truth_sha256:
+    if truth != truth_sha256:
         raise DataError(f"{path} was scored against another ground truth: two runs are compared frame by frame.")
-    rows = []
-    pairs = zip(PAPER_KEYS, _per_frame_mm(evaluation.frames, "aligned"), _per_frame_mm(earlier, "aligned"), strict=True)
-    for name, ours, theirs in pairs:
-        if np.isfinite(ours).all() and np.isfinite(theirs).all():
-            interval = metrics.bootstrap_interval(ours - theirs)
-            means = float(ours.mean()), float(theirs.mean())
-            run = path.parent.name if path.name == "frames.npz" else path.stem
-            rows.append(Comparison(name, *means, means[0] - means[1], interval, run))
-    return rows
+    return earlier, path.parent.name if path.name == "frames.npz" else path.stem
 
 
 # Scoring
@@ -667,7 +672,8 @@ def _check_shapes(truth: HandPoints, predicted: HandPoints) -> None:
         raise DataError(f"{len(predicted.joints):,} predicted frames, wanted {len(truth.joints):,}.")
 
 
-def _digest(points: HandPoints) -> str:
+def sha256_of_points(points: HandPoints) -> str:
+    """What `Evaluation` names its hands by."""
     digest = hashlib.sha256()
     for array in points:
         if array is not None:

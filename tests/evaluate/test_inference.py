@@ -428,6 +428,25 @@ def test_a_set_without_3d_labels_is_scored_in_the_picture(directory, model_file,
         run_evaluation(EvaluationRequest(data=folder, model=str(model_file), against=(out,), out=out))
 
 
+def test_what_cannot_be_compared_is_refused_before_the_model_runs(directory, tmp_path):
+    """It was known when the model had seen everything, for hours with --tta, and nothing of that was written."""
+
+    def show(stage: str, done: int, total: int) -> None:
+        raise AssertionError(stage)
+
+    run_evaluation(EvaluationRequest(data=directory, limit=2, out=tmp_path / "of_two", report=False))
+    for other, message in (("of_two", "another ground truth"), ("nowhere", "no frames.npz of an earlier run")):
+        with pytest.raises(DataError, match=message):
+            run_evaluation(EvaluationRequest(data=directory, against=(tmp_path / other,), out=tmp_path / "out"), show)
+    flat = rewritten(directory, tmp_path, lambda record: record.pop("joints"))
+    with pytest.raises(ConfigError, match="need a test set with 'joints'"):
+        run_evaluation(EvaluationRequest(data=flat, save_predictions=tmp_path / "pred.zip"), show)
+    run_evaluation(
+        EvaluationRequest(data=directory, limit=2, out=tmp_path / "out", against=(tmp_path / "of_two",), report=False)
+    )
+    assert (tmp_path / "out" / "frames.npz").is_file()
+
+
 @pytest.mark.parametrize(
     ("trained", "boxes", "wanted", "chosen", "said"),
     [
