@@ -8,7 +8,6 @@ upright in the picture, so both pose and view count; and of the pose alone, both
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from handmesh.config.scenes import TrainingScenes
-from handmesh.geometry.rotation import matrix_from_vector
+from handmesh.data.formats.jsonl import JsonlData
 from handmesh.hand import Handedness, builtin_hand, upright_rotation
 from handmesh.synth.real_poses import RealPoses, palm_axes
 from handmesh.synth.scene import PosePrior, sample_view
@@ -33,13 +32,13 @@ def main() -> None:
     hand = builtin_hand().shaped()
     axes = palm_axes(builtin_hand())
     real = []
-    with open(arguments.labels, encoding="utf-8") as file:
-        for record in map(json.loads, file):
-            if record.get("pose") is not None:
-                pose = matrix_from_vector(np.array(record["pose"], float).reshape(16, 3))
-                if record.get("handedness") == Handedness.LEFT:
-                    pose = np.diag([-1.0, 1, 1]) @ pose @ np.diag([-1.0, 1, 1])
-                real.append(pose)
+    data = JsonlData(arguments.labels)
+    for labels in map(data.labels, range(len(data))):
+        if labels.hand.pose_known:
+            pose = labels.hand.pose
+            if labels.handedness == Handedness.LEFT:
+                pose = np.diag([-1.0, 1, 1]) @ pose @ np.diag([-1.0, 1, 1])
+            real.append(pose)
     print(f"{len(real)} real poses, {arguments.count} synthetic hands; mm to the nearest: mean, median, 90 %")
     for share in arguments.real_poses:
         settings = TrainingScenes(real_poses=share)

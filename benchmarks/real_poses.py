@@ -8,13 +8,11 @@ Labels with poses are what `handmesh label` writes. Only numbers are kept: rotat
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
-from handmesh.geometry.rotation import matrix_from_vector
-from handmesh.hand import Handedness
+from handmesh.data.formats.jsonl import JsonlData
 from handmesh.synth.real_poses import real_pose_arrays, thinned
 from handmesh.system.atomic import written_atomically
 
@@ -27,12 +25,10 @@ def main() -> None:
     parser.add_argument("--source", action="append", default=[], help="origin and licence, written into the file")
     arguments = parser.parse_args()
     records = []
-    for path in arguments.labels:
-        with open(path, encoding="utf-8") as file:
-            for record in map(json.loads, file):
-                if record.get("pose") is not None:
-                    pose = matrix_from_vector(np.array(record["pose"], float).reshape(16, 3))
-                    records.append((pose, Handedness(record.get("handedness") or "right")))
+    for data in map(JsonlData, arguments.labels):
+        for labels in map(data.labels, range(len(data))):
+            if labels.hand.pose_known:
+                records.append((labels.hand.pose, labels.handedness))
     arrays = thinned(real_pose_arrays(records, sources=arguments.source), arguments.count)
     with written_atomically(arguments.out) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(

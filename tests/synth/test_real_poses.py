@@ -92,10 +92,12 @@ def test_the_roll_in_the_picture_makes_no_other_pose():
     assert len(kept.fingers) == 1
 
 
-def test_the_file_is_made_from_labels(tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", [vector_from_matrix, np.array, lambda pose: vector_from_matrix(pose).ravel()])
+def test_the_file_is_made_from_labels(form, tmp_path, monkeypatch):
+    """In each form that labels have a pose in: of matrices, which `handmesh synth --out` writes, none was made."""
     pose = pose_of((5, 10, 20), (70, 80, 40))
     lines = [
-        {"image": "a.jpg", "handedness": "right", "pose": vector_from_matrix(pose).tolist()},
+        {"image": "a.jpg", "handedness": "right", "pose": form(pose).tolist()},
         {"image": "b.jpg", "keypoints": None},
     ]
     (tmp_path / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
