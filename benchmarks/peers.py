@@ -35,6 +35,7 @@ from handmesh.runtime.timing import Timing, lead_in, time_in_turns
 
 SIZE = 224
 PHOTO_SIDE = 640
+GIVEN = "handmesh, boxes and sides given"  # of the photographs in which hands were found
 # name -> (package, how it is built there)
 PEERS: dict[str, tuple[str, Callable[[Any], torch.nn.Module]]] = {
     "resnet18 (torchvision)": ("torchvision.models", lambda module: module.resnet18(weights=None)),
@@ -87,7 +88,7 @@ def time_networks(arguments: argparse.Namespace) -> None:
         lead_in_s = lead_in(arguments.threads)
         timings = time_in_turns(tasks, runs=arguments.runs, clock=clock, lead_in_s=lead_in_s)
     settings = {"engine": "torch", "precision": "float32", "batch": arguments.batch, "threads": arguments.threads}
-    report(timings, "network_ms", 1, {**settings, "clock": clock}, arguments.json)
+    report(timings, "network_ms", dict.fromkeys(timings, 1), {**settings, "clock": clock}, arguments.json)
 
 
 def time_photos(arguments: argparse.Namespace) -> None:
@@ -104,13 +105,14 @@ def time_photos(arguments: argparse.Namespace) -> None:
     tasks: dict[str, Callable[[], object]] = {
         "handmesh": lambda: [predictor(photo) for photo in photos],
         "handmesh, thorough search": lambda: [predictor(photo, search="thorough") for photo in photos],
-        "handmesh, boxes and sides given": lambda: [
+        "handmesh, its detector alone": lambda: [detector(photo) for photo in photos],
+    }
+    if any(answers):
+        tasks[GIVEN] = lambda: [
             predictor(photo, boxes=boxes, handedness=sides)
             for photo, (boxes, sides) in zip(photos, known, strict=True)
             if boxes
-        ],
-        "handmesh, its detector alone": lambda: [detector(photo) for photo in photos],
-    }
+        ]
     try:
         mediapipe = open_detector("mediapipe")
         tasks["mediapipe, static"] = lambda: [mediapipe(photo) for photo in photos]
@@ -118,18 +120,25 @@ def time_photos(arguments: argparse.Namespace) -> None:
         print(f"skipped mediapipe: {error}")
     cv2.setNumThreads(1)
     timings = time_in_turns(tasks, runs=min(arguments.runs, 5), warm_up=1, clock="cpu")
-    print(f"{len(photos)} photographs, {sum(map(len, answers))} hands; processor time of a photograph")
-    report(timings, "photo_ms", len(photos), {"threads": 1, "clock": "cpu"}, arguments.json)
+    with_hands = sum(map(bool, answers))
+    print(
+        f"{len(photos)} photographs, {sum(map(len, answers))} hands in {with_hands} of them; processor time of a "
+        "photograph, with boxes given of one with hands"
+    )
+    counts = {name: with_hands if name == GIVEN else len(photos) for name in timings}
+    report(timings, "photo_ms", counts, {"threads": 1, "clock": "cpu"}, arguments.json)
 
 
-def report(timings: dict[str, Timing], what: str, count: int, settings: dict[str, object], file: Path | None) -> None:
-    """Prints what one of `count` things takes, and how many times as long as the first; in JSON, too."""
-    base = next(iter(timings.values())).median_ms
+def report(
+    timings: dict[str, Timing], what: str, counts: dict[str, int], settings: dict[str, object], file: Path | None
+) -> None:
+    """Prints what one of a row's `counts` things takes, and how many times as long as of the first; in JSON, too."""
+    each = {name: timing.median_ms / counts[name] for name, timing in timings.items()}
+    base = next(iter(each.values()))
     rows = []
-    for name, timing in timings.items():
-        milliseconds = timing.median_ms / count
-        print(f"{name:38} {milliseconds:8.1f} ms  {timing.median_ms / base:.2f}")
-        rows.append({"model": name, **settings, what: milliseconds, "p95_ms": timing.p95_ms / count})
+    for name, milliseconds in each.items():
+        print(f"{name:38} {milliseconds:8.1f} ms  {milliseconds / base:.2f}")
+        rows.append({"model": name, **settings, what: milliseconds, "p95_ms": timings[name].p95_ms / counts[name]})
     if file:
         file.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=2) + "\n")
 
