@@ -502,6 +502,20 @@ def test_backgrounds_from_a_folder(tmp_path):
     assert 3 <= len(blue) <= 17  # half of them
 
 
+def test_backgrounds_that_are_not_read_are_told(tmp_path, monkeypatch, caplog):
+    """Of ten thousand photographs four fifths were left out, and nobody heard of it."""
+    monkeypatch.setattr("handmesh.synth.backgrounds.FOLDER_LIMIT", 2)
+    for name in ("b", "a", "c"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((8, 8, 3), ord(name), np.uint8))
+    bank = Backgrounds(seed=0, count=1, folder=tmp_path, size=8)
+    assert [image.mean() for image in bank._photos] == [ord("a"), ord("b")]
+    assert f"{tmp_path} has 3 images: the first 2 by name are backgrounds" in caplog.messages
+    (tmp_path / "c.png").unlink()
+    caplog.clear()
+    Backgrounds(seed=0, count=1, folder=tmp_path, size=8)
+    assert not caplog.messages
+
+
 def test_an_empty_background_folder_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match="No background image"):
