@@ -5,12 +5,12 @@
     evaluation = evaluate(data.truth, answers.points)
 
 Protocols decide what the network sees, and scores of different protocols are not comparable: "frame" (the whole image,
-as FastViT and most others), "metro" (its central 180 / 224, as METRO and Mesh Graphormer), "box" (around a given box),
-"box-from-test-labels" (around the true keypoints: an oracle), "frame-then-box" and "metro-then-box" (two iterations:
-a box crop around the keypoints that the model itself found in the first crop; no label of the test set is used), and
-"predict" (the whole image, then crops around what was found, as `handmesh predict` does). Under each of them the
-`Predictor` turns back what the network says. For a set whose joints are MANO's, those of our own hand are then moved to
-where MANO has them (`handmesh.hand.definitions`).
+as FreiHAND's own baselines and most demos), "metro" (its central 180 / 224, as METRO and those who follow it), "box"
+(around a given box), "box-from-test-labels" (around the true keypoints: an oracle), "frame-then-box" and
+"metro-then-box" (two iterations: a box crop around the keypoints that the model itself found in the first crop; no
+label of the test set is used), and "predict" (the whole image, then crops around what was found, as
+`handmesh predict --detector none` does). Under each of them the `Predictor` turns back what the network says. For a set
+whose joints are MANO's, those of our own hand are then moved to where MANO has them (`handmesh.hand.definitions`).
 
 Test-time augmentation follows METRO (microsoft/MeshTransformer, docs/EXP.md): the crop is seen at several scales and
 rotations, each answer is aligned to that of the plain crop (rotations only, joints and vertices each on their own), and
