@@ -493,7 +493,8 @@ class _Painter:
         self.data, self.predicted, self.evaluation = report.data, report.predicted, report.evaluation
         self.keypoints = report.keypoints
         vertices = report.predicted.vertices
-        self.hand = match_hand(vertices)
+        # Whose triangles the meshes are drawn with.
+        self.true_hand, self.hand = match_hand(report.data.truth.vertices), match_hand(vertices)
         self.comparable = (
             self.hand is not None
             and vertices is not None
@@ -549,10 +550,11 @@ class _Painter:
         colors: Array | None = None,
     ) -> NDArray[np.uint8]:
         """A mesh where its faces are known, else a skeleton."""
-        if self.hand is None or hands.vertices is None:
+        hand = self.true_hand if hands is self.data.truth else self.hand
+        if hand is None or hands.vertices is None:
             return draw_skeleton(image, project(move(hands.joints[index]))[:, :2])
         left = self.data.handedness[index] == Handedness.LEFT
-        faces = self.hand.faces[:, ::-1] if left else self.hand.faces
+        faces = hand.faces[:, ::-1] if left else hand.faces
         points = move(hands.vertices[index])
         if colors is None:
             return overlay(image, project(points), faces, normals=vertex_normals(points, faces))

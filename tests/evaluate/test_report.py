@@ -142,7 +142,9 @@ def without_images(truth: HandPoints, **changes) -> EvaluationSet:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["joints only", "other topology", "no cameras", "wrong units", "one frame"])
+@pytest.mark.parametrize(
+    "kind", ["joints only", "other topology", "another true topology", "no cameras", "wrong units", "one frame"]
+)
 def test_poor_sets_make_a_page_too(kind, tmp_path):
     truth = hands(1 if kind == "one frame" else 4)
     predicted = sane(truth)
@@ -150,6 +152,8 @@ def test_poor_sets_make_a_page_too(kind, tmp_path):
         truth, predicted = HandPoints(truth.joints, None), HandPoints(predicted.joints, None)
     if kind == "other topology":
         predicted = HandPoints(predicted.joints, predicted.vertices[:, ::2])
+    if kind == "another true topology":  # was drawn with the predicted hand's triangles
+        truth = HandPoints(truth.joints, truth.vertices[:, ::2])
     if kind == "wrong units":
         predicted = mapped(predicted, lambda points: 1000 * points)
     changes: dict = {"path": tmp_path}
