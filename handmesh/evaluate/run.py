@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from handmesh import __version__
-from handmesh.errors import ConfigError, DataError
+from handmesh.errors import ConfigError, DataError, ExportError
 from handmesh.evaluate.inference import PREDICT, PROTOCOL_NAMES, ModelAnswers, parse_views, predict_set
 from handmesh.evaluate.official_files import Array, HandPoints, read_predictions, write_predictions
 from handmesh.evaluate.report import ReportInput, format_figure, write_report
@@ -180,13 +180,20 @@ def _check_of_predictions(request: EvaluationRequest) -> None:
 
 
 def _check_before_predicting(request: EvaluationRequest, data: EvaluationSet) -> None:
-    """What would else be known when all is predicted, which would be lost. Raises ConfigError, DataError."""
+    """What would else be known when all is predicted, which would be lost.
+
+    Raises ConfigError, DataError, ExportError, and OSError where the folder of results cannot be made.
+    """
     if not data.in_space and (request.against or request.save_predictions is not None):
         raise ConfigError("--against and --save-predictions need a test set with 'joints'.")
     if request.against:
         truth = sha256_of_points(data.truth)
         for other in request.against:
             read_frames(other, truth)
+    request.out.mkdir(parents=True, exist_ok=True)
+    target = request.save_predictions
+    if target is not None and not target.parent.is_dir():
+        raise ExportError(f"Cannot write {target}: there is no folder {target.parent}. Create it first.")
 
 
 def _read(

@@ -15,7 +15,7 @@ from rich.console import Console
 from handmesh import metrics
 from handmesh.data.crops import PROTOCOLS
 from handmesh.data.formats.freihand import prepare
-from handmesh.errors import ConfigError, DataError
+from handmesh.errors import ConfigError, DataError, ExportError
 from handmesh.evaluate.inference import METRO_VIEWS, PLAIN, SINGLE, SMALL_VIEWS, Views, parse_views, predict_set
 from handmesh.evaluate.official_files import read_predictions
 from handmesh.evaluate.run import EvaluationRequest, _choose_protocol, print_evaluation, run_evaluation
@@ -428,7 +428,7 @@ def test_a_set_without_3d_labels_is_scored_in_the_picture(directory, model_file,
         run_evaluation(EvaluationRequest(data=folder, model=str(model_file), against=(out,), out=out))
 
 
-def test_what_cannot_be_compared_is_refused_before_the_model_runs(directory, tmp_path):
+def test_what_cannot_be_compared_or_written_is_refused_before_the_model_runs(directory, tmp_path):
     """It was known when the model had seen everything, for hours with --tta, and nothing of that was written."""
 
     def show(stage: str, done: int, total: int) -> None:
@@ -438,6 +438,12 @@ def test_what_cannot_be_compared_is_refused_before_the_model_runs(directory, tmp
     for other, message in (("of_two", "another ground truth"), ("nowhere", "no frames.npz of an earlier run")):
         with pytest.raises(DataError, match=message):
             run_evaluation(EvaluationRequest(data=directory, against=(tmp_path / other,), out=tmp_path / "out"), show)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        run_evaluation(EvaluationRequest(data=directory, out=tmp_path / "file"), show)
+    nowhere = tmp_path / "nowhere" / "pred.zip"
+    with pytest.raises(ExportError, match=r"pred\.zip: there is no folder .*nowhere"):
+        run_evaluation(EvaluationRequest(data=directory, out=tmp_path / "out", save_predictions=nowhere), show)
     flat = rewritten(directory, tmp_path, lambda record: record.pop("joints"))
     with pytest.raises(ConfigError, match="need a test set with 'joints'"):
         run_evaluation(EvaluationRequest(data=flat, save_predictions=tmp_path / "pred.zip"), show)
