@@ -502,10 +502,12 @@ class _Painter:
             and report.data.truth.vertices.shape == vertices.shape
             and report.evaluation.vertex_errors_aligned is not None
         )
-        placed = self.keypoints is not None or (self.evaluation.camera_coordinates and self.data.intrinsics is not None)
-        self.placed = placed
-        first = "The photograph" if self.data.has_images() else "The true hand (its photograph is not there)"
-        second = "the prediction where it was placed" if placed else "the true joints"
+        seen, camera = self.data.keypoints is not None, self.data.intrinsics is not None
+        self.placed = (self.keypoints is not None and seen) or (self.evaluation.camera_coordinates and camera)
+        self.on_photograph = self.data.has_images() and seen and camera
+        why = "its place in the photograph is not known" if self.data.has_images() else "its photograph is not there"
+        first = "The photograph" if self.on_photograph else f"The true hand ({why})"
+        second = "the prediction where it was placed" if self.placed else "the true joints"
         third = (
             "the prediction moved onto the true hand (similarity), coloured by the error of each vertex:"
             if self.comparable
@@ -519,7 +521,7 @@ class _Painter:
         predicted = self.predicted.joints[index]
         project, image = self._view(index)
         pictures = [image, image, image]
-        if not self.data.has_images():
+        if not self.on_photograph:
             pictures[0] = self._drawn(image, self.data.truth, index, lambda points: points, project)
         if self.placed:
             if self.keypoints is not None and not self.evaluation.camera_coordinates:
@@ -588,7 +590,7 @@ class _Painter:
             pixels = self._in_tile(index, camera.project(points))
             return np.column_stack([pixels, points[:, 2]])
 
-        if not self.data.has_images():
+        if not self.on_photograph:
             return pinhole, empty
         from handmesh.geometry.crop import CropTransform
 

@@ -171,6 +171,18 @@ def test_poor_sets_make_a_page_too(kind, tmp_path):
     assert ("xyz_mean3d" in text) == evaluation.camera_coordinates == (kind != "wrong units")
 
 
+@pytest.mark.parametrize("missing", ["intrinsics", "keypoints"])
+def test_photographs_whose_hands_are_not_placed_in_them_make_a_page_too(missing, report):
+    """Joints are all that a test set needs; without keypoints, or a camera to see them by, no report was written."""
+    unknown = {"intrinsics": None, "keypoints": None if missing == "keypoints" else report.data.keypoints}
+    data = replace(report.data, **unknown)
+    evaluation = replace(report.evaluation, camera_coordinates=False)
+    page = render_report(replace(report, evaluation=evaluation, data=data, keypoints=report.data.keypoints))
+    text = " ".join(checked(page).texts)
+    assert "The true hand (its place in the photograph is not known)" in text
+    assert ("the prediction where it was placed" in text) == (missing == "intrinsics")
+
+
 def test_a_comparison_is_told(report):
     row = Comparison("pa_mpvpe_mm", 6.5, 6.7, -0.2, (-0.3, -0.1))
     changed = ReportInput(report.evaluation, report.predicted, report.data, report.run, comparisons=[row])
