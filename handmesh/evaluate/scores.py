@@ -278,15 +278,16 @@ def score_keypoints(
 
     Mean error, PCK at 5, 10, 15 and 20 % of the box, and the area under PCK up to 20 %. With `visible` (N, 21), the
     error and PCK of visible and of hidden joints, too. `known` (N, 21): which are labelled at all; None: all are. Of
-    the others nothing is scored, nor of images with fewer than two.
+    the others nothing is scored, nor of images with fewer than two in different places, whose box has no side.
     """
-    scored = np.ones(truth.shape[:2], bool) if known is None else known & (known.sum(axis=1) > 1)[:, None]
+    scored, errors = np.zeros(truth.shape[:2], bool), np.full(truth.shape[:2], np.nan)
+    for index, joints in enumerate(np.ones_like(scored) if known is None else known):
+        points = truth[index, joints]
+        if len(points) and np.ptp(points, axis=0).any():
+            scored[index] = joints
+            errors[index, joints] = metrics.keypoint_box_errors(points, predicted[index, joints])
     if not scored.any():
         raise DataError("No image has two keypoints that are marked as visible: there is nothing to score.")
-    errors = np.full(scored.shape, np.nan)
-    for index, joints in enumerate(scored):
-        if joints.any():
-            errors[index, joints] = metrics.keypoint_box_errors(truth[index, joints], predicted[index, joints])
     steps = np.linspace(0, 0.2, 101)
     scores = {**_box_scores(errors[scored]), "auc_0_to_0.2": metrics.auc(metrics.pck(errors[scored], steps), steps)}
     for name, chosen in (("visible", visible), ("hidden", None if visible is None else ~visible)):

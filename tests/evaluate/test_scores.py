@@ -341,6 +341,19 @@ def test_2d_scores():
     assert scores["auc_0_to_0.2"] == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("joints", [[], [3], [3, 4]])
+def test_an_image_whose_known_keypoints_have_no_box_is_not_scored(joints):
+    """Two in one place made errors without end, of which no scores.json could be written."""
+    truth = np.random.default_rng(0).uniform(0, 100, (2, 21, 2))
+    truth[1, 3:5] = 50
+    known = np.ones((2, 21), bool)
+    known[1] = np.isin(np.arange(21), joints)
+    scores = score_keypoints(truth, truth + 1, known, known)
+    assert scores == score_keypoints(truth[:1], truth[:1] + 1, known[:1], known[:1])
+    with pytest.raises(DataError, match="nothing to score"):
+        score_keypoints(truth[1:], truth[1:], known=known[1:])
+
+
 # Files and comparisons
 
 
