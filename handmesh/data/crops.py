@@ -52,7 +52,9 @@ class CropProtocol:
             return CropTransform.whole_image(width, height)
         box = sample.labels.hand_box()
         if box is None:
-            raise DataError(f"{sample.name} has neither a box nor keypoints: protocol {self.name!r} needs one of them.")
+            raise DataError(
+                f"{sample.name} has no box, and no keypoints to make one from: protocol {self.name!r} needs one."
+            )
         if sample.labels.box is not None:
             x0, y0, x1, y1 = map(float, box)
             if (problem := box_problem((x0, y0, x1, y1), (width, height))) is not None:

@@ -142,14 +142,17 @@ class PhotoLabels:
         return np.where(given[:, None], self.hand.keypoints, keypoints), given | known
 
     def hand_box(self) -> Floats | None:
-        """(4,) px: the given box, else the smallest around the known keypoints, else None."""
+        """(4,) px: the given box, else the smallest around the known keypoints, else None: of fewer than two, and of
+        some in one row or column of pixels, there is none.
+        """
         if self.box is not None:
             return self.box
         seen = self.keypoints_or_projection()
         if seen is None or seen[1].sum() < 2:
             return None
         points = seen[0][seen[1]]
-        return np.concatenate([points.min(axis=0), points.max(axis=0)])
+        low, high = points.min(axis=0), points.max(axis=0)
+        return np.concatenate([low, high]) if (low < high).all() else None
 
 
 @dataclass(frozen=True)

@@ -751,7 +751,7 @@ def test_missing_labels_become_flags(prepared):
         assert (value.shape, value.dtype) == (getattr(full.labels, name).shape, getattr(full.labels, name).dtype), name
         assert np.isfinite(value.astype(float)).all()
     np.testing.assert_array_equal(cropped.labels.pose, np.broadcast_to(np.eye(3), (16, 3, 3)))
-    with pytest.raises(DataError, match="neither a box nor keypoints"):
+    with pytest.raises(DataError, match="no box, and no keypoints to make one from"):
         BOX.crop(bare)
 
 

@@ -293,6 +293,19 @@ def test_crops_around_the_hand_need_a_box_or_keypoints_on_each_line(folder):
     assert "on 1 of 2" in rows["a box or keypoints"].found
 
 
+def test_keypoints_in_one_line_make_no_box(folder):
+    """Two of them in one column of pixels were said to make one, and the run ended when it came to that photograph."""
+    line = {"keypoints": [[40, 20 + joint, int(joint in (3, 9))] for joint in range(21)]}
+    data = written(folder, {"box": [10, 10, 70, 60]}, line)
+    rows = {row.subject: row for row in check(data.path)}
+    assert "on 1 of 2" in rows["a box or keypoints"].found
+    with pytest.raises(DataError, match=r"labels\.jsonl:2 has no box, and no keypoints to make one from"):
+        photo_source(PhotoData(path=data.path), 0, TrainConfig(), builtin_hand())
+    with pytest.raises(DataError, match=r"photo\.png has no box, and no keypoints to make one from"):
+        BOX.crop(data[1])
+    assert show(data.path).shape[0] == 224, "the whole photograph"
+
+
 def test_photographs_without_a_hand_need_no_box(folder):
     """One among a thousand, and `data check` said that crops around hands will not do, which a run makes."""
     data = written(folder, {"box": [10, 10, 70, 60]}, {"present": False}, {"present": False, "box": [10, 10, 70, 60]})
