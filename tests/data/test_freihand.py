@@ -448,6 +448,24 @@ def test_labels_that_come_later_are_added(own_source):
     assert FreiHand(own_source, "evaluation").arrays["xyz"].shape == (M, 21, 3)
 
 
+def test_the_real_set_in_a_synthetic_ones_place_is_manos(own_source, tmp_path):
+    """Its labels went on being those of the hand that was drawn there before: so they were learnt, and scored."""
+    out = prepare(own_source, tmp_path / "fast")
+    assert FreiHand(out).labelled_hand.name == "builtin"
+    (own_source / ABOUT).unlink()
+    assert FreiHand(prepare(own_source, out)).labelled_hand.name == "mano"
+
+
+def test_of_a_set_that_is_kept_the_hand_is_kept(own_source):
+    """Of the training set, prepared and deleted, nobody else knows it any more."""
+    out = prepare(own_source, pack=True)
+    for path in (*own_source.glob("training*"), own_source / ABOUT):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert (
+        FreiHand(prepare(own_source)).labelled_hand.name == FreiHand(out, "evaluation").labelled_hand.name == "builtin"
+    )
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

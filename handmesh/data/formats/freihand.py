@@ -160,12 +160,14 @@ def _prepare(sources: _Sources, out: Path, pack: bool, report: Progress) -> Path
             "https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html "
             "(see docs/how_to/data.md)."
         )
+    # Where all of it is from here, another set may have lain there before.
+    kept = any(not sources.has(f"{split}_K.json") for split in splits)
     meta = {
         "format": FORMAT,
         "kind": "freihand",
         "splits": splits,
         "fingertip_vertices": list(FINGERTIP_VERTICES),
-        "hand": sources.about(before),
+        "hand": sources.about(before if kept else None),
         "files": dict(sorted(done.items())),
     }
     if meta != before:
