@@ -176,7 +176,8 @@ def predict_set(
         network_passes, remark = views.passes + twice, chosen.remark
     moved = data.mano_joints and not has_mano_joints(engine.hand.sha256)
     if moved:
-        joints, keypoints, first_joints = map(mano_joints, (joints, keypoints, first_joints))
+        joints, keypoints = mano_joints(joints), mano_joints(keypoints)
+        first_joints = mano_joints(first_joints) if twice else first_joints
     return ModelAnswers(
         points=HandPoints(joints, vertices),
         keypoints=keypoints,
