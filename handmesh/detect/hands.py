@@ -30,7 +30,7 @@ _PART_SHARE = 0.6  # of the photograph's sides: what a thorough search looks at 
 # In a given box there is a hand: it is looked at in a square of so many of the box's longer sides, at so many pixels,
 # and what has a little score and lies there is that hand.
 _BOX_MARGIN, _BOX_SIDE, _BOX_MIN_SCORE, _BOX_IOU = 2.0, 192, 0.05, 0.3
-MIN_SCORE = 0.015  # lower ones are not worth a second look (measured: its card)
+MIN_SCORE = 0.02  # lower ones are not worth a second look (measured: its card)
 
 
 class HandDetector:

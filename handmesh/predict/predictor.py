@@ -56,14 +56,14 @@ MIN_SCORE = 0.5
 MAX_HANDS = 10
 # Below this probability of a side, the detector's and the network's together, the other side is looked at, too; not of
 # what is no hand by this score.
-CERTAIN_SIDE, PLAUSIBLE = 0.85, 0.15
+CERTAIN_SIDE, PLAUSIBLE = 0.85, 0.1
 # Between these scores it is open whether there is a hand: it is looked at once more (the detector's card).
-OPEN = (0.02, 0.9)
+OPEN = (0.01, 0.9)
 # Detector and network look at the same pixels: two opinions on a side count for this much of independent ones.
 _INDEPENDENCE = 0.8
 # That there is a hand: what the detector's log-odds count for, the network's, and how much more is asked. Fitted to
 # photographs never learnt from, with and without hands (the detector's card).
-_SCORE_OF_BOTH = (0.6, 0.95, -0.4)
+_SCORE_OF_BOTH = (0.6, 0.95, -0.85)
 # That no finger is lost, its outer joints drawn 0.2 of the hand's size away on average or farther: log-odds of the mean
 # score of the least sure finger's, times this, and so much more. Fitted to photographs never learnt from and to renders
 # whose fingers were painted over; either half of either gives nearly the same (the model's card).
