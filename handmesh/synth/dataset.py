@@ -43,6 +43,7 @@ _AFTER_THE_FOREGROUND = ("shadow", "fda_prob", "effects")
 # What the records of former versions lack, and what was so in them.
 _NEWER_SETTINGS = {"settings.real_poses": 0.0, "settings.pose.touch": 0.0}
 BACKGROUND_COUNT = 256  # that texture things, by default
+_PARTIAL = ".partial"  # the suffix of a set that is being written
 _CHUNK = 64  # samples a worker writes at a time; at most this many are lost when a run is killed
 
 # name -> (dtype, shape of one sample); the image comes on top, its shape depends on the size
@@ -169,7 +170,8 @@ def same_pack(
     """The first of these that `render_pack` with these arguments would find finished."""
     for path in paths:
         job = _Job(path, count, seed, size, settings, hand, None, BACKGROUND_COUNT)
-        if (path / "meta.json").is_file() and not _differences(_read_meta(path), job.meta("pack")):
+        finished = path.suffix != _PARTIAL and (path / "meta.json").is_file()
+        if finished and not _differences(_read_meta(path), job.meta("pack")):
             return path
     return None
 
@@ -261,7 +263,7 @@ class _Job:
     ) -> None:
         if count < 1 or seed < 0:
             raise ValueError(f"count is {count} and seed {seed}: wanted at least one sample and a seed of 0 or more")
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.path, self.partial = path, path.with_name(path.name + _PARTIAL)
         self.count, self.seed, self.size = count, seed, size
         self.settings = SceneSettings() if settings is None else settings
         self.hand = builtin_hand() if hand is None else hand

@@ -413,6 +413,19 @@ def test_a_pack_that_a_former_version_named_is_found(quick_scenes, tmp_path):
     assert training_pack(other).path not in (former, pack.path)
 
 
+def test_a_pack_of_other_scenes_that_was_interrupted_is_gone_on_with(quick_scenes, tmp_path):
+    """What lies there unfinished has the same meta.json, and black images without keypoints."""
+    settings = SyntheticData(directory=tmp_path, count=2, size=64, workers=1, scenes=scenes_of({"object": 0}))
+    path = training_pack(settings).path
+    keypoints = np.load(path / "keypoints.npy")
+    np.save(path / "keypoints.npy", np.zeros_like(keypoints))
+    np.save(path / "done.npy", np.zeros(1, np.uint8))
+    path.rename(path.with_name(path.name + ".partial"))
+    pack = training_pack(settings)
+    assert pack.path == path
+    np.testing.assert_array_equal(pack.arrays["keypoints"], keypoints)
+
+
 def test_sets_of_other_scenes_lie_beside_each_other(quick_scenes, tmp_path):
     plain = SyntheticData(directory=tmp_path, count=2, size=64, workers=1)
     bare = plain.model_copy(update={"scenes": scenes_of({"object": 0, "stray_object": 0})})
