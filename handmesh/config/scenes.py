@@ -117,6 +117,7 @@ class SceneSettings(SceneGroup):
     stray_object: float = 0.08  # near the hand, whatever the pose
     occluder: float = 0.16  # something flat in front of the camera's view of the hand
     second_hand: float = 0.16  # another hand, most often the person's left one: holding, crossing or beside
+    steeple: float = 0.0  # of these, in the same pose and laid against the first: finger tips, palms, fists meet
     nail_polish: float = 0.12  # on the nails
     ring: float = 0.14  # on a finger
     hair: float = 0.30  # on the back of hand and forearm

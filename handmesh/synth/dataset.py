@@ -41,7 +41,7 @@ PACK_FORMAT = 3  # raised when the same seed would give other images or other fi
 # Settings that a pack, whose images are clean, does not depend on: it stays valid when they change.
 _AFTER_THE_FOREGROUND = ("shadow", "fda_prob", "effects")
 # What the records of former versions lack, and what was so in them.
-_NEWER_SETTINGS = {"settings.real_poses": 0.0, "settings.pose.touch": 0.0}
+_NEWER_SETTINGS = {"settings.real_poses": 0.0, "settings.pose.touch": 0.0, "settings.steeple": 0.0}
 BACKGROUND_COUNT = 256  # that texture things, by default
 _PARTIAL = ".partial"  # the suffix of a set that is being written
 _CHUNK = 64  # samples a worker writes at a time; at most this many are lost when a run is killed

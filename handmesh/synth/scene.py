@@ -220,7 +220,10 @@ class SceneRenderer:
         if scene.vertices[:, 2].min() < _NEAREST and min_unoccluded > 0:
             return None  # the forearm would pass the camera, and its open end be seen
         if rng.random() < settings.second_hand:
-            scene = self._with_second_hand(rng, scene, view.rotation, skin)
+            meeting = None
+            if settings.steeple and "object" not in facts and rng.random() < settings.steeple:
+                meeting = self._with_mirror_image(rng, scene, view.rotation)
+            scene = meeting or self._with_second_hand(rng, scene, view.rotation, skin)
             facts["second_hand"] = 1.0
         appearance = self._light_and_rasterize(rng, scene, lights, skin, worn, intrinsics)
         joints = np.concatenate([self._regressor @ vertices, vertices[list(FINGERTIP_VERTICES)]])[
@@ -313,15 +316,26 @@ class SceneRenderer:
         behind = rng.random() < 0.7
         placed[:, 2] += _depth_to_touch(scene.vertices[::3].astype(float), placed[::3], behind)
         placed[:, 2] += (1.0 if behind else -1.0) * abs(rng.normal(0, 0.01))
-        materials = np.full(len(faces), Material.OTHER_HAND, np.int32)
-        return parts.Scene(
-            np.concatenate([scene.vertices, placed.astype(np.float32)]),
-            np.concatenate([scene.faces, faces + np.int32(len(scene.vertices))]),
-            np.concatenate([scene.attributes, arm.part.attributes]),
-            np.concatenate([scene.materials, materials]),
-            scene.arm_vertices,
-            scene.arm_faces,
-        )
+        return _with_other_hand(scene, placed, faces, arm.part.attributes)
+
+    def _with_mirror_image(self, rng: np.random.Generator, scene: parts.Scene, rotation: Floats) -> parts.Scene | None:
+        """The scene with the same person's other hand in the same pose, laid against the first: steeples, palms, fists.
+
+        The mirror's plane touches the hand, so that both meet without passing through each other: palms where it is
+        parallel to them, finger tips where it leans towards those. None where the forearm is in the way, or the other
+        hand too close to the camera. `rotation` as in `_with_second_hand`.
+        """
+        _, distal, dorsal = rotation.T
+        lean = rng.uniform(0, 1)  # radians
+        normal = np.sin(lean) * distal - np.cos(lean) * dorsal
+        arm = scene.vertices[: scene.arm_vertices].astype(float)
+        height = arm @ normal
+        highest = height[: len(self._template)].max()
+        mirrored = arm + 2 * (highest - height)[:, None] * normal
+        if height.max() > highest or mirrored[:, 2].min() < _NEAREST:
+            return None
+        faces = scene.faces[: scene.arm_faces, ::-1]
+        return _with_other_hand(scene, mirrored, faces, scene.attributes[: scene.arm_vertices])
 
     def _light_and_rasterize(
         self,
@@ -454,6 +468,19 @@ def _assemble(everything: list[parts.Part]) -> parts.Scene:
     materials = np.concatenate([part.materials for part in everything])
     arm = everything[0]
     return parts.Scene(vertices, faces.astype(np.int32), attributes, materials, len(arm.vertices), len(arm.faces))
+
+
+def _with_other_hand(
+    scene: parts.Scene, vertices: Floats, faces: NDArray[np.int32], attributes: Float32Array
+) -> parts.Scene:
+    return parts.Scene(
+        np.concatenate([scene.vertices, vertices.astype(np.float32)]),
+        np.concatenate([scene.faces, faces + np.int32(len(scene.vertices))]),
+        np.concatenate([scene.attributes, attributes]),
+        np.concatenate([scene.materials, np.full(len(faces), Material.OTHER_HAND, np.int32)]),
+        scene.arm_vertices,
+        scene.arm_faces,
+    )
 
 
 def _depth_to_touch(first: Floats, second: Floats, behind: bool) -> float:

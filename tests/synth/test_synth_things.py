@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from handmesh.hand import builtin_hand
+from handmesh.hand import FINGERTIP_VERTICES, builtin_hand
 from handmesh.hand.anatomy import FINGER_ROOTS, bone_ends, palm_frame
 from handmesh.synth import Backgrounds, PosePrior, SceneRenderer, SceneSettings, sample_generator
 from handmesh.synth import objects as things
-from handmesh.synth.parts import sample_skin
+from handmesh.synth.parts import Scene, sample_skin
 from handmesh.synth.pose_prior import BASE_POSES, bone_segments, forward_kinematics, limit_angles
 from handmesh.synth.scene import _depth_to_touch
 from handmesh.synth.shade import vertex_normals
@@ -194,11 +194,13 @@ def render_both(backgrounds: Backgrounds, changed: SceneSettings, seed: int, ind
     ]
 
 
-def test_a_second_hand_changes_no_label(backgrounds):
+@pytest.mark.parametrize("steeple", [0.0, 1.0])
+def test_a_second_hand_changes_no_label(backgrounds, steeple):
     """Pose, place and camera are those of the first hand alone; the second can only hide, and only adds coverage."""
     hidden = added = 0
     for index in range(8, 13):  # one of them has the second hand in front
-        alone, both = render_both(backgrounds, BARE.model_copy(update={"second_hand": 1.0}), 3, index)
+        changed = BARE.model_copy(update={"second_hand": 1.0, "steeple": steeple})
+        alone, both = render_both(backgrounds, changed, 3, index)
         for name in ("vertices", "joints", "keypoints", "pose", "betas", "translation", "intrinsics"):
             np.testing.assert_array_equal(getattr(alone, name), getattr(both, name))
         assert both.facts["second_hand"] == 1
@@ -222,6 +224,37 @@ def test_hands_touch_and_do_not_pass_through_each_other():
             assert gap[near].min() == pytest.approx(0.004)  # touching where they are nearest, apart elsewhere
     far = second + np.array([1.0, 0, 0])
     assert _depth_to_touch(first, far, True) == 0
+
+
+def test_hands_laid_together_meet_in_a_plane_that_neither_passes(backgrounds):
+    """Finger tips where it leans towards them most, as a steeple does; the other hand is the mirror image."""
+    hand = builtin_hand()
+    renderer = SceneRenderer(hand, BARE, SIZE, backgrounds=backgrounds)
+    arm = renderer._arm.build(np.random.default_rng(0), hand.v_template, sample_skin(np.random.default_rng(0), 0))
+    rotation = np.diag([1.0, -1.0, -1.0])  # lateral to the right, fingers up, the back towards the camera
+    points = (arm.part.vertices - hand.v_template.mean(axis=0)) @ (rotation @ renderer._axes).T + (0, 0, 0.6)
+    scene = Scene(
+        points.astype(np.float32),
+        arm.part.faces,
+        arm.part.attributes,
+        arm.part.materials,
+        len(points),
+        len(arm.part.faces),
+    )
+    drawn = [renderer._with_mirror_image(np.random.default_rng(seed), scene, rotation) for seed in range(12)]
+    meetings = [meeting for meeting in drawn if meeting is not None]  # the forearm is not in the way
+    assert len(meetings) > 5
+    nearest = set()
+    for meeting in meetings:
+        first, second = np.split(meeting.vertices.astype(float), 2)
+        normal = (second - first)[0] / np.linalg.norm((second - first)[0])
+        height = first @ normal
+        np.testing.assert_allclose(second, first + 2 * (height.max() - height)[:, None] * normal, atol=1e-5)
+        nearest.add(int(np.argmax(height)))  # where they touch
+        assert normal[2] > 0  # the palm's side
+        assert normal[1] < 0  # the fingers' side
+    assert len(nearest) > 1
+    assert nearest & set(FINGERTIP_VERTICES)
 
 
 def test_gloves_hair_and_tattoos_change_the_picture_and_no_label(backgrounds):
