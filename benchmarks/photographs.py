@@ -6,8 +6,9 @@ Lines of LABELS need "image", "handedness" and "keypoints" (21 x [x, y], pixels,
 tables, and so do the size of the hand's box, the view and the tone of the skin. Keypoints by MediaPipe are compared as
 they are and (`--keypoints-by mediapipe`, the default) also with the tips where its definition and ours agree
 (`handmesh.label.MEDIAPIPE`). Errors are mean distances over the longer side of the keypoints' box: mean, median, share
-of hands under 0.1; with the box and the side given, with the box alone, and with nothing but the photograph. PA errors
-are not to be had: nobody measured these hands.
+of hands under 0.1; with the box and the side given, with the box alone, and with nothing but the photograph. The
+constant hand is the labels' own mean layout in their boxes, the side known. PA errors are not to be had: nobody
+measured these hands.
 
 View and palm are those of the hand fitted to the keypoints. View: which of the hand's axes is nearest to the line of
 sight; "along" is that of a flat hand's fingers. Tone: the individual typology angle (Chardon, Cretois, Hourseau 1991),
@@ -31,6 +32,7 @@ import cv2
 import numpy as np
 from consistency import CHANGES, Change, compare
 from numpy.typing import NDArray
+from real_photos import mean_layout_error
 
 from handmesh.files.image import read_image
 from handmesh.hand import FINGER_NAMES, JOINT_NAMES, HandArrays, Handedness
@@ -92,6 +94,7 @@ def main() -> None:
         show(source, found)
         hands += found
     show("all", hands)
+    print(f"{'constant hand':24} {len(hands):5}   {mean_layout_error([as_right(hand) for hand in hands]):.3f}")
     for low, high in itertools.pairwise((0, 60, 80, 110, 150, 10_000)):
         name = f"box from {low} px" if high == 10_000 else f"box {low} to {high} px"
         show(name, [hand for hand in hands if low <= hand.size < high])
@@ -170,6 +173,12 @@ def measure(
         tone=tone_of(image, fit),
         hand=known,
     )
+
+
+def as_right(one: Measured) -> dict[str, object]:
+    """The label of a right hand; a left one's is mirrored."""
+    x, y = one.truth.T
+    return {"keypoints": np.column_stack([-x if one.handedness == "left" else x, y, np.ones(len(x))])}
 
 
 def view_of(fit: HandFit) -> str:
