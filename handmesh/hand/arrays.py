@@ -30,6 +30,7 @@ from handmesh.hand.skeleton import (
     JOINT_NAMES,
     JOINTS_FROM_MANO,
     MANO_JOINT_NAMES,
+    MANO_LEVELS,
     MANO_PARENTS,
     Handedness,
 )
@@ -207,15 +208,8 @@ class ShapedHand:
         All of them the identity is the flat rest pose (the mean pose is not added).
         """
         R = np.asarray(rotations, np.float64)
-        batch = np.broadcast_shapes(R.shape[:-3], self.joints.shape[:-2])
-        orientations = np.empty((*batch, MANO_JOINT_COUNT, 3, 3))
-        joints = np.empty((*batch, MANO_JOINT_COUNT, 3))
-        orientations[..., 0, :, :], joints[..., 0, :] = R[..., 0, :, :], self.joints[..., 0, :]
-        for joint, parent in enumerate(self.model.parents[1:], start=1):
-            orientation = orientations[..., parent, :, :]
-            bone = self.joints[..., joint, :] - self.joints[..., parent, :]
-            orientations[..., joint, :, :] = orientation @ R[..., joint, :, :]
-            joints[..., joint, :] = joints[..., parent, :] + (orientation @ bone[..., None])[..., 0]
+        orientations, joints = posed_tree(R, self.joints)
+        batch = joints.shape[:-2]
         # posed = orientation @ rest + shift, blended per vertex.
         shifts = joints - (orientations @ self.joints[..., None])[..., 0]
         transforms = np.concatenate([orientations, shifts[..., None]], axis=-1).reshape(*batch, MANO_JOINT_COUNT, 12)
@@ -239,6 +233,22 @@ class PosedHand:
     def joints(self) -> NDArray[np.float64]:
         """(*B, 21, 3) joints, regressed from the posed mesh, and the fingertips."""
         return self.shaped.model.joints_of(self.vertices)
+
+
+def posed_tree(
+    rotations: NDArray[np.float64], rest: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(*B, 16, 3, 3) parent-relative rotations, (*B, 16, 3) joints at rest -> each joint's rotation and its place."""
+    batch = np.broadcast_shapes(rotations.shape[:-3], rest.shape[:-2])
+    orientations = np.empty((*batch, MANO_JOINT_COUNT, 3, 3))
+    places = np.empty((*batch, MANO_JOINT_COUNT, 3))
+    orientations[..., 0, :, :], places[..., 0, :] = rotations[..., 0, :, :], rest[..., 0, :]
+    for joints, parents in MANO_LEVELS:
+        above = orientations[..., parents, :, :]
+        bones = rest[..., joints, :] - rest[..., parents, :]
+        orientations[..., joints, :, :] = above @ rotations[..., joints, :, :]
+        places[..., joints, :] = places[..., parents, :] + (above @ bones[..., None])[..., 0]
+    return orientations, places
 
 
 def pose_features(rotations: ArrayLike) -> NDArray[np.float64]:

@@ -35,9 +35,10 @@ from handmesh.hand.arrays import (
     MANO_JOINT_COUNT,
     VERTEX_COUNT,
     HandArrays,
+    posed_tree,
 )
 from handmesh.hand.models import hand_arrays
-from handmesh.hand.skeleton import FINGERTIP_VERTICES, JOINTS_FROM_MANO
+from handmesh.hand.skeleton import FINGERTIP_VERTICES, JOINTS_FROM_MANO, MANO_LEVELS
 from handmesh.system.blas import one_blas_thread
 
 Floats = NDArray[np.float64]
@@ -243,10 +244,9 @@ class _JointModel:
         self.shares = (regressor @ hand.weights).T  # (16, 21)
         self.rest = hand.J_regressor @ hand.v_template
         self.rest_basis = np.einsum("jv,vcb->jcb", hand.J_regressor, hand.shapedirs)  # (16, 3, 10)
-        self.parents = hand.parents
         below = np.eye(MANO_JOINT_COUNT)  # [p, k]: does bone k turn with joint p?
         for joint in range(MANO_JOINT_COUNT - 1, 0, -1):
-            below[self.parents[joint]] += below[joint]
+            below[hand.parents[joint]] += below[joint]
         self.below = below
         self.axes = flexion_axes(hand)  # (16, 3, 3) rows flexion, abduction, twist
         self.limits = JOINT_LIMITS
@@ -260,13 +260,7 @@ class _JointModel:
         )
         local = (feature @ self.by_feature).reshape(count, MANO_JOINT_COUNT, 3, JOINT_COUNT)
         rest = self.rest + (self.rest_basis @ betas[:, None, :, None])[..., 0]
-        orientations, places = np.empty_like(rotations), np.empty_like(rest)
-        orientations[:, 0], places[:, 0] = rotations[:, 0], rest[:, 0]
-        for joint in range(1, MANO_JOINT_COUNT):
-            parent = self.parents[joint]
-            orientations[:, joint] = orientations[:, parent] @ rotations[:, joint]
-            bone = rest[:, joint] - rest[:, parent]
-            places[:, joint] = places[:, parent] + (orientations[:, parent] @ bone[..., None])[..., 0]
+        orientations, places = posed_tree(rotations, rest)
         offsets = places - (orientations @ rest[..., None])[..., 0]
         parts = orientations @ local + offsets[..., None] * self.shares[:, None]
         return _Posed(np.swapaxes(parts.sum(axis=1), 1, 2), orientations, places, parts)
@@ -298,10 +292,9 @@ class _JointModel:
 
         places = np.empty((count, MANO_JOINT_COUNT, 3, BETA_COUNT))
         places[:, 0] = self.rest_basis[0]
-        for joint in range(1, MANO_JOINT_COUNT):
-            parent = self.parents[joint]
-            bone = self.rest_basis[joint] - self.rest_basis[parent]
-            places[:, joint] = places[:, parent] + orientations[:, parent] @ bone
+        for joints, parents in MANO_LEVELS:
+            bones = self.rest_basis[joints] - self.rest_basis[parents]
+            places[:, joints] = places[:, parents] + orientations[:, parents] @ bones
         offsets = places - orientations @ self.rest_basis
         by_betas = moved[..., :BETA_COUNT] + np.einsum("kj,bkcd->bcjd", self.shares, offsets)
         return np.concatenate([by_angles, by_betas], axis=-1)
@@ -423,15 +416,14 @@ class _Problem:
         return np.asarray((values - mean) * known)
 
     def _beyond(self, pose: Floats) -> tuple[Floats, Floats]:
-        """(B, 15, 3) how far angles are beyond their limits, signed, and (B, 15, 3, 3) their derivatives.
+        """(B, 15, 3) how far angles are beyond their limits, signed, and (B, 15, 3) the joints' rotation vectors.
 
         Angles are the parts of the rotation vector along flexion, abduction and twist.
         """
         vector = _vector_from_rotation(pose[:, 1:])
-        axes = self.model.axes[1:]
-        angles = (axes @ vector[..., None])[..., 0]
+        angles = (self.model.axes[1:] @ vector[..., None])[..., 0]
         low, high = self.model.limits[1:, :, 0], self.model.limits[1:, :, 1]
-        return angles - np.clip(angles, low, high), axes @ _inverse_right_jacobian(vector)
+        return angles - np.clip(angles, low, high), vector
 
     def _stds(self) -> Floats:
         settings = self.settings
@@ -489,7 +481,8 @@ class _Problem:
         gradient[:, :_ANGLES] += turned * precision
         gradient[:, _ANGLES:inner] += (betas - betas_0) * self.settings.betas_std**-2
 
-        beyond, slopes = self._beyond(pose)
+        beyond, vector = self._beyond(pose)
+        slopes = self.model.axes[1:] @ _inverse_right_jacobian(vector)
         slopes = np.where(beyond[..., None] != 0, slopes, 0) / self.settings.limit_std
         by_slope = np.swapaxes(slopes, -1, -2)
         own = np.arange(3, _ANGLES).reshape(_FINGERS, 3)  # each joint's own angles
@@ -557,16 +550,10 @@ def _turn_in_picture(angle: Floats) -> Floats:
 
 def _vector_from_rotation(rotation: Floats) -> Floats:
     """(*B, 3, 3) -> (*B, 3), finite everywhere: at half a turn, where no axis is better than another, shorter."""
-    twice_sine = np.stack(
-        [
-            rotation[..., 2, 1] - rotation[..., 1, 2],
-            rotation[..., 0, 2] - rotation[..., 2, 0],
-            rotation[..., 1, 0] - rotation[..., 0, 1],
-        ],
-        axis=-1,
-    )
+    rows = rotation.reshape(*rotation.shape[:-2], 9)
+    twice_sine = rows[..., [7, 2, 3]] - rows[..., [5, 6, 1]]
     sine = np.sqrt((twice_sine**2).sum(axis=-1)) / 2
-    angle = np.arctan2(sine, (np.trace(rotation, axis1=-2, axis2=-1) - 1) / 2)
+    angle = np.arctan2(sine, (rows[..., ::4].sum(axis=-1) - 1) / 2)
     factor = np.where(sine > 1e-9, angle / np.maximum(2 * sine, 1e-12), 0.5)
     return twice_sine * factor[..., None]
 

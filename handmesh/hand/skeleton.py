@@ -27,6 +27,12 @@ MANO_JOINT_NAMES = (
     *("thumb_cmc", "thumb_mcp", "thumb_ip"),
 )
 MANO_PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
+# From the wrist outwards: joints of all fingers at once, and their parents.
+MANO_LEVELS = (
+    (slice(1, None, 3), slice(0, 1)),
+    (slice(2, None, 3), slice(1, None, 3)),
+    (slice(3, None, 3), slice(2, None, 3)),
+)
 
 FINGERTIP_NAMES = tuple(f"{finger}_tip" for finger in FINGER_NAMES)
 # The ids of FreiHAND's own tools (utils/mano_utils.py); other projects' tables differ by up to 5 mm.

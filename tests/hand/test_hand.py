@@ -19,6 +19,7 @@ from handmesh.hand import (
     Handedness,
     builtin_hand,
 )
+from handmesh.hand.skeleton import MANO_LEVELS
 
 NAMES = [field.name for field in fields(HandArrays)]
 ARRAY_NAMES = [name for name in NAMES if not name.startswith("bs_")]
@@ -52,6 +53,13 @@ def test_both_trees_tell_the_same_family():
         assert JOINT_NAMES[JOINT_PARENTS[JOINT_NAMES.index(tip)]].startswith(finger)
     assert len(BONES) == 20
     assert all(parent < joint for parent, joint in BONES)
+
+
+def test_levels_go_from_each_parent_to_its_children():
+    numbers, parent_of = np.arange(len(MANO_PARENTS)), {}
+    for joints, parents in MANO_LEVELS:
+        parent_of |= zip(numbers[joints], np.broadcast_to(numbers[parents], numbers[joints].shape), strict=True)
+    assert parent_of == dict(enumerate(MANO_PARENTS[1:], start=1))
 
 
 def test_each_tip_vertex_is_the_far_end_of_its_own_finger(right):
