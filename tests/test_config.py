@@ -64,6 +64,13 @@ def test_overrides_win_over_the_file_and_reach_any_depth(tmp_path):
     assert config.steps == 7
 
 
+def test_overrides_reach_into_sections_that_are_null(tmp_path):
+    """As a run's own config.yaml has sources that it did without, and a file where a section's lines are comments."""
+    path = written(tmp_path, "optimizer:\ndata: {synthetic: {count: 9}, freihand: null}\n")
+    config = load_config(path, ["optimizer.clip_norm=1", "data.freihand.weight=2"])
+    assert (config.optimizer.clip_norm, config.data.freihand) == (1.0, FreiHandData(weight=2.0))
+
+
 @pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("2.5E-3", 2.5e-3), ("1", 1.0), ("0.5", 0.5)])
 def test_numbers_may_be_written_as_people_write_them(text, value, tmp_path):
     """YAML 1.1 reads 1e-4 as text, for want of a dot."""
@@ -93,6 +100,9 @@ def test_numbers_may_be_written_as_people_write_them(text, value, tmp_path):
         ("data.freihand.versions=[gs, green]", r"data\.freihand\.versions\.1: .*found 'green'"),
         ("data.photos=[{path: mine, wight: 2}]", r"data\.photos\.0\.wight is not a setting; did you mean 'weight'"),
         ("data={}", "no source of data"),
+        ("data.synthetic=3", r"data\.synthetic: .*dictionary.*found 3"),
+        ("data={count: 5, synthetic: [1]}", r"data\.synthetic: .*dictionary.*found \(1,\)"),
+        ("data={count: 5, synthetic: false}", r"data\.synthetic: .*dictionary.*found False"),
         ("accumulation=3", "batch_size 16 is no multiple of accumulation 3"),
         ("optimizer.decay_at=[0.5, 0.2]", "decay_at holds shares of the run"),
         ("model.resolution=544", "at most 512 px, and model.resolution is 544"),

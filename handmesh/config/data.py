@@ -105,7 +105,10 @@ class DataConfig(Settings):
         """`data: {count: 100}` means `data: {synthetic: {count: 100}}`: so it was when there was one kind of source."""
         if not isinstance(tree, dict) or not (flat := tree.keys() & SyntheticData.model_fields.keys()):
             return tree
-        nested = {**(tree.get("synthetic") or {}), **{key: tree[key] for key in flat}}
+        synthetic = {} if tree.get("synthetic") is None else tree["synthetic"]
+        if not isinstance(synthetic, dict):
+            return tree  # wrong by itself, and refused so
+        nested = {**synthetic, **{key: tree[key] for key in flat}}
         return {**{key: value for key, value in tree.items() if key not in flat}, "synthetic": nested}
 
     @model_validator(mode="after")

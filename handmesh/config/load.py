@@ -175,7 +175,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     *parents, leaf = key.split(".")
     node: Any = tree
     for name in parents:
-        node = node[_place(node, name, override)] if isinstance(node, list) else node.setdefault(name, {})
+        place = _place(node, name, override) if isinstance(node, list) else name
+        if isinstance(node, dict) and node.get(name) is None:
+            node[name] = {}  # missing, or `freihand: null`, as a run's own record has it
+        node = node[place]
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override!r}: {name} is a value, not a section.")
     try:
