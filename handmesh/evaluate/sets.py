@@ -39,6 +39,7 @@ _EDGE_TOLERANCE = 0.35
 # Metres between given joints and those of the posed hand, on average: rounding, and where the hand is the model's own
 # (whose poses and shapes they are said to be) as much as joints that were measured apart from the mesh may be off.
 _SAME_HAND, _OWN_HAND = 1e-4, 5e-3
+_MAX_ITA = 180.0  # degrees: it is an angle
 _POSED_AT_ONCE = 256  # hands: 0.2 MB each on the way
 
 _SECOND_ARCHIVE = (
@@ -79,7 +80,7 @@ class EvaluationSet:
     def shown(self) -> NDArray[np.bool_] | None:
         """(N, 21) which joints nothing hides: what `facts` say is not occluded, else, of a set in space, `visible`."""
         occluded = [facts.get("occluded") for facts in self.facts]
-        if all(isinstance(hidden, list) and len(hidden) == len(JOINT_NAMES) for hidden in occluded):
+        if all(isinstance(hidden, list) for hidden in occluded):
             return ~np.array(occluded, bool)
         return self.visible if self.in_space else None
 
@@ -290,7 +291,7 @@ def _with_labels(path: Path, data: LabelledPhotos, hand: HandArrays | None) -> E
             ]
         ),
         boxes=tuple(known.box for known in labels),
-        facts=tuple(facts if isinstance(facts := record.get("facts"), dict) else {} for record in records),
+        facts=tuple(_facts(record, data.where(index)) for index, record in enumerate(records)),
         mano_joints=mano_joints,
         labelled_hand=None if vertices is None else labelled_hand,
         meshes=meshes,
@@ -313,11 +314,29 @@ def _translation(record: Mapping[str, Any], where: str) -> Array | None:
         return None
     try:
         found = np.array(record["translation"], np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = np.empty(0)
     if found.shape != (3,) or not np.isfinite(found).all():
         raise DataError(f"{where}: 'translation' is {record['translation']!r}, wanted three numbers, metres.")
     return found
+
+
+def _facts(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Whatever they are, but for a list of joints that are hidden and a number of the skin's tone, which are read."""
+    facts = record.get("facts")
+    if not isinstance(facts, dict):
+        return {}
+    hidden, tone = facts.get("occluded"), facts.get("ita_degrees")
+    if isinstance(hidden, list) and not (
+        len(hidden) == len(JOINT_NAMES) and all(isinstance(joint, int | float) for joint in hidden)
+    ):
+        raise DataError(
+            f"{where}: 'occluded' in 'facts' is {repr(hidden)[:60]}, wanted true or false for each of the "
+            f"{len(JOINT_NAMES)} joints."
+        )
+    if isinstance(tone, int | float) and not abs(tone) <= _MAX_ITA:
+        raise DataError(f"{where}: 'ita_degrees' in 'facts' is {repr(tone)[:60]}, wanted degrees.")
+    return facts
 
 
 class _Posed(NamedTuple):

@@ -277,11 +277,29 @@ def test_facts_say_which_joints_are_hidden_of_a_set_in_space_too(directory, tmp_
     np.testing.assert_array_equal(open_evaluation_set(directory).shown, open_evaluation_set(directory).visible)
 
 
-@pytest.mark.parametrize("facts", ["outdoors", [1, 2], 7, None])
+@pytest.mark.parametrize("facts", ["outdoors", [1, 2], 7, None, {"occluded": "a little", "ita_degrees": "dark"}])
 def test_facts_are_whatever_one_likes(facts, data, directory, tmp_path):
     """As the page on data says; but what was no object ended in an AttributeError."""
     opened = open_evaluation_set(rewritten(directory, tmp_path, lambda record: record.update(facts=facts)))
     np.testing.assert_array_equal(opened.shown, data.visible)
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"occluded": [[True, False]] * 21}, r"'occluded' in 'facts' is \[\[True.*each of the 21 joints"),
+        ({"occluded": [True, [False]] + 19 * [True]}, "'occluded' in 'facts' is"),  # "inhomogeneous shape"
+        ({"occluded": ["no"] * 21}, "'occluded' in 'facts' is"),  # counted as hidden
+        ({"occluded": [True] * 20}, "'occluded' in 'facts' is"),
+        ({"ita_degrees": math.inf}, "'ita_degrees' in 'facts' is inf, wanted degrees"),
+        ({"ita_degrees": 10**400}, "'ita_degrees' in 'facts' is 1000"),
+    ],
+)
+def test_facts_that_are_read_are_checked(facts, says, directory, tmp_path):
+    """Nested ones ended in a traceback after all was predicted."""
+    path = rewritten(directory, tmp_path, lambda record: record.update(facts=facts))
+    with pytest.raises(DataError, match=rf"labels\.jsonl:1: {says}"):
+        open_evaluation_set(path)
 
 
 def test_poses_of_another_hand_are_not_taken_for_ours(directory, tmp_path, caplog):

@@ -171,7 +171,7 @@ def parse_labels(record: dict[str, Any], where: str) -> PhotoLabels:
             return None
         try:
             numbers = np.array(value, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             numbers = np.empty(0)
         if numbers.shape not in shapes or not np.isfinite(numbers).all():
             found = f"{numbers.shape} numbers" if numbers.size else repr(value)[:60]
@@ -231,7 +231,7 @@ def _keypoints(value: Any, where: str) -> tuple[Floats | None, NDArray[np.bool_]
             continue
         try:
             numbers = np.array(point, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             numbers = np.empty(0)
         sound = sound and numbers.shape in ((2,), (3,)) and bool(np.isfinite(numbers).all())
         if not sound:
