@@ -51,7 +51,9 @@ def evaluate(
     save_predictions: Annotated[
         Path | None, typer.Option(metavar="pred.zip", help="Write the model's answers in the official form.")
     ] = None,
-    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html, too.")] = True,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html, too; without, an earlier run's goes.")
+    ] = True,
     threads: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, max=MAX_THREADS, help="Of the network and of scoring; default: the cores."),

@@ -139,6 +139,7 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
     comparisons = tuple(row for other in request.against for row in compare(evaluation, other))
     if request.against:
         run["compared with"] = ", ".join(map(str, request.against))
+    _clear(request.out)
     write_scores(request.out, evaluation, run)
     files = [request.out / "scores.json", request.out / "frames.npz"]
     if request.report:
@@ -164,9 +165,17 @@ def _score_in_2d(
     scores = score_keypoints(data.keypoints, keypoints, data.shown, known=data.visible)
     path = request.out / "scores.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(request.out)
     content = {"keypoints_2d": scores, "frames": len(data), "run": run}
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
     return EvaluationResult(None, scores, (), run, (path,))
+
+
+def _clear(folder: Path) -> None:
+    """Away with what an earlier run wrote beside its scores, and this one may not: it would belong to no scores."""
+    if (folder / "scores.json").is_file():
+        for name in ("frames.npz", "report.html"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _check_of_predictions(request: EvaluationRequest) -> None:

@@ -454,6 +454,22 @@ def test_a_set_without_3d_labels_is_scored_in_the_picture(directory, model_file,
         run_evaluation(EvaluationRequest(data=folder, model=str(model_file), against=(out,), out=out))
 
 
+def test_no_file_of_an_earlier_run_stays_beside_other_scores(directory, model_file, tmp_path):
+    """--no-report left the old report, and a set without 3D labels the old frames, which --against would take."""
+    out = tmp_path / "out"
+    request = EvaluationRequest(data=directory, limit=2, model=str(model_file), out=out)
+    out.mkdir()
+    (out / "report.html").write_text("somebody's own: there are no scores beside it")
+    run_evaluation(replace(request, report=False))
+    assert {file.name for file in out.iterdir()} == {"scores.json", "frames.npz", "report.html"}
+    run_evaluation(replace(request, report=False, against=(out,)))
+    assert {file.name for file in out.iterdir()} == {"scores.json", "frames.npz"}
+    flat = rewritten(directory, tmp_path, lambda record: record.pop("joints"))
+    (flat / "images").symlink_to(directory / "images")
+    run_evaluation(replace(request, data=flat))
+    assert {file.name for file in out.iterdir()} == {"scores.json"}
+
+
 def test_what_cannot_be_compared_or_written_is_refused_before_the_model_runs(directory, tmp_path):
     """It was known when the model had seen everything, for hours with --tta, and nothing of that was written."""
 
