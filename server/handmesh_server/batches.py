@@ -18,6 +18,7 @@ from typing import IO, Annotated, Any, Final
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic_core import to_json
+from starlette.datastructures import State
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -112,7 +113,7 @@ def batch_routes(service: HandService, responses: dict[int | str, dict[str, Any]
             held.close()
             raise
         gzip = answers.takes_gzip(request.headers.get("accept-encoding"))
-        lines = _lines(service, photos, query.of_a_photo(), request.state.admission.context)
+        lines = _lines(service, photos, query.of_a_photo(), request.state)
         return _BatchResponse(lines, gzip, held)
 
     return router
@@ -142,13 +143,14 @@ def _temporary_file() -> IO[bytes]:
 
 
 async def _lines(
-    service: HandService, photos: list[BatchPhoto], query: HandsQuery, batch: RequestContext
+    service: HandService, photos: list[BatchPhoto], query: HandsQuery, state: State
 ) -> AsyncGenerator[bytes, None]:
-    """One line of NDJSON for each photo, and the last."""
-    answered = 0
+    """One line of NDJSON for each photo, and the last. `state` of the request is told how many hands there are."""
+    answered, state.hands = 0, 0
+    batch = state.admission.context
     # One is decoded while another is in the model: more would take places of others and bring nothing.
     at_once = usable_cpus() + 1
-    pending: set[asyncio.Task[tuple[bool, bytes]]] = set()
+    pending: set[asyncio.Task[tuple[int | None, bytes]]] = set()
     try:
         waiting = iter(enumerate(photos))
         while True:
@@ -158,8 +160,9 @@ async def _lines(
                 break
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                good, line = task.result()
-                answered += good
+                hands, line = task.result()
+                answered += hands is not None
+                state.hands += hands or 0
                 yield line
         yield BatchEnd(end=True, photos=len(photos), answered=answered).model_dump_json().encode() + b"\n"
     finally:
@@ -170,8 +173,8 @@ async def _lines(
 
 async def _line(
     service: HandService, index: int, photo: BatchPhoto, query: HandsQuery, batch: RequestContext
-) -> tuple[bool, bytes]:
-    """Whether the photo was answered, and its line."""
+) -> tuple[int | None, bytes]:
+    """How many hands the photo has, None where it was not answered, and its line."""
     request_id = batch.request_id
     encode = partial(answers.encode_answer, media_type=answers.JSON, request_id=request_id)
     start = b'{"index":%d,"name":%s,' % (index, to_json(photo.name))
@@ -184,11 +187,11 @@ async def _line(
             logger.exception("failed: photo %d of a batch", index, extra={"request_id": request_id})
             problem = ProblemDetails(500, "error", "The server failed; its log has this request id.")
         service.metrics.rejected.labels(problem.reason).inc()
-        return False, start + b'"status":%d,"problem":%s}\n' % (
+        return None, start + b'"status":%d,"problem":%s}\n' % (
             problem.status,
             to_json(problem_document(problem, request_id)),
         )
-    return True, start + b'"status":200,"answer":%s}\n' % answer.content
+    return answer.hands, start + b'"status":200,"answer":%s}\n' % answer.content
 
 
 async def _answer(

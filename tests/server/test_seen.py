@@ -24,11 +24,14 @@ def test_the_log_has_the_fate_of_every_request(caplog):
     with running(settings()) as server:
         expected = {
             "one": (200, {"hands": 1}),
+            "batch": (200, {"hands": 2}),
             "no-image": (415, {"reason": "unsupported_image"}),
             "bad-query": (422, {"reason": "invalid_query"}),
             "long": (431, {"reason": "headers_too_large"}),
         }
         server.client.post("/v1/hands", content=photo(), headers={"X-Request-ID": "one"})
+        files = [("image", (f"{number}.png", image)) for number, image in enumerate((photo(), b"text", photo()))]
+        server.client.post("/v1/batches", files=files, headers={"X-Request-ID": "batch"})
         server.client.post("/v1/hands", content=b"text", headers={"X-Request-ID": "no-image"})
         server.client.post("/v1/hands?x=1", content=photo(), headers={"X-Request-ID": "bad-query"})
         server.client.get("/", headers={"X-Request-ID": "long", "X": "x" * 17_000})
