@@ -69,7 +69,7 @@ class Settings(BaseModel):
     max_jobs: int = Field(100, ge=0, le=10_000)  # being sent, waiting or in work; more are answered 429; 0 refuses all
     jobs_bytes: int = Field(10 * 2**30, ge=2**20)  # of all clips and results together
     job_keep_seconds: float = Field(86_400.0, gt=0)  # after its end, then results are deleted
-    job_seconds: float = Field(3600.0, gt=0)  # for the work on one clip
+    job_seconds: float = Field(3600.0, gt=0)  # for the work on one clip, in all attempts together
     job_memory_bytes: int = Field(4 * 2**30, ge=2**28)  # of the process that works on it
     job_nice: int = Field(5, ge=0, le=19)  # how far it steps back behind photos; 19 may wait for ever
     max_clip_frames: int = Field(20_000, ge=1)  # 11 minutes at 30 frames/s

@@ -161,6 +161,24 @@ def test_a_job_that_takes_too_long_is_ended(store):
         runner.stop()
 
 
+def test_a_job_that_is_gone_on_with_has_the_rest_of_its_time(store):
+    """Each attempt had all of `job_seconds`: what ends its process three times had it three times."""
+    job = post(store, "hang")
+    for seconds, left in ((30.0, 30.0), (3600.0, 0.5)):
+        runner = runner_of(store, seconds=seconds)
+        store.note_seconds(job.id, seconds - left)
+        runner.submit(job.id)
+        until(lambda: store.state(job.id).status == "running")
+        until(lambda spent=seconds - left: store.seconds(job.id) > spent)
+        if left > 1:
+            runner.stop()
+            assert store.state(job.id).status == "queued"
+    try:
+        assert ended(store, job.id).ended["problem"]["reason"] == "timeout"
+    finally:
+        runner.stop()
+
+
 def test_results_that_take_all_the_room_end_their_job(store, running):
     job = post(store, "fill")
     running.submit(job.id)

@@ -52,7 +52,8 @@ class JobRunner:
         on_end: Callable[[str], None] = lambda _: None,
         command: Sequence[str] | None = None,
     ) -> None:
-        """`workers`: jobs at a time, of all services on this machine that share the folder. `seconds`: for one attempt.
+        """`workers`: jobs at a time, of all services on this machine that share the folder. `seconds`: for a job, in
+        all attempts together.
 
         `arguments` of every process; `on_end(status)` is told how each job that ended here ended.
         """
@@ -151,11 +152,11 @@ class JobRunner:
         id = folder.name
         number = int(attempt.name.removeprefix("attempt-"))
         arguments = {**self._arguments, "last_attempt": number >= MAX_ATTEMPTS}
-        started = time.monotonic()
+        started = time.monotonic() - self._store.seconds(id)  # of all attempts, one after the other
         for name in ("result.json", "problem.json"):
             (folder / name).unlink(missing_ok=True)
         with _process([*self._command, str(folder), json.dumps(arguments)]) as process:
-            problem = self._watch(process, attempt, started + self._seconds)
+            problem = self._watch(process, attempt, started)
         extra = {"job": id, "seconds": round(time.monotonic() - started, 3)}
         if problem == _OURS_NO_MORE:
             logger.info("job cancelled, or taken over", extra=extra)
@@ -180,7 +181,7 @@ class JobRunner:
                 detail = f"The clip ended the process that worked on it {MAX_ATTEMPTS} times."
                 self._end(id, extra, problem={"reason": "crashed", "detail": detail})
 
-    def _watch(self, process: subprocess.Popen[bytes], attempt: Path, until: float) -> Any:
+    def _watch(self, process: subprocess.Popen[bytes], attempt: Path, started: float) -> Any:
         """Until it ends by itself: None. Else why it must end: a problem, _OURS_NO_MORE or _STOPPING."""
         while True:
             with suppress(subprocess.TimeoutExpired):
@@ -188,9 +189,11 @@ class JobRunner:
                 return None
             if not self._store.touch(attempt):
                 return _OURS_NO_MORE
+            seconds = time.monotonic() - started
+            self._store.note_seconds(attempt.parent.name, seconds)
             if self._stopping.is_set():
                 return _STOPPING
-            if time.monotonic() > until:
+            if seconds > self._seconds:
                 return {"reason": "timeout", "detail": f"The clip took longer than {self._seconds:g} s, the limit."}
             if self._store.used() > self._store.max_bytes:
                 detail = f"What is kept here took more than {self._store.max_bytes:,} bytes, the limit."

@@ -6,6 +6,7 @@ What happened to a job is told by which files are there; each is written whole, 
     clip.*         what was posted; removed when the job has ended
     attempt-N      somebody took it (created by one process alone), and is still at it (touched every second)
     progress.json  frames done, by the process that computes
+    seconds.json   how long was worked on it so far, in all attempts
     cancelled      nobody wants it any more
     ended.json     how it ended
     results/       what came of it
@@ -161,6 +162,15 @@ class JobStore:
             return False
         folder = attempt.parent
         return self._attempts(folder.name)[-1:] == [attempt] and not (folder / "cancelled").exists()
+
+    def seconds(self, id: str) -> float:
+        """How long was worked on it so far."""
+        return float((_read_json(self.path(id) / "seconds.json") or {}).get("seconds", 0.0))
+
+    def note_seconds(self, id: str, seconds: float) -> None:
+        """How long was worked on it so far, for who goes on with it."""
+        with suppress(ExportError):  # on a full disk it has longer
+            write_atomically(self.path(id) / "seconds.json", json.dumps({"seconds": round(seconds, 1)}).encode())
 
     def release(self, attempt: Path) -> None:
         """Give the job back, as if it had not been tried."""
