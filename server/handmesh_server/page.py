@@ -97,5 +97,6 @@ def _facts(settings: Settings, sample_names: list[str]) -> bytes:
             "joint_colors": [FINGER_COLORS[one] if one in FINGER_NAMES else WRIST_COLOR for one in fingers],
             "max_body_bytes": settings.max_body_bytes,
             "max_clip_bytes": settings.max_upload_bytes,
+            "deadline_seconds": settings.deadline_seconds,
         }
     )

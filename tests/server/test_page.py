@@ -100,7 +100,8 @@ def test_what_python_knows_better(server):
         response = server.client.get(f"/{sample['src']}")
         assert (response.status_code, response.headers["content-type"]) == (200, "image/jpeg")
     assert len(facts["joint_colors"]) == len(JOINT_NAMES)
-    assert facts["max_body_bytes"] == server.service.settings.max_body_bytes
+    for name in ("max_body_bytes", "deadline_seconds"):
+        assert facts[name] == getattr(server.service.settings, name)
 
 
 def test_the_page_reads_the_bytes_that_are_written():

@@ -7,7 +7,7 @@ import { decodeFrame } from "./wire.js";
 const LONG_SIDE = 640; // pixels sent; the network sees a part of it, much smaller still
 const JPEG_QUALITY = 0.8;
 const IN_FLIGHT = 2; // frames: the server keeps one while it works on another
-const ANSWER_SECONDS = 12; // the server's own deadline is 10
+const SLACK_SECONDS = 2; // on the way, beyond the server's own deadline
 const PICTURE_MS = 50; // a new one is said to be there only when the page is drawn, which may be seldom
 const RETRY_SECONDS = [1, 2, 4, 8];
 const REMEMBERED = 30; // answers, for the rates that are shown
@@ -16,9 +16,12 @@ const REMEMBERED = 30; // answers, for the rates that are shown
 const [POLICY, TOO_LARGE, FAILED, IDLE] = [1008, 1009, 1011, 4408];
 
 export class Live {
-  /** `onFrame(snapshot, frame, rates)` for each answer, `onMessage(text)`, `onEnd(problem | null)` when it is over. */
-  constructor(video, { onFrame, onMessage, onEnd }) {
-    Object.assign(this, { video, onFrame, onMessage, onEnd });
+  /**
+   * `onFrame(snapshot, frame, rates)` for each answer, `onMessage(text)`, `onEnd(problem | null)` when it is over.
+   * `deadlineSeconds`: the server answers a frame within.
+   */
+  constructor(video, { deadlineSeconds, onFrame, onMessage, onEnd }) {
+    Object.assign(this, { video, deadlineSeconds, onFrame, onMessage, onEnd });
     this.options = { hand: "auto", box: null };
     this.running = false;
     this.asked = 0; // times for the camera
@@ -135,7 +138,7 @@ export class Live {
     });
     if (await inFlight.opened) {
       socket.send(JSON.stringify(this.options));
-      for (let number = 0; await inFlight.hasRoom(); number++) {
+      for (let number = 0; await inFlight.hasRoom(this.deadlineSeconds + SLACK_SECONDS); number++) {
         await pause;
         const canvas = await this.#nextPicture(number);
         if (!canvas) break;
@@ -232,11 +235,11 @@ class InFlight {
     this.frames.set(number, frame);
   }
 
-  /** Resolves when one more may be sent; to false when the connection is closed before, or nothing comes for too long. */
-  async hasRoom() {
+  /** Resolves when one more may be sent; to false when the connection is closed before, or nothing comes for so long. */
+  async hasRoom(seconds) {
     if (this.frames.size < IN_FLIGHT) return true;
     const room = new Promise((resolve) => (this.onRoom = () => resolve(true)));
-    const late = sleep(1000 * ANSWER_SECONDS).then(() => false);
+    const late = sleep(1000 * seconds).then(() => false);
     return Promise.race([room, late, this.closed.then(() => false)]);
   }
 }

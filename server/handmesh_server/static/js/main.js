@@ -553,6 +553,7 @@ async function start() {
   const handModel = await loadHandModel();
   stage = new Stage($("stage"), handModel, { onBox, onDraw });
   live = new Live($("video"), {
+    deadlineSeconds: page.deadline_seconds,
     onFrame,
     onMessage: (text) => setStatus(text, true),
     onEnd(problem) {
