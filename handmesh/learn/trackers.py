@@ -19,20 +19,28 @@ from handmesh.errors import ConfigError
 Tracker = Callable[[int, Mapping[str, float]], None]  # (step, figures by name)
 
 
-def open_tracker(name: str, config: TrainConfig, directory: Path) -> Tracker:
-    """A run of the folder's name, which a run that is resumed goes on with. Raises ConfigError."""
+def find_tracker(name: str) -> Any:
+    """Its library. Raises ConfigError where there is none."""
     if name not in _OPEN:
         raise ConfigError(f"--tracker {name}: wanted {' or '.join(_OPEN)}.")
     try:
-        library = import_module(name)
+        return import_module(name)
     except ImportError as error:
         raise ConfigError(f"--tracker {name} needs {name}, which is not installed: pip install {name}") from error
+
+
+def open_tracker(name: str, config: TrainConfig, directory: Path) -> Tracker:
+    """A run of the folder's name, which a run that is resumed goes on with. Raises ConfigError."""
+    library = find_tracker(name)
     settings = {key: value for key, value in flat_settings(config.model_dump(mode="json")).items() if value is not None}
-    return _OPEN[name](library, settings, directory)
+    return _OPEN[name](library, settings, directory.resolve())  # `.` has no name
 
 
 def _open_wandb(wandb: Any, settings: dict[str, Any], directory: Path) -> Tracker:
-    run = wandb.init(name=directory.name, id=directory.name, dir=str(directory), config=settings, resume="allow")
+    known = directory / "wandb_run"  # as below; a folder's name may be that of another run
+    id = known.read_text(encoding="utf-8") if known.is_file() else None
+    run = wandb.init(name=directory.name, id=id, dir=str(directory), config=settings, resume="allow")
+    known.write_text(run.id, encoding="utf-8")
     return lambda step, figures: run.log(dict(figures), step=step)
 
 

@@ -42,7 +42,7 @@ from handmesh.learn.optimizer import make_optimizer, set_learning_rate, takes_bf
 from handmesh.learn.resume import open_run
 from handmesh.learn.run_folder import RunLog, describe_data, describe_start, write_json, write_run_record
 from handmesh.learn.targets import make_targets
-from handmesh.learn.trackers import open_tracker
+from handmesh.learn.trackers import find_tracker, open_tracker
 from handmesh.learn.validation import TEST_SET, draw_samples, relative_error, selection_score, validate
 from handmesh.model.bundled import find_model
 from handmesh.model.checkpoint import load_model, load_weights, save_state
@@ -125,6 +125,8 @@ def train(
         state = open_run(config, directory, resume, ranks)
         if state is not None:
             ranks.run_on_main(lambda: _check_hand(state, config, directory, hand))
+        if tracker is not None:  # before hours of rendering, too
+            ranks.run_on_main(lambda: find_tracker(tracker))
         if state is None or config.average_with_start:  # which comes back to it in the end
             ranks.run_on_main(lambda: _check_start(config))
         data = _open_data(config, hand, ranks, on_render)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,8 @@ class FakeWandb(ModuleType):
 
     def init(self, **arguments: Any) -> Any:
         self.started.append(arguments)
-        return SimpleNamespace(log=lambda figures, step: self.logged.append((step, figures)))
+        log = lambda figures, step: self.logged.append((step, figures))  # noqa: E731
+        return SimpleNamespace(log=log, id=arguments["id"] or f"{len(self.started)}th")
 
 
 class FakeMlflow(ModuleType):
@@ -53,8 +55,21 @@ def test_wandb_is_told_what_the_record_says(tiny_config, tmp_path, monkeypatch):
     first, last = library.logged[0][1], library.logged[-1][1]
     assert first["training/total"] == lines[0]["total"]
     assert last["validation/upright_pa_mpjpe_mm"] == lines[-1]["validation"]["upright_pa_mpjpe_mm"]
-    assert library.started[0]["id"] == "mine", "the same when the run is resumed"
+    assert (library.started[0]["name"], library.started[0]["id"]) == ("mine", None)
     assert library.started[0]["config"]["model.backbone"] == "fastvit_t8"
+
+
+def test_wandb_goes_on_with_the_run_of_the_folder_and_of_no_other_of_its_name(tiny_config, tmp_path, monkeypatch):
+    """Its id was the folder's name: a run in another place went on with the curves of the first."""
+    library = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    for place in ("here", "here", "there"):
+        folder = tmp_path / place / "mine"
+        folder.mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(folder)
+        open_tracker("wandb", tiny_config(steps=2), Path())
+    assert [started["id"] for started in library.started] == [None, "1th", None]
+    assert {started["name"] for started in library.started} == {"mine"}
 
 
 def test_mlflow_goes_on_with_the_run_of_the_folder(tiny_config, tmp_path, monkeypatch):
@@ -74,5 +89,6 @@ def test_mlflow_goes_on_with_the_run_of_the_folder(tiny_config, tmp_path, monkey
 )
 def test_a_tracker_that_is_not_there_is_said(name, says, tiny_config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("handmesh.learn.train.open_data", None)  # what may render for hours is not begun
     with pytest.raises(ConfigError, match=says):
         train(tiny_config(steps=1), tmp_path, tracker=name)
