@@ -127,12 +127,13 @@ def train_detector(
     with say_if_loader_is_killed(), joined_ranks() as ranks:
         _set_up(config, ranks)
         state = open_run(config, directory, resume, ranks)
-        mixture = ranks.run_on_main(lambda: _open(config, on_render)) or _open(config, None)
+        # What may be wrong first: rendering takes minutes.
         validation = [record for source in config.validation for record in read_scenes(source.path)]
         torch.manual_seed(config.seed)
         model = to_device(HandDetectorNet(config.detector), ranks.device)
         if state is None and config.start_from is not None:
             start_weights(model, config.start_from)
+        mixture = ranks.run_on_main(lambda: _open(config, on_render)) or _open(config, None)
         if config.frozen_stem:
             model.patch_embed.requires_grad_(False)
         averaged = copy.deepcopy(model).eval().requires_grad_(False)

@@ -166,12 +166,19 @@ def test_a_stopped_run_is_saved_before_it_is_scored(scenes, tmp_path, monkeypatc
 
 
 def test_missing_photographs_are_said_before_anything_is_rendered(scenes, tmp_path):
-    """Cut-out hands that were not there ended the run in a worker, after minutes of rendering."""
+    """Cut-out hands that were not there ended the run in a worker, after minutes of rendering; so did a wrong start."""
     synthetic = {"directory": str(tmp_path / "renders"), "count": 10**6}
     data = {"crowds": 1, "photographs": 0, "mosaics": 0, "synthetic": synthetic}
     for missing in ({"cut_outs": [str(tmp_path / "none.jsonl")]}, {"scenes": [{"path": str(tmp_path / "none.jsonl")}]}):
         with pytest.raises(DataError, match=r"none\.jsonl"):
             train_detector(config(scenes, data=data | missing), tmp_path / "run")
+        assert not (tmp_path / "renders").exists()
+    for wrong in (
+        {"validation": [{"path": str(tmp_path / "none.jsonl")}]},
+        {"start_from": str(tmp_path / "none.onnx")},
+    ):
+        with pytest.raises((DataError, CheckpointError), match=r"none\."):
+            train_detector(config(scenes, data=data, **wrong), tmp_path / "run")
         assert not (tmp_path / "renders").exists()
 
 
