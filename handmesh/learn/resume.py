@@ -28,6 +28,8 @@ _MAY_CHANGE = frozenset(
     )
 )
 
+_MODELS = ("model.safetensors", "detector.onnx")  # what a run makes
+
 
 def open_run(
     config: TrainConfig | DetectorConfig, directory: Path, resume: bool, ranks: Ranks
@@ -43,6 +45,11 @@ def open_run(
         if any(directory.glob("state-*.pt")) and not resume:
             raise ConfigError(
                 f"{directory} already holds a run: add --resume to go on with it, or choose another --out."
+            )
+        if not resume and (models := [name for name in _MODELS if (directory / name).is_file()]):
+            raise ConfigError(
+                f"{directory} already holds {models[0]}, and no state of its run to go on from: choose another --out, "
+                "or add --resume to begin anew and overwrite it."
             )
         for leftover in directory.glob(".*.partial"):  # of a process that was killed while it wrote: up to a state
             leftover.unlink(missing_ok=True)

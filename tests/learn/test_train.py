@@ -316,6 +316,11 @@ def test_nothing_is_overwritten_by_accident(tiny_config, tmp_path):
     with pytest.raises(ConfigError, match=r"run was started with other settings \(steps was 1, now 2\)"):
         train(tiny_config(steps=2), run, resume=True)
     assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+    for state in run.glob("state-*.pt"):  # a gigabyte that nobody needs any more: the model was taken for nothing
+        state.unlink()
+    with pytest.raises(ConfigError, match=r"run already holds model\.safetensors, and no state"):
+        train(config, run)
+    assert (run / "model.safetensors").read_bytes() == before["model.safetensors"]
 
 
 def test_what_no_number_depends_on_may_change_when_a_run_goes_on(tiny_config, tmp_path):
