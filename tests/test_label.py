@@ -314,6 +314,29 @@ def test_no_file_is_written_over_another(photos, option, message, tmp_path, monk
     assert (tmp_path / photos).read_text() == "{}"
 
 
+def test_a_photograph_of_a_folder_or_of_a_jsonl_is_not_written_over(tmp_path, monkeypatch):
+    """Those that were named alone were safe from a sheet."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"a photograph")
+    (tmp_path / "own.jsonl").write_text('{"image": "photos/a.png"}')
+    for read in ("photos", "own.jsonl"):
+        result = CliRunner().invoke(app, ["label", read, "--sheet", "photos/a.png"])
+        assert "--sheet photos/a.png is what is to be read" in str(result.exception)
+    assert (tmp_path / "photos" / "a.png").read_bytes() == b"a photograph"
+
+
+def test_what_is_wrong_at_the_end_is_said_before_the_first_hand(drawn, tmp_path, monkeypatch):
+    """A slip in the last line, or a last folder without photographs, lost the labels of all that came before."""
+    monkeypatch.setattr("handmesh.label._label_chunk", lambda *_: pytest.fail("began"))
+    path = write_keypoints(drawn, tmp_path)
+    path.write_text(path.read_text() + '{"image": "a.png", "keypoints": 3}\n')
+    (tmp_path / "empty").mkdir()
+    for read, message in (([path], f"{path}:"), ([drawn.paths[0], tmp_path / "empty"], "No images in")):
+        arguments = [*map(str, read), "--out", str(tmp_path / "labels.jsonl")]
+        assert message in str(CliRunner().invoke(app, ["label", *arguments]).exception)
+
+
 def test_a_photograph_that_cannot_be_read_is_among_the_dropped(tmp_path, monkeypatch):
     """With somebody in MediaPipe's place."""
     monkeypatch.setattr("handmesh.detect.mediapipe.MediaPipeHands", lambda max_hands: SimpleNamespace(landmarks=None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,12 +67,8 @@ def label(
     else:
         why = "of a JSONL's keypoints, and those of photographs are MediaPipe's: leave it out."
         check_ignored(context, ["keypoints_by"], why)
-    taken = {os.path.realpath(path): "what is to be read" for path in photos if path.is_file()}
-    for option, path in (("--out", out), ("--dropped", dropped), ("--sheet", sheet)):
-        if path is not None:
-            if (place := os.path.realpath(path)) in taken:
-                raise ConfigError(f"{option} {path} is {taken[place]}: it would be lost. Give another name.")
-            taken[place] = f"the file of {option}, too"
+    outputs = {"--out": out, "--dropped": dropped, "--sheet": sheet}
+    _check_places(outputs, photos)
     import numpy as np
 
     from handmesh.draw.sheet import contact_sheet
@@ -92,9 +88,11 @@ def label(
             path.parent.mkdir(parents=True, exist_ok=True)
     predictor = load_predictor(model, threads=1)
     definition = keypoint_definition(keypoints_by if given else "mediapipe", predictor.engine.hand)
+    # Before the first hand is labelled: what is wrong at the end would be known, and lose all, when the rest was done.
+    hands, read = _hands_in_labels(given) if given else _hands_in_photos(photos, max_hands)
+    _check_places(outputs, read)
     with progress_bar() as progress:
         task = progress.add_task("labelling", total=None)
-        hands = _hands_in_labels(given) if given else _hands_in_photos(photos, max_hands)
         labels: list[LabelledHand] = []
         alphas: dict[int, Path] = {}
         for labelled in label_hands(hands, predictor, definition):
@@ -135,6 +133,16 @@ def label(
     say(f"{len(kept)} hands in {out}" + (f", {len(alphas)} of them cut out in {cut_out}" if cut_out else ""))
 
 
+def _check_places(outputs: Mapping[str, Path | None], read: Sequence[Path]) -> None:
+    """No output, by option, lies where another does or what is to be read. Raises ConfigError."""
+    taken = {os.path.realpath(path): "what is to be read" for path in read if path.is_file()}
+    for option, path in outputs.items():
+        if path is not None:
+            if (place := os.path.realpath(path)) in taken:
+                raise ConfigError(f"{option} {path} is {taken[place]}: it would be lost. Give another name.")
+            taken[place] = f"the file of {option}, too"
+
+
 def _kind(labelled: LabelledHand) -> str:
     if labelled.record is None:
         return "left out"
@@ -148,18 +156,24 @@ def _relative(image: Path, out: Path) -> str:
         return str(image.resolve())
 
 
-def _hands_in_photos(paths: list[Path], max_hands: int) -> Iterator[tuple[Path, SeenHand]]:
-    from handmesh.detect.mediapipe import MediaPipeHands
+def _hands_in_photos(paths: list[Path], max_hands: int) -> tuple[Iterator[tuple[Path, SeenHand]], list[Path]]:
+    """Each with its photograph, and all photographs."""
     from handmesh.files.image import photos_in, read_image
-    from handmesh.label import UNSEEN, seen_twice
 
-    teacher = MediaPipeHands(max_hands)
+    photos: list[Path] = []
     for path in paths:
-        photos, left_out = photos_in(path, recursive=True) if path.is_dir() else ([path], "")
+        found, left_out = photos_in(path, recursive=True) if path.is_dir() else ([path], "")
         if left_out:
             say(f"{path}: {left_out}", to=error_console)
-        if not photos:
+        if not found:
             raise ImageError(f"No images in {path}.")
+        photos += found
+
+    def hands() -> Iterator[tuple[Path, SeenHand]]:
+        from handmesh.detect.mediapipe import MediaPipeHands
+        from handmesh.label import UNSEEN, seen_twice
+
+        teacher = MediaPipeHands(max_hands)
         for photo in photos:
             try:
                 image = read_image(photo)
@@ -169,19 +183,23 @@ def _hands_in_photos(paths: list[Path], max_hands: int) -> Iterator[tuple[Path, 
             for hand in seen_twice(image, teacher.landmarks):
                 yield photo, hand
 
+    return hands(), photos
 
-def _hands_in_labels(paths: list[Path]) -> Iterator[tuple[Path, SeenHand]]:
+
+def _hands_in_labels(paths: list[Path]) -> tuple[Iterator[tuple[Path, SeenHand]], list[Path]]:
+    """Each with its photograph, and all photographs; every line was read."""
     import numpy as np
 
     from handmesh.data.formats import open_photos
     from handmesh.label import UNSEEN, SeenHand
 
-    for path in paths:
-        data = open_photos(path)
+    photos, hands = [], []
+    for data in map(open_photos, paths):
         for index in range(len(data)):
-            labels = data.labels(index)
-            seen = UNSEEN
+            labels, seen = data.labels(index), UNSEEN
             if labels.hand.present and (found := labels.keypoints_or_projection()) is not None:
                 points, known = found
                 seen = SeenHand(np.where(known[:, None], points, np.nan), labels.handedness)
-            yield data.image_path(index), seen
+            photos.append(data.image_path(index))
+            hands.append(seen)
+    return zip(photos, hands, strict=True), photos
