@@ -89,6 +89,7 @@ def synth(
                 progress.update(task, completed=done, total=total)
 
             write_dataset(out, count, seed, size=size, workers=workers, progress=report, background_folder=backgrounds)
+            say(f"{count} hands: {out}")
             return
 
         def drawn() -> Iterator[Any]:

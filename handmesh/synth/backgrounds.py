@@ -70,13 +70,23 @@ class Backgrounds:
         return draw_distractors(rng, self.sample(rng, size))
 
 
-def _read_folder(folder: Path, size: int) -> list[Image]:
+def check_folder(folder: Path) -> list[Path]:
+    """Its images by name, up to the limit; one of them can be read. Raises DataError."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if len(paths) > FOLDER_LIMIT:
         logger.warning("%s has %d images: the first %d by name are backgrounds", folder, len(paths), FOLDER_LIMIT)
         paths = paths[:FOLDER_LIMIT]
+    if all(cv2.imread(str(path)) is None for path in paths):
+        raise DataError(
+            f"No background image in {folder}: found {len(paths)} files named {', '.join(IMAGE_SUFFIXES)}, none "
+            "readable. Give a folder of photographs without hands, or leave the setting out."
+        )
+    return paths
+
+
+def _read_folder(folder: Path, size: int) -> list[Image]:
     images: list[Image] = []
-    for path in paths:
+    for path in check_folder(folder):
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
             logger.warning("background %s cannot be read, left out", path)
@@ -84,11 +94,6 @@ def _read_folder(folder: Path, size: int) -> list[Image]:
         scale = size / min(image.shape[:2])
         shape = (max(size, round(image.shape[1] * scale)), max(size, round(image.shape[0] * scale)))
         images.append(cv2.cvtColor(cv2.resize(image, shape, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB))
-    if not images:
-        raise DataError(
-            f"No background image in {folder}: found {len(paths)} files named {', '.join(IMAGE_SUFFIXES)}, none "
-            "readable. Give a folder of photographs without hands, or leave the setting out."
-        )
     return images
 
 

@@ -28,7 +28,7 @@ from handmesh.config.scenes import RENAMED_SCENE_KEYS, SceneSettings
 from handmesh.config.settings import flat_settings
 from handmesh.errors import DataError
 from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, HandArrays, builtin_hand
-from handmesh.synth.backgrounds import Backgrounds
+from handmesh.synth.backgrounds import Backgrounds, check_folder
 from handmesh.synth.scene import SceneRenderer, SyntheticSample
 from handmesh.system.atomic import write_atomically, written_atomically
 from handmesh.system.spawn import check_main_guard
@@ -139,8 +139,8 @@ def render_pack(
     run was started there with other arguments.
     """
     job = _Job(Path(path), count, seed, size, settings, hand, background_folder, background_count)
-    with _alone(path):
-        if not path.exists():
+    with _alone(job.path):
+        if _is_free(job.path):
             _write_pack(job, workers, progress)
             logger.info("pack %s: %d samples of %d px", path, count, size)
     pack = Pack(path)
@@ -161,7 +161,7 @@ def _write_pack(job: _Job, workers: int, progress: Progress | None) -> None:
     pending = [chunk for chunk in range(job.chunk_count) if not finished[chunk]]
     _run(job, pending, _write_pack_chunk, workers, progress)
     done.unlink()
-    partial.rename(job.path)
+    job.finish()
 
 
 def same_pack(
@@ -195,8 +195,8 @@ def write_dataset(
     background), labels.jsonl with one line per image, meta.json. Interruption and errors as in `render_pack`.
     """
     job = _Job(Path(directory), count, seed, size, settings, hand, background_folder, background_count)
-    with _alone(directory):
-        if not directory.exists():
+    with _alone(job.path):
+        if _is_free(job.path):
             _write_files(job, workers, progress)
             logger.info("data set %s: %d images of %d px", directory, count, size)
     _check_same(_read_meta(directory), job.meta("jsonl"), directory)
@@ -215,13 +215,21 @@ def _write_files(job: _Job, workers: int, progress: Progress | None) -> None:
     for chunk in chunks:
         chunk.unlink()
     (partial / "chunks").rmdir()
-    partial.rename(job.path)
+    job.finish()
+
+
+def _is_free(path: Path) -> bool:
+    """Nothing is there, or an empty folder, whose place another can take; not that of who calls."""
+    if not path.exists():
+        return True
+    bound = path.is_symlink() or path.is_mount() or path.resolve() == Path.cwd()
+    return path.is_dir() and not bound and not any(path.iterdir())
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One process at a time, by a lock beside `path` while it does not exist."""
-    if path.exists():
+    """One process at a time, by a lock beside `path` while nothing is there."""
+    if not _is_free(path):
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +271,8 @@ class _Job:
     ) -> None:
         if count < 1 or seed < 0:
             raise ValueError(f"count is {count} and seed {seed}: wanted at least one sample and a seed of 0 or more")
-        self.path, self.partial = path, path.with_name(path.name + _PARTIAL)
+        self.path = path if path.name else path.absolute()  # `.` has none
+        self.partial = self.path.with_name(self.path.name + _PARTIAL)
         self.count, self.seed, self.size = count, seed, size
         self.settings = SceneSettings() if settings is None else settings
         self.hand = builtin_hand() if hand is None else hand
@@ -304,9 +313,17 @@ class _Job:
         if meta_file.exists():
             _check_same(_read_meta(self.partial), self.meta(kind), self.partial)
         else:
+            if self.background_folder is not None:
+                check_folder(self.background_folder)  # not in each worker, beside a folder of nothing
             self.partial.mkdir(parents=True, exist_ok=True)
             write_atomically(meta_file, json.dumps(self.meta(kind), indent=1).encode(), error=None, durable=True)
         return self.partial
+
+    def finish(self) -> None:
+        """All is done: it gets its name."""
+        if self.path.is_dir():  # and empty; Windows does not rename over it
+            self.path.rmdir()
+        self.partial.rename(self.path)
 
 
 def _run(
@@ -455,9 +472,13 @@ def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path} is not a finished set of synthetic hands: it has no meta.json.") from None
+        raise DataError(
+            f"{path} is not a finished set of synthetic hands: it has no meta.json. Choose another path."
+        ) from None
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(f"{path / 'meta.json'} cannot be read ({error}).") from error
+    if not isinstance(meta, dict):
+        raise DataError(f"{path / 'meta.json'} is of something else than synthetic hands. Choose another path.")
     meta["settings"] = {RENAMED_SCENE_KEYS.get(name, name): value for name, value in meta.get("settings", {}).items()}
     return meta
 

@@ -202,6 +202,30 @@ def test_a_pack_stays_valid_when_another_camera_is_wanted(pack, tmp_path):
     assert len(render_pack(older, COUNT, SEED, SIZE, background_count=2)) == COUNT
 
 
+def test_an_empty_folder_is_a_place_for_a_set(tmp_path, monkeypatch):
+    """It was refused as "not a finished set"."""
+    (tmp_path / "made").mkdir()
+    labels = write_dataset(tmp_path / "made", 1, SEED, SIZE, background_count=2)
+    assert len(labels.read_text().splitlines()) == 1
+    monkeypatch.chdir(tmp_path / "made")  # whose place would be lost
+    with pytest.raises(DataError, match=r"^\. was made with other arguments: count is 1, wanted 2"):
+        write_dataset(Path(), 2, SEED, SIZE, background_count=2)
+    (tmp_path / "full").mkdir()
+    for content in ("", "[1]"):
+        (tmp_path / "full" / "meta.json").write_text(content)
+        with pytest.raises(DataError, match=r"full.meta\.json"):
+            write_dataset(tmp_path / "full", 1, SEED, SIZE, background_count=2)
+
+
+def test_wrong_backgrounds_are_said_once_and_leave_nothing(tmp_path):
+    """Each worker said so in a traceback; then the same command was to be started again, and another one refused."""
+    (tmp_path / "torn.jpg").write_bytes(b"no picture")
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match="No background image in"):
+            write_dataset(tmp_path / "set", COUNT, SEED, SIZE, workers=2, background_folder=folder)
+    assert [file.name for file in tmp_path.iterdir()] == ["torn.jpg"]
+
+
 def test_a_folder_that_is_no_pack_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"no meta\.json"):
         Pack(tmp_path)
