@@ -248,6 +248,15 @@ def test_two_beginnings_are_one_too_many():
         load_config(None, ["pretrained=fastvit_t8", "start_from=model.safetensors"])
 
 
+def test_a_low_resolution_is_lower():
+    share = "low_resolution_share=0.5"
+    with pytest.raises(ConfigError, match=r"low_resolution 256 is above model\.resolution 224"):
+        load_config(None, [share, "low_resolution=256"])
+    assert load_config(None, ["low_resolution=256"]).low_resolution == 256, "and not used"
+    assert load_config(None, [share, "low_resolution=192"]).low_resolution == 192
+    assert load_config(None, [share, "low_resolution=256", "start_from=larger.safetensors"]).low_resolution == 256
+
+
 def test_a_reparameterized_network_is_trained_from_a_trained_one():
     with pytest.raises(ConfigError, match="reparameterized goes on from a trained model: give start_from"):
         load_config(None, ["reparameterized=true"])

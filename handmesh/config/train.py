@@ -65,6 +65,10 @@ class TrainConfig(Settings):
     def _consistent(self) -> TrainConfig:
         if self.low_resolution_share > 0 and self.low_resolution is None:
             raise ValueError("low_resolution_share needs low_resolution")
+        lowered = self.low_resolution if self.low_resolution_share > 0 else None
+        # Of a model to start from the resolution may not be known yet.
+        if lowered is not None and self.start_from is None and lowered > self.model.resolution:
+            raise ValueError(f"low_resolution {lowered} is above model.resolution {self.model.resolution}")
         ranges = {
             "augmentation.margin": self.augmentation.margin,
             "augmentation.context_scale": self.augmentation.context_scale,
