@@ -339,7 +339,9 @@ def _checked_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
 def _from_pil(image: PilImage, max_pixels: int) -> Photo:
     _check_size("The image", *image.size, max_pixels)
     try:
-        rgb = _rgb(image)
+        rgb = _rgb(image, "The image")
+    except ImageError:
+        raise
     except Exception as error:  # as in _pixels; it may not have been decoded yet
         raise ImageError(f"The image cannot be decoded: {error}.") from error
     orientation, focal_35mm = _exif(image, "The image")
@@ -383,7 +385,7 @@ def _pixels(
     try:
         if draft is not None:
             file.draft(file.mode, draft)
-        return _rgb(file)
+        return _rgb(file, name)
     except ImageError:
         raise
     except Exception as error:  # Pillow and the codecs below it raise many kinds on damaged bytes
@@ -404,7 +406,7 @@ def _jpeg_that_lacks_its_end(encoded: bytes, name: str, draft: tuple[int, int] |
             file = JpegImageFile(io.BytesIO(body + rest + b"\xff\xd9"))
             if draft is not None:
                 file.draft(file.mode, draft)
-            found.append(_rgb(file))
+            found.append(_rgb(file, name))
         except Exception:  # as in _pixels
             return None
     return found[0] if np.array_equal(found[0], found[1]) else None
@@ -497,10 +499,10 @@ def _webp_canvas(encoded: bytes, name: str) -> tuple[int, int]:
     raise ImageError(f"{name} is a damaged or truncated WEBP file: it has no frame header.")
 
 
-def _rgb(file: PilImage) -> NDArray[np.uint8]:
+def _rgb(file: PilImage, name: str) -> NDArray[np.uint8]:
     file.load()
     if file.mode == "F":
-        raise ImageError("An image in floating point has no certain white: save it with 8 or 16 bits.")
+        raise ImageError(f"{name} is in floating point, which has no certain white: save it with 8 or 16 bits.")
     if file.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it at 255
         grey = (np.clip(np.asarray(file), 0, 0xFFFF) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)

@@ -482,6 +482,16 @@ def test_arrays_have_the_meaning_of_files():
     np.testing.assert_array_equal(read_image(deep), read_image(encoded(Image.fromarray(deep), "PNG")))
 
 
+def test_a_picture_in_floating_point_is_named(tmp_path):
+    """Of a folder of photographs nobody was told which one it was."""
+    deep = Image.fromarray(np.ones((9, 7), np.float32))
+    deep.save(tmp_path / "depth.tif")
+    with pytest.raises(ImageError, match=r"depth\.tif is in floating point.* 16 bits\.$"):
+        read_image(tmp_path / "depth.tif")
+    with pytest.raises(ImageError, match=r"^The image is in floating point.* 16 bits\.$"):
+        read_image(deep)
+
+
 def test_a_pil_image_is_turned_as_its_file_is():
     exif = Image.Exif()
     exif[ORIENTATION] = 6
