@@ -29,7 +29,7 @@ from pydantic_core import to_json
 
 from handmesh.errors import ExportError
 from handmesh.files.glb import Glb, generator, gltf_normals, linear_from_srgb
-from handmesh.hand import BONES, FACE_COUNT, JOINT_NAMES, VERTEX_COUNT, Handedness
+from handmesh.hand import BETA_COUNT, BONES, FACE_COUNT, JOINT_NAMES, MANO_JOINT_COUNT, VERTEX_COUNT, Handedness
 from handmesh.system.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -237,6 +237,26 @@ def _json(hands: Sequence[MeshHand]) -> bytes:
     return to_json(document)  # a fifth of the time of the standard library's; only finite numbers come here
 
 
+# What predicted hands have in `extra` (`predict.as_mesh_hand`): without a hand a file of arrays has no rows of them.
+_PREDICTED_FIELDS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
+    "handedness_source": ("U1", ()),
+    "handedness_score": ("f8", ()),
+    "score": ("f8", ()),
+    "joint_scores": ("f4", (len(JOINT_NAMES),)),
+    "source": ("U1", ()),
+    "box_px": ("f8", (4,)),
+    "keypoints_px": ("f4", (len(JOINT_NAMES), 2)),
+    "camera_scale_ndc_per_m": ("f8", ()),
+    "camera_translation_m": ("f4", (2,)),
+    "crop_center_px": ("f8", (2,)),
+    "crop_size_px": ("f8", ()),
+    "pose": ("f4", (MANO_JOINT_COUNT, 3, 3)),
+    "betas": ("f4", (BETA_COUNT,)),
+    "intrinsics_px": ("f8", (3, 3)),
+    "intrinsics_source": ("U1", ()),
+}
+
+
 def _npz(hands: Sequence[MeshHand]) -> bytes:
     """Hands stacked along the first axis of every array."""
     floats = {"vertices": VERTEX_COUNT, "joints": len(JOINT_NAMES)}
@@ -252,6 +272,8 @@ def _npz(hands: Sequence[MeshHand]) -> bytes:
     for name, count in floats.items():
         arrays[name] = _stacked([np.asarray(getattr(hand, name), np.float32) for hand in hands], name, (0, count, 3))
     arrays["faces"] = _stacked([np.asarray(hand.faces, np.int32) for hand in hands], "faces", (0, FACE_COUNT, 3))
+    if not hands:
+        arrays |= {name: np.zeros((0, *shape), dtype) for name, (dtype, shape) in _PREDICTED_FIELDS.items()}
     flat = [_flat(_extra(hand)) for hand in hands]
     for name in dict.fromkeys(key for one in flat for key in one):
         if not all(name in one for one in flat):

@@ -681,6 +681,19 @@ def test_json_and_npz_hold_what_was_found(hand, tmp_path):
             np.testing.assert_allclose(drawn, hand.keypoints_image(), atol=0.01)
 
 
+def test_a_photo_without_a_hand_has_the_same_arrays_without_rows(hand, tmp_path):
+    """Who read `keypoints_px` of a folder's files ended at the first photo without a hand: KeyError."""
+    save_hands(tmp_path / "one.npz", [replace(hand, joint_scores=np.ones(21, np.float32))])
+    save_hands(tmp_path / "none.npz", [])
+    with np.load(tmp_path / "one.npz") as found, np.load(tmp_path / "none.npz") as none:
+        of_all = {"version", "joint_names", "bones"}
+        assert set(none) == set(found)
+        for name in set(found) - of_all:
+            assert none[name].shape == (0, *found[name].shape[1:]), name
+            assert none[name].dtype.kind == found[name].dtype.kind, name
+            assert none[name].dtype == found[name].dtype or none[name].dtype.kind == "U", name
+
+
 def test_several_hands_share_a_file(predictor, photo, tmp_path):
     hands = predictor(photo, boxes=[(10, 20, 90, 100), (50, 60, 150, 180)], handedness=["left", "right"])
     save_hands(tmp_path / "hands.json", hands)
