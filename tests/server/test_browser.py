@@ -536,6 +536,30 @@ def test_a_camera_that_is_refused_is_told_how_to_be_allowed(server, tmp_path):
         assert page.run("document.getElementById('notice').hidden")
 
 
+def test_a_clip_in_work_outlives_a_camera_that_is_refused(server, tmp_path):
+    """It was cancelled as the camera was asked for, and the page stood still at its progress."""
+    in_work = "document.getElementById('status').textContent.startsWith('Picture 3 of 8')"
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"not looked at")
+    with chromium(
+        tmp_path / "profile", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream=deny"
+    ) as page:
+        page.open(server.url + "/")
+        page.run(
+            "{ const usual = fetch; window.asked = []; window.fetch = async (url, options = {}) => {"
+            "if (!`${url}`.includes('v1/videos')) return usual(url, options);"
+            "options.signal?.throwIfAborted(); asked.push(options.method ?? 'GET');"
+            "const job = { status: 'running', frames: 8, frames_done: 3 };"
+            "return new Response(JSON.stringify(job), { headers: { Location: '/v1/videos/12' } }); }; }"
+        )
+        page.choose(clip)
+        page.wait_for(in_work)
+        page.click("#camera")
+        page.wait_for("!document.getElementById('notice').hidden")
+        page.wait_for(in_work)
+        assert "DELETE" not in page.run("asked")
+
+
 def decoded_by_the_page(page: Page, content: bytes) -> dict:
     encoded = base64.b64encode(content).decode()
     return page.run(

@@ -214,6 +214,7 @@ async function findHands() {
     listHands(hands);
     showScores();
     await stage.redraw();
+    if (signal.aborted) return; // something newer is shown
     const drawn = performance.now();
     const timing = timingOf(response);
     const server = Object.values(timing).reduce((sum, part) => sum + part, 0);
@@ -296,12 +297,12 @@ function closeClip() {
 async function startCamera(deviceId) {
   hideProblem();
   state.chosen = null;
-  asking?.abort();
   setStatus("Asking for the camera …", true);
   try {
     live.setOptions({ hand: state.side, box: null });
     const camera = await live.start(deviceId);
     if (!camera) return;
+    asking?.abort(); // not before: where there is no camera, what is in work goes on
     Object.assign(state, { photo: null, box: null });
     $("downloads").disabled = true;
     setMode("live");
