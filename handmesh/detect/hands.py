@@ -22,7 +22,7 @@ from handmesh.hand import Handedness
 from handmesh.hand.grid import FoundHand, decode, fitted, in_image
 from handmesh.runtime.detector_graph import FORMAT, INPUT, RECORD
 from handmesh.runtime.onnx import metadata_in, session_of
-from handmesh.system.cpus import default_threads
+from handmesh.system.cpus import checked_threads
 
 BUNDLED_DETECTOR = Path(__file__).parents[1] / "assets" / "handmesh_detector.onnx"
 SIDE = 320  # px, the longer side of the picture that it looks at
@@ -49,13 +49,14 @@ class HandDetector:
     ) -> None:
         """`path`: of a detector that `handmesh train` wrote; None: the bundled one. `spinning` as of an `OnnxEngine`.
 
-        Raises CheckpointError.
+        Raises CheckpointError, ConfigError.
         """
         file = BUNDLED_DETECTOR if path is None else Path(path)
         if not file.is_file():
             raise CheckpointError(f"No detector at {file}. Give the path of a .onnx file that `handmesh train` wrote.")
+        count = checked_threads(threads)
         try:
-            self._session = session_of(file, threads or default_threads(), spinning=spinning)
+            self._session = session_of(file, count, spinning=spinning)
             record = json.loads(metadata_in(self._session)[RECORD])
         except KeyError:
             raise CheckpointError(f"{file} is a graph, but not a detector of handmesh's.") from None

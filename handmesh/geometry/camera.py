@@ -41,7 +41,8 @@ Array = Any  # numpy.ndarray | torch.Tensor
 
 # Diagonal of the 36 x 24 mm frame that "35 mm equivalent" refers to (CIPA DCG-001), in millimetres.
 _DIAGONAL_35MM = math.hypot(36.0, 24.0)
-_MAX_PX = 1e9  # of a focal length: beyond it is a mistake, and places in space are no float32 any more
+# Of a focal length: beyond them is a mistake, and places in space are no float32 any more, or none at all.
+_MIN_PX, _MAX_PX = 1e-6, 1e9
 
 IntrinsicsSource = Literal["given", "field of view", "exif", "default"]
 
@@ -81,10 +82,10 @@ class Intrinsics:
 
     def __post_init__(self) -> None:
         values = self.fx, self.fy, self.cx, self.cy
-        if not (self.fx > 0 and self.fy > 0 and all(abs(value) < _MAX_PX for value in values)):
+        if not (self.fx > _MIN_PX and self.fy > _MIN_PX and all(abs(value) < _MAX_PX for value in values)):
             raise ConfigError(
                 f"Camera with focal lengths ({self.fx}, {self.fy}) and principal point ({self.cx}, {self.cy}) px: "
-                f"wanted numbers below {_MAX_PX:g} and focal lengths above zero."
+                f"wanted numbers below {_MAX_PX:g} and focal lengths above zero, from {_MIN_PX:g} on."
             )
 
     @classmethod
@@ -94,8 +95,11 @@ class Intrinsics:
         A principal point counted from the image's corner, not from the centre of its first pixel, is half a pixel
         larger than ours.
         """
-        K = np.asarray(matrix, dtype=np.float64)
         wanted = "wanted [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels"
+        try:
+            K = np.asarray(matrix, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ConfigError(f"Camera matrix {matrix!r}: {wanted}.") from None
         if K.shape != (3, 3):
             raise ConfigError(f"Camera matrix of shape {K.shape}: {wanted}.")
         pinhole = [[K[0, 0], 0, K[0, 2]], [0, K[1, 1], K[1, 2]], [0, 0, 1]]

@@ -6,6 +6,7 @@ Everything raises ConfigError for what it cannot mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,21 @@ def parse_camera(
     if intrinsics is not None:
         return Intrinsics.from_matrix(intrinsics)
     if focal is not None:
-        return Intrinsics(float(focal), float(focal), (width - 1) / 2, (height - 1) / 2)
+        return Intrinsics(_number(focal, "focal"), _number(focal, "focal"), (width - 1) / 2, (height - 1) / 2)
     if fov is not None:
-        return Intrinsics.from_fov(float(fov), width, height)
+        return Intrinsics.from_fov(_number(fov, "fov"), width, height)
     if photo.focal_35mm:
         return Intrinsics.from_exif_focal_35mm(photo.focal_35mm, width, height)
     return Intrinsics.default_for(width, height)
+
+
+def check_count(value: Any, name: str) -> None:
+    if not isinstance(value, Integral) or int(value) < 1:
+        raise ConfigError(f"{name} is {value!r}, wanted a whole number from 1 on.")
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} is {value!r}, wanted a number.") from None

@@ -14,7 +14,8 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from io import IOBase
+from numbers import Real
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -25,14 +26,22 @@ from numpy.typing import ArrayLike, NDArray
 from handmesh.detect import Detection, Detector, HandDetector, Source
 from handmesh.detect.hands import SIDE
 from handmesh.detect.overlap import box_iou, keypoint_agreement
-from handmesh.errors import ConfigError
+from handmesh.errors import ConfigError, ImageError
 from handmesh.files.image import ImageSource, LargePhoto, Photo, open_photo
 from handmesh.geometry.box import box_problem
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera
 from handmesh.geometry.crop import CropTransform
 from handmesh.hand import FINGER_NAMES, Handedness, HandOutput, upright_rotation
 from handmesh.hand.anatomy import flexion_axes
-from handmesh.predict.arguments import AUTO, Boxes, parse_boxes, parse_camera, parse_handedness, parse_sides
+from handmesh.predict.arguments import (
+    AUTO,
+    Boxes,
+    check_count,
+    parse_boxes,
+    parse_camera,
+    parse_handedness,
+    parse_sides,
+)
 from handmesh.predict.prediction import Floats, HandednessSource, HandPrediction
 from handmesh.predict.refine import refined
 from handmesh.runtime.engine import Engine, open_engine
@@ -99,8 +108,12 @@ class Predictor:
         `refine`: bring the answer to where a keypoint head sees the joints (`handmesh.predict.refine`), where the
         network has one.
         """
-        if passes < 1:
-            raise ConfigError(f"passes is {passes}, wanted at least 1.")
+        check_count(passes, "passes")
+        if detector is not None and not callable(detector):
+            raise ConfigError(
+                f"{detector!r} is no detector: wanted what `handmesh.detect.open_detector` gives, or None for the "
+                "whole photograph."
+            )
         self.engine = engine
         self.detector = detector
         self.passes = passes
@@ -201,6 +214,8 @@ class Predictor:
         Raises ImageError for an image that cannot be read, ConfigError for any other argument that cannot be meant.
         """
         options = (handedness, intrinsics, focal, fov, search, min_score, max_hands)
+        if isinstance(image, IOBase):  # to Python an iterator, of lines
+            raise ImageError("Cannot read an image from an open file; give its path, or file.read().")
         if isinstance(image, list | tuple | Iterator):
             if boxes is not None:
                 raise ConfigError("Boxes belong to one photo: give the photos with boxes one at a time.")
@@ -224,8 +239,7 @@ class Predictor:
         known = parse_camera(photo, intrinsics, focal, fov)
         if not (isinstance(min_score, Real) and 0 <= min_score <= 1):
             raise ConfigError(f"min_score is {min_score!r}, wanted a number from 0 to 1.")
-        if not (isinstance(max_hands, Integral) and max_hands >= 1):
-            raise ConfigError(f"max_hands is {max_hands!r}, wanted a whole number from 1 on.")
+        check_count(max_hands, "max_hands")
         if search not in ("fast", "thorough"):
             raise ConfigError(f"search is {search!r}, wanted 'fast' or 'thorough'.")
         if search == "thorough" and (boxes is not None or self.detector is None):
@@ -623,7 +637,7 @@ def load_predictor(
 ) -> Predictor:
     """A predictor with the bundled model, or with a model file of your own, and the bundled detector, another or none.
 
-    `passes` and `refine` as for `Predictor`. Raises CheckpointError.
+    `passes` and `refine` as for `Predictor`. Raises CheckpointError, ConfigError.
     """
     finder = HandDetector(threads=threads) if detector == "handmesh" else detector
     return Predictor(open_engine(model, threads=threads), detector=finder, passes=passes, refine=refine)

@@ -17,7 +17,7 @@ from handmesh.errors import ConfigError
 from handmesh.hand import HandArrays, HandOutput
 from handmesh.model.bundled import find_model
 from handmesh.runtime.device import Device, Precision, best_device
-from handmesh.system.cpus import default_threads
+from handmesh.system.cpus import checked_threads
 
 EngineName = Literal["auto", "onnx", "torch", "openvino"]
 _DEVICES = {"onnx": ("cpu", "cuda"), "torch": ("cpu", "cuda", "mps"), "openvino": ("cpu",)}  # of each engine
@@ -53,7 +53,7 @@ def open_engine(
     if engine not in ("auto", *_DEVICES):
         raise ConfigError(f"There is no engine {engine!r}. Known: auto, {', '.join(_DEVICES)}.")
     path = find_model(model)
-    threads = threads or default_threads()
+    threads = checked_threads(threads)
     if path.suffix in (".onnx", ".xml") and engine == "torch":
         raise ConfigError(
             f"{path} is an exported file, which torch does not run: give the model file it was made from."

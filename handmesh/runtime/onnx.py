@@ -14,7 +14,7 @@ from handmesh.errors import ConfigError
 from handmesh.hand import HandOutput
 from handmesh.model.file import config_of, hand_of, read_record
 from handmesh.runtime.graph import hand_output, is_exported, open_graph, outputs_in, precision_of, record_in
-from handmesh.system.cpus import default_threads
+from handmesh.system.cpus import checked_threads
 
 
 def import_onnxruntime(module: str = "onnxruntime") -> Any:
@@ -61,6 +61,7 @@ class OnnxEngine:
         `spinning`: threads wait for each other in a loop, which is faster where nobody else wants the processors, and
         takes twice the processor time where somebody does (docs/how_to/serving.md has the measurement).
         """
+        count = checked_threads(threads)
         wanted: tuple[str, ...] = ()
         if cuda:
             available = import_onnxruntime().get_available_providers()
@@ -72,7 +73,7 @@ class OnnxEngine:
             wanted = ("CUDAExecutionProvider",)
 
         def load(graph: Path | bytes) -> Any:
-            return session_of(graph, threads or default_threads(), wanted, spinning=spinning)
+            return session_of(graph, count, wanted, spinning=spinning)
 
         kinds = Exception  # its own have no common root
         self._session = open_graph(path, load, metadata_in, kinds, "ONNX Runtime", _of_a_damaged_file())

@@ -25,7 +25,7 @@ from handmesh.runtime.graph import (
     record_in,
     scope_of,
 )
-from handmesh.system.cpus import default_threads
+from handmesh.system.cpus import checked_threads
 from handmesh.system.extras import install_command
 
 _one_thread = threading.Lock()
@@ -112,7 +112,7 @@ class OpenVinoEngine:
         core = openvino_core()
         if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ConfigError("This processor does not multiply bfloat16: take float32.")
-        settings = {"INFERENCE_NUM_THREADS": threads or default_threads(), "PERFORMANCE_HINT": "LATENCY"}
+        settings = {"INFERENCE_NUM_THREADS": checked_threads(threads), "PERFORMANCE_HINT": "LATENCY"}
         # Never its own choice of precision: that is bfloat16 wherever the processor has it.
         exact, hinted = {"INFERENCE_PRECISION_HINT": "f32"}, {"INFERENCE_PRECISION_HINT": "bf16"}
         model = open_graph(path, core.read_model, _metadata_in, RuntimeError, "OpenVINO")

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from numbers import Integral
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from handmesh.errors import ConfigError
 
 MAX_THREADS: Final = (
     1024  # that may be asked for, of processes too: more is a slip, and its start takes a machine with it
@@ -42,6 +45,16 @@ def default_threads() -> int:
     limit = os.environ.get("OMP_NUM_THREADS", "")
     usable = usable_cores()
     return min(usable, int(limit)) if limit.isdecimal() and int(limit) > 0 else usable
+
+
+def checked_threads(threads: int | None) -> int:
+    """So many, or of None `default_threads`. Raises ConfigError for what is no number of threads."""
+    asked: Any = threads
+    if asked is None:
+        return default_threads()
+    if not isinstance(asked, Integral) or not 1 <= int(asked) <= MAX_THREADS:
+        raise ConfigError(f"threads is {asked!r}, wanted a whole number from 1 to {MAX_THREADS}, or None.")
+    return int(asked)
 
 
 def physical_cores(cpus: Collection[int], root: Path = TOPOLOGY) -> int:

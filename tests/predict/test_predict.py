@@ -527,7 +527,12 @@ FINE = (0, 0, 9, 9)
         ({"focal": -5}, "focal lengths above zero"),
         ({"focal": 1e300}, r"numbers below 1e\+09"),
         ({"focal": math.nan}, "focal lengths above zero"),
+        ({"focal": 1e-30}, "from 1e-06 on"),
+        ({"focal": "long"}, "focal is 'long', wanted a number"),
+        ({"focal": [900, 900]}, r"focal is \[900, 900\], wanted a number"),
         ({"fov": 60}, "radians between 0 and pi"),
+        ({"fov": "wide"}, "fov is 'wide', wanted a number"),
+        ({"intrinsics": "phone"}, "Camera matrix 'phone': wanted"),
     ],
 )
 def test_mistakes_are_named(arguments, message, predictor, photo):
@@ -611,11 +616,27 @@ def test_what_is_no_photo_is_refused(predictor, tmp_path):
         predictor(b"not an image")
     with pytest.raises(ImageError):
         predictor(np.zeros((10, 10, 5), np.uint8))
+    with pytest.raises(ImageError, match=r"an open file; give its path, or file\.read\(\)"):
+        predictor(io.BytesIO(b"not read"))  # its lines were taken for photographs: no error before the first was read
 
 
-def test_passes_are_at_least_one(engine):
-    with pytest.raises(ConfigError, match="passes is 0"):
-        Predictor(engine, passes=0)
+@pytest.mark.parametrize("passes", [0, 1.5, "3"])
+def test_passes_are_at_least_one(passes, engine):
+    with pytest.raises(ConfigError, match=f"passes is {passes!r}"):
+        Predictor(engine, passes=passes)
+
+
+def test_what_is_no_detector_is_refused_before_a_photo_is_there(engine):
+    """It was called with the first photo: 'str' object is not callable."""
+    with pytest.raises(ConfigError, match=r"'none' is no detector: wanted what .*open_detector.* gives, or None"):
+        Predictor(engine, detector="none")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threads", [0, -1, "2", 1.0])
+def test_threads_that_cannot_be_are_refused(threads):
+    """A text was told to be a damaged detector, and 0 or less was the number of cores."""
+    with pytest.raises(ConfigError, match=f"threads is {threads!r}, wanted a whole number"):
+        load_predictor(threads=threads)
 
 
 # ------------------------------------------------------------------------------------------------- what is made of it
