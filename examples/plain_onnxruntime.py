@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 model, photo, *box = sys.argv[1:]
 x0, y0, x1, y1 = map(float, box)
@@ -19,7 +19,7 @@ left, top = round((x0 + x1 + 1 - side) / 2), round((y0 + y1 + 1 - side) / 2)
 center = np.array([left, top]) + (side - 1) / 2  # pixels' centres are whole numbers
 session = onnxruntime.InferenceSession(model)
 size = session.get_inputs()[0].shape[1]  # px
-image = Image.open(photo).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")  # upright, as the box is meant
 crop = image.crop((left, top, left + side, top + side))  # black outside the photo
 crop = crop.resize((size, size), Image.Resampling.BILINEAR)  # means, where it shrinks
 names = [output.name for output in session.get_outputs()]

@@ -104,6 +104,16 @@ def test_plain_onnxruntime_agrees_with_handmesh(run):
     assert np.abs(off.mean(axis=0)).max() < 0.25  # a crop that counts from pixels' corners is half of one off
     assert Path("keypoints.png").is_file()
 
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.fromarray(photo).transpose(Image.Transpose.ROTATE_90).save("phone.png", exif=turned)
+    Image.fromarray(photo).save("upright.png")
+    upright, phone = (
+        run("plain_onnxruntime.py", bundled_model_path().with_suffix(".onnx"), name, *box)["keypoints"]
+        for name in ("upright.png", "phone.png")
+    )
+    np.testing.assert_array_equal(phone, upright)  # boxes are of the photo as people see it
+
 
 def test_clip_to_glb(run, markers):
     from pygltflib import GLTF2

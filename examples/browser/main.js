@@ -4,7 +4,7 @@ import * as ort from "./ort.wasm.min.mjs";
 ort.env.wasm.numThreads = 1; // more need a server that sends COOP and COEP headers
 const session = await ort.InferenceSession.create("handmesh_t8.onnx");
 const { faces, joints, bones } = await (await fetch("hand.json")).json();
-const SIZE = session.inputMetadata?.[0]?.shape?.[1] ?? 160; // px, the crop's side
+const SIZE = session.inputMetadata[0].shape[1]; // px, the crop's side
 const MARGIN = 1.5; // the crop's side over that of the keypoints' box
 const [WRIST, KNUCKLE] = ["wrist", "middle_mcp"].map((name) => joints.indexOf(name));
 const SEEN = 0.7; // a lower score, and no hand is shown
