@@ -19,10 +19,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from handmesh.detect import Detector
 from handmesh.errors import DataError, ExportError
@@ -202,11 +204,12 @@ def convert_clip(
     """
     source = open_source(os.fspath(clip)) if isinstance(clip, str | os.PathLike) else clip
     wanted = options or VideoOptions()
-    with closing(source):
+    with closing(source), ExitStack() as held:
         follower = HandFollower(
             predictor, detector=detector, handedness=handedness, tracking=wanted.tracking, smoothing=wanted.smoothing
         )
         out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(_alone(out))
         first = source.read()
         if first is None:
             raise DataError(f"{source.name} has no frames.")
@@ -268,6 +271,24 @@ def convert_clip(
         codec=codec,
         resumed_at=resumed_at,
     )
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One run at a time writes a folder's log and overlay. Raises ExportError where another one does."""
+    lock = FileLock(out / f".{LOG_NAME}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ExportError(f"Another run is writing to {out}: wait for its end, or give another folder.") from None
+    except OSError as error:
+        raise ExportError(f"Cannot write to {out}: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of Windows, which takes it away on release
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def _remove_results(out: Path) -> None:

@@ -152,6 +152,24 @@ def test_a_followed_finger_that_is_unsure_is_said_and_drawn_paler(smoothing, pic
     assert "joint_scores" not in record_of(1, sure, models)
 
 
+def test_two_runs_do_not_write_to_one_folder(pictures, whole, tmp_path):
+    """Frames were in the log twice, and both runs ended with words of a full disk or of times that do not grow."""
+    refused = []
+
+    def begin_another(done, _):
+        if done == COUNT // 2:
+            for restart in (False, True):
+                with pytest.raises(ExportError, match=r"Another run is writing to .*give another folder"):
+                    convert(pictures, tmp_path, restart=restart)
+                refused.append(restart)
+
+    result, _ = convert(pictures, tmp_path, progress=begin_another)
+    assert refused == [False, True]
+    assert result.frames == COUNT
+    assert (tmp_path / "hands.jsonl").read_bytes() == (whole[0] / "hands.jsonl").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in whole[0].iterdir()}, "no lock is left"
+
+
 def test_a_clip_is_converted_by_its_name(pictures, tmp_path):
     options = VideoOptions(overlay=False, animation=False)
     assert convert_clip(pictures, tmp_path / "out", Predictor(MarkerEngine()), options=options).frames == COUNT
