@@ -7,7 +7,8 @@ PHOTOS is a folder with images and `labels.json`: a list of objects with "file",
 Two protocols: the whole photo (as a newcomer would use it) and the box of the labelled keypoints (as after a perfect
 detector). 2D error is the mean distance over the visible joints, over the longer side of their box; PA-MPJPE aligns by
 rotation, scale and shift. The labels of files that --mano names (shell patterns) are MANO's joints: with those ours are
-compared as they are and, under "MANO", where MANO has them (`handmesh.hand.definitions`). The mean-pose baseline is the
+compared as they are and, under "MANO", where MANO has them (`handmesh.hand.definitions`). "Each once": photographs of
+one frame with exchanged backgrounds, which have the same labels, count as one. The mean-pose baseline is the
 mean joint positions of our own synthetic poses (3D), and the mean of the labels' positions in the box (2D), which
 already knows where the hand is.
 """
@@ -43,13 +44,16 @@ def main() -> None:
     arguments = parser.parse_args()
     labels = json.loads((arguments.photos / "labels.json").read_text())
     mean_hand = mean_pose_hand()
-    titles = f"{'2D / box':>9} {'MANO':>6} {'under 0.2':>9} {'PA-MPJPE mm':>12} {'MANO':>6}"
+    is_mano = [any(fnmatch(label["file"], pattern) for pattern in arguments.mano) for label in labels]
+    titles = (
+        f"{'2D / box':>9} {'MANO':>6} {'each once':>10} {'MANO':>6} {'under 0.2':>9} {'PA-MPJPE mm':>12} {'MANO':>6}"
+    )
     print(f"{'protocol':12} {'passes':>6} {titles}")
     for protocol in ("whole", "box"):
         for passes in arguments.passes:
             predictor = load_predictor(arguments.model, detector=None, passes=passes)
             errors_2d, errors_3d, of_mano_2d, of_mano_3d, tiles = [], [], [], [], []
-            for label in labels:
+            for label, has_mano in zip(labels, is_mano, strict=True):
                 image = read_image(arguments.photos / label["file"])
                 keypoints = np.array(label["keypoints"])
                 seen = keypoints[:, 2] > 0
@@ -60,7 +64,7 @@ def main() -> None:
                 errors_2d.append(metrics.keypoint_box_error(keypoints[seen, :2], drawn[seen]))
                 if "joints_m" in label:
                     errors_3d.append(1000 * metrics.pa_rigid_mean_error(label["joints_m"], joints))
-                if any(fnmatch(label["file"], pattern) for pattern in arguments.mano):
+                if has_mano:
                     drawn, joints = mano_joints(drawn), mano_joints(joints)
                 of_mano_2d.append(metrics.keypoint_box_error(keypoints[seen, :2], drawn[seen]))
                 if "joints_m" in label:
@@ -68,10 +72,14 @@ def main() -> None:
                 tiles.append(tile(image, hand, f"{errors_2d[-1]:.2f}"))
             good = np.mean(np.array(errors_2d) < 0.2)
             flat, spatial = f"{np.mean(errors_2d):9.3f} {np.mean(of_mano_2d):6.3f}", f"{np.mean(errors_3d):12.1f}"
-            print(f"{protocol:12} {passes:6} {flat} {good:9.2f} {spatial} {np.mean(of_mano_3d):6.1f}")
+            once = f"{each_once(labels, errors_2d):10.3f} {each_once(labels, of_mano_2d):6.3f}"
+            print(f"{protocol:12} {passes:6} {flat} {once} {good:9.2f} {spatial} {np.mean(of_mano_3d):6.1f}")
+            if others := [error for error, has_mano in zip(errors_2d, is_mano, strict=True) if not has_mano]:
+                print(f"{'':19} {np.mean(others):9.3f} {'':6} of those whose labels are not MANO's")
     truths = [np.array(label["joints_m"]) for label in labels if "joints_m" in label]
     baseline_mm = np.mean([1000 * metrics.pa_rigid_mean_error(truth, mean_hand) for truth in truths])
-    print(f"{'mean pose':12} {'-':>6} {mean_layout_error(labels):9.3f} {'-':>6} {'-':>9} {baseline_mm:12.1f}")
+    layout = f"{mean_layout_error(labels):9.3f} {'-':>6} {'-':>10} {'-':>6} {'-':>9}"
+    print(f"{'mean pose':12} {'-':>6} {layout} {baseline_mm:12.1f}")
     if arguments.sheet:
         rows = [np.hstack(tiles[start : start + 6]) for start in range(0, len(tiles) - len(tiles) % 6, 6)]
         rest = tiles[len(rows) * 6 :]
@@ -83,6 +91,14 @@ def main() -> None:
 def box_of(points: NDArray[np.float64]) -> tuple[float, float, float, float]:
     (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
     return x0, y0, x1, y1
+
+
+def each_once(labels: list[dict[str, object]], errors: list[float]) -> float:
+    """The mean over frames: one that is there several times, its background exchanged, has the same keypoints."""
+    frames: dict[str, list[float]] = {}
+    for label, error in zip(labels, errors, strict=True):
+        frames.setdefault(json.dumps(label["keypoints"]), []).append(error)
+    return float(np.mean([np.mean(same) for same in frames.values()]))
 
 
 def mean_pose_hand(count: int = 2000) -> NDArray[np.float64]:
