@@ -19,12 +19,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from handmesh.detect import Detector
 from handmesh.errors import DataError, ExportError
@@ -38,6 +36,7 @@ from handmesh.motion.smoothing import Smoothing
 from handmesh.motion.track import Tracking
 from handmesh.predict import AUTO, HandPrediction, Predictor, overlay_hands
 from handmesh.system.atomic import write_atomically
+from handmesh.system.lock import locked
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +208,7 @@ def convert_clip(
             predictor, detector=detector, handedness=handedness, tracking=wanted.tracking, smoothing=wanted.smoothing
         )
         out.mkdir(parents=True, exist_ok=True)
-        held.enter_context(_alone(out))
+        _hold(out, held)
         first = source.read()
         if first is None:
             raise DataError(f"{source.name} has no frames.")
@@ -273,22 +272,16 @@ def convert_clip(
     )
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _hold(out: Path, held: ExitStack) -> None:
     """One run at a time writes a folder's log and overlay. Raises ExportError where another one does."""
-    lock = FileLock(out / f".{LOG_NAME}.lock")
+
+    def refuse() -> None:
+        raise ExportError(f"Another run is writing to {out}: wait for its end, or give another folder.")
+
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ExportError(f"Another run is writing to {out}: wait for its end, or give another folder.") from None
+        held.enter_context(locked(out / f".{LOG_NAME}.lock", refuse))
     except OSError as error:
         raise ExportError(f"Cannot write to {out}: {error.strerror or error}.") from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # of Windows, which takes it away on release
-            Path(lock.lock_file).unlink()
-        lock.release()
 
 
 def _remove_results(out: Path) -> None:

@@ -13,7 +13,7 @@ import logging
 import multiprocessing
 import queue
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import cv2
 import numba
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from handmesh.config.scenes import RENAMED_SCENE_KEYS, SceneSettings
@@ -31,6 +30,7 @@ from handmesh.hand import BETA_COUNT, JOINT_COUNT, MANO_JOINT_COUNT, HandArrays,
 from handmesh.synth.backgrounds import Backgrounds, check_folder
 from handmesh.synth.scene import SceneRenderer, SyntheticSample
 from handmesh.system.atomic import write_atomically, written_atomically
+from handmesh.system.lock import locked
 from handmesh.system.spawn import check_main_guard
 
 logger = logging.getLogger(__name__)
@@ -233,18 +233,11 @@ def _alone(path: Path) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(path.name + ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("another process makes %s: waiting for it", path)
-        lock.acquire()
-    try:
+    with locked(
+        path.with_name(path.name + ".lock"),
+        lambda: logger.info("another process makes %s: waiting for it", path),
+    ):
         yield
-    finally:
-        with suppress(OSError):  # of Windows, which takes it away on release
-            Path(lock.lock_file).unlink()
-        lock.release()
 
 
 def sample_generator(seed: int, index: int) -> np.random.Generator:

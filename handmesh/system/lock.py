@@ -1,0 +1,26 @@
+"""One process at a time: a lock whose file goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def locked(path: Path, when_taken: Callable[[], None]) -> Iterator[None]:
+    """The lock of the file `path`. Another process has it: `when_taken`, and unless that raises, it is waited for."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        when_taken()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of Windows, which takes it away on release
+            path.unlink()
+        lock.release()
