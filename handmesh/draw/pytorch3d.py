@@ -29,8 +29,7 @@ def check_installed() -> None:
 def draw_box(scene: Scene, box: Box) -> NDArray[np.uint8]:
     """Draw what of a scene lies in a box of pixels -> (y1 - y0, x1 - x0, 4) RGBA.
 
-    Faces turned away are left out, also where an opening of the mesh would show them. Raises ConfigError when PyTorch3D
-    is not installed.
+    Raises ConfigError when PyTorch3D is not installed.
     """
     check_installed()
     from pytorch3d.renderer.mesh import rasterize_meshes
@@ -41,8 +40,8 @@ def draw_box(scene: Scene, box: Box) -> NDArray[np.uint8]:
     rgba = np.zeros((2 * height, 2 * width, 4), np.float32)
     corners = points[scene.faces]
     one, two = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    front = scene.faces[one[:, 0] * two[:, 1] - two[:, 0] * one[:, 1] < 0]
-    if len(front):
+    outside = one[:, 0] * two[:, 1] - two[:, 0] * one[:, 1] < 0  # y is down
+    if len(scene.faces):
         import torch
 
         # PyTorch3D's picture plane: x to the left, y up, the shorter side from -1 to 1 edge to edge; depth is positive.
@@ -51,17 +50,17 @@ def draw_box(scene: Scene, box: Box) -> NDArray[np.uint8]:
         place[:, 0] = (width - 2 * (points[:, 0] + 0.5)) / shorter
         place[:, 1] = (height - 2 * (points[:, 1] + 0.5)) / shorter
         place[:, 2] = points[:, 2] - points[:, 2].min() + 1
-        mesh = Meshes(verts=[torch.from_numpy(place)], faces=[torch.from_numpy(front.astype(np.int64))])
+        mesh = Meshes(verts=[torch.from_numpy(place)], faces=[torch.from_numpy(scene.faces.astype(np.int64))])
         face_of, _, weights, _ = rasterize_meshes(
             mesh, image_size=(2 * height, 2 * width), blur_radius=0.0, faces_per_pixel=1, perspective_correct=False
         )
         seen = face_of[0, :, :, 0].numpy()
         covered = seen >= 0
         values = np.einsum(
-            "nc,nck->nk", weights[0, :, :, 0].numpy()[covered], scene.attributes[front[seen[covered]]]
+            "nc,nck->nk", weights[0, :, :, 0].numpy()[covered], scene.attributes[scene.faces[seen[covered]]]
         ).astype(np.float32)
-        for value in values:
-            shade_surface(value, True, value[:3])
+        for value, face in zip(values, seen[covered], strict=True):
+            shade_surface(value, outside[face], value[:3])
         rgba[covered] = np.concatenate([values[:, :3], np.full((len(values), 1), 255, np.float32)], axis=-1)
 
     samples = rgba.reshape(height, 2, width, 2, 4).transpose(0, 2, 1, 3, 4).reshape(height, width, 4, 4)

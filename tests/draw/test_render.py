@@ -373,8 +373,9 @@ def test_pytorch3d_is_asked_for_by_name(tmp_path):
     assert not (tmp_path / "out").exists(), "refused before anything is computed"
 
 
+@pytest.mark.parametrize("into_the_wrist", [False, True])
 @pytest.mark.parametrize("size", [(320, 260), (260, 320)])
-def test_pytorch3d_draws_the_same(size):
+def test_pytorch3d_draws_the_same(size, into_the_wrist):
     pytest.importorskip(
         "pytorch3d",
         reason="PyTorch3D is not installed; build it from source: "
@@ -383,6 +384,9 @@ def test_pytorch3d_draws_the_same(size):
     from handmesh.draw.pytorch3d import draw_box
 
     vertices, faces, normals = hand_in_image(900.0, (size[0] / 2, size[1] / 2))
+    if into_the_wrist:  # about x: what was down comes to the viewer
+        vertices, normals = (points[:, [0, 2, 1]] * [1, 1, -1] for points in (vertices, normals))
+        vertices[:, 1] += size[1] / 2 - vertices[:, 1].mean()
     ours = render.render_mesh(vertices, faces, size, normals=normals).astype(int)
     scene = render.drawable_scene([render.ImageMesh(vertices, faces, normals)])
     theirs = draw_box(scene, (0, 0, *size)).astype(int)

@@ -9,6 +9,7 @@ import sys
 import types
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from marker_hands import MarkerEngine, draw, hand_at
 
 import handmesh
 from handmesh.errors import ConfigError, DataError, ExportError
+from handmesh.files.image import encode_image
+from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import Handedness, builtin_hand
 from handmesh.hand.anatomy import POSES, flexion_axes, pose_from_angles
 from handmesh.hand.fit import FitStart
@@ -183,6 +186,28 @@ def test_pytorch3d_sees_the_hand_where_the_photo_has_it(hand):
     np.testing.assert_array_equal(mesh.faces_packed().numpy(), hand.faces)
     on_screen = cameras.transform_points_screen(mesh.verts_packed()).numpy()
     np.testing.assert_allclose(on_screen[:, :2] - 0.5, hand.intrinsics.project(hand.vertices_cam()), atol=0.01)
+
+
+def test_the_documents_losses_on_pytorch3d_meshes_bring_the_hand_to_a_mask(tmp_path, monkeypatch):
+    pytest.importorskip("pytorch3d", reason="PyTorch3D is not installed: it has no wheel, see its INSTALL.md")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "outputs.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import torch\nfrom pytorch3d.*?)```", page, re.DOTALL)
+    photo = handmesh.read_image(Path(handmesh.__file__).parent / "assets" / "samples" / "horns.jpg")[::4, ::4].copy()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes(encode_image(photo, ".jpg"))
+    height, width = photo.shape[:2]
+    start, loop, rest = code.partition("for _ in range(100):")
+    names: dict[str, Any] = {"height": height, "width": width, "errors": []}
+    exec(start, names)
+    bent = names["hand"].pose.copy()
+    bent[1] = bent[1] @ matrix_from_vector(np.array([0.0, 0.0, 0.3]))  # the index finger from its knuckle on
+    vertices, _ = names["layer"](torch.from_numpy(bent)[None], names["betas"])
+    there = names["structures"].Meshes(vertices @ names["axes"].T + names["origin"], names["mesh"].faces_padded())
+    names["mask"] = (names["draw"](there)[..., 3] > 0.5).float()
+    compared = "(silhouette - mask).square().mean()"
+    assert compared in rest
+    exec(loop.replace("100", "12") + rest + f"    errors.append(float({compared}.detach()))\n", names)
+    assert names["errors"][-1] < 0.8 * names["errors"][0], names["errors"]
 
 
 def test_without_pytorch3d_the_error_says_how_to_get_it(hand, monkeypatch):
