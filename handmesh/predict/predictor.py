@@ -69,18 +69,18 @@ CERTAIN_SIDE, PLAUSIBLE = 0.85, 0.1
 # Between these scores it is open whether there is a hand: it is looked at once more (the detector's card).
 OPEN = (0.01, 0.9)
 # Detector and network look at the same pixels: two opinions on a side count for this much of independent ones.
-_INDEPENDENCE = 0.8
+INDEPENDENCE = 0.8
 # That there is a hand: what the detector's log-odds count for, the network's, and how much more is asked. Fitted to
 # photographs never learnt from, with and without hands (the detector's card).
-_SCORE_OF_BOTH = (0.6, 0.95, -0.85)
+SCORE_OF_BOTH = (0.6, 0.95, -0.85)
 # That no finger is lost, its outer joints drawn 0.2 of the hand's size away on average or farther: log-odds of the mean
 # score of the least sure finger's, times this, and so much more. Fitted to photographs never learnt from and to renders
 # whose fingers were painted over; either half of either gives nearly the same (the model's card).
 _FINGER_SCORE = (1.6, 2.3)
-_MOST_SAID = 2.0  # log-odds that a detector's word on the side counts for at most: the network sees more of the hand
+MOST_SAID = 2.0  # log-odds that a detector's word on the side counts for at most: the network sees more of the hand
 # Two answers are of one hand when their boxes share so much of their union and their keypoints are so near, over the
 # larger one's extent.
-_SAME_HAND_IOU, _SAME_HAND_DISTANCE = 0.6, 0.12
+SAME_HAND_IOU, SAME_HAND_DISTANCE = 0.6, 0.12
 
 Search = Literal["fast", "thorough"]
 
@@ -350,14 +350,14 @@ class Predictor:
         """
         answers, doubted = list(answers), []
         said = [
-            min(_log_odds(item.score if item.handedness_score is None else item.handedness_score), _MOST_SAID)
+            min(_log_odds(item.score if item.handedness_score is None else item.handedness_score), MOST_SAID)
             for item in found
         ]
         for index, answer in enumerate(answers):
             if answer.query.handedness_source != "given":  # the detector did not say, so both were seen
                 continue
             odds = said[index] + (self._side_odds(answer) if self.predicts_handedness else 0.0)
-            answers[index] = answer.with_side(_probability(_INDEPENDENCE * odds))
+            answers[index] = answer.with_side(_probability(INDEPENDENCE * odds))
             plausible = _joined(found[index], answer.score) >= PLAUSIBLE
             if self.predicts_handedness and plausible and answers[index].sure < CERTAIN_SIDE:
                 doubted.append(index)
@@ -369,7 +369,7 @@ class Predictor:
             crop = replace(crops[index], rotation=query.crop.rotation, mirror=not query.crop.mirror)
             mirrored.append(replace(query, hand=row, handedness=query.handedness.other, crop=crop))
         for index, other in zip(doubted, self._refine(photo, mirrored, True, 1), strict=True):
-            odds = _INDEPENDENCE * (said[index] + (self._side_odds(answers[index]) - self._side_odds(other)) / 2)
+            odds = INDEPENDENCE * (said[index] + (self._side_odds(answers[index]) - self._side_odds(other)) / 2)
             likelier = answers[index] if odds >= 0 else other
             answers[index] = likelier.with_side(_probability(abs(odds)))
         return answers
@@ -598,15 +598,15 @@ def _each_once(hands: list[HandPrediction]) -> list[HandPrediction]:
 def _is_one_hand(first: HandPrediction, second: HandPrediction) -> bool:
     points = first.keypoints_image(), second.keypoints_image()
     extent = max(float(np.ptp(one, axis=0).max()) for one in points)
-    near = float(np.linalg.norm(points[0] - points[1], axis=1).mean()) < _SAME_HAND_DISTANCE * extent
-    return near or (box_iou(first.box, second.box) > _SAME_HAND_IOU and first.handedness == second.handedness)
+    near = float(np.linalg.norm(points[0] - points[1], axis=1).mean()) < SAME_HAND_DISTANCE * extent
+    return near or (box_iou(first.box, second.box) > SAME_HAND_IOU and first.handedness == second.handedness)
 
 
 def _joined(item: Detection, score: float) -> float:
     """The network's score of a detection, joined with the detector's where that is a probability, too."""
     if not item.is_probability:
         return score
-    detector, network, more = _SCORE_OF_BOTH
+    detector, network, more = SCORE_OF_BOTH
     return _probability(detector * _log_odds(item.score) + network * _log_odds(score) + more)
 
 
