@@ -237,7 +237,8 @@ class Predictor:
     ) -> list[HandPrediction]:
         photo = image if isinstance(image, Photo | LargePhoto) else open_photo(image)
         known = parse_camera(photo, intrinsics, focal, fov)
-        if not (isinstance(min_score, Real) and 0 <= min_score <= 1):
+        asked: Any = min_score  # to mypy no float is a Real, and it would check nothing below
+        if not (isinstance(asked, Real) and 0 <= float(asked) <= 1):
             raise ConfigError(f"min_score is {min_score!r}, wanted a number from 0 to 1.")
         check_count(max_hands, "max_hands")
         if search not in ("fast", "thorough"):
