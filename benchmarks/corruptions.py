@@ -84,14 +84,12 @@ def _glass_blur(x: Picture, level: tuple[float, float, int], rng: Rng, scale: fl
 
 
 def _smear(x: Picture, radius: float, deviation: float, angle: float) -> Picture:
-    """Along a line, with weights that fall as half a Gaussian."""
-    length = max(1, round(radius))
-    kernel = np.zeros((2 * length + 1, 2 * length + 1), np.float32)
-    for step in range(2 * length + 1):
-        at = (length + step / 2 * math.cos(angle), length + step / 2 * math.sin(angle))
-        kernel[min(round(at[1]), 2 * length), min(round(at[0]), 2 * length)] += math.exp(
-            -((step / 2 / deviation) ** 2) / 2
-        )
+    """Along a line of twice the radius, with weights that fall as half a Gaussian: ImageMagick's motion blur."""
+    reach = round(2 * radius)
+    steps = np.arange(reach + 1)
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
+    rows, columns = (reach + np.round(steps * along).astype(int) for along in (math.sin(angle), math.cos(angle)))
+    kernel[rows, columns] = np.exp(-((steps / deviation) ** 2) / 2)
     return cv2.filter2D(x, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
 
 
@@ -116,7 +114,7 @@ def _zoom_blur(x: Picture, level: tuple[float, float], _: Rng, __: float) -> Pic
 def _snow(x: Picture, level: tuple[float, ...], rng: Rng, scale: float) -> Picture:
     mean, deviation, zoom, threshold, radius, softness, kept = level
     layer = rng.normal(mean, deviation, x.shape[:2]).astype(np.float32)
-    layer = _zoomed(layer, zoom)
+    layer = _zoomed(layer, zoom * scale)
     layer[layer < threshold] = 0
     layer = _smear(np.clip(layer, 0, 1), radius * scale, softness * scale, float(rng.uniform(-0.75, -0.25)) * math.pi)
     gray = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None]
@@ -161,7 +159,7 @@ def _contrast(x: Picture, factor: float, _: Rng, __: float) -> Picture:
 
 
 def _elastic_transform(x: Picture, level: tuple[float, float], rng: Rng, scale: float) -> Picture:
-    strength, smoothness = (value * 224 * scale for value in level)
+    strength, smoothness = (value * 244 * scale for value in level)
     height, width = x.shape[:2]
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     shifts = [
@@ -211,7 +209,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Picture, Any, Rng, float], Picture], tupl
     "fog": (_fog, ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))),
     "brightness": (_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
     "contrast": (_contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
-    # Displacement and its smoothness, of the side.
+    # Displacement and its smoothness, of 244 px: the published number, by an oversight of its authors.
     "elastic_transform": (_elastic_transform, ((2, 0.7), (2, 0.08), (0.05, 0.01), (0.07, 0.01), (0.12, 0.01))),
     "pixelate": (_pixelate, (0.6, 0.5, 0.4, 0.3, 0.25)),
     "jpeg_compression": (_jpeg_compression, (25, 18, 15, 10, 7)),

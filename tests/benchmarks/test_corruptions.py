@@ -45,6 +45,18 @@ def test_noise_has_the_published_strength(picture):
     assert np.isin(salted, (0, 255)).mean() == pytest.approx(0.09, abs=0.01)
 
 
+def test_motion_reaches_as_far_as_the_published_one():
+    """ImageMagick's, with which the published pictures were made, smears over twice the radius that it is given."""
+    dot = np.zeros((224, 224, 3), np.uint8)
+    dot[112, 112] = 255
+    smeared = corrupted(dot, "motion_blur", 4, np.random.default_rng(0))[..., 0].astype(float)
+    away = np.linalg.norm(np.argwhere(smeared) - 112, axis=1)
+    assert away.max() == pytest.approx(30, abs=1)
+    steps = np.arange(31)
+    weights = np.exp(-(steps**2) / (2 * 12**2))
+    assert np.average(away, weights=smeared[smeared > 0]) == pytest.approx(np.average(steps, weights=weights), abs=0.7)
+
+
 def test_a_larger_picture_of_the_same_thing_is_as_blurred():
     """What is in pixels grows with the picture."""
     small = np.zeros((224, 224, 3), np.uint8)
