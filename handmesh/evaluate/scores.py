@@ -276,9 +276,11 @@ def score_keypoints(
 ) -> dict[str, float]:
     """2D scores of (N, 21, 2) pixels, over the longer side of the true keypoints' box.
 
-    Mean error, PCK at 5, 10, 15 and 20 % of the box, and the area under PCK up to 20 %. With `visible` (N, 21), the
-    error and PCK of visible and of hidden joints, too. `known` (N, 21): which are labelled at all; None: all are. Of
-    the others nothing is scored, nor of images with fewer than two in different places, whose box has no side.
+    Mean error, PCK at 5, 10, 15 and 20 % of the box, and the area under PCK up to 20 %. PCK is the mean over the joints
+    of each one's share, as in HaMeR's and MMPose's tools: of a share over all of them, joints that are mostly hidden
+    would count less among the visible ones. With `visible` (N, 21), the error and PCK of visible and of hidden joints,
+    too. `known` (N, 21): which are labelled at all; None: all are. Of the others nothing is scored, nor of images with
+    fewer than two in different places, whose box has no side.
     """
     scored, errors = np.zeros(truth.shape[:2], bool), np.full(truth.shape[:2], np.nan)
     for index, joints in enumerate(np.ones_like(scored) if known is None else known):
@@ -289,16 +291,26 @@ def score_keypoints(
     if not scored.any():
         raise DataError("No image has two keypoints that are marked as visible: there is nothing to score.")
     steps = np.linspace(0, 0.2, 101)
-    scores = {**_box_scores(errors[scored]), "auc_0_to_0.2": metrics.auc(metrics.pck(errors[scored], steps), steps)}
+    scores = {**_box_scores(errors, scored), "auc_0_to_0.2": metrics.auc(_pck_of_joints(errors, scored, steps), steps)}
     for name, chosen in (("visible", visible), ("hidden", None if visible is None else ~visible)):
         if chosen is not None and (chosen & scored).any():
-            scores |= {f"{key}_{name}": value for key, value in _box_scores(errors[chosen & scored]).items()}
+            scores |= {f"{key}_{name}": value for key, value in _box_scores(errors, chosen & scored).items()}
     return scores
 
 
-def _box_scores(errors: Array) -> dict[str, float]:
+def _box_scores(errors: Array, chosen: NDArray[np.bool_]) -> dict[str, float]:
     shares = (0.05, 0.1, 0.15, 0.2)
-    return {"box_error": float(errors.mean()), **{f"pck_{share}": float((errors <= share).mean()) for share in shares}}
+    found = _pck_of_joints(errors, chosen, np.array(shares)).tolist()
+    return {
+        "box_error": float(errors[chosen].mean()),
+        **{f"pck_{share}": value for share, value in zip(shares, found, strict=True)},
+    }
+
+
+def _pck_of_joints(errors: Array, chosen: NDArray[np.bool_], thresholds: Array) -> Array:
+    """(T,) mean over the joints of the PCK of each, over the `chosen` (N, 21) of its errors."""
+    joints = [joint for joint in range(chosen.shape[1]) if chosen[:, joint].any()]
+    return np.mean([metrics.pck(errors[chosen[:, joint], joint], thresholds) for joint in joints], axis=0)
 
 
 # Files

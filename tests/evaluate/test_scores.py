@@ -341,6 +341,22 @@ def test_2d_scores():
     assert scores["auc_0_to_0.2"] == pytest.approx(0.5, abs=0.01)
 
 
+def test_pck_is_the_mean_over_the_joints():
+    """As HaMeR's and MMPose's tools have it. Here the tips are right, each joint but they wrong, and three of four tips
+    are hidden: a share over all visible joints gives the tips 5 / 69 of the weight, not 5 / 21.
+    """
+    truth = np.random.default_rng(0).uniform(0, 100, (4, 21, 2))
+    tips = [JOINT_NAMES.index(name) for name in JOINT_NAMES if name.endswith("tip")]
+    predicted = truth + np.array([200, 0])
+    predicted[:, tips] = truth[:, tips]
+    visible = np.ones((4, 21), bool)
+    visible[:3, tips] = False
+    scores = score_keypoints(truth, predicted, visible)
+    assert scores["pck_0.05_visible"] == pytest.approx(5 / 21)
+    assert scores["pck_0.05_hidden"] == 1
+    assert scores["pck_0.05"] == scores["auc_0_to_0.2"] == pytest.approx(5 / 21)
+
+
 @pytest.mark.parametrize("joints", [[], [3], [3, 4]])
 def test_an_image_whose_known_keypoints_have_no_box_is_not_scored(joints):
     """Two in one place made errors without end, of which no scores.json could be written."""
