@@ -64,7 +64,9 @@ def data_prepare(
 @app.command("check", cls=Command)
 def data_check(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Prepared FreiHAND, or a JSONL file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR|FILE", help="Prepared FreiHAND, a JSONL file, or a published set.")
+    ],
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures to decode, spread over the set.")] = 200,
     everything: Annotated[bool, typer.Option("--all", help="Decode every picture.")] = False,
     json: JsonOption = False,
@@ -77,6 +79,8 @@ def data_check(
       handmesh data check FreiHAND/
 
       handmesh data check photos/labels.jsonl --all
+
+      handmesh data check HO3D_v3/train
     """
     from handmesh.data.check import check
 
@@ -114,7 +118,9 @@ def data_check(
 @app.command("show", cls=Command)
 def data_show(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Prepared FreiHAND, or a JSONL file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR|FILE", help="Prepared FreiHAND, a JSONL file, or a published set.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PICTURE", help="The picture.")] = Path(
         "handmesh_out/data.jpg"
     ),

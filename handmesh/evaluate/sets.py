@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.formats import holds_photos, open_photos
+from handmesh.data.formats import holds_photos, open_photos, sets_in, sets_near
 from handmesh.data.formats.freihand import PREPARED, FreiHand, labelled_hand_of
 from handmesh.data.formats.records import LabelledPhotos, parse_labels
 from handmesh.data.sample import HandLabels, LabelledHand, PhotoLabels, RawSample, hand_labels
@@ -132,6 +132,9 @@ def open_evaluation_set(path: Path, hand: HandArrays | None = None) -> Evaluatio
     if holds_photos(path):
         return _with_labels(path, open_photos(path, for_scoring=True), hand)
     missing = [name for name in _FREIHAND_FILES if not (path / name).is_file()]
+    # HO-3D's folder may have files of FreiHAND's names, too.
+    if not (path / "evaluation_K.json").is_file() and (found := sets_in(path)) is not None:
+        raise DataError(f"{path} is no data set. {found}")
     if not missing:
         return _open_freihand(path)
     if (path / "meta.json").is_file() or (path / PREPARED / "meta.json").is_file():
@@ -139,8 +142,9 @@ def open_evaluation_set(path: Path, hand: HandArrays | None = None) -> Evaluatio
     if len(missing) < len(_FREIHAND_FILES) or (path / "evaluation_K.json").is_file():
         raise DataError(f"{path} has no {missing[0]}: {_SECOND_ARCHIVE}")
     raise DataError(
-        f"{path} is no test set: wanted FreiHAND's folder ({', '.join(_FREIHAND_FILES)}), a folder with labels.jsonl, "
-        "or a JSONL file."
+        sets_near(path)
+        or f"{path} is no test set: wanted FreiHAND's folder ({', '.join(_FREIHAND_FILES)}), a folder with "
+        "labels.jsonl, or a JSONL file."
     )
 
 

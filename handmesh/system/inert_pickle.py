@@ -38,15 +38,16 @@ def read_pickle(
 ) -> dict[str, Any]:
     """Of the dictionary in a pickle, what stands under some names: `arrays` rebuilt, `others` (plain values) as it is.
 
-    `kind` is what messages call such a file. `text`: the text of protocols 0 and 1, which Python 2 wrote by default, is
-    read, too. Raises InertPickleError for a file that is hostile, damaged, or something else.
+    An array that is None is left out. `kind` is what messages call such a file. `text`: the text of protocols 0 and 1,
+    which Python 2 wrote by default, is read, too. Raises InertPickleError for a file that is hostile, damaged, or
+    something else.
     """
     try:
         _scan(content, kind, _OPCODES | _TEXT_OPCODES if text else _OPCODES)
         found = _InertUnpickler(io.BytesIO(content), fix_imports=False, encoding="latin1").load()
         if not isinstance(found, dict):
             raise _RefusedError(f"it holds a {type(found).__name__}, wanted a dictionary")
-        rebuilt = {name: array(found[name], name) for name in arrays if name in found}
+        rebuilt = {name: array(found[name], name) for name in arrays if found.get(name) is not None}
         return rebuilt | {name: found[name] for name in others if name in found}
     except _RefusedError as error:
         raise InertPickleError(f"is refused: {error}.") from None
@@ -164,7 +165,9 @@ _DTYPES = frozenset({"f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"}
 
 
 def array(value: Any, name: str) -> NDArray[Any]:
-    """The numbers that a recorder stands for."""
+    """The numbers that a recorder, or a list of them and of plain numbers, stands for."""
+    if isinstance(value, list | tuple):
+        return np.array([one if type(one) in (int, float) else array(one, name).item() for one in value], np.float64)
     if not isinstance(value, _Recorder):
         raise _RefusedError(f"{name} is a {type(value).__name__}, wanted an array")
     rebuild = _REBUILD.get(value.stands_for)
@@ -188,6 +191,13 @@ def _rebuild_frombuffer(value: _Recorder, name: str) -> NDArray[Any]:
         raise _RefusedError(f"{name} has no array in it")
     raw, dtype, shape, order = value.arguments
     return _numbers(raw, _dtype(dtype, name), shape, "F" if order == "F" else "C", name)
+
+
+def _rebuild_scalar(value: _Recorder, name: str) -> NDArray[Any]:
+    """scalar(dtype, bytes)."""
+    if len(value.arguments) != 2:
+        raise _RefusedError(f"{name} has no number in it")
+    return _numbers(value.arguments[1], _dtype(value.arguments[0], name), (), "C", name)
 
 
 def _numbers(raw: Any, dtype: np.dtype[Any], shape: Any, order: Literal["C", "F"], name: str) -> NDArray[Any]:
@@ -294,6 +304,7 @@ def _rebuild_csc(value: _Recorder, name: str) -> NDArray[Any]:
 _REBUILD: dict[str, Callable[[_Recorder, str], NDArray[Any]]] = {
     "reconstruct": _rebuild_ndarray,
     "frombuffer": _rebuild_frombuffer,
+    "scalar": _rebuild_scalar,
     "Ch": _rebuild_ch,
     "Select": _rebuild_select,
     "csc_matrix": _rebuild_csc,

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from handmesh.config.train import TrainConfig
 from handmesh.data import formats
 from handmesh.data.check import CheckRow, check
 from handmesh.data.formats import dexycb, holds_photos, open_photos
+from handmesh.data.formats.freihand import prepare
 from handmesh.data.formats.records import LabelledPhotos
 from handmesh.data.show import show
 from handmesh.data.sources import photo_source
@@ -133,7 +135,7 @@ def test_keypoints_that_coco_does_not_know_are_not_known(tmp_path):
     [
         (lambda root: (root / "val2017").rename(root / "elsewhere"), "no folder val2017 with COCO's images"),
         (lambda root: next(root.rglob("*.json")).write_text('{"images": []}'), "no annotation file of COCO-WholeBody"),
-        (lambda root: next(root.rglob("*.json")).write_text("{"), "cannot be read"),
+        (lambda root: next(root.rglob("*.json")).write_text("{"), "is no JSON, or not all of it .* download it again"),
     ],
 )
 def test_what_is_no_coco_wholebody_is_said(change, says, tmp_path):
@@ -205,7 +207,10 @@ def test_dexycb(mano_hands, tmp_path, monkeypatch):
     without = open_photos(path).labels(0).hand
     assert without.joints_known
     assert not without.pose_known
-    for missing, says in (("calibration/intrinsics", "cannot be read"), ("20200709-a", "9 folders .*, wanted 10")):
+    for missing, says in (
+        ("calibration/intrinsics", "There is no .*480.yml"),
+        ("20200709-a", "9 folders .*, wanted 10"),
+    ):
         (path.parent / missing).rename(tmp_path / missing.replace("/", "-"))
         with pytest.raises(DataError, match=says):
             open_photos(path)
@@ -343,7 +348,7 @@ def test_an_evaluation_split_of_ho3d_without_truth_is_looked_at_and_not_scored(t
     (tmp_path / "evaluation_xyz.json").unlink()
     assert rows_of(path)["joints and vertices"].found == "missing"
     assert show(path, count=2).shape[1] >= 2 * 224
-    with pytest.raises(DataError, match="neither 'joints' nor 'keypoints'"):
+    with pytest.raises(DataError, match=r"no joints to score with: put evaluation_xyz\.json and evaluation_verts"):
         open_evaluation_set(path)
 
 
@@ -370,3 +375,129 @@ def test_the_stand_ins_hands_are_where_a_camera_sees_them():
         assert (hand.keypoints > 0).all()
         assert (hand.keypoints < (320, 240)).all()
         np.testing.assert_allclose(hand.keypoints[0] * hand.joints[0, 2], (hand.joints[0] @ K.T)[:2])
+
+
+def written(kind: str, root, stand_in_mano) -> tuple[Any, list[str]]:
+    """A stand-in of one set -> its folder, and paths in it that are not the set's own."""
+    if kind == "COCO-WholeBody":
+        write_coco_wholebody(root / "coco", known_hands(2))
+        return root / "coco", [".", "annotations", "val2017"]
+    if kind == "HInt":
+        write_hint(root, known_hands(2), np.zeros((2, 21), bool))
+        return root / "HInt_annotation_partial", [".", "TEST_newdays_img"]
+    if kind == "InterHand2.6M":
+        write_interhand(root / "IH", known_hands(2, stand_in_mano), stand_in_mano.hands_mean, 0)
+        return root / "IH", [".", "annotations", "annotations/val", "images"]
+    if kind == "HanCo":
+        write_hanco(root / "HanCo", known_hands(2, stand_in_mano, sides="r"), stand_in_mano.hands_mean)
+        return root / "HanCo", [".", "rgb", "validation"]
+    if kind == "HO-3D":
+        write_ho3d(root / "HO3D_v3", known_hands(2, sides="r"), ".jpg", 2)
+        return root / "HO3D_v3", [".", "train/ABF10", "train/ABF10/rgb"]
+    both = {Handedness.RIGHT: stand_in_mano, Handedness.LEFT: stand_in_mano.mirrored()}
+    write_dexycb(root / "dex-ycb", known_hands(2, stand_in_mano), both)
+    return root / "dex-ycb", [".", "20200709-a", "s4_test"]
+
+
+@pytest.mark.parametrize("kind", [form.kind for form in formats.FORMATS if form.published])
+def test_a_path_beside_a_set_is_answered_with_the_sets_own(kind, stand_in_mano, tmp_path):
+    """It was taken for FreiHAND, to be prepared; HO-3D's folder was scored as FreiHAND's, whose images were missing."""
+    root, others = written(kind, tmp_path, stand_in_mano)
+    for path in [root / other for other in others]:
+        says = rf"{kind} is read part by part: give the path of one \({root}"
+        train = partial(photo_source, number=0, config=TrainConfig(), hand=builtin_hand())
+        for use in (check, show, open_evaluation_set, prepare):
+            with pytest.raises(DataError, match=says):
+                use(path)
+        with pytest.raises(DataError, match=says):
+            train(PhotoData(path=path))
+        assert not (path / "prepared").exists()
+
+
+def test_what_is_read_as_it_is_is_not_prepared(tmp_path):
+    path = write_hint(tmp_path, known_hands(1), np.zeros((1, 21), bool))
+    with pytest.raises(DataError, match="is HInt, which is read as it is: there is nothing to prepare"):
+        prepare(path)
+    assert not (path / "prepared").exists()
+
+
+def test_preparing_what_holds_no_freihand_leaves_nothing(tmp_path):
+    with pytest.raises(DataError, match="No FreiHAND in"):
+        prepare(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def with_annotation(path, **values) -> LabelledPhotos:
+    """HO-3D, its first frame's annotation changed."""
+    file = next(path.rglob("meta/0000.pkl"))
+    file.write_bytes(pickle.dumps(pickle.loads(file.read_bytes()) | values, protocol=2))
+    return open_photos(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"handPose": np.zeros(45)}, r"0000\.pkl: handPose has 45 numbers, wanted 48"),
+        ({"handJoints3D": np.zeros((20, 3))}, "handJoints3D has 60 numbers, wanted 63 or 3"),
+        ({"camMat": None, "handJoints3D": None}, r"has no camMat: .* Frames without one do not belong in train\.txt"),
+        ({"handJoints3D": "x"}, "handJoints3D is a str, wanted an array"),
+    ],
+)
+def test_odd_annotations_of_ho3d_are_said(values, says, tmp_path):
+    path = write_ho3d(tmp_path, known_hands(1, sides="r"), ".jpg", 2)
+    with pytest.raises(DataError, match=says):
+        with_annotation(path, **values).labels(0)
+
+
+def test_boxes_of_ho3d_may_be_lists(tmp_path):
+    """The authors' tool asks no more of a box than four numbers."""
+    path = write_ho3d(tmp_path, known_hands(1, sides="r"), ".png", 0).with_name("evaluation")
+    for box in ([10, 20, 30.5, 40], [np.int64(10), np.float32(20), 30.5, 40]):
+        assert with_annotation(path, handBoundingBox=box).labels(0).box.tolist() == [10, 20, 30.5, 40]
+
+
+def test_the_version_of_ho3d_is_told_by_the_images_that_are_there(tmp_path):
+    path = write_ho3d(tmp_path, known_hands(3, sides="r"), ".png", 0)
+    (path / "ABF10/rgb/0000.png").unlink()
+    assert open_photos(path).version == 2
+
+
+def test_a_split_of_ho3d_without_its_list_is_known(tmp_path):
+    path = write_ho3d(tmp_path, known_hands(1, sides="r"), ".jpg", 2)
+    path.with_name("train.txt").unlink()
+    with pytest.raises(DataError, match=r"There is no .*train\.txt: wanted the list of the split's frames"):
+        check(path)
+
+
+@pytest.mark.parametrize("name", ["data", "camera", "joint_3d", "MANO_NeuralAnnot"])
+def test_a_cut_file_of_interhand_is_said_at_once(name, stand_in_mano, tmp_path):
+    """It was read again, to its broken end, for each of a million photographs."""
+    path = write_interhand(tmp_path, known_hands(2, stand_in_mano), stand_in_mano.hands_mean, 0)
+    file = path.with_name(f"InterHand2.6M_val_{name}.json")
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(DataError, match=rf"{name}\.json is no JSON, or not all of it"):
+        open_photos(path)
+
+
+def test_odd_labels_of_the_field_are_said(mano_hands, tmp_path):
+    path = write_interhand(tmp_path / "ih", known_hands(1, mano_hands[Handedness.RIGHT]), np.zeros(45), 0)
+    fits = path.with_name("InterHand2.6M_val_MANO_NeuralAnnot.json")
+    fits.write_text(fits.read_text().replace('"pose": [', '"pose": [1.0, '))
+    with pytest.raises(DataError, match=r"capture 0, frame 100, right: ValueError.*Wanted 48 numbers of 'pose'"):
+        open_photos(path).labels(0)
+    path = write_coco_wholebody(tmp_path / "coco", known_hands(1))
+    path.write_text(path.read_text().replace('"righthand_box": [', '"righthand_box": [1, '))
+    with pytest.raises(DataError, match=r"no annotation file of COCO-WholeBody \(ValueError"):
+        open_photos(path)
+    known = write_dexycb(tmp_path / "dex-ycb", known_hands(2, mano_hands[Handedness.RIGHT]), mano_hands)
+    path, image = tmp_path / "dex-ycb" / "s0_val", tmp_path / "dex-ycb" / next(iter(known))
+    labels = image.with_name("labels_000000.npz")
+    np.savez(labels, **dict(np.load(labels)) | {"pose_m": np.zeros((1, 48))})
+    with pytest.raises(DataError, match=r"labels_000000\.npz cannot be read \(cannot reshape array of size 48"):
+        open_photos(path)
+    (image.parent.parent / "meta.yml").write_text("num_frames: 1")
+    with pytest.raises(DataError, match=r"meta\.yml or its mano\.yml is not DexYCB's \(KeyError: 'mano_calib'\)"):
+        open_photos(path)
+    shutil.rmtree(tmp_path / "dex-ycb" / "calibration")
+    with pytest.raises(DataError, match=r"There is no .*mano\.yml|not DexYCB's"):
+        open_photos(path)

@@ -10,7 +10,6 @@ smaller than `MIN_SIDE_PX`, of which nothing can be learnt, are left out. Boxes 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmesh.data.formats.records import Claim, LabelledPhotos
+from handmesh.data.formats.records import Claim, LabelledPhotos, read_json
 from handmesh.errors import DataError
 from handmesh.hand import JOINT_COUNT, Handedness
 
@@ -35,28 +34,27 @@ class CocoWholeBody(LabelledPhotos):
 
     kind = "COCO-WholeBody"
     published = True
+    paths = ("annotations/coco_wholebody_*.json", "coco_wholebody_*.json")
 
     def __init__(self, path: Path, *, for_scoring: bool = False) -> None:
         """Raises DataError when the file cannot be read, or has not the published form."""
         super().__init__(path, for_scoring=for_scoring)
         self.split = _split_of(self.path)
         self.image_folder = self._find_images()
+        content = read_json(self.path)
         try:
-            content = json.loads(self.path.read_bytes())
             names = {image["id"]: str(image["file_name"]) for image in content["images"]}
             hands = [hand for person in content["annotations"] for hand in _hands(person)]
             self.image_count = len(names)
             self.names = [names[image] for image, *_ in hands]
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.path} cannot be read: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
+            self.boxes = np.array([box for *_, box, _ in hands], np.float32).reshape(-1, 4)
+            self.keypoints = np.array([points for *_, points in hands], np.float32).reshape(-1, JOINT_COUNT, 3)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{self.path} is no annotation file of COCO-WholeBody ({type(error).__name__}: {error}): wanted its "
                 "images and annotations with lefthand_kpts, lefthand_box, lefthand_valid and the same of the right."
             ) from error
         self.sides = [side for _, side, *_ in hands]
-        self.boxes = np.array([box for *_, box, _ in hands], np.float32).reshape(-1, 4)
-        self.keypoints = np.array([points for *_, points in hands], np.float32).reshape(-1, JOINT_COUNT, 3)
         large = (self.boxes[:, 2:].max(axis=1, initial=0) >= MIN_SIDE_PX) & (self.boxes[:, 2:].min(axis=1) > 0)
         self.chosen: NDArray[np.int64] = np.flatnonzero(large)
 

@@ -19,6 +19,7 @@ import json
 import logging
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from handmesh.data.formats.mano_labels import MANO_LABELS, absolute_pose, mano_o
 from handmesh.data.formats.records import Claim, LabelledPhotos
 from handmesh.data.sample import LabelledHand
 from handmesh.errors import DataError
-from handmesh.hand import Handedness
+from handmesh.hand import JOINT_COUNT, Handedness
 from handmesh.system.atomic import sha256_of, write_atomically
 from handmesh.system.paths import user_cache_folder
 
@@ -42,6 +43,9 @@ CAMERAS = (  # in the order of their toolkit, which the splits count in
     *("836212060125", "839512060362", "840412060917", "841412060263"),
     *("932122060857", "932122060861", "932122061900", "932122062010"),
 )
+# Of one hand: its joints, m and px, and MANO's orientation, principal components and place.
+_SHAPES = {"joint_3d": (JOINT_COUNT, 3), "joint_2d": (JOINT_COUNT, 2), "pose_m": (51,)}
+_SUBJECTS = "2020????-*"  # folders
 _SPLIT = re.compile(r"s([0-3])_(train|val|test)")
 
 
@@ -91,14 +95,18 @@ class DexYCB(LabelledPhotos):
 
     kind = "DexYCB"
     published = True
+    paths = tuple(PARTS)
 
     def __init__(self, path: Path, *, for_scoring: bool = False) -> None:
         """`path`: a split's name in the unpacked set's folder. Raises DataError for what is missing or unreadable."""
         super().__init__(path, for_scoring=for_scoring)  # images lie relative to the set's folder
         self.root, self.part = self.path.parent, PARTS[self.path.name]
-        self.subjects = sorted(folder.name for folder in self.root.glob("2020*-*") if folder.is_dir())
+        self.subjects = sorted(folder.name for folder in self.root.glob(_SUBJECTS) if folder.is_dir())
         if len(self.subjects) != SUBJECT_COUNT:
-            raise DataError(f"{self.root} has {len(self.subjects)} folders of subjects, wanted {SUBJECT_COUNT}.")
+            raise DataError(
+                f"{self.root} has {len(self.subjects)} folders of subjects, wanted {SUBJECT_COUNT}: splits are told by "
+                "their order, so all of them have to be there."
+            )
         self.sequences = [
             sequence for subject in self.part.subjects for sequence in self._sequences_of(self.subjects[subject])
         ]
@@ -108,7 +116,9 @@ class DexYCB(LabelledPhotos):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        return _SPLIT.fullmatch(path.name) is not None and (path.parent / "calibration").is_dir()
+        if _SPLIT.fullmatch(path.name) is None:
+            return False
+        return (path.parent / "calibration").is_dir() or any(path.parent.glob(_SUBJECTS))
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -128,18 +138,17 @@ class DexYCB(LabelledPhotos):
     def read(self, index: int) -> dict[str, Any]:
         sequence, camera, frame = map(int, self.frames[index])
         labels = self._labels(sequence, camera, frame)
-        joints, keypoints = (np.asarray(labels[name], np.float64)[0] for name in ("joint_3d", "joint_2d"))
         of = self.sequences[sequence]
         record = {
             "image": str(self._file("color_{:06d}.jpg", sequence, camera, frame).relative_to(self.root)),
             "handedness": str(of.side),
             "intrinsics": self.intrinsics[camera],
-            "joints": joints.tolist(),
-            "keypoints": keypoints.tolist(),
+            "joints": labels["joint_3d"].tolist(),
+            "keypoints": labels["joint_2d"].tolist(),
         }
         hand = self.mano[of.side]
         if hand is not None:
-            numbers = np.asarray(labels["pose_m"], np.float64)[0]
+            numbers = labels["pose_m"]
             pose = absolute_pose(numbers[:3], numbers[3:48], hand, relative=True, principal=True)
             record["pose"] = pose.tolist()
         if of.side == Handedness.RIGHT:
@@ -168,13 +177,23 @@ class DexYCB(LabelledPhotos):
 
     def _sequence(self, folder: str) -> _Sequence:
         meta = _yaml(self.root / folder / "meta.yml")
-        calibration = _yaml(self.root / "calibration" / f"mano_{meta['mano_calib'][0]}" / "mano.yml")
-        betas = [float(number) for number in calibration["betas"]]
-        return _Sequence(folder, int(meta["num_frames"]), Handedness(meta["mano_sides"][0]), betas)
+        try:
+            calibration = _yaml(self.root / "calibration" / f"mano_{meta['mano_calib'][0]}" / "mano.yml")
+            betas = [float(number) for number in calibration["betas"]]
+            return _Sequence(folder, int(meta["num_frames"]), Handedness(meta["mano_sides"][0]), betas)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.root / folder / 'meta.yml'} or its mano.yml is not DexYCB's ({type(error).__name__}: {error}): "
+                "wanted num_frames, mano_sides and mano_calib, and betas."
+            ) from error
 
     def _camera(self, serial: str) -> list[list[float]]:
-        color = _yaml(self.root / "calibration" / "intrinsics" / f"{serial}_640x480.yml")["color"]
-        return [[color["fx"], 0.0, color["ppx"]], [0.0, color["fy"], color["ppy"]], [0.0, 0.0, 1.0]]
+        file = self.root / "calibration" / "intrinsics" / f"{serial}_640x480.yml"
+        try:
+            fx, fy, cx, cy = (float(_yaml(file)["color"][name]) for name in ("fx", "fy", "ppx", "ppy"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{file} is no camera of DexYCB ({type(error).__name__}: {error}).") from error
+        return [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]
 
     def _file(self, name: str, sequence: int, camera: int, frame: int) -> Path:
         return self.root / self.sequences[sequence].folder / CAMERAS[self.part.cameras[camera]] / name.format(frame)
@@ -183,8 +202,10 @@ class DexYCB(LabelledPhotos):
         file = self._file("labels_{:06d}.npz", sequence, camera, frame)
         try:
             with np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in ("joint_3d", "joint_2d", "pose_m")}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                return {name: np.asarray(archive[name], np.float64).reshape(shape) for name, shape in _SHAPES.items()}
+        except FileNotFoundError:
+            raise DataError(f"There is no {file}. Was all of the set unpacked?") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{file} cannot be read ({error}): copy it again.") from error
 
     def _labelled_frames(self) -> NDArray[np.int32]:
@@ -217,6 +238,8 @@ def _npy(array: NDArray[Any]) -> bytes:
 def _yaml(path: Path) -> Any:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"There is no {path}. Was all of the set unpacked?") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

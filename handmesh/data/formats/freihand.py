@@ -32,6 +32,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from handmesh.data.formats import FORMATS, sets_near
 from handmesh.data.formats.json_arrays import iterate_json_array, read_json_array
 from handmesh.data.sample import LabelledHand, PhotoLabels, RawSample, hand_labels
 from handmesh.errors import DataError, ImageError
@@ -100,6 +101,8 @@ def prepare(directory: Path, out: Path | None = None, *, pack: bool = False, pro
     is then kept. One run at a time: two into the same folder would disturb each other.
     """
     directory = Path(directory)
+    if (form := next((form for form in FORMATS if form.published and form.recognizes(directory)), None)) is not None:
+        raise DataError(f"{directory} is {form.kind}, which is read as it is: there is nothing to prepare.")
     report = progress or (lambda what, done, total: None)
     base = directory.parent if directory.is_file() else directory
     out = Path(out) if out is not None else base / PREPARED
@@ -116,6 +119,10 @@ def prepare(directory: Path, out: Path | None = None, *, pack: bool = False, pro
             ) from error
         except (zipfile.BadZipFile, EOFError) as error:
             raise DataError(f"An archive in {directory} is damaged ({error}): download it again.") from error
+        except DataError:
+            if not any(out.iterdir()):
+                out.rmdir()
+            raise
 
 
 def _prepare(sources: _Sources, out: Path, pack: bool, report: Progress) -> Path:
@@ -135,7 +142,10 @@ def _prepare(sources: _Sources, out: Path, pack: bool, report: Progress) -> Path
                 splits[split] = before["splits"][split]
             continue
         if "K" not in found:
-            raise DataError(f"{sources.path} has {split}_{found[0]}.json but not {split}_K.json: copy all of them.")
+            raise DataError(
+                sets_near(sources.path)
+                or f"{sources.path} has {split}_{found[0]}.json but not {split}_K.json: copy all of them."
+            )
         counts: dict[str, int] = {}
         for name in found:
             counts[name] = _prepare_array(sources, out, split, name, done, report)
@@ -155,7 +165,8 @@ def _prepare(sources: _Sources, out: Path, pack: bool, report: Progress) -> Path
                 splits[split]["images"][kind] = store
     if not splits:
         raise DataError(
-            f"No FreiHAND in {sources.path}: wanted FreiHAND_pub_v2.zip and FreiHAND_pub_v2_eval.zip, or the folder "
+            sets_near(sources.path)
+            or f"No FreiHAND in {sources.path}: wanted FreiHAND_pub_v2.zip and FreiHAND_pub_v2_eval.zip, or the folder "
             "that they unpack to (training/, evaluation/, training_K.json, ...). They can be downloaded from "
             "https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html "
             "(see docs/how_to/data.md)."
@@ -385,7 +396,10 @@ class _Sources:
             inner = [child for child in sorted(path.iterdir()) if child.is_dir() and child.name != PREPARED]
             self.roots = [root for root in (path, *inner) if _looks_unpacked(root)]
         else:
-            raise DataError(f"There is nothing at {path}: give the folder with FreiHAND's zips, or the unpacked one.")
+            raise DataError(
+                sets_near(path)
+                or f"There is nothing at {path}: give the folder with FreiHAND's zips, or the unpacked one."
+            )
         try:
             for file in zips:
                 self._open_zip(file)
@@ -521,6 +535,8 @@ def find_prepared(directory: Path) -> Path:
     for candidate in (Path(directory), Path(directory) / PREPARED):
         if (candidate / "meta.json").is_file() and _read_meta(candidate).get("kind") == "freihand":
             return candidate
+    if (found := sets_near(Path(directory))) is not None:
+        raise DataError(found)
     if not Path(directory).exists():
         raise DataError(f"There is nothing at {directory}: check its name.")
     raise DataError(f"No prepared FreiHAND in {directory}: run `handmesh data prepare {directory}` first.")

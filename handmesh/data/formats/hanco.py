@@ -16,7 +16,6 @@ mean pose. All hands are right ones.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from handmesh.data.formats.mano_labels import MANO_LABELS, absolute_pose, mano_or_none
-from handmesh.data.formats.records import Claim, LabelledPhotos
+from handmesh.data.formats.records import Claim, LabelledPhotos, read_json
 from handmesh.data.sample import LabelledHand
 from handmesh.errors import DataError
 from handmesh.hand import JOINT_COUNT, Handedness
@@ -40,13 +39,14 @@ class HanCo(LabelledPhotos):
 
     kind = "HanCo"
     published = True
+    paths = tuple(PARTS)
 
     def __init__(self, path: Path, *, for_scoring: bool = False) -> None:
         """`path`: a part's name in the unpacked set's folder. Raises DataError for what is missing or unreadable."""
         super().__init__(path, for_scoring=for_scoring)  # images lie relative to the set's folder
         self.root = self.path.parent
         self.folder, green_screen = PARTS[self.path.name]
-        meta = _json(self.root / "meta.json")
+        meta = read_json(self.root / "meta.json")
         try:
             lists = zip(meta["is_train"], meta["has_fit"], meta["is_valid"], strict=True)
             frames = [
@@ -69,7 +69,7 @@ class HanCo(LabelledPhotos):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        return path.name in PARTS and path.with_name("meta.json").is_file() and path.with_name("calib").is_dir()
+        return path.name in PARTS and sum(path.with_name(name).exists() for name in ("meta.json", "calib", "xyz")) > 1
 
     def __len__(self) -> int:
         return CAMERA_COUNT * len(self.frames)
@@ -89,12 +89,12 @@ class HanCo(LabelledPhotos):
     def read(self, index: int) -> dict[str, Any]:
         sequence, frame, camera = self._place(index)
         place = f"{sequence:04d}/{frame:08d}.json"
-        calibration, joints = _json(self.root / "calib" / place), _json(self.root / "xyz" / place)
+        calibration, joints = read_json(self.root / "calib" / place), read_json(self.root / "xyz" / place)
         view = f"{sequence:04d}/cam{camera}/{frame:08d}"
         try:
             K, cam_from_world = (np.array(calibration[name][camera], np.float64) for name in ("K", "M"))
             world = np.array(joints, np.float64).reshape(JOINT_COUNT, 3)
-            numbers = np.array(_json(self.root / "shape" / f"{view}.json"), np.float64).reshape(61)
+            numbers = np.array(read_json(self.root / "shape" / f"{view}.json"), np.float64).reshape(61)
             joints_cam = world @ cam_from_world[:3, :3].T + cam_from_world[:3, 3]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"{self.where(index)}: no labels of HanCo ({type(error).__name__}: {error}).") from error
@@ -120,10 +120,3 @@ class HanCo(LabelledPhotos):
     def _place(self, index: int) -> tuple[int, int, int]:
         frame, camera = divmod(index, CAMERA_COUNT)
         return int(self.frames[frame, 0]), int(self.frames[frame, 1]), camera
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error

@@ -12,14 +12,13 @@ Ego4D have to be fetched with the authors' own scripts.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from handmesh.data.formats.records import Claim, LabelledPhotos
+from handmesh.data.formats.records import Claim, LabelledPhotos, read_json
 from handmesh.errors import DataError
 from handmesh.hand import JOINT_COUNT, Handedness
 
@@ -45,6 +44,7 @@ class HInt(LabelledPhotos):
 
     kind = "HInt"
     published = True
+    paths = tuple(COUNTS)
 
     def __init__(self, path: Path, *, for_scoring: bool = False) -> None:
         """Raises DataError when the folder holds no pairs."""
@@ -75,11 +75,12 @@ class HInt(LabelledPhotos):
         side = re.fullmatch(r".*_([lr])", name)
         if side is None:
             raise DataError(f"{where}: its name does not end in _l or _r, which says the hand's side.")
+        content = read_json(self.folder / f"{name}.json")
         try:
-            (hand,) = json.loads((self.folder / f"{name}.json").read_bytes())
+            (hand,) = content
             hidden = [bool(occluded) for occluded in hand["occlusion"]]
-            keypoints, box = hand["keypoints"], hand["bbox"][0]
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            keypoints, box = [point[:2] for point in hand["keypoints"]], hand["bbox"][0]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(
                 f"{where} is no annotation of HInt ({type(error).__name__}: {error}): wanted a list of one hand with "
                 "bbox, keypoints and occlusion."
@@ -90,7 +91,7 @@ class HInt(LabelledPhotos):
             "image": f"{name}.jpg",
             "handedness": str(_SIDES[side[1]]),
             "box": box,
-            "keypoints": [point[:2] for point in keypoints],
+            "keypoints": keypoints,
             "facts": {"occluded": hidden},
         }
 

@@ -41,7 +41,10 @@ COUNTS = {("train", 2): 66_034, ("train", 3): 83_325, ("evaluation", 2): 11_524,
 ZERO_SCORES_CM = (56.87, 5.19, 57.12, 5.47)
 
 _CV_FROM_GL = np.diag([1.0, -1.0, -1.0])
-_ARRAYS = ("camMat", "handJoints3D", "handPose", "handBeta", "handBoundingBox")
+# How many numbers each may hold. Of the evaluation split `handJoints3D` has the wrist alone.
+_SIZES = {"camMat": (9,), "handJoints3D": (3 * JOINT_COUNT, 3), "handPose": (48,), "handBeta": (10,)}
+_SIZES |= {"handBoundingBox": (4,)}
+_TRUTH = ("evaluation_xyz.json", "evaluation_verts.json")
 _CHUNK = 512  # frames
 
 
@@ -50,6 +53,7 @@ class HO3D(LabelledPhotos):
 
     kind = "HO-3D"
     published = True
+    paths = ("train", "evaluation")
 
     def __init__(self, path: Path, *, for_scoring: bool = False) -> None:
         """Raises DataError for what is missing or unreadable."""
@@ -58,15 +62,27 @@ class HO3D(LabelledPhotos):
         list_file = self.root / f"{self.split}.txt"
         try:
             self.frames = [line.strip() for line in list_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except FileNotFoundError:
+            raise DataError(
+                f"There is no {list_file}: wanted the list of the split's frames, which HO-3D has beside the folder."
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{list_file} cannot be read: {error}") from error
         if not self.frames or any(frame.count("/") != 1 for frame in self.frames):
             raise DataError(f"{list_file} is no list of frames such as ABF10/0000.")
-        self.suffix = next((one for one in (".jpg", ".png") if self._image(0, one).is_file()), ".jpg")
+        first = next(self.path.glob("*/rgb/*.*"), None)
+        self.suffix = ".png" if first is not None and first.suffix == ".png" else ".jpg"
+        if for_scoring and self.split == "evaluation" and self._truth is None:
+            raise DataError(
+                f"{self.path} has no joints to score with: put {' and '.join(_TRUTH)}, as its authors' scoring takes "
+                f"them, into {self.root}."
+            )
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        return path.name in ("train", "evaluation") and path.is_dir() and path.with_name(f"{path.name}.txt").is_file()
+        if path.name not in ("train", "evaluation") or not path.is_dir():
+            return False
+        return path.with_name(f"{path.name}.txt").is_file() or any(path.glob("*/meta"))
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -90,7 +106,7 @@ class HO3D(LabelledPhotos):
         found = self._annotation(index)
         record: dict[str, Any] = {
             "image": str(self._image(index, self.suffix).relative_to(self.root)),
-            "intrinsics": found["camMat"].tolist(),
+            "intrinsics": found["camMat"].reshape(3, 3).tolist(),
         }
         if "handBoundingBox" in found:
             record["box"] = found["handBoundingBox"].ravel().tolist()
@@ -101,6 +117,7 @@ class HO3D(LabelledPhotos):
             record["joints"], record["vertices"] = (points[index].tolist() for points in self._truth)
         if "handPose" in found:
             record["pose"] = turned(found["handPose"].reshape(16, 3), _CV_FROM_GL).tolist()
+        if "handBeta" in found:
             record["betas"] = found["handBeta"].ravel().tolist()
         return record
 
@@ -111,7 +128,7 @@ class HO3D(LabelledPhotos):
         if self.split != "evaluation":
             return
         if self._truth is None:
-            yield Claim("joints and vertices", "evaluation_xyz.json, evaluation_verts.json", "missing", None)
+            yield Claim("joints and vertices", ", ".join(_TRUTH), "missing", None)
             return
         scores = [score for points in self._truth for score in _zero_scores_cm(points)]
         shown = "{:.2f} / {:.2f} cm joints, {:.2f} / {:.2f} cm vertices".format
@@ -123,7 +140,7 @@ class HO3D(LabelledPhotos):
     @cached_property
     def _truth(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """(N, 21, 3) and (N, 778, 3) m in our axes and order, of the evaluation split where they are there."""
-        files = [self.root / f"evaluation_{name}.json" for name in ("xyz", "verts")]
+        files = [self.root / name for name in _TRUTH]
         if self.split != "evaluation" or not all(file.is_file() for file in files):
             return None
         joints, vertices = (
@@ -147,13 +164,22 @@ class HO3D(LabelledPhotos):
         file = self._meta(index)
         try:
             content = file.read_bytes()
-            found = read_pickle(content, "annotation of HO-3D", _ARRAYS, text=True)
+            found = read_pickle(content, "annotation of HO-3D", _SIZES, text=True)
+        except FileNotFoundError:
+            raise DataError(f"There is no {file}. Was all of the set unpacked?") from None
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
         except InertPickleError as error:
             raise DataError(f"{file} {error}") from error
         if missing := [name for name in ("camMat", "handJoints3D") if name not in found]:
-            raise DataError(f"{file} has no {missing[0]}: wanted an annotation of HO-3D.")
+            raise DataError(
+                f"{file} has no {missing[0]}: wanted an annotation of HO-3D. Frames without one do not belong in "
+                f"{self.split}.txt."
+            )
+        for name, value in found.items():
+            if value.size not in _SIZES[name]:
+                wanted = " or ".join(map(str, _SIZES[name]))
+                raise DataError(f"{file}: {name} has {value.size} numbers, wanted {wanted}.")
         return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
 

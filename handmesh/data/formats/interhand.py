@@ -15,11 +15,9 @@ shapes belong to a left hand whose shape directions were mended, so they mirror 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmesh.data.formats.mano_labels import MANO_LABELS, absolute_pose, mano_or_none, turned
-from handmesh.data.formats.records import Claim, LabelledPhotos
+from handmesh.data.formats.records import Claim, LabelledPhotos, read_json
 from handmesh.data.sample import LabelledHand
 from handmesh.errors import DataError
-from handmesh.hand import FINGER_NAMES, JOINT_COUNT, JOINT_NAMES, HandArrays, Handedness
+from handmesh.hand import FINGER_NAMES, JOINT_COUNT, JOINT_NAMES, Handedness
 
 # Where each of our joints stands in theirs; the left hand's follow behind the right one's 21.
 _WRIST = JOINT_COUNT - 1
@@ -69,6 +67,7 @@ class InterHand(LabelledPhotos):
 
     kind = "InterHand2.6M"
     published = True
+    paths = ("annotations/*/InterHand2.6M_*_data.json", "*/InterHand2.6M_*_data.json", "InterHand2.6M_*_data.json")
 
     def __init__(self, path: Path, *, for_scoring: bool = False) -> None:
         """`for_scoring`: only hands of which all joints are valid. Raises DataError for what is missing or damaged."""
@@ -80,12 +79,15 @@ class InterHand(LabelledPhotos):
         self.image_folder = self._find_images()
         self.images: list[_Image] = []
         self.hands: list[_Hand] = []
-        content = self._json("data")
+        content, self._cameras, self._joints = (self._json(name) for name in ("data", "camera", "joint_3d"))
+        self._fits = self._json("MANO_NeuralAnnot") if self._file("MANO_NeuralAnnot").is_file() else {}
+        self._right = mano_or_none(Handedness.RIGHT, self.kind)
         try:
             self._read_annotations(content)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{self.path} is no annotation file of InterHand2.6M ({type(error).__name__}: {error})."
+                f"{self.path} is no annotation file of InterHand2.6M ({type(error).__name__}: {error}): wanted its "
+                "images and annotations with image_id, joint_valid and hand_type (right, left or interacting)."
             ) from error
         if for_scoring:
             self.hands = [hand for hand in self.hands if hand.valid.all()]
@@ -162,37 +164,24 @@ class InterHand(LabelledPhotos):
         fitted = self._fits.get(image.capture, {}).get(image.frame, {}).get(str(side))
         if fitted is None:
             return {}
-        labels: dict[str, Any] = {"betas": fitted["shape"]}
+        try:
+            pose, labels = np.array(fitted["pose"], np.float64).reshape(48), {"betas": fitted["shape"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self._file('MANO_NeuralAnnot')}: capture {image.capture}, frame {image.frame}, {side}: "
+                f"{type(error).__name__}: {error}. Wanted 48 numbers of 'pose' and 'shape'."
+            ) from error
         if self._right is not None:
             hand = self._right if side == Handedness.RIGHT else self._right.mirrored()
-            pose = absolute_pose(fitted["pose"][:3], fitted["pose"][3:], hand, relative=True, principal=False)
-            labels["pose"] = turned(pose, camrot).tolist()
+            absolute = absolute_pose(pose[:3], pose[3:], hand, relative=True, principal=False)
+            labels["pose"] = turned(absolute, camrot).tolist()
         return labels
-
-    @cached_property
-    def _right(self) -> HandArrays | None:
-        return mano_or_none(Handedness.RIGHT, self.kind)
-
-    @cached_property
-    def _cameras(self) -> Any:
-        return self._json("camera")
-
-    @cached_property
-    def _joints(self) -> Any:
-        return self._json("joint_3d")
-
-    @cached_property
-    def _fits(self) -> Any:
-        return self._json("MANO_NeuralAnnot") if self._file("MANO_NeuralAnnot").is_file() else {}
 
     def _file(self, name: str) -> Path:
         return self.path.with_name(f"InterHand2.6M_{self.split}_{name}.json")
 
     def _json(self, name: str) -> Any:
-        try:
-            content = json.loads(self._file(name).read_bytes())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self._file(name)} cannot be read: {error}") from error
+        content = read_json(self._file(name))
         if not isinstance(content, dict):
             raise DataError(f"{self._file(name)} holds a {type(content).__name__}, wanted InterHand2.6M's dictionary.")
         return content

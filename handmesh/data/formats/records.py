@@ -7,6 +7,7 @@ then take it, by its path.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -63,6 +64,8 @@ class LabelledPhotos(ABC):
     # A data set as others published it, of up to millions of records: a run looks at some of them before it begins,
     # and its identity is that of the files with labels, not of every image. `data check` reads all.
     published: ClassVar[bool] = False
+    # Where parts of a published set lie in its folder, as patterns: what a message about the folder can offer.
+    paths: ClassVar[tuple[str, ...]] = ()
     path: Path  # the file that labels come from; images lie relative to its folder
 
     def __init__(self, path: Path, *, for_scoring: bool = False) -> None:
@@ -149,6 +152,18 @@ class LabelledPhotos(ABC):
 
     def __iter__(self) -> Iterator[RawSample]:
         return (self[index] for index in range(len(self)))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a published set holds. Raises DataError."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"There is no {path}. Was all of the set unpacked?") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON, or not all of it ({error}): copy or download it again.") from error
 
 
 def read_alpha(path: Path, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
