@@ -7,7 +7,7 @@ error; OUT.json keeps all of it, OUT.svg draws the mean over all corruptions aga
 
 The arithmetic is our own, with the published strengths. What is in pixels there is of 224 px pictures, and grows with
 the picture here. Three differ on purpose: frost is drawn, as its photographs may not be passed on; elastic transforms
-leave out the random affine map, which would move the labels; snow falls by OpenCV.
+leave out the random affine map, which would move the labels; pictures are not saved as JPEG files afterwards.
 """
 
 from __future__ import annotations
