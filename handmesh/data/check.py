@@ -24,7 +24,7 @@ from handmesh.data.sample import PhotoLabels
 from handmesh.errors import AssetError, ConfigError, DataError, ImageError
 from handmesh.files.image import read_image
 from handmesh.geometry.box import box_problem
-from handmesh.hand import JOINT_NAMES, HandArrays
+from handmesh.hand import JOINT_NAMES, HandArrays, both_sides
 from handmesh.hand.models import load_hand
 from handmesh.metrics import pa_mean_error
 
@@ -37,6 +37,9 @@ ZERO_SCORES_CM = {"xyz": (70.79, 4.73), "verts": (70.84, 5.07)}
 _CHUNK = 256  # annotations read at a time
 _ROOT = JOINT_NAMES.index("middle_mcp")
 _SHOWN_PROBLEMS = 5
+# Joints defined otherwise, and poses fitted to what people pointed at, lie up to 10 mm off; with other axes, another
+# side or without the mean pose they are farther off.
+_DECODED_OFF_MM = 15.0
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -311,7 +314,7 @@ def _share_on_mask(data: FreiHand, index: int) -> float:
 def check_photos(data: LabelledPhotos, images: int | None = 200, progress: Progress | None = None) -> list[CheckRow]:
     """Every record is read and every label checked; `images` pictures, spread over the set, are decoded."""
     chosen = set(_spread(len(data), images).tolist())
-    tally = _PhotoTally()
+    tally, hand = _PhotoTally(), _hand_of(data)
     for index in range(len(data)):
         labels, size = None, None
         try:
@@ -332,6 +335,8 @@ def check_photos(data: LabelledPhotos, images: int | None = 200, progress: Progr
             tally.image_problems.append(f"{data.where(index)}: {error}")
         if labels is not None:
             tally.add(labels, size, data.where(index))
+            if hand is not None and index in chosen and (off := _decoded_off_mm(labels, hand)) is not None:
+                tally.decoded_off_mm.append(off)
         if progress is not None:
             progress("samples", index + 1, len(data))
     return [*(CheckRow(*claim) for claim in data.claims()), *_rows_of_photos(tally, len(data))]
@@ -352,6 +357,7 @@ class _PhotoTally:
         self.behind: list[str] = []  # ... and those of them that are not in front of the camera
         self.points = self.outside = 0  # known keypoints, of pictures that were decoded; those outside the picture
         self.disagreement_px: list[float] = []
+        self.decoded_off_mm: list[float] = []  # of hands whose pose and shape were decoded
 
     def add(self, labels: PhotoLabels, size: tuple[int, int] | None, where: str) -> None:
         """`size`: width and height in px, of a picture that was decoded."""
@@ -407,6 +413,12 @@ def _rows_of_photos(tally: _PhotoTally, count: int) -> Iterator[CheckRow]:
             "joints seen by the camera, against keypoints", "median under 3 px",
             f"median {median:.2f} px, max {worst:.1f} px", median < 3,
         )  # fmt: skip
+    if tally.decoded_off_mm:
+        mean, worst = float(np.mean(tally.decoded_off_mm)), float(np.max(tally.decoded_off_mm))
+        yield CheckRow(
+            "joints of pose and shape, against joints", f"mean under {_DECODED_OFF_MM:g} mm",
+            f"mean {mean:.1f} mm, max {worst:.1f} mm, of {len(tally.decoded_off_mm)}", mean < _DECODED_OFF_MM,
+        )  # fmt: skip
 
 
 def _problems(problems: list[str], count: int) -> str:
@@ -421,6 +433,29 @@ def _depths(labels: PhotoLabels) -> dict[str, float]:
     hand = labels.hand
     known = {"joints": (hand.joints_known, hand.joints), "vertices": (hand.vertices_known, hand.vertices)}
     return {name: float(points[:, 2].min()) for name, (there, points) in known.items() if there}
+
+
+def _hand_of(data: LabelledPhotos) -> HandArrays | None:
+    """The right hand that a set says its poses and shapes belong to, where it is here."""
+    labelled = data.labelled_hand
+    if labelled is None:
+        return None
+    try:
+        hand = load_hand(labelled.name)
+    except (AssetError, ConfigError):
+        return None
+    return hand if labelled.matches(hand) else None
+
+
+def _decoded_off_mm(labels: PhotoLabels, hand: HandArrays) -> float | None:
+    """How far the joints of labelled pose and shape are from the labelled ones, mean, their middles on each other."""
+    known = labels.hand
+    if not (known.joints_known and known.pose_known and known.betas_known):
+        return None
+    model = both_sides(hand)[labels.handedness]
+    decoded = model.joints_of(model.shaped(known.betas).posed(known.pose).vertices)
+    off = (decoded - decoded.mean(axis=0)) - (known.joints - known.joints.mean(axis=0))
+    return 1000 * float(np.linalg.norm(off, axis=1).mean())
 
 
 def _disagreement_px(labels: PhotoLabels) -> list[float]:

@@ -456,6 +456,18 @@ def test_boxes_of_ho3d_may_be_lists(tmp_path):
         assert with_annotation(path, handBoundingBox=box).labels(0).box.tolist() == [10, 20, 30.5, 40]
 
 
+def test_poses_that_are_not_those_of_the_joints_are_found(stand_in_mano, tmp_path):
+    """A mean pose left out, axes not turned: on a download the check is all that would tell."""
+    path = write_ho3d(tmp_path, known_hands(3, stand_in_mano, sides="r"), ".jpg", 2)
+    subject = "joints of pose and shape, against joints"
+    found = next(row for row in check(path) if row.subject == subject)
+    assert found.passed
+    assert found.found.endswith("of 3")
+    for file in path.rglob("*.pkl"):
+        file.write_bytes(pickle.dumps(pickle.loads(file.read_bytes()) | {"handPose": np.zeros(48)}, protocol=2))
+    assert next(row for row in check(path) if row.subject == subject).passed is False
+
+
 def test_the_version_of_ho3d_is_told_by_the_images_that_are_there(tmp_path):
     path = write_ho3d(tmp_path, known_hands(3, sides="r"), ".png", 0)
     (path / "ABF10/rgb/0000.png").unlink()
