@@ -123,20 +123,23 @@ def _snow(x: Picture, level: tuple[float, ...], rng: Rng, scale: float) -> Pictu
 
 
 def _plasma(shape: tuple[int, ...], decay: float, rng: Rng) -> NDArray[np.float32]:
-    """Noise of every size of cell, each half as large as the last and weaker by `decay`; 0 to 1."""
+    """Noise of every size of cell, each half as large as the last and weaker by the square of `decay`; 0 to 1.
+
+    The square, because the published fractal draws each level's noise from that level's range and multiplies by it.
+    """
     height, width = shape[:2]
     total, weight = np.zeros((height, width), np.float32), 1.0
     for level in range(1, 9):
         cells = rng.random((2**level, 2**level)).astype(np.float32)
         total += weight * cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
-        weight /= decay
+        weight /= decay**2
     return (total - total.min()) / np.ptp(total)
 
 
 def _frost(x: Picture, level: tuple[float, float], rng: Rng, _: float) -> Picture:
     """Pale blue needles: ridges of plasma, sharpened."""
     kept, strength = level
-    ridges = 1 - np.abs(2 * _plasma(x.shape, 1.4, rng) - 1)
+    ridges = 1 - np.abs(2 * _plasma(x.shape, math.sqrt(1.4), rng) - 1)
     ice = ridges[..., None] ** 3 * np.array([0.85, 0.93, 1.0], np.float32)
     return kept * x + strength * ice.astype(np.float32)
 
