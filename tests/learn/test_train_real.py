@@ -28,6 +28,7 @@ import pytest
 import torch
 import yaml
 from full_disk import disk_with
+from published_sets import known_hands, write_coco_wholebody, write_dexycb, write_hint, write_ho3d, write_interhand
 from training_runs import records, tensors_of
 
 from handmesh.config.load import load_config, parse_config
@@ -38,7 +39,7 @@ from handmesh.data.sources import open_data
 from handmesh.data.stream import training_batches
 from handmesh.errors import AssetError, CheckpointError, ConfigError, DataError
 from handmesh.evaluate.run import EvaluationRequest, run_evaluation
-from handmesh.hand import builtin_hand
+from handmesh.hand import HandArrays, Handedness, builtin_hand
 from handmesh.learn.distributed import Ranks
 from handmesh.learn.train import _crops, train
 from handmesh.model.checkpoint import load_latest_state, load_model
@@ -445,8 +446,8 @@ def test_a_full_disk_stops_the_run_and_its_last_state_is_whole(settings, tmp_pat
     assert load_model(tmp_path / "run" / "model.safetensors")[1]["training"]["steps"] == 4
 
 
-def small(path: Path, backbone: str, freihand: Path, packs: Path) -> Any:
-    """A shipped config, cut down to two steps on small synthetic data; the recipe stays as it is."""
+def small(path: Path, backbone: str, freihand: Path, packs: Path, mano: HandArrays, folder: Path) -> Any:
+    """A shipped config, cut down to two steps on small data; the recipe stays as it is."""
     shipped = load_config(path)
     overrides = [f"model.backbone={backbone}", "model.resolution=64", "model.hand=builtin", "pretrained=null"]
     overrides += ["epochs=null", "steps=2", "batch_size=4", "loader_workers=0", "low_resolution=null"]
@@ -456,11 +457,29 @@ def small(path: Path, backbone: str, freihand: Path, packs: Path) -> Any:
     if shipped.data.synthetic is not None:
         overrides += [f"data.synthetic.directory={packs}", "data.synthetic.count=16", "data.synthetic.size=96"]
         overrides += ["data.synthetic.seed=0"]  # of which there are renders
-    overrides += [f"data.photos.{number}.path={_labelled(freihand)}" for number in range(len(shipped.data.photos))]
+    sets: dict[str, Path] = published_stand_ins(folder, mano) if shipped.data.photos and shipped.data.freihand else {}
+    if sets:
+        overrides.append("batch_size=32")  # so that some of each are seen
+    for number, photos in enumerate(shipped.data.photos):
+        place = sets.get(photos.path.parts[0]) or _labelled(freihand)
+        overrides.append(f"data.photos.{number}.path={place}")
     if shipped.data.live is not None:  # as shipped, its ring alone takes 10 GB
         overrides += [f"data.live.directory={packs}", "data.live.size=96", "data.live.capacity=32"]
         overrides += ["data.live.start=8", "data.live.backgrounds=4", "data.live.workers=1"]
     return load_config(path, overrides)
+
+
+def published_stand_ins(root: Path, mano: HandArrays) -> dict[str, Path]:
+    """By the first folder of its path in the mixed config, a stand-in of each data set."""
+    hands = known_hands(8, mano)
+    write_dexycb(root / "dex", hands, {Handedness.RIGHT: mano, Handedness.LEFT: mano.mirrored()})
+    return {
+        "InterHand2.6M": write_interhand(root / "interhand", hands, mano.hands_mean, 0),
+        "coco": write_coco_wholebody(root / "coco", hands),
+        "HO3D_v3": write_ho3d(root / "ho3d", known_hands(8, mano, sides="r"), ".jpg", 2),
+        "dex-ycb": root / "dex" / "s0_val",
+        "HInt_annotation_partial": write_hint(root / "hint", hands, np.zeros((8, 21), bool)),
+    }
 
 
 def _labelled(freihand: Path) -> Path:
@@ -478,9 +497,9 @@ def _labelled(freihand: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_config_runs(path, prepared, tiny_pack_directory, few_backgrounds, tmp_path):
+def test_every_shipped_config_runs(path, prepared, tiny_pack_directory, few_backgrounds, stand_in_mano, tmp_path):
     """With the smallest network; `pytest -m slow` runs them with their own."""
-    train(small(path, "fastvit_t8", prepared, tiny_pack_directory), tmp_path / "run")
+    train(small(path, "fastvit_t8", prepared, tiny_pack_directory, stand_in_mano, tmp_path), tmp_path / "run")
     final = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert final["steps"] == 2
     assert all(np.isfinite(value) for value in final["validation"].values())
@@ -488,10 +507,12 @@ def test_every_shipped_config_runs(path, prepared, tiny_pack_directory, few_back
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_config_runs_with_its_own_network(path, prepared, tiny_pack_directory, few_backgrounds, tmp_path):
-    backbone = load_config(path).model.backbone
-    model, _ = load_model(train(small(path, backbone, prepared, tiny_pack_directory), tmp_path / "run"))
-    assert model.config.backbone == backbone
+def test_every_shipped_config_runs_with_its_own_network(
+    path, prepared, tiny_pack_directory, few_backgrounds, stand_in_mano, tmp_path
+):
+    config = small(path, load_config(path).model.backbone, prepared, tiny_pack_directory, stand_in_mano, tmp_path)
+    model, _ = load_model(train(config, tmp_path / "run"))
+    assert model.config.backbone == load_config(path).model.backbone
 
 
 @pytest.mark.parametrize("missing", [{"pretrained": "nothing"}, {"start_from": "nothing"}, {"data": "nothing"}])
