@@ -112,6 +112,7 @@ def test_numbers_may_be_written_as_people_write_them(text, value, tmp_path):
         ("model=3", r"model: .*found 3"),
         ("optimizer.learning_rate=.nan", r"optimizer\.learning_rate: .*finite"),
         ("loss.vertices=.inf", r"loss\.vertices: .*finite"),
+        ("loss.edges=-0.1", r"loss\.edges: .*greater than or equal to 0, found -0\.1"),
         ("augmentation.margin=[2, 1]", r"margin is \(low, high\)"),
         ("augmentation.margin=[0, 1]", r"margin is \(low, high\)"),
         ("augmentation.margin=1.5", r"augmentation\.margin: .*tuple.*found 1.5"),
@@ -262,6 +263,12 @@ def test_a_reparameterized_network_is_trained_from_a_trained_one():
         load_config(None, ["reparameterized=true"])
     with pytest.raises(ConfigError, match=r"set model\.drop_path to 0"):
         load_config(None, ["reparameterized=true", "start_from=model.safetensors", "model.drop_path=0.1"])
+
+
+@pytest.mark.parametrize("section", ["loss.center", "loss.box", "loss.direction", "loss.handedness"])
+def test_a_detector_loss_is_never_rewarded_for_being_wrong(section):
+    with pytest.raises(ConfigError, match=rf"{section}: .*greater than or equal to 0, found -1"):
+        load_any_config("detector_t8", [f"{section}=-1"])
 
 
 def test_angles_are_radians():

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from handmesh.config.data import SyntheticData
+from handmesh.config.loss import Weight
 from handmesh.config.model import known_backbone
 from handmesh.config.optimizer import OptimizerConfig
 from handmesh.config.settings import Settings
@@ -61,10 +62,10 @@ class DetectorData(Settings):
 class DetectorLoss(Settings):
     """Weights of the parts of `handmesh.learn.detector.detector_loss`."""
 
-    center: float = 1.0  # focal loss of CenterNet's heatmap
-    box: float = 1.0  # 1 minus the generalised IoU
-    direction: float = 0.3  # 1 minus the cosine of the angle between
-    handedness: float = 0.3  # cross-entropy
+    center: Weight = 1.0  # focal loss of CenterNet's heatmap
+    box: Weight = 1.0  # 1 minus the generalised IoU
+    direction: Weight = 0.3  # 1 minus the cosine of the angle between
+    handedness: Weight = 0.3  # cross-entropy
 
 
 class DetectorConfig(Settings):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from handmesh.config.settings import Settings
+
+Weight = Annotated[float, Field(ge=0)]  # 0: that part is left out
 
 
 class LossWeights(Settings):
@@ -14,26 +18,26 @@ class LossWeights(Settings):
     hand's own (de-rotated) frame and the rotations carry the gradient and the posed frame is a small share.
     """
 
-    vertices: float = 2.0  # L1, relative to the wrist
-    joints: float = 2.0  # as vertices
-    root_vertices: float = 10.0  # the same in the hand's own frame, orientation taken out
-    root_joints: float = 10.0  # as root_vertices
-    keypoints: float = 1.0  # L1 of the projected joints, NDC of the crop
-    orientation: float = 1.0  # L1 of the matrix of the whole hand
-    pose: float = 2.0  # L1 of the 15 matrices of the fingers
-    betas: float = 0.02  # L1; small, for a photograph says little about them
-    heatmaps: float = 0.25  # dense supervision, in training only
-    heatmap_keypoints: float = 1.0  # L1 of the heatmaps' centres, NDC
-    heatmap_depths: float = 0.3  # decimetres, relative to the wrist
+    vertices: Weight = 2.0  # L1, relative to the wrist
+    joints: Weight = 2.0  # as vertices
+    root_vertices: Weight = 10.0  # the same in the hand's own frame, orientation taken out
+    root_joints: Weight = 10.0  # as root_vertices
+    keypoints: Weight = 1.0  # L1 of the projected joints, NDC of the crop
+    orientation: Weight = 1.0  # L1 of the matrix of the whole hand
+    pose: Weight = 2.0  # L1 of the 15 matrices of the fingers
+    betas: Weight = 0.02  # L1; small, for a photograph says little about them
+    heatmaps: Weight = 0.25  # dense supervision, in training only
+    heatmap_keypoints: Weight = 1.0  # L1 of the heatmaps' centres, NDC
+    heatmap_depths: Weight = 0.3  # decimetres, relative to the wrist
     # Of the mesh's triangles: how far edges are from lying in the true triangle's plane (cosine with its normal), and
     # how much longer or shorter than the true ones they are, metres. Meshes whose vertices are predicted one by one
     # need them to be smooth (I2L-MeshNet; MobRecon: 0.1 and 1). One that a hand model poses is smooth without, so they
     # are off: to be tried where fingers come out too thick, or turned about their own axes.
-    normals: float = 0.0
-    edges: float = 0.0  # as normals
-    confidence: float = 0.1  # cross-entropies of the optional heads
-    handedness: float = 0.2  # cross-entropy, as confidence
-    joint_confidence: float = 0.1  # cross-entropy, as confidence
+    normals: Weight = 0.0
+    edges: Weight = 0.0  # as normals
+    confidence: Weight = 0.1  # cross-entropies of the optional heads
+    handedness: Weight = 0.2  # cross-entropy, as confidence
+    joint_confidence: Weight = 0.1  # cross-entropy, as confidence
 
 
 class LossNorms(Settings):
