@@ -34,7 +34,7 @@ from handmesh.hand.grid import GridTarget, decode, fitted, in_image
 from handmesh.learn.distributed import Ranks, joined_ranks, parallel
 from handmesh.learn.optimizer import make_optimizer, set_learning_rate, takes_bfloat16, update_average
 from handmesh.learn.resume import open_run
-from handmesh.learn.run_folder import RunLog, describe_data, write_run_record
+from handmesh.learn.run_folder import RunLog, describe_data, describe_weights, write_run_record
 from handmesh.metrics import match_boxes
 from handmesh.model.bundled import find_model
 from handmesh.model.checkpoint import load_model, save_state
@@ -147,7 +147,7 @@ def train_detector(
             optimizer.load_state_dict(state["optimizer"])
             logger.info("resuming at step %d of %d", first, config.steps)
         if ranks.is_main:
-            start = {"start_from": config.start_from} if state is None else None
+            start = None if state is not None else _describe_start(config.start_from)
             write_run_record(config, directory, ranks.count, describe_data(mixture.files()), start)
         log = RunLog(directory, first, tensorboard=False) if ranks.is_main else None
         if takes_bfloat16(config, ranks.device):
@@ -216,15 +216,25 @@ def train_detector(
 
 def start_weights(model: HandDetectorNet, name: str) -> None:
     """The trunk of a hand mesh model, or all of a detector (.onnx). Raises CheckpointError."""
-    if name.endswith(DETECTOR_SUFFIX):
-        weights = weights_in(Path(name))
+    path = _start_file(name)
+    if path.suffix == DETECTOR_SUFFIX:
+        weights = weights_in(path)
         try:
             model.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in weights.items()})
         except RuntimeError as error:
             raise CheckpointError(f"{name} is a detector of other settings: {str(error).splitlines()[0]}") from None
         return
-    start, _ = load_model(find_model(name))
+    start, _ = load_model(path)
     model.start_from(start.backbone.reparameterize().state_dict())
+
+
+def _start_file(name: str) -> Path:
+    """Of a detector's path, or of what `find_model` finds."""
+    return Path(name) if name.endswith(DETECTOR_SUFFIX) else find_model(name)
+
+
+def _describe_start(name: str | None) -> dict[str, Any]:
+    return {} if name is None else {"start_from": describe_weights(name, _start_file(name))}
 
 
 @torch.no_grad()

@@ -54,14 +54,16 @@ def describe_data(sources: Iterable[tuple[str, int, Iterable[Path]]]) -> dict[st
 def describe_start(config: TrainConfig, hand: HandArrays) -> dict[str, Any]:
     """What a run starts from, each with its SHA-256: the hand and the weights."""
     inputs: dict[str, Any] = {"hand": {"name": config.model.hand, "sha256": hand.sha256}}
-    for key, name, find in (
-        ("pretrained", config.pretrained, find_backbone_weights),
-        ("start_from", config.start_from, find_model),
-    ):
-        if name is not None:
-            path = find(name)
-            inputs[key] = {"name": name, "path": str(path), "sha256": sha256_of_file(path)}
+    if config.pretrained is not None:
+        inputs["pretrained"] = describe_weights(config.pretrained, find_backbone_weights(config.pretrained))
+    if config.start_from is not None:
+        inputs["start_from"] = describe_weights(config.start_from, find_model(config.start_from))
     return inputs
+
+
+def describe_weights(name: str, path: Path) -> dict[str, str]:
+    """What a setting calls `name`: where it lies, and its SHA-256."""
+    return {"name": name, "path": str(path), "sha256": sha256_of_file(path)}
 
 
 def write_run_record(

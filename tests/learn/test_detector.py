@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -137,6 +138,20 @@ def test_a_run_stopped_and_resumed_ends_as_one_that_was_not(scenes, tmp_path):
     for name, value in weights_in(whole).items():
         assert np.array_equal(value, weights_in(resumed)[name]), name
     assert HandDetector(resumed, min_score=0.0)(np.zeros((50, 70, 3), np.uint8))
+
+
+def test_a_run_records_the_weights_that_it_started_from(scenes, tmp_path):
+    """It noted their name alone: which weights had it been?"""
+    start = tmp_path / "start.onnx"
+    write_detector(start, HandDetectorNet(DetectorModel(width=8)), {})
+    sha256 = hashlib.sha256(start.read_bytes()).hexdigest()
+    settings = config(scenes, start_from=str(start), steps=20, checkpoint_every=20, evaluate_every=20)
+    train_detector(settings, tmp_path / "run", should_stop=lambda: True)
+    start.unlink()
+    train_detector(settings, tmp_path / "run", resume=True)  # needs it no more, and knows what it was
+    recorded = json.loads((tmp_path / "run" / "environment.json").read_text())["inputs"]
+    assert recorded["start_from"] == {"name": str(start), "path": str(start), "sha256": sha256}
+    assert recorded["data"]["scenes0"]["samples"] == 2
 
 
 def test_labels_that_changed_since_a_run_began_are_told(scenes, tmp_path, caplog):
