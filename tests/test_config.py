@@ -272,4 +272,8 @@ def test_a_detector_loss_is_never_rewarded_for_being_wrong(section):
 
 
 def test_angles_are_radians():
+    """Degrees turned every photograph by half a turn."""
     assert 0 < Augmentation().upright_noise < math.pi
+    for angle in ("photo_augmentation.rotation", "photo_augmentation.upright_noise", "augmentation.upright_noise"):
+        with pytest.raises(ConfigError, match=rf"{angle}: .*less than or equal to 3\.14.*found 90"):
+            load_config(None, [f"{angle}=90"])

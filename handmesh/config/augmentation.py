@@ -13,7 +13,7 @@ class Augmentation(Settings):
     """How a synthetic hand is seen anew."""
 
     upright_prob: float = Field(default=0.6, ge=0, le=1)  # share of samples turned so that the hand points up ...
-    upright_noise: float = Field(default=math.radians(25), ge=0)  # ... give or take; the rest get any turn
+    upright_noise: float = Field(default=math.radians(25), ge=0, le=math.pi)  # ... give or take; the rest get any turn
     margin: tuple[float, float] = (1.15, 2.2)  # crop side over the keypoints' box
     center_jitter: float = Field(default=0.12, ge=0)  # of the crop's side, standard deviation 0.5 of this
     # Whole photos show small hands: this share of samples draws its margin from context_scale instead.
@@ -31,11 +31,11 @@ class Augmentation(Settings):
 class PhotoAugmentation(Settings):
     """How a photograph is seen anew. The defaults are METRO's (`augm_params` in its data code): no flip, no shift."""
 
-    rotation: float = Field(default=math.pi / 2, ge=0)  # radians, standard deviation; cut at half a turn
+    rotation: float = Field(default=math.pi / 2, ge=0, le=math.pi)  # radians, standard deviation; cut at half a turn
     no_rotation_prob: float = Field(default=0.6, ge=0, le=1)  # share of samples that are not turned
     # Before all that: this share of samples is turned so that the hand points up, give or take.
     upright_prob: float = Field(default=0.0, ge=0, le=1)
-    upright_noise: float = Field(default=math.radians(25), ge=0)  # radians
+    upright_noise: float = Field(default=math.radians(25), ge=0, le=math.pi)  # radians
     scale: float = Field(default=0.25, ge=0, lt=1)  # of the side's factor: standard deviation, and where it is cut
     shift: float = Field(default=0.0, ge=0)  # of the crop's side: cut, standard deviation half of it
     # The first crop of a whole photo shows a small hand: this share of samples has a crop larger by a factor from here.
