@@ -31,8 +31,9 @@ class LossWeights(Settings):
     heatmap_depths: Weight = 0.3  # decimetres, relative to the wrist
     # Of the mesh's triangles: how far edges are from lying in the true triangle's plane (cosine with its normal), and
     # how much longer or shorter than the true ones they are, metres. Meshes whose vertices are predicted one by one
-    # need them to be smooth (I2L-MeshNet; MobRecon: 0.1 and 1). One that a hand model poses is smooth without, so they
-    # are off: to be tried where fingers come out too thick, or turned about their own axes.
+    # need them to be smooth (I2L-MeshNet, whose definitions these are; MobRecon, in metres: 0.02 and 1 times the weight
+    # of the vertices). One that a hand model poses is smooth without, so they are off: to be tried where fingers come
+    # out too thick, or turned about their own axes.
     normals: Weight = 0.0
     edges: Weight = 0.0  # as normals
     confidence: Weight = 0.1  # cross-entropies of the optional heads
