@@ -1,7 +1,7 @@
 """Tune the bundled model to photos of your own, and see what it brought. Needs pip install -e ".[train]".
 
     handmesh label photos/ --out labels.jsonl                 or labels of your own
-    python examples/finetune.py labels.jsonl runs/mine        ten minutes on a laptop
+    python examples/finetune.py labels.jsonl runs/mine        half an hour of one core
 
 What to expect: docs/how_to/finetune.md.
 """
