@@ -33,6 +33,21 @@ def test_every_shipped_config_is_valid(path):
     load_any_config(path)
 
 
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if name.startswith("freihand")])
+def test_the_freihand_recipes_watch_all_that_they_hold_out(name):
+    """Of 32,560 photographs in four versions; and plus sees each 100 times, as its comment says."""
+    config = load_config(name)
+    assert config.data.freihand is not None
+    held_out = 4 * round(config.data.freihand.validation * 32_560)
+    assert config.evaluation_count == held_out
+    if config.data.synthetic is None:
+        assert config.epochs == 200
+        return
+    freihand, renders = 4 * 32_560 - held_out, config.data.synthetic.count
+    share = config.data.freihand.weight / (config.data.freihand.weight + config.data.synthetic.weight)
+    assert config.epochs * (freihand + renders) * share / freihand == pytest.approx(100, abs=0.5)
+
+
 def test_no_file_and_an_empty_file_are_the_defaults(tmp_path):
     assert load_config() == TrainConfig() == load_config(written(tmp_path, "# nothing\n"))
 
