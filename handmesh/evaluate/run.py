@@ -136,11 +136,15 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
     evaluation = replace(
         evaluation, joints=score_joints(evaluation.frames), views=score_views(evaluation.frames, angles)
     )
-    comparisons = tuple(row for other in request.against for row in compare(evaluation, other))
+    compared = [(other, compare(evaluation, other)) for other in request.against]
+    names = [rows[0].run for _, rows in compared]
+    comparisons = tuple(  # folders of one name are told apart by their paths
+        row._replace(run=str(other)) if names.count(row.run) > 1 else row for other, rows in compared for row in rows
+    )
     if request.against:
         run["compared with"] = ", ".join(map(str, request.against))
     _clear(request.out)
-    write_scores(request.out, evaluation, run)
+    write_scores(request.out, evaluation, run, comparisons)
     files = [request.out / "scores.json", request.out / "frames.npz"]
     if request.report:
         path = request.out / "report.html"

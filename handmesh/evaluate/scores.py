@@ -67,7 +67,7 @@ PUBLISHED: dict[str, Published] = {
     "METRO, TTA": Published((6.2, 6.3, 0.743, 0.984), "MeshTransformer, docs/EXP.md", "95 views", "metro"),
     "Mesh Graphormer, TTA": Published((5.9, 6.0, 0.764, 0.986), "Lin et al., ICCV 2021", "95 views", "metro"),
     "simpleHand, FastViT-MA36": Published(
-        (5.7, 6.0, None, None), "Zhou et al., CVPR 2024", "no", "box-from-test-labels"
+        (5.7, 6.0, 0.772, 0.986), "Zhou et al., CVPR 2024; F: its code's README", "no", "box-from-test-labels"
     ),
     # The first version of arXiv:1909.04349, on the data set's first release, which is not the one in use. Of the
     # release at hand the same is computed, where its hand model is (`Evaluation.mean_hand`).
@@ -316,7 +316,9 @@ def _pck_of_joints(errors: Array, chosen: NDArray[np.bool_], thresholds: Array) 
 # Files
 
 
-def scores_json(evaluation: Evaluation, run: Mapping[str, Any]) -> dict[str, Any]:
+def scores_json(
+    evaluation: Evaluation, run: Mapping[str, Any], comparisons: Sequence[Comparison] = ()
+) -> dict[str, Any]:
     """What scores.json holds; a figure that does not exist is None. `run`: whatever identifies the run."""
     return {
         **{key: _number(value) for key, value in evaluation.official.items()},
@@ -331,6 +333,7 @@ def scores_json(evaluation: Evaluation, run: Mapping[str, Any]) -> dict[str, Any
         if evaluation.first_iteration is None
         else {key: _number(value) for key, value in evaluation.first_iteration.items()},
         "intervals_95": {key: list(value) for key, value in evaluation.intervals.items()},
+        "against": [{**row._asdict(), "verdict": row.verdict} for row in comparisons] or None,
         "mean_pose_baseline": {key: _number(value) for key, value in evaluation.mean_pose_baseline.items()},
         "mean_hand": {key: _number(value) for key, value in evaluation.mean_hand.items()} or None,
         "frames": len(evaluation.frames),
@@ -343,10 +346,12 @@ def scores_json(evaluation: Evaluation, run: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def write_scores(directory: Path, evaluation: Evaluation, run: Mapping[str, Any]) -> None:
+def write_scores(
+    directory: Path, evaluation: Evaluation, run: Mapping[str, Any], comparisons: Sequence[Comparison] = ()
+) -> None:
     """Write scores.json and frames.npz (the fields of FrameScores) into a folder, made if it is not there."""
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(scores_json(evaluation, run), indent=1, allow_nan=False)
+    text = json.dumps(scores_json(evaluation, run, comparisons), indent=1, allow_nan=False)
     write_atomically(directory / "scores.json", text.encode())
     buffer = io.BytesIO()
     arrays = {f.name: getattr(evaluation.frames, f.name) for f in fields(FrameScores)}

@@ -438,9 +438,27 @@ def test_the_command_scores_a_prediction_file(truth, predicted, scored, tmp_path
     )
     assert third.exit_code == 0, third.output
     assert {"in out,", "in second,"} <= set(re.findall(r"in \w+,", third.output))
+    rows = json.loads((tmp_path / "third" / "scores.json").read_text())["against"]  # a script's, too
+    assert {row["run"] for row in rows} == {"out", "second"}
+    assert {(row["difference"], *row["interval"], row["verdict"]) for row in rows} == {(0, 0, 0, "within chance")}
     page = (tmp_path / "third" / "report.html").read_text()
     assert "Against other runs" in page
     assert "Error by view" in page
+
+
+def test_earlier_runs_in_folders_of_one_name_are_told_apart(truth, predicted, scored, tmp_path, invoke):
+    """Both were called `scores`, as the folder in each run's own."""
+    freihand_folder(tmp_path, truth)
+    write_predictions(tmp_path / "pred.zip", *predicted)
+    folders = [tmp_path / run / "scores" for run in ("first", "second")]
+    for folder in folders:
+        write_scores(folder, scored, {})
+    arguments = "--predictions", tmp_path / "pred.zip", "--ground-truth", tmp_path, "--no-report", "--json"
+    result = invoke(
+        *arguments, "--out", tmp_path / "out", *(part for folder in folders for part in ("--against", folder))
+    )
+    assert result.exit_code == 0, result.output
+    assert {row["run"] for row in json.loads(result.stdout)["against"]} == set(map(str, folders))
 
 
 def test_the_command_hides_what_means_nothing(truth, predicted, tmp_path, invoke):
