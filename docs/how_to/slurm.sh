@@ -15,8 +15,9 @@
 #SBATCH --requeue
 set -euo pipefail
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun torchrun \
+machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # one a line
+# SLURM 22.05 and later give a step one core unless srun, too, is told how many: loaders would share it.
+srun --cpus-per-task "$SLURM_CPUS_PER_TASK" torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" \
-    --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$first:29500" \
+    --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "${machines%%$'\n'*}:29500" \
     -m handmesh train "$@" --resume

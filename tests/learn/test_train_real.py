@@ -545,6 +545,26 @@ def test_missing_weights_are_answered_with_how_to_get_them(name, prepared, tmp_p
         train(config, tmp_path / "run")
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the script is for Linux: needs bash")
+def test_the_slurm_script_starts_a_torchrun_on_each_machine_with_all_its_cores(tmp_path):
+    """With SLURM's commands stood in for. The step had one core for all loaders, from SLURM 22.05 on; and `head`, which
+    reads no more than the first name, could end the script with its writer's SIGPIPE.
+    """
+    for name, says in (("scontrol", "echo n7; sleep 0.1; echo n8"), ("srun", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{says}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"JOB_NODELIST": "n[7-8]", "JOB_ID": "42", "NNODES": "2", "GPUS_ON_NODE": "4", "CPUS_PER_TASK": "48"}
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"} | {f"SLURM_{k}": v for k, v in slurm.items()}
+    script = ["bash", str(ROOT / "docs" / "how_to" / "slurm.sh"), "freihand_ma36_plus", "--out", "runs/plus"]
+    ran = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
+    step, run = ran.stdout.split(" torchrun ")
+    assert step == "--cpus-per-task 48"
+    assert run.strip() == (
+        "--nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-id 42 --rdzv-endpoint n7:29500 "
+        "-m handmesh train freihand_ma36_plus --out runs/plus --resume"
+    )
+
+
 @pytest.mark.slow
 def test_eight_photographs_can_be_learnt_by_heart(prepared, tmp_path, monkeypatch):
     """To under 2 mm PA-MPVPE: everything from labels to losses agrees, or it would not fit."""
