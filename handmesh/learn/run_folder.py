@@ -16,7 +16,8 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,19 +135,18 @@ class RunLog:
         self._tracker = tracker
         self._file = directory / METRICS
         _rewind(self._file, step)
-        self._writer = _tensorboard_writer(directory / "tensorboard", step) if tensorboard else None
+        self._curves = directory / "tensorboard"
+        self._writer = _tensorboard_writer(self._curves, step) if tensorboard else None
 
     def add(self, step: int, record: Mapping[str, Any], group: str) -> None:
         """One line of metrics.jsonl, and a point on each curve of `group`. Raises CheckpointError on a full disk."""
-        try:
-            with open(self._file, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **record}) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"{self._file} cannot be written: {error.strerror or error}.") from error
+        with _writing(self._file), open(self._file, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **record}) + "\n")
         figures = {f"{group}/{name}": float(value) for name, value in record.get(group, record).items()}
         if self._writer is not None:
-            for name, value in figures.items():
-                self._writer.add_scalar(name, value, step)
+            with _writing(self._curves):
+                for name, value in figures.items():
+                    self._writer.add_scalar(name, value, step)
         if self._tracker is not None:
             self._tracker(step, figures)
 
@@ -157,11 +157,24 @@ class RunLog:
     def add_picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         """(H, W, 3) RGB."""
         if self._writer is not None:
-            self._writer.add_image(name, image, step, dataformats="HWC")
+            with _writing(self._curves):
+                self._writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with _writing(self._curves):
+                self._writer.close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Within, what the disk refuses is a CheckpointError that names the path. TensorBoard says of an earlier figure, at
+    a later one, that there was no space, and not for what.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def _tensorboard_writer(directory: Path, step: int) -> Any:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -41,6 +42,7 @@ from handmesh.errors import AssetError, CheckpointError, ConfigError, DataError
 from handmesh.evaluate.run import EvaluationRequest, run_evaluation
 from handmesh.hand import HandArrays, Handedness, builtin_hand
 from handmesh.learn.distributed import Ranks
+from handmesh.learn.run_folder import RunLog
 from handmesh.learn.train import _crops, train
 from handmesh.model.checkpoint import load_latest_state, load_model
 from handmesh.runtime.engine import open_engine
@@ -444,6 +446,23 @@ def test_a_full_disk_stops_the_run_and_its_last_state_is_whole(settings, tmp_pat
     assert state["step"] == 2
     train(config, tmp_path / "run", resume=True)
     assert load_model(tmp_path / "run" / "model.safetensors")[1]["training"]["steps"] == 4
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs TensorBoard, of the train extra")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the thread that writes
+def test_curves_that_a_full_disk_refuses_are_named(tmp_path):
+    """The run ended with `[Errno 28] No space left on device` alone."""
+    log = RunLog(tmp_path, 0, tensorboard=True)
+    rng = np.random.default_rng(0)
+
+    def draw_on() -> None:
+        for step in range(1000):
+            log.add_picture(step, "drawn", rng.integers(0, 255, (64, 64, 3), np.uint8))
+            time.sleep(0.01)  # for the thread
+
+    named = re.escape(str(tmp_path / "tensorboard"))
+    with disk_with(free=20_000), pytest.raises(CheckpointError, match=f"{named} cannot be written: "):
+        draw_on()
 
 
 def small(path: Path, backbone: str, freihand: Path, packs: Path, mano: HandArrays, folder: Path) -> Any:
