@@ -7,6 +7,7 @@ Where to, and under which account, is theirs to be told (WANDB_MODE, WANDB_PROJE
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from handmesh.config.settings import flat_settings
 from handmesh.config.train import TrainConfig
 from handmesh.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 Tracker = Callable[[int, Mapping[str, float]], None]  # (step, figures by name)
 
@@ -30,10 +33,25 @@ def find_tracker(name: str) -> Any:
 
 
 def open_tracker(name: str, config: TrainConfig, directory: Path) -> Tracker:
-    """A run of the folder's name, which a run that is resumed goes on with. Raises ConfigError."""
+    """A run of the folder's name, which a run that is resumed goes on with. Raises ConfigError.
+
+    What its service does not take later on is a warning: that it cannot be reached ends no training.
+    """
     library = find_tracker(name)
+    refusal: type[Exception] = getattr(library, _ERRORS[name])
     settings = {key: value for key, value in flat_settings(config.model_dump(mode="json")).items() if value is not None}
-    return _OPEN[name](library, settings, directory.resolve())  # `.` has no name
+    try:
+        tracker = _OPEN[name](library, settings, directory.resolve())  # `.` has no name
+    except refusal as error:
+        raise ConfigError(f"--tracker {name} cannot begin a run: {error}") from error
+
+    def tell(step: int, figures: Mapping[str, float]) -> None:
+        try:
+            tracker(step, figures)
+        except refusal as error:
+            logger.warning("--tracker %s was not told of step %d, which is in metrics.jsonl: %s", name, step, error)
+
+    return tell
 
 
 def _open_wandb(wandb: Any, settings: dict[str, Any], directory: Path) -> Tracker:
@@ -55,4 +73,5 @@ def _open_mlflow(mlflow: Any, settings: dict[str, Any], directory: Path) -> Trac
     return lambda step, figures: mlflow.log_metrics(dict(figures), step=step)
 
 
+_ERRORS = {"wandb": "Error", "mlflow": "MlflowException"}  # of each, what its library raises
 _OPEN: dict[str, Callable[[Any, dict[str, Any], Path], Tracker]] = {"wandb": _open_wandb, "mlflow": _open_mlflow}

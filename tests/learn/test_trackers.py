@@ -15,7 +15,13 @@ from handmesh.learn.trackers import open_tracker
 from handmesh.learn.train import train
 
 
+class RefusalError(Exception):
+    pass
+
+
 class FakeWandb(ModuleType):
+    Error = RefusalError
+
     def __init__(self) -> None:
         super().__init__("wandb")
         self.started: list[dict[str, Any]] = []
@@ -28,6 +34,8 @@ class FakeWandb(ModuleType):
 
 
 class FakeMlflow(ModuleType):
+    MlflowException = RefusalError
+
     def __init__(self) -> None:
         super().__init__("mlflow")
         self.started: list[str | None] = []
@@ -82,6 +90,34 @@ def test_mlflow_goes_on_with_the_run_of_the_folder(tiny_config, tmp_path, monkey
     assert library.started == [None, "id of mine"]
     assert [params["steps"] for params in library.params] == [2]
     assert library.logged == [(1, {"training/total": 0.5}), (2, {"training/total": 0.5})]
+
+
+def test_a_service_that_refuses_to_begin_is_said_in_one_line(tiny_config, tmp_path, monkeypatch):
+    """No API key of W&B was a traceback."""
+
+    def init(**_: Any) -> Any:
+        raise RefusalError("No API key configured.")
+
+    library = FakeWandb()
+    monkeypatch.setattr(library, "init", init)
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    with pytest.raises(ConfigError, match=r"^--tracker wandb cannot begin a run: No API key configured\.$"):
+        open_tracker("wandb", tiny_config(steps=2), tmp_path)
+
+
+def test_a_service_that_is_gone_ends_no_training(tiny_config, tmp_path, monkeypatch, caplog):
+    def log_metrics(figures: dict[str, float], step: int) -> None:
+        if step == 1:
+            raise RefusalError("Connection refused")
+        library.logged.append((step, figures))
+
+    library = FakeMlflow()
+    monkeypatch.setattr(library, "log_metrics", log_metrics)
+    monkeypatch.setitem(sys.modules, "mlflow", library)
+    train(tiny_config(steps=2, log_every=1, evaluate_every=2), tmp_path / "run", tracker="mlflow")
+    assert {line["step"] for line in records(tmp_path / "run")} == {1, 2}
+    assert {step for step, _ in library.logged} == {2}
+    assert "mlflow was not told of step 1, which is in metrics.jsonl: Connection refused" in caplog.text
 
 
 @pytest.mark.parametrize(
