@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,9 +125,9 @@ def train_detector(
     Raises ConfigError, DataError, CheckpointError. Without `resume` the directory must not hold a run already; with it,
     one with these settings, but for where files lie and how it is watched and fed.
     """
-    with say_if_loader_is_killed(), joined_ranks() as ranks:
+    with say_if_loader_is_killed(), joined_ranks() as ranks, ExitStack() as held:
         _set_up(config, ranks)
-        state = open_run(config, directory, resume, ranks)
+        state = open_run(config, directory, resume, ranks, held)
         # What may be wrong first: rendering takes minutes.
         validation = [record for source in config.validation for record in read_scenes(source.path)]
         torch.manual_seed(config.seed)

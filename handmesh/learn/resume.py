@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from handmesh.config.train import TrainConfig
 from handmesh.errors import CheckpointError, ConfigError
 from handmesh.learn.distributed import Ranks
 from handmesh.model.checkpoint import load_latest_state
+from handmesh.system.lock import locked
 
 # Settings with these names may differ when a run goes on: where its files lie now, and how it is watched and fed.
 _MAY_CHANGE = frozenset(
@@ -28,20 +30,29 @@ _MAY_CHANGE = frozenset(
     )
 )
 
+_LOCK = ".run.lock"
+# Loaders of a run that was killed hold its lock until they see that it is gone, for which they look every 5 seconds.
+_LOADERS_END_S = 15.0
+
 _MODELS = ("model.safetensors", "detector.onnx")  # what a run makes
 
 
 def open_run(
-    config: TrainConfig | DetectorConfig, directory: Path, resume: bool, ranks: Ranks
+    config: TrainConfig | DetectorConfig, directory: Path, resume: bool, ranks: Ranks, held: ExitStack
 ) -> dict[str, Any] | None:
-    """The state to go on from, or None; the directory is there afterwards. The same in all processes.
+    """The state to go on from, or None; the directory is there afterwards, and no other run's until `held` ends. The
+    same in all processes.
 
-    Raises ConfigError for a folder that holds a run when none is to be resumed, or one with other settings;
-    CheckpointError where no state can be read, or the processes find different ones.
+    Raises ConfigError for a folder that another run is writing to, one that holds a run when none is to be resumed, or
+    one with other settings; CheckpointError where no state can be read, or the processes find different ones.
     """
+
+    def refuse() -> None:
+        raise ConfigError(f"Another run is writing to {directory}: wait for its end, or choose another --out.")
 
     def claim() -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(directory / _LOCK, refuse, _LOADERS_END_S))
         if any(directory.glob("state-*.pt")) and not resume:
             raise ConfigError(
                 f"{directory} already holds a run: add --resume to go on with it, or choose another --out."

@@ -122,7 +122,7 @@ def train(
         settings, device = config.model_dump(mode="json"), ranks.device
         _set_up(config, ranks)
         hand = ranks.run_on_main(lambda: load_hand(config.model.hand)) or load_hand(config.model.hand)
-        state = open_run(config, directory, resume, ranks)
+        state = open_run(config, directory, resume, ranks, stack)
         if state is not None:
             ranks.run_on_main(lambda: _check_hand(state, config, directory, hand))
         if tracker is not None:  # before hours of rendering, too

@@ -10,11 +10,13 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def locked(path: Path, when_taken: Callable[[], None]) -> Iterator[None]:
-    """The lock of the file `path`. Another process has it: `when_taken`, and unless that raises, it is waited for."""
+def locked(path: Path, when_taken: Callable[[], None], patience: float = 0.0) -> Iterator[None]:
+    """The lock of the file `path`. Another process has it, and still has after `patience` seconds: `when_taken`, and
+    unless that raises, it is waited for.
+    """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         when_taken()
         lock.acquire()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import ExitStack
 
 import cv2
 import numpy as np
@@ -176,8 +177,8 @@ def test_a_stopped_run_is_saved_before_it_is_scored(scenes, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         train_detector(settings, tmp_path, should_stop=lambda: True)
     assert load_latest_state(tmp_path)["step"] == 10
-    with pytest.raises(ConfigError, match="holds a run of a detector"):
-        open_run(parse_config({}, "test"), tmp_path, resume=True, ranks=Ranks(torch.device("cpu")))
+    with ExitStack() as held, pytest.raises(ConfigError, match="holds a run of a detector"):
+        open_run(parse_config({}, "test"), tmp_path, resume=True, ranks=Ranks(torch.device("cpu")), held=held)
 
 
 def test_missing_photographs_are_said_before_anything_is_rendered(scenes, tmp_path):

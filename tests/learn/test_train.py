@@ -323,6 +323,25 @@ def test_nothing_is_overwritten_by_accident(tiny_config, tmp_path):
     assert (run / "model.safetensors").read_bytes() == before["model.safetensors"]
 
 
+def test_two_runs_do_not_write_to_one_folder(tiny_config, tmp_path, monkeypatch):
+    """Both went on from one state: steps stood in metrics.jsonl twice, and one began by deleting the state that the
+    other was writing.
+    """
+    monkeypatch.setattr("handmesh.learn.resume._LOADERS_END_S", 0.0)
+    config, refused = tiny_config(steps=4, log_every=1, checkpoint_every=2), []
+
+    def begin_another(progress):
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match=r"Another run is writing to .*run: wait for its end"):
+                train(config, tmp_path / "run", resume=resume)
+            refused.append(progress.step)
+
+    train(config, tmp_path / "run", on_progress=begin_another)
+    assert refused == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert [record["step"] for record in records(tmp_path / "run") if "total" in record] == [1, 2, 3, 4]
+    assert not list((tmp_path / "run").glob(".*")), "no lock is left"
+
+
 def test_what_no_number_depends_on_may_change_when_a_run_goes_on(tiny_config, tmp_path):
     """Another machine has its data elsewhere and another number of cores; what is half written there goes away."""
     run, half = tmp_path / "run", tmp_path / "run" / ".state-00000002.pt.99.partial"
