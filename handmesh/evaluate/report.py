@@ -113,10 +113,9 @@ def _scores(evaluation: Evaluation) -> str:
     if evaluation.mean_hand:
         rows.append(_score_row("the hand model's mean shape and pose, on this set", evaluation.mean_hand))
     for name, published in PUBLISHED.items():
-        row = _score_row(name, dict(zip(PAPER_KEYS, published.figures, strict=True)), dim=True)
         told = f"{published.source}; TTA: {published.tta}; crop: {published.crop}"
-        rows.append(row.replace("</tr>", f"<td class=source>{html.escape(told)}</td></tr>"))
-    head += "<th>source</th>"
+        rows.append(_score_row(name, dict(zip(PAPER_KEYS, published.figures, strict=True)), dim=True, source=told))
+    head += "<th class=source>source</th>"
     note = (
         "Aligned frame by frame as the official tool does (similarity, reflections allowed; joints and vertices each "
         "on their own). Brackets: 95 % bootstrap interval over frames. Published rows are on FreiHAND's evaluation set "
@@ -136,6 +135,7 @@ def _score_row(
     *,
     strong: bool = False,
     dim: bool = False,
+    source: str = "",
 ) -> str:
     cells = []
     for key in PAPER_KEYS:
@@ -144,6 +144,7 @@ def _score_row(
             low, high = (format_figure(key, end) for end in intervals[key])
             text += f" <small>[{low}, {high}]</small>"
         cells.append(f"<td>{text}</td>")
+    cells.append(f"<td class=source>{html.escape(source)}</td>")
     kind = " class=strong" if strong else " class=dim" if dim else ""
     return f"<tr{kind}><th scope=row>{html.escape(name)}</th>{''.join(cells)}</tr>"
 
@@ -627,6 +628,7 @@ th[scope=row], .facts td { text-align: left; font-weight: normal; }
 th[scope=row] { white-space: normal; min-width: 8.5em; }
 thead th { font-weight: 600; }
 .facts td { white-space: normal; overflow-wrap: anywhere; } .strong > * { font-weight: 650; }
+td.source, th.source { text-align: left; white-space: normal; min-width: 15em; }
   .dim > * { color: var(--dim); }
 small { display: block; font-weight: normal; color: var(--dim); } summary { cursor: pointer; margin: 0.8em 0; }
 .grid { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
+from browser import CHROMIUM, chromium
 from scored_hands import hands, mapped, sane
 
 from handmesh.evaluate.official_files import HandPoints
@@ -92,6 +93,18 @@ def test_the_page_is_whole_and_says_the_scores(report, tmp_path):
     ):
         assert told in text
     assert report.evaluation.truth_sha256 in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_the_sources_of_published_figures_are_seen_without_scrolling(report, tmp_path):
+    """The table was wider than the page, and whether a figure averages views stood beyond its edge."""
+    write_report(tmp_path / "report.html", report)
+    with chromium(tmp_path / "profile") as page:
+        page.resize(1000, 800)
+        page.open((tmp_path / "report.html").as_uri(), "document.readyState === 'complete'")
+        table = "document.querySelector('.scroll')"
+        assert page.run(f"{table}.scrollWidth") == page.run(f"{table}.clientWidth")
+        assert "TTA: 95 views" in page.run(f"{table}.innerText")
 
 
 def test_the_published_mean_hand_is_said_to_be_of_another_release(report, tmp_path):
