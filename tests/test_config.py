@@ -185,6 +185,13 @@ def test_a_file_that_is_no_table_of_settings_is_refused_by_name(text, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("text", ["loss: {joints: 3}\nsteps: 5\nloss: {pose: 1}", "loss:\n  joints: 3\n  joints: 5"])
+def test_nothing_is_said_twice(text, tmp_path):
+    """The last one counted, and a run learnt without what the first had said."""
+    with pytest.raises(ConfigError, match=r"run\.yaml.* (loss|joints) is there twice.*line 3"):
+        load_config(written(tmp_path, text))
+
+
 @pytest.mark.parametrize("name", shipped_configs())
 def test_shipped_settings_load_without_a_warning(name, caplog):
     """One of them went on with names of settings that had changed."""

@@ -91,7 +91,7 @@ def load_any_config(config: str | Path | None = None, overrides: Sequence[str] =
 def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The settings of a file over those of the configuration that its `extends` names. `above`: who extends it."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if tree is not None and not isinstance(tree, dict):
@@ -107,6 +107,18 @@ def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base_path.resolve() in (*above, path.resolve()):
         raise ConfigError(f"{path} extends {base}, which comes back to it: a configuration cannot extend itself.")
     return _merged(_read_tree(base_path, (*above, path.resolve())), tree)
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML comes without types
+    """Refuses a key that is there twice, of which YAML would forget the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        names = [key.value for key in keys]
+        for place, key in enumerate(keys):
+            if key.value in names[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
