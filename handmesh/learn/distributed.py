@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from handmesh.errors import HandMeshError
+from handmesh.errors import ConfigError, HandMeshError
 
 T = TypeVar("T")
 
@@ -88,12 +88,20 @@ class Ranks:
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """As torchrun started this process: one of several, joined by NCCL or Gloo; or the only one."""
+    """As torchrun started this process: one of several, joined by NCCL or Gloo; or the only one.
+
+    Raises ConfigError for more processes on a machine than it has GPUs.
+    """
     cuda = torch.cuda.is_available()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks(torch.device("cuda" if cuda else "cpu"))
         return
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    local = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda and local >= (gpus := torch.cuda.device_count()):
+        raise ConfigError(
+            f"Process {local + 1} of this machine, which shows {gpus} GPUs: wanted --nproc-per-node {gpus}."
+        )
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)

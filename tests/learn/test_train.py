@@ -29,7 +29,7 @@ from handmesh.errors import CheckpointError, ConfigError, DataError
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import HandOutput, builtin_hand
 from handmesh.hand.layer import HandModel
-from handmesh.learn.distributed import Ranks
+from handmesh.learn.distributed import Ranks, joined_ranks
 from handmesh.learn.optimizer import learning_rate_at, make_optimizer, set_learning_rate, update_average
 from handmesh.learn.run_folder import describe_data, describe_start, write_run_record
 from handmesh.learn.targets import complete_targets
@@ -112,6 +112,16 @@ def test_bfloat16_is_refused_by_cards_that_have_none(tiny_config, monkeypatch):
         with pytest.raises(ConfigError, match=says) if refused else nullcontext():
             _check_precision(tiny_config(precision="bfloat16"), torch.device("cuda"))
         _check_precision(tiny_config(precision="float16"), torch.device("cuda"))
+
+
+def test_more_processes_than_gpus_are_told_how_many_to_start(monkeypatch):
+    """It was `CUDA error: invalid device ordinal`, with a traceback."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name, value in (("WORLD_SIZE", "8"), ("LOCAL_RANK", "4")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"Process 5 of .* 4 GPUs: wanted --nproc-per-node 4"), joined_ranks():
+        pass
 
 
 @pytest.mark.parametrize("gains", [True, False])
