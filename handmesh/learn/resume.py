@@ -46,13 +46,17 @@ def open_run(
     Raises ConfigError for a folder that another run is writing to, one that holds a run when none is to be resumed, or
     one with other settings; CheckpointError where no state can be read, or the processes find different ones.
     """
+    lock = directory / _LOCK
 
     def refuse() -> None:
-        raise ConfigError(f"Another run is writing to {directory}: wait for its end, or choose another --out.")
+        raise ConfigError(
+            f"Another run is writing to {directory}: wait for its end, or choose another --out. If none is, one that "
+            f"was killed left {lock}, on a file system that cannot lock files: delete it."
+        )
 
     def claim() -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        held.enter_context(locked(directory / _LOCK, refuse, _LOADERS_END_S))
+        held.enter_context(locked(lock, refuse, _LOADERS_END_S))
         if any(directory.glob("state-*.pt")) and not resume:
             raise ConfigError(
                 f"{directory} already holds a run: add --resume to go on with it, or choose another --out."
