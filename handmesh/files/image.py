@@ -5,7 +5,8 @@ checked before a pixel is allocated; it is decoded once, turned upright by its E
 RGB:
 
 * grey and palette images become RGB, CMYK is converted without a colour profile;
-* of 16-bit samples the upper eight bits are kept;
+* of 16-bit samples the upper eight bits are kept, of 32-bit ones as of 16-bit ones, or as of 8-bit ones where none is
+  above 255;
 * transparent pixels are laid on white, the page most pictures are seen on;
 * of an animation, the first frame.
 
@@ -504,8 +505,16 @@ def _rgb(file: PilImage, name: str) -> NDArray[np.uint8]:
     if file.mode == "F":
         raise ImageError(f"{name} is in floating point, which has no certain white: save it with 8 or 16 bits.")
     if file.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it at 255
-        grey = (np.clip(np.asarray(file), 0, 0xFFFF) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
+        samples = np.asarray(file)
+        lowest, highest = int(samples.min()), int(samples.max())
+        if not 0 <= lowest <= highest <= 0xFFFF:
+            raise ImageError(
+                f"{name} has samples from {lowest:,} to {highest:,}, which have no certain white: save it with 8 or 16 "
+                "bits."
+            )
+        # Mode I has 32 bits and says not how many of them are meant: of a picture of 8, Pillow made it with as many.
+        grey = samples if file.mode == "I" and highest <= 0xFF else samples >> 8
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
     if file.mode in ("LA", "PA", "RGBA") or "transparency" in file.info:
         if file.format == "BMP":  # where the fourth byte is most often nothing, and then zero
             return np.asarray(file.convert("RGB"))

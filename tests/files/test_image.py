@@ -482,6 +482,16 @@ def test_arrays_have_the_meaning_of_files():
     np.testing.assert_array_equal(read_image(deep), read_image(encoded(Image.fromarray(deep), "PNG")))
 
 
+def test_32_bit_grey_has_the_bits_that_it_was_made_of():
+    """What Pillow converts to mode I keeps its values; of 8 bits it was read as black, and a depth map as white."""
+    grey = np.linspace(0, 255, 63).astype(np.uint8).reshape(9, 7)
+    np.testing.assert_array_equal(read_image(Image.fromarray(grey).convert("I")), read_image(grey))
+    np.testing.assert_array_equal(read_image(Image.fromarray(grey.astype(np.int32) * 257)), read_image(grey))
+    for array, said in ((grey.astype(np.int32) * 300, "0 to 76,500"), (-grey.astype(np.int32), "-255 to 0")):
+        with pytest.raises(ImageError, match=f"{said}.* 16 bits"):
+            read_image(Image.fromarray(array))
+
+
 def test_a_picture_in_floating_point_is_named(tmp_path):
     """Of a folder of photographs nobody was told which one it was."""
     deep = Image.fromarray(np.ones((9, 7), np.float32))
