@@ -46,7 +46,7 @@ def main() -> None:
     save(
         "first_clip",
         [
-            handmesh.overlay_hands(frame.image, list(hands.values()))[::2, ::2]
+            handmesh.overlay_hands(frame.image, hands.values())[::2, ::2]
             for index, (frame, hands) in frames
             if index in FRAMES
         ],

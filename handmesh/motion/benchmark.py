@@ -64,7 +64,7 @@ def benchmark(
                 before = clock.perf_counter()
                 if number == _UNCOUNTED:
                     started = before
-                drawn = with_ids(overlay_hands(result.frame.image, list(result.hands.values())), result.hands)
+                drawn = with_ids(overlay_hands(result.frame.image, result.hands.values()), result.hands)
                 middle = clock.perf_counter()
                 hud.tick(result.frame.captured)
                 hud.draw(drawn, ["benchmark", KEYS])

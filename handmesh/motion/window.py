@@ -163,7 +163,7 @@ def run_window(
             if result is None:
                 break
             count += 1
-            drawn = overlay_hands(result.frame.image, list(result.hands.values()), skeleton=skeleton)
+            drawn = overlay_hands(result.frame.image, result.hands.values(), skeleton=skeleton)
             if recording is not None:
                 recording.write(result.frame, with_ids(drawn, result.hands), result.hands)
             if options.guide is not None and not result.hands:

@@ -6,18 +6,18 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from handmesh.detect import Box, Source
 from handmesh.draw.colors import HAND_COLORS
-from handmesh.errors import ExportError, ImageError
+from handmesh.errors import ConfigError, ExportError, ImageError
 from handmesh.files.image import ImageSource, encode_image, read_image
 from handmesh.files.mesh import MESH_SUFFIXES, MeshHand, notebook_html, write_hands
 from handmesh.geometry.camera import Intrinsics, WeakPerspectiveCamera, hand_origin_cam
@@ -38,6 +38,7 @@ _JOINT_RADIUS = 0.010  # metres: how far a joint's doubt spreads over the skin
 _MOST_PALE = 0.8  # share of white ...
 _FULL_DOUBT = 0.25  # ... of a joint whose score is so far below one half
 HandednessSource = Literal["given", "found", "assumed"]  # assumed: right, by a network that cannot tell
+AnyHand = TypeVar("AnyHand")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -204,21 +205,24 @@ class HandPrediction:
         return notebook_html([as_mesh_hand(self)])
 
 
-def overlay_hands(image: ImageSource, hands: Sequence[HandPrediction], *, skeleton: bool = False) -> NDArray[np.uint8]:
-    """All meshes, or all skeletons, drawn over a copy of their photograph: (H, W, 3) uint8 RGB.
+def overlay_hands(
+    image: ImageSource, hands: HandPrediction | Iterable[HandPrediction], *, skeleton: bool = False
+) -> NDArray[np.uint8]:
+    """All meshes, or all skeletons, drawn over a copy of their photograph: (H, W, 3) uint8 RGB. One hand will do, too.
 
     `image`: what `read_image` takes, so the array or the path that the predictor was given. Near hands hide far ones.
     Where joints are more likely misplaced than not, meshes are paler, and joints of skeletons are rings. Raises
-    ImageError.
+    ImageError, ConfigError for what is no hand.
     """
     from handmesh.draw.render import overlay_meshes
     from handmesh.draw.skeleton import draw_skeleton
 
+    listed = _listed(hands, HandPrediction)
     photo = read_image(image)
     if not skeleton:
-        return overlay_meshes(photo, drawable_meshes(hands))
+        return overlay_meshes(photo, drawable_meshes(listed))
     drawn = photo.copy()
-    for hand in sorted(hands, key=_distance, reverse=True):
+    for hand in sorted(listed, key=_distance, reverse=True):
         unsure = None if hand.joint_scores is None else hand.joint_scores < 0.5
         drawn = draw_skeleton(drawn, hand.keypoints_image(), occluded=unsure)
     return drawn
@@ -242,37 +246,55 @@ def _distance(hand: HandPrediction) -> float:
 
 
 def save_hands(
-    path: str | os.PathLike[str], hands: Sequence[HandPrediction | MeshHand], image: ImageSource | None = None
+    path: str | os.PathLike[str],
+    hands: HandPrediction | MeshHand | Iterable[HandPrediction | MeshHand],
+    image: ImageSource | None = None,
 ) -> None:
-    """Write all hands of a photograph into one file, by suffix: those that `HandPrediction.save` has.
+    """Write all hands of a photograph, or one, into one file, by suffix: those that `HandPrediction.save` has.
 
-    Hands that nobody predicted come as `MeshHand`; they cannot be drawn over a photograph. Raises ExportError, and
-    ImageError for a picture without its photograph.
+    Hands that nobody predicted come as `MeshHand`; they cannot be drawn over a photograph. Raises ExportError,
+    ImageError for a picture without its photograph, ConfigError for what is no hand.
     """
     target = Path(path)
+    listed: list[HandPrediction | MeshHand] = _listed(hands, (HandPrediction, MeshHand))
     if target.suffix.lower() in (".png", ".jpg", ".jpeg"):
         if image is None:
             raise ImageError(f"{target} is a picture: give the photograph that the hands are drawn over (image=...).")
-        predicted = [hand for hand in hands if isinstance(hand, HandPrediction)]
-        if len(predicted) < len(hands):
+        predicted = [hand for hand in listed if isinstance(hand, HandPrediction)]
+        if len(predicted) < len(listed):
             raise ExportError(f"{target} is a picture: a MeshHand has no place in one. Write a mesh, such as .glb.")
         write_atomically(target, encode_image(overlay_hands(image, predicted), target.suffix))
         return
     if target.suffix.lower() not in MESH_SUFFIXES:
         raise ExportError(
-            f"Cannot write hands as {target.suffix or 'a file without suffix'!r}; wanted one of "
+            f"Cannot write hands as {repr(target.suffix) if target.suffix else 'a file without suffix'}; wanted one of "
             f"{', '.join(MESH_SUFFIXES)}, or a picture: .png, .jpg."
         )
-    write_hands(target, _mesh_hands(hands))
+    write_hands(target, _mesh_hands(listed))
+
+
+def _listed(hands: AnyHand | Iterable[AnyHand], kinds: type[AnyHand] | tuple[type[AnyHand], ...]) -> list[AnyHand]:
+    """One hand is a list of one."""
+    listed = list(hands) if isinstance(hands, Iterable) else [hands]
+    for hand in listed:
+        if not isinstance(hand, kinds):
+            raise ConfigError(
+                f"{type(hand).__name__} is no hand: wanted the hands of one photo, as a predictor gives them, or one "
+                "of them. Of `follow_video` those are hands.values()."
+            )
+    return listed
 
 
 def _mesh_hands(hands: Sequence[HandPrediction | MeshHand]) -> list[MeshHand]:
     return [hand if isinstance(hand, MeshHand) else as_mesh_hand(hand, index) for index, hand in enumerate(hands)]
 
 
-def show_hands(hands: Sequence[HandPrediction | MeshHand]) -> None:
-    """Hands in 3D, placed to each other, to be turned: in the notebook that this runs in, or else in the browser."""
-    meshes = _mesh_hands(hands)
+def show_hands(hands: HandPrediction | MeshHand | Iterable[HandPrediction | MeshHand]) -> None:
+    """Hands in 3D, placed to each other, to be turned: in the notebook that this runs in, or else in the browser.
+
+    Raises ConfigError for what is no hand.
+    """
+    meshes = _mesh_hands(_listed(hands, (HandPrediction, MeshHand)))
     # A terminal's IPython has no kernel, and no place for a page.
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None

@@ -788,6 +788,24 @@ def test_hands_are_drawn_over_whatever_the_photo_was_given_as(hand, photo, tmp_p
         np.testing.assert_array_equal(overlay_hands(image, [hand]), wanted)
 
 
+def test_one_hand_is_a_list_of_one(hand, photo, tmp_path):
+    """`overlay_hands(photo, hand)` raised TypeError, and a generator of hands ValueError."""
+    for one in (hand, iter([hand]), {1: hand}.values()):
+        np.testing.assert_array_equal(overlay_hands(photo, one), overlay_hands(photo, [hand]))
+    save_hands(tmp_path / "list.glb", [hand])
+    save_hands(tmp_path / "one.glb", hand)
+    save_hands(tmp_path / "drawn.png", iter([hand]), photo)
+    assert (tmp_path / "one.glb").read_bytes() == (tmp_path / "list.glb").read_bytes()
+
+
+@pytest.mark.parametrize(("found", "of"), [(lambda hand: {1: hand}, "int"), (lambda hand: [[hand]], "list")])
+def test_what_is_no_hand_is_refused(found, of, hand, photo, tmp_path):
+    """The dictionary of `follow_video`, and the answer to several photos, ended in Python's own errors."""
+    for use in (lambda what: overlay_hands(photo, what), lambda what: save_hands(tmp_path / "x.glb", what)):
+        with pytest.raises(ConfigError, match=rf"^{of} is no hand: .*hands\.values\(\)"):
+            use(found(hand))
+
+
 def test_the_near_hand_hides_the_far_one(hand, photo):
     """Each was drawn at a depth of its own, in pixels of its own scale: a far finger came through a near palm."""
     far = replace(hand, handedness=hand.handedness.other, crop=replace(hand.crop, size=0.6 * hand.crop.size))
