@@ -89,6 +89,11 @@ class Intrinsics:
             )
 
     @classmethod
+    def of(cls, known: Intrinsics | ArrayLike) -> Intrinsics:
+        """From K, as `from_matrix`; an `Intrinsics` is itself."""
+        return known if isinstance(known, Intrinsics) else cls.from_matrix(known)
+
+    @classmethod
     def from_matrix(cls, matrix: ArrayLike) -> Intrinsics:
         """From K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]. Raises ConfigError for any other form.
 

@@ -117,14 +117,17 @@ def pose_from_angles(hand: HandArrays, angles: Floats | Mapping[str, Sequence[fl
     By name, {"index_pip": (flexion, abduction, twist), ...} -> (16, 3, 3), what is left out being zero: the inverse of
     `joint_angles()`, so here the bone is swung before it is flexed, as `angles_from_pose` measures.
 
-    Raises ConfigError for what is no hand model and for another name than MANO's joints have, ValueError for angles of
-    another shape.
+    Raises ConfigError for what is no hand model, for another name than MANO's joints have and for other than three
+    angles of one, ValueError for an array of another shape.
     """
     if not isinstance(hand, HandArrays):
         raise ConfigError(f"The hand is of type {type(hand).__name__}, wanted what load_hand(name, side) gives.")
     if named := isinstance(angles, Mapping):
         if unknown := [name for name in angles if name not in MANO_JOINT_NAMES]:
             raise ConfigError(f"No joint {unknown[0]!r} bends. Those that do are {', '.join(MANO_JOINT_NAMES)}.")
+        for name, of_joint in angles.items():
+            if np.shape(of_joint) != (3,):
+                raise ConfigError(f"Angles of {name!r} are {of_joint!r}: wanted flexion, abduction, twist in radians.")
         angles = np.array([angles.get(name, (0.0, 0.0, 0.0)) for name in MANO_JOINT_NAMES])
     angles = np.asarray(angles, float)
     if angles.shape[-2:] != (MANO_JOINT_COUNT, 3):

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from handmesh.errors import AssetError
+from handmesh.errors import AssetError, DataError
 from handmesh.hand.skeleton import (
     FINGERTIP_VERTICES,
     JOINT_NAMES,
@@ -155,8 +155,13 @@ class HandArrays:
         return digest.hexdigest()
 
     def shaped(self, betas: ArrayLike | None = None) -> ShapedHand:
-        """(*B, 10) shape coefficients -> the hands of such people; None is the mean shape."""
+        """(*B, 10) shape coefficients -> the hands of such people; None is the mean shape.
+
+        Raises DataError for another shape.
+        """
         shape = np.zeros(BETA_COUNT) if betas is None else np.asarray(betas, np.float64)
+        if shape.shape[-1:] != (BETA_COUNT,):
+            raise DataError(f"betas are {shape.shape}, wanted (*B, {BETA_COUNT}).")
         offsets = shape @ self.shapedirs.reshape(-1, BETA_COUNT).T
         vertices = self.v_template + offsets.reshape(*shape.shape[:-1], VERTEX_COUNT, 3)
         return ShapedHand(self, shape, vertices, self.J_regressor @ vertices)
@@ -205,9 +210,14 @@ class ShapedHand:
     def posed(self, rotations: ArrayLike) -> PosedHand:
         """(*B, 16, 3, 3) parent-relative rotations, MANO's order; [0] turns the hand about its root joint.
 
-        All of them the identity is the flat rest pose (the mean pose is not added).
+        All of them the identity is the flat rest pose (the mean pose is not added). Raises DataError for another shape.
         """
         R = np.asarray(rotations, np.float64)
+        if R.shape[-3:] != (MANO_JOINT_COUNT, 3, 3):
+            raise DataError(
+                f"rotations are {R.shape}, wanted matrices, (*B, {MANO_JOINT_COUNT}, 3, 3): `pose_from_angles` makes "
+                "them of angles, `from_smplx` of axis-angle."
+            )
         orientations, joints = posed_tree(R, self.joints)
         batch = joints.shape[:-2]
         # posed = orientation @ rest + shift, blended per vertex.

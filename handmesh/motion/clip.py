@@ -24,8 +24,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import ArrayLike
+
 from handmesh.detect import Detector
-from handmesh.errors import DataError, ExportError
+from handmesh.errors import DataError, ExportError, ImageError
 from handmesh.files.animation import encode_animation, encode_bvh
 from handmesh.files.video import Codec, Frame, FrameSource, VideoWriter, open_source
 from handmesh.geometry.camera import Intrinsics
@@ -97,12 +99,12 @@ def with_handedness_settled(
 
 
 def follow_video(
-    clip: str | os.PathLike[str] | FrameSource,
+    clip: str | os.PathLike[str] | int | FrameSource,
     predictor: Predictor,
     *,
     detector: Detector | None = None,
     handedness: Handedness | str = AUTO,
-    intrinsics: Intrinsics | None = None,
+    intrinsics: Intrinsics | ArrayLike | None = None,
     tracking: Tracking | None = None,
     smoothing: Smoothing | None = Smoothing(),
     fps: float = 30.0,
@@ -113,16 +115,27 @@ def follow_video(
             frame.time, frame.image                     # seconds; (H, W, 3) uint8 RGB
             for id, hand in hands.items(): ...
 
-    `clip`: what `open_source` takes (a file, a folder of photographs, which come at `fps`, a camera's number as text or
-    an address), or a source of your own. Of a clip no hand begins as the one that it is not: while one is new, its
+    `clip`: what `open_source` takes (a file, a folder of photographs, which come at `fps`, a camera's number or
+    address), or a source of your own. Of a clip no hand begins as the one that it is not: while one is new, its
     frames wait for up to a second. A camera's do not wait, and the newest comes. `detector`: who finds hands; None: the
-    predictor's, or where it has none the network, in the whole picture, one hand. `smoothing`: None is what the network
-    says. Options are those of `HandFollower`. Raises ImageError for a clip that cannot be read, ConfigError for options
-    that cannot be meant.
+    predictor's, or where it has none the network, in the whole picture, one hand. `intrinsics`: an `Intrinsics` or K.
+    `smoothing`: None is what the network says. Options are those of `HandFollower`. Raises ImageError for a clip that
+    cannot be read, ConfigError for options that cannot be meant.
     """
     follower = HandFollower(predictor, detector=detector, handedness=handedness, tracking=tracking, smoothing=smoothing)
-    source = open_source(os.fspath(clip), fps) if isinstance(clip, str | os.PathLike) else clip
-    return _followed(source, follower, intrinsics)
+    known = None if intrinsics is None else Intrinsics.of(intrinsics)
+    return _followed(_opened(clip, fps), follower, known)
+
+
+def _opened(clip: str | os.PathLike[str] | int | FrameSource, fps: float = 30.0) -> FrameSource:
+    if isinstance(clip, str | os.PathLike | int):
+        return open_source(str(clip), fps)
+    if not hasattr(clip, "live"):
+        raise ImageError(
+            f"Cannot read a clip from {type(clip).__name__}; give a file, a folder of photographs, a camera's number "
+            "or address, or a source of your own."
+        )
+    return clip
 
 
 def _followed(
@@ -181,12 +194,12 @@ class VideoResult:
 
 def convert_clip(
     clip: str | os.PathLike[str] | FrameSource,
-    out: Path,
+    out: str | os.PathLike[str],
     predictor: Predictor,
     *,
     detector: Detector | None = None,
     handedness: Handedness | str = AUTO,
-    intrinsics: Callable[[int, int], Intrinsics] = Intrinsics.default_for,
+    intrinsics: Intrinsics | ArrayLike | Callable[[int, int], Intrinsics] = Intrinsics.default_for,
     options: VideoOptions | None = None,
     settings: dict[str, Any] | None = None,
     restart: bool = False,
@@ -194,26 +207,26 @@ def convert_clip(
 ) -> VideoResult:
     """Follow the hands of a clip and write overlay.mp4, hands.jsonl, hand.glb (and right_hand_1.bvh ...) into `out`.
 
-    `clip`: a video file, a folder of photographs, or a source, which is closed in the end. `intrinsics(width, height)`
-    of the upright clip. `settings`: what else, as plain values, must be the same for a run to be gone on with (the
-    detector, boxes).
+    `clip`: a video file, a folder of photographs, or a source, which is closed in the end. `intrinsics`: an
+    `Intrinsics` or K of the upright clip, or what makes one of its width and height. `settings`: what else, as plain
+    values, must be the same for a run to be gone on with (the detector, boxes).
     `progress(done, of)` is called after each frame. `out` is made; a run that was interrupted there is gone on with
     unless `restart`. Raises OtherRunError when the folder is of another run, DataError when the clip has no frames,
     ExportError when a file cannot be written, and what source, detector and predictor raise.
     """
-    source = open_source(os.fspath(clip)) if isinstance(clip, str | os.PathLike) else clip
+    folder, source = Path(out), _opened(clip)
     wanted = options or VideoOptions()
     with closing(source), ExitStack() as held:
         follower = HandFollower(
             predictor, detector=detector, handedness=handedness, tracking=wanted.tracking, smoothing=wanted.smoothing
         )
-        out.mkdir(parents=True, exist_ok=True)
-        _hold(out, held)
+        folder.mkdir(parents=True, exist_ok=True)
+        _hold(folder, held)
         first = source.read()
         if first is None:
             raise DataError(f"{source.name} has no frames.")
         height, width = first.image.shape[:2]
-        known = intrinsics(width, height)
+        known = intrinsics(width, height) if callable(intrinsics) else Intrinsics.of(intrinsics)
         header = LogHeader(
             clip=source.name,
             clip_digest=source.digest,
@@ -232,28 +245,28 @@ def convert_clip(
             },
         )
         if restart:
-            _remove_results(out)
-        log = HandLog(out / LOG_NAME, header, resume=not restart)
+            _remove_results(folder)
+        log = HandLog(folder / LOG_NAME, header, resume=not restart)
         resumed_at = log.frame_count
         if log.state is not None:
             follower.restore(log.state)
         try:
             frames = itertools.chain([first], iter(source.read, None))
-            codec = _run(frames, log, follower, both_sides(predictor.engine.hand), wanted, out, source, progress)
+            codec = _run(frames, log, follower, both_sides(predictor.engine.hand), wanted, folder, source, progress)
         finally:
             log.close()
     tracks = read_tracks(log.path)
     files = [log.path]
     hand = predictor.engine.hand
     if wanted.overlay:
-        files.append(out / OVERLAY_NAME)
+        files.append(folder / OVERLAY_NAME)
     if wanted.animation:
         content = encode_animation(tracks, hand, correctives=not wanted.skin_only)
-        write_atomically(out / ANIMATION_NAME, content)
-        files.append(out / ANIMATION_NAME)
+        write_atomically(folder / ANIMATION_NAME, content)
+        files.append(folder / ANIMATION_NAME)
     if wanted.bvh:
         for track in tracks:
-            path = out / f"{track.name}.bvh"
+            path = folder / f"{track.name}.bvh"
             write_atomically(path, encode_bvh(track, hand, source.fps))
             files.append(path)
     with_hands, followed = 0, set()

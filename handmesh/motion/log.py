@@ -223,10 +223,10 @@ def _header_of(line: bytes) -> dict[str, Any] | None:
 
 def _difference(found: bytes, wanted: str) -> str:
     try:
-        one, other = json.loads(found), json.loads(wanted)
+        one, other = (header | header.pop("options") for header in (json.loads(found), json.loads(wanted)))
         keys = [key for key in other if one.get(key) != other[key]]
-        return ", ".join(f"{key}: {str(one.get(key))[:80]}" for key in keys)
-    except (ValueError, AttributeError):
+        return ", ".join(f"{key}: {str(one.get(key))[:80]}, now {str(other[key])[:80]}" for key in keys)
+    except (ValueError, AttributeError, KeyError, TypeError):
         return "its first line is no header of ours"
 
 

@@ -52,7 +52,7 @@ def parse_sides(handedness: Handedness | str | Sequence[Handedness | str], count
         return [parse_handedness(handedness)] * count
     if len(handedness) != count:
         raise ConfigError(
-            f"Handedness is given {len(handedness)} times for {count} hands: once for all, or once for each box."
+            f"Handedness is a list of {len(handedness)}: wanted one for all hands, or with boxes one for each of them."
         )
     return [parse_handedness(side) for side in handedness]
 
@@ -64,10 +64,8 @@ def parse_camera(
     if sum(value is not None for value in (intrinsics, focal, fov)) > 1:
         raise ConfigError("intrinsics, focal and fov say the same thing in several ways: give one of them.")
     width, height = photo.size
-    if isinstance(intrinsics, Intrinsics):
-        return intrinsics
     if intrinsics is not None:
-        return Intrinsics.from_matrix(intrinsics)
+        return Intrinsics.of(intrinsics)
     if focal is not None:
         return Intrinsics(_number(focal, "focal"), _number(focal, "focal"), (width - 1) / 2, (height - 1) / 2)
     if fov is not None:

@@ -183,8 +183,10 @@ def to_openpose(handedness: Handedness, points: NDArray[Any], scores: NDArray[An
 def from_openpose(person: Mapping[str, Sequence[float]]) -> list[Keypoints]:
     """The hands of one of the `people` in OpenPose's JSON, none to two. A joint of score 0 is not known.
 
-    Raises DataError for anything but 63 numbers of a hand.
+    Raises DataError for anything but 63 numbers of a hand, and for the whole file.
     """
+    if not isinstance(person, Mapping) or "people" in person:
+        raise DataError('Not one person of OpenPose: wanted one of its file\'s people, json.load(file)["people"][0].')
     found = []
     for side in Handedness:
         numbers = np.asarray(person.get(_openpose_key(side), []), np.float64)

@@ -111,26 +111,32 @@ class HandPrediction:
     def _px_per_metre(self) -> float:
         return float(self.camera.scale) * self.crop.size / 2
 
-    def origin_cam(self, intrinsics: Intrinsics | None = None) -> Floats:
+    def origin_cam(self, intrinsics: Intrinsics | ArrayLike | None = None) -> Floats:
         """(3,) metres: where the hand frame's origin lies in the camera frame of the full image."""
-        known = intrinsics or self.intrinsics
+        known = self._known(intrinsics)
         depth = float(self.vertices[:, 2].mean())
         return hand_origin_cam(self.camera, self.crop, known, depth, self.cam_from_hand_axes(known)).astype(np.float32)
 
-    def vertices_cam(self, intrinsics: Intrinsics | None = None) -> Floats:
-        """(778, 3) metres in the camera frame of the full image. As good as the camera's focal length is known."""
+    def vertices_cam(self, intrinsics: Intrinsics | ArrayLike | None = None) -> Floats:
+        """(778, 3) metres in the camera frame of the full image. As good as the camera's focal length is known.
+
+        `intrinsics`: an `Intrinsics` or K, instead of the photo's.
+        """
         return self._to_cam(self.vertices, intrinsics)
 
-    def joints_cam(self, intrinsics: Intrinsics | None = None) -> Floats:
+    def joints_cam(self, intrinsics: Intrinsics | ArrayLike | None = None) -> Floats:
         """(21, 3) metres in the camera frame of the full image."""
         return self._to_cam(self.joints, intrinsics)
 
-    def cam_from_hand_axes(self, intrinsics: Intrinsics | None = None) -> NDArray[np.float64]:
+    def cam_from_hand_axes(self, intrinsics: Intrinsics | ArrayLike | None = None) -> NDArray[np.float64]:
         """(3, 3): the network sees a crop as a camera that faces it would; this turns that camera to the real one."""
-        return (intrinsics or self.intrinsics).virtual_camera_rotation(self.crop.center).T
+        return self._known(intrinsics).virtual_camera_rotation(self.crop.center).T
 
-    def _to_cam(self, points: Floats, intrinsics: Intrinsics | None) -> Floats:
-        known = intrinsics or self.intrinsics
+    def _known(self, intrinsics: Intrinsics | ArrayLike | None) -> Intrinsics:
+        return self.intrinsics if intrinsics is None else Intrinsics.of(intrinsics)
+
+    def _to_cam(self, points: Floats, intrinsics: Intrinsics | ArrayLike | None) -> Floats:
+        known = self._known(intrinsics)
         return (points @ self.cam_from_hand_axes(known).T + self.origin_cam(known)).astype(np.float32)
 
     @cached_property

@@ -194,3 +194,6 @@ def test_wrong_angle_counts_are_refused(hand):
         anatomy.pose_from_angles(hand, np.zeros((15, 3)))
     with pytest.raises(ValueError, match="at most 5"):
         anatomy.hand_angles(index=(1, 2, 3, 4, 5, 6))
+    for angles in (0.5, (0.5, 0.1), "bent"):
+        with pytest.raises(ConfigError, match=r"Angles of 'index_pip' are .*: wanted flexion, abduction, twist"):
+            anatomy.pose_from_angles(hand, {"index_pip": angles})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from handmesh.errors import DataError
 from handmesh.geometry.rotation import matrix_from_vector
 from handmesh.hand import FINGERTIP_VERTICES, JOINT_NAMES, Handedness, builtin_hand, pose_features
 from handmesh.hand.layer import HandModel
@@ -88,3 +89,13 @@ def test_features_of_the_rest_pose_are_zero_and_leave_out_the_wrist():
     turned[:, 0] = np.eye(3)
     np.testing.assert_array_equal(pose_features(rotations), pose_features(turned))
     assert not pose_features(np.tile(np.eye(3), (16, 1, 1))).any()
+
+
+def test_parameters_of_another_shape_are_refused():
+    """numpy spoke of gufuncs and of axes that were remapped."""
+    hand = builtin_hand()
+    with pytest.raises(DataError, match=r"betas are \(9,\), wanted \(\*B, 10\)"):
+        hand.shaped(np.zeros(9))
+    for rotations in (np.zeros((15, 3, 3)), np.zeros((16, 3)), np.zeros(48)):
+        with pytest.raises(DataError, match=r"wanted matrices, \(\*B, 16, 3, 3\)"):
+            hand.shaped().posed(rotations)

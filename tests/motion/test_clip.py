@@ -176,6 +176,32 @@ def test_a_clip_is_converted_by_its_name(pictures, tmp_path):
     assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["hands.jsonl"]
 
 
+def test_a_clips_camera_is_given_as_a_photos(pictures, tmp_path):
+    """`convert_clip` took nothing but a function, `follow_video` no K, and neither a folder's name as text."""
+    options = VideoOptions(overlay=False, animation=False)
+    camera = Intrinsics(900, 900, 100, 120)
+    for given in (camera, camera.matrix, lambda width, height: camera):
+        out = f"{tmp_path / type(given).__name__}"
+        convert_clip(pictures, out, Predictor(MarkerEngine()), intrinsics=given, options=options)
+        np.testing.assert_allclose(read_header(Path(out) / "hands.jsonl")["intrinsics_px"], camera.matrix)
+    _, hands = next(follow_video(pictures, Predictor(MarkerEngine()), intrinsics=camera.matrix))
+    assert hands[1].intrinsics == camera
+
+
+@pytest.mark.parametrize("clip", [None, b"clip.mp4", ["clip.mp4"]])
+def test_what_is_no_clip_is_refused(clip, tmp_path):
+    message = rf"Cannot read a clip from {type(clip).__name__}; give a file"
+    with pytest.raises(ImageError, match=message):
+        follow_video(clip, Predictor(MarkerEngine()))
+    with pytest.raises(ImageError, match=message):
+        convert_clip(clip, tmp_path / "out", Predictor(MarkerEngine()))
+
+
+def test_a_cameras_number_may_be_a_number():
+    with pytest.raises(ImageError, match=r"[Cc]amera 99"):
+        follow_video(99, Predictor(MarkerEngine()))
+
+
 def test_a_camera_is_followed_without_waiting():
     """No frame of it waits until a new hand's side is certain; and it is let go when nobody wants more."""
 
@@ -305,7 +331,7 @@ def test_a_finished_run_is_only_drawn_again(pictures, whole):
 
 
 def test_the_folder_of_another_run_is_refused(pictures, whole):
-    with pytest.raises(DataError, match=r"options.*--restart"):
+    with pytest.raises(DataError, match=r"setting \(handedness: auto, now left\).*--restart"):
         convert(pictures, whole[0], handedness="left")
 
 

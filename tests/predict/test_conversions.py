@@ -178,6 +178,13 @@ def test_openpose_says_of_each_joint_whether_it_is_known(hand):
     assert handmesh.from_openpose({}) == []
     with pytest.raises(DataError, match="hand_left_keypoints_2d has 60 numbers, wanted x, y, score of 21 joints: 63"):
         handmesh.from_openpose({"hand_left_keypoints_2d": [0.5] * 60})
+    for whole in (
+        {"version": 1.3, "people": [person]},
+        [person],
+        "photo_keypoints.json",
+    ):  # of the first it said: no hand
+        with pytest.raises(DataError, match=r"Not one person .*people"):
+            handmesh.from_openpose(whole)
 
 
 def test_pytorch3d_sees_the_hand_where_the_photo_has_it(hand):

@@ -389,6 +389,13 @@ def test_in_space_it_is_where_it_is_drawn(focal, tolerance, hand, photo):
     assert np.linalg.norm(rest) == pytest.approx(np.linalg.norm(hand.joints[0]), abs=1e-4)
 
 
+def test_places_in_space_take_k_as_an_array(hand):
+    """`hand.vertices_cam(K)` ended in numpy's "truth value of an array", where the predictor takes K."""
+    given = Intrinsics(500, 510, 80, 90)
+    for place in (hand.vertices_cam, hand.joints_cam, hand.origin_cam, hand.cam_from_hand_axes):
+        np.testing.assert_array_equal(place(given.matrix), place(given))
+
+
 def test_the_lens_is_the_given_one_or_the_files_or_a_normal_one(predictor, photo):
     height, width = photo.shape[:2]
     assert one(predictor, photo).intrinsics == Intrinsics.default_for(width, height)
@@ -519,7 +526,8 @@ FINE = (0, 0, 9, 9)
         ({"boxes": "1,2,3,4"}, "wanted x0, y0, x1, y1"),
         ({"boxes": 7}, "wanted x0, y0, x1, y1"),
         ({"boxes": [(0, 0, 9, 9, 17)]}, "the last is a score"),
-        ({"boxes": [FINE], "handedness": ["left", "right"]}, "2 times for 1 hands"),
+        ({"boxes": [FINE], "handedness": ["left", "right"]}, "a list of 2: .*with boxes one for each"),
+        ({"handedness": ["left", "right"]}, "a list of 2: .*with boxes one for each"),
         ({"handedness": "both"}, "'both': wanted 'right', 'left' or 'auto'"),
         ({"handedness": None}, "wanted 'right', 'left' or 'auto'"),
         ({"intrinsics": np.eye(4)}, r"shape \(4, 4\)"),
