@@ -128,7 +128,7 @@ def export_model(
 def _files(target: Path) -> list[Path]:
     if target.is_dir():
         return [file for file in target.rglob("*") if file.is_file()]
-    return [file for file in (target, target.with_suffix(".bin")) if file.is_file()]
+    return [target, target.with_suffix(".bin")] if target.suffix == SUFFIXES["openvino"] else [target]
 
 
 # --- Golden crops -----------------------------------------------------------------------------------------------------

@@ -74,6 +74,13 @@ def test_the_onnx_file_says_what_it_is(model_file, tmp_path):
     assert [output.name for output in graph.graph.output] == list(HandOutput._fields)
 
 
+def test_megabytes_are_of_the_files_of_this_export_alone(model_file, tmp_path):
+    """An OpenVINO export of that name beside it was counted, too: a .pt2 of 16 MB had 31."""
+    (tmp_path / "hand.bin").write_bytes(bytes(5_000_000))
+    exported = export_model(model_file, "onnx", tmp_path / "hand.onnx")
+    assert exported.megabytes == pytest.approx((tmp_path / "hand.onnx").stat().st_size / 1e6)
+
+
 def test_a_torch_export_file_needs_nothing_of_ours(model_file, tmp_path):
     exported = export_model(model_file, "torch-export", tmp_path / "hand.pt2")
     extra = {"handmesh.json": ""}
