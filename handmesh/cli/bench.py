@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from handmesh.cli.shell import JsonOption, check_ignored, console, parse_list, progress_bar, say
+from handmesh.cli.shell import JsonOption, check_file, check_ignored, console, parse_list, progress_bar, say
 from handmesh.errors import ConfigError
 from handmesh.system.cpus import MAX_THREADS
 
@@ -77,6 +77,8 @@ def bench(
     clock: Literal["wall", "cpu"] = "cpu" if cpu_time else "wall"
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}. Create it first.")
+    if out is not None:
+        check_file(out)
     if backbones and len(batches) > 1:
         raise ConfigError(f"--backbones measures one batch size at a time, found --batch {batch}.")
     if size is not None and not backbones and not is_bare(model):

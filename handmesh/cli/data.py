@@ -15,6 +15,7 @@ from handmesh.cli.shell import (
     IMAGE_SUFFIXES,
     JsonOption,
     byte_progress_bar,
+    check_file,
     check_ignored,
     console,
     progress_bar,
@@ -144,6 +145,7 @@ def data_show(
     """
     if out.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"--out {out}: wanted a picture's name that ends in {', '.join(IMAGE_SUFFIXES)}.")
+    check_file(out)
     from handmesh.data.formats import holds_photos
     from handmesh.data.show import show
     from handmesh.files.image import encode_image

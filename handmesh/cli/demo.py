@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from handmesh.cli.shell import JsonOption, ModelOption, console, say_json
+from handmesh.cli.shell import JsonOption, ModelOption, check_folder, console, say_json
 
 
 def demo(
@@ -31,6 +31,7 @@ def demo(
     from handmesh.predict import load_predictor, overlay_hands, save_hands
     from handmesh.system.atomic import write_atomically
 
+    check_folder(out)
     started = time.perf_counter()
     predictor = load_predictor(model, threads=1)
     out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from handmesh.cli.shell import JsonOption, ModelOption, console, progress_bar
+from handmesh.cli.shell import JsonOption, ModelOption, check_file, check_folder, console, progress_bar
 from handmesh.errors import ConfigError
 from handmesh.system.cpus import MAX_THREADS
 
@@ -77,6 +77,9 @@ def evaluate(
         raise ConfigError("--predictions needs --ground-truth DIR: the test set that they answer.")
     if data is not None and ground_truth is not None:
         raise ConfigError("--ground-truth is what --predictions are compared with; --data is a test set by itself.")
+    check_folder(out)
+    if save_predictions is not None:
+        check_file(save_predictions, "--save-predictions")
     request = EvaluationRequest(
         predictions=predictions,
         data=ground_truth if data is None else data,

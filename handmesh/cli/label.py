@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handmesh.cli.shell import IMAGE_SUFFIXES, ModelOption, check_ignored, error_console, progress_bar, say
+from handmesh.cli.shell import (
+    IMAGE_SUFFIXES,
+    ModelOption,
+    check_file,
+    check_folder,
+    check_ignored,
+    error_console,
+    progress_bar,
+    say,
+)
 from handmesh.errors import ConfigError, DataError, ImageError
 
 if TYPE_CHECKING:
@@ -68,6 +77,11 @@ def label(
         why = "of a JSONL's keypoints, and those of photographs are MediaPipe's: leave it out."
         check_ignored(context, ["keypoints_by"], why)
     outputs = {"--out": out, "--dropped": dropped, "--sheet": sheet}
+    for option, path in outputs.items():
+        if path is not None:
+            check_file(path, option)
+    if cut_out is not None:
+        check_folder(cut_out, "--cut-out")
     _check_places(outputs, photos)
     import numpy as np
 
@@ -78,12 +92,8 @@ def label(
     from handmesh.system.atomic import write_atomically, written_atomically
 
     if cut_out is not None:
-        if cut_out.is_file():
-            raise ConfigError(f"--cut-out {cut_out} is a file: wanted a folder.")
         cut_out.mkdir(parents=True, exist_ok=True)
     for path in (out, dropped, sheet):
-        if path is not None and path.is_dir():
-            raise ConfigError(f"{path} is a folder: wanted the name of a file.")
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     predictor = load_predictor(model, threads=1)

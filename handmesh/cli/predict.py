@@ -21,6 +21,7 @@ from handmesh.cli.shell import (
     ModelOption,
     camera_of,
     check_finder,
+    check_folder,
     check_ignored,
     console,
     error_console,
@@ -140,6 +141,7 @@ def predict(
       handmesh predict party.jpg --box 120,80,360,330 --box 500,90,700,300 --hand left
     """
     formats = _parse_formats(format)
+    check_folder(out)
     boxes = [parse_box(text) for text in box] if box else None
     side = parse_hand(hand)
     if search not in ("fast", "thorough"):
@@ -287,7 +289,8 @@ def _plan(arguments: Sequence[str], out: Path, formats: Sequence[str], remarks: 
         path = Path(argument)
         if path.is_dir():
             found, left_out = photos_in(path, recursive=True)
-            if path.resolve() in out.resolve().parents:  # the pictures of an earlier run are results, not photographs
+            if out.resolve() not in (path.resolve(), *path.resolve().parents):
+                # The pictures of an earlier run are results, not photographs.
                 found = [file for file in found if out.resolve() not in Path(os.path.realpath(file)).parents]
             if not found:
                 raise ImageError(f"No images in {path}: wanted files that end in {', '.join(PHOTO_SUFFIXES)}.")
@@ -295,7 +298,7 @@ def _plan(arguments: Sequence[str], out: Path, formats: Sequence[str], remarks: 
                 remarks.append(f"{path}: {left_out}")
             images += [(file, file.relative_to(path).with_suffix("")) for file in found]
         elif path.is_file() or not glob.has_magic(argument):
-            images.append((path, Path(path.stem)))
+            images.append((path, Path(path.name if path.stem == "." else path.stem)))  # "..jpg"
         else:
             found = [match for match in map(Path, glob.glob(argument, recursive=True)) if match.is_file()]
             matches = sorted(found, key=lambda match: [natural_order(part) for part in match.parts])

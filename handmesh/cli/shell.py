@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -133,6 +134,20 @@ def byte_progress_bar() -> Progress:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=error_console)
+
+
+def check_folder(path: Path, option: str = "--out") -> None:
+    """Raises ConfigError where a file is in the way of a folder to write into: before the work, not after it."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(f"{option} {path}: {place} is a file, wanted a folder.")
+
+
+def check_file(path: Path, option: str = "--out") -> None:
+    """Raises ConfigError where a file cannot be written: a folder is there, or what should be its folder is none."""
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder: wanted the name of a file.")
+    check_folder(path.parent, option)
 
 
 def parse_list(text: str) -> list[str]:

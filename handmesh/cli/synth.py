@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from handmesh.cli.shell import IMAGE_SUFFIXES, progress_bar, say
+from handmesh.cli.shell import IMAGE_SUFFIXES, check_file, check_folder, progress_bar, say
 from handmesh.errors import ConfigError
 from handmesh.system.cpus import MAX_THREADS
 
@@ -54,7 +54,10 @@ def synth(
     """
     if sum(place is not None for place in (sheet, out, like_freihand)) != 1:
         raise ConfigError("Where to draw? Give either --sheet PICTURE, --out FOLDER or --like-freihand FOLDER.")
+    if out is not None:
+        check_folder(out)
     if like_freihand is not None:
+        check_folder(like_freihand, "--like-freihand")
         if size != 224 or labels or workers != 1:
             raise ConfigError("FreiHAND's images have 224 px: --size, --labels and --workers are not for it.")
         _synth_like_freihand(like_freihand, count, evaluation, seed, backgrounds, hand_model)
@@ -63,6 +66,8 @@ def synth(
         raise ConfigError("--evaluation and --hand-model go with --like-freihand only.")
     if sheet is not None and sheet.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"--sheet {sheet}: wanted a picture's name that ends in {', '.join(IMAGE_SUFFIXES)}.")
+    if sheet is not None:
+        check_file(sheet, "--sheet")
     if out is not None and labels:
         raise ConfigError("--labels draws on a --sheet; a data set has its labels in a file.")
     if sheet is not None and workers != 1:

@@ -19,6 +19,7 @@ from handmesh.cli.shell import (
     ModelOption,
     SmoothOption,
     camera_of,
+    check_folder,
     check_ignored,
     hand_finder,
     parse_hand,
@@ -103,6 +104,7 @@ def video(
     if source.live:
         raise ConfigError(f"{clip} is a camera or stream, which has no end: see `handmesh webcam`.")
     folder = out or Path("handmesh_out") / Path(os.path.abspath(clip)).stem  # "." and ".." have a name, too
+    check_folder(folder)
 
     def camera(width: int, height: int) -> Any:
         from handmesh.geometry.camera import Intrinsics

@@ -19,6 +19,7 @@ from handmesh.cli.shell import (
     ModelOption,
     SmoothOption,
     check_finder,
+    check_folder,
     check_ignored,
     console,
     hand_finder,
@@ -94,6 +95,7 @@ def webcam(
     side = parse_hand(hand)
     smoothing = parse_smoothing(smooth)
     if not headless:
+        check_folder(out)
         check_display()
     pictures = open_source(source)
     if benchmark and pictures.live:

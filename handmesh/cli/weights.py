@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from handmesh.cli.help import Command
-from handmesh.cli.shell import JsonOption, error_console, say, say_error, say_json
+from handmesh.cli.shell import JsonOption, check_folder, error_console, say, say_error, say_json
 from handmesh.errors import HandMeshError
 from handmesh.system.extras import extra
 
@@ -108,6 +108,7 @@ def weights_average(
     from handmesh.model.bundled import find_model
     from handmesh.runtime.graph import write_with_graph
 
+    check_folder(out)
     if len(models) < 2:
         raise typer.BadParameter("give the models of at least two runs.", param_hint="MODELS")
     taken = [path for name in ("model", "deploy") if (path := out / f"{name}.safetensors").exists()]

@@ -25,7 +25,7 @@ import re
 import stat
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -230,20 +230,44 @@ def photos_in(folder: str | os.PathLike[str], *, recursive: bool = False) -> tup
     """The photographs of a folder in natural order (2 before 10), and what was left out in one line, or nothing.
 
     By their suffix. A Mac's companions ("._photo.jpg") are no photographs, and hidden files, or what lies in hidden
-    folders, nobody's concern.
+    folders, nobody's concern. With `recursive`, folders that are links are read, too, each once. Raises ImageError for
+    what is no folder.
     """
     root = Path(folder)
+    if not root.is_dir():
+        raise ImageError(f"{folder} is no folder: wanted one of photographs.")
     found, left = [], Counter[str]()
-    for file in root.rglob("*") if recursive else root.iterdir():
-        if any(part.startswith(".") for part in file.relative_to(root).parts) or not file.is_file():
+    for file in _files_below(root) if recursive else root.iterdir():
+        if file.name.startswith("."):
             continue
-        if file.suffix.lower() in PHOTO_SUFFIXES:
+        if file.is_file() and file.suffix.lower() in PHOTO_SUFFIXES:
             found.append(file)
-        else:
+        elif file.is_file():
             left[file.suffix.lower() or "without suffix"] += 1
+        elif not file.exists():
+            left["broken link"] += 1
+        elif recursive and file.is_dir():
+            left["link to a folder above"] += 1
     found.sort(key=lambda file: [natural_order(part) for part in file.relative_to(root).parts])
     kinds = ", ".join(sorted(left))
     return found, f"files of kinds that are not read are left out: {left.total()} ({kinds})" if left else ""
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """Those of folders that are links, too, unless they are read already; and links to what holds a folder that is."""
+    read = [Path(os.path.realpath(root))]
+    for place, folders, names in os.walk(root, followlinks=True):
+        yield from (Path(place, name) for name in names)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = {name: Path(os.path.realpath(Path(place, name))) for name in folders if Path(place, name).is_symlink()}
+        for name, target in sorted(links.items(), key=lambda link: len(link[1].parts)):  # one may hold another
+            above = any(other.is_relative_to(target) for other in read)
+            if above:
+                yield Path(place, name)
+            if above or any(target.is_relative_to(other) for other in read):
+                folders.remove(name)
+            else:
+                read.append(target)
 
 
 def natural_order(name: str) -> list[tuple[str, int]]:

@@ -180,6 +180,25 @@ def test_results_are_not_taken_for_photos_the_next_time(predict, photos, tmp_pat
     assert written(photos / "results") == ["a.png", "b.png", "trip/a.png"]
 
 
+def test_nor_are_those_in_a_linked_folder(predict, photos, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (photos / "trip").rename(elsewhere)
+    try:
+        (photos / "trip").symlink_to(elsewhere, target_is_directory=True)
+    except OSError as error:
+        pytest.skip(f"no links can be made here: {error}")
+    for _ in range(2):
+        assert "3 of 3 images" in predict(photos, "--out", elsewhere / "results", "--format", "png").out
+    assert written(elsewhere / "results") == ["a.png", "b.png", "trip/a.png"]
+
+
+def test_a_photo_named_with_dots_alone_has_a_result(predict, photos, tmp_path):
+    """To Python the name without its suffix is the folder itself, and the command ended in a traceback."""
+    shutil.copy(photos / "a.jpg", "..jpg")
+    assert predict("..jpg", "--out", "out", "--format", "json").code == 0
+    assert written(tmp_path / "out") == ["..jpg.json"]
+
+
 def test_a_bad_file_is_reported_and_the_rest_goes_on(predict, photos, tmp_path):
     (photos / "aa.jpg").write_bytes((photos / "a.jpg").read_bytes()[:500])
     outcome = predict(photos, "absent.jpg", "--format", "json", "--out", "out")
@@ -314,12 +333,45 @@ def test_an_option_that_would_be_ignored_is_refused(command, says, handmesh, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"labels.jsonl", "FreiHAND"}
 
 
-def test_a_folder_that_cannot_be_made_is_one_line_for_each_photo(predict, photos, tmp_path):
-    (tmp_path / "file").write_text("")
-    outcome = predict(photos / "a.jpg", "--out", "file/below")
-    assert outcome.code == 1
-    assert "Traceback" not in outcome.err
-    assert "file/below" in outcome.err
+@pytest.mark.parametrize("out", ["file", "file/below"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict photos --out",
+        "demo --out",
+        "video photos --out",
+        "synth --out",
+        "synth --like-freihand",
+        "evaluate --data photos --out",
+        "weights average a.safetensors b.safetensors --out",
+        "label labels.jsonl --cut-out",
+    ],
+)
+def test_a_folder_that_cannot_be_is_said_before_the_work(command, out, handmesh, photos, monkeypatch, tmp_path):
+    """`predict` said so of each photo, after the model had seen it; `synth`, that the file held no meta.json."""
+    monkeypatch.setattr("handmesh.predict.load_predictor", lambda *_, **more: pytest.fail("began"))
+    (tmp_path / "file").touch()
+    (tmp_path / "labels.jsonl").touch()
+    option = command.split()[-1]
+    assert_one_line(handmesh(*command.split(), out), f"{option} {out}: file is a file, wanted a folder")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bench --out",
+        "evaluate --data photos --save-predictions",
+        "label labels.jsonl --out",
+        "label labels.jsonl --dropped",
+    ],
+)
+def test_a_file_that_cannot_be_is_said_before_the_work(command, handmesh, photos, monkeypatch, tmp_path):
+    """`bench` and `evaluate --save-predictions` measured, and scored, first."""
+    for began in ("bench.engines.bench_engines", "evaluate.run.run_evaluation", "predict.load_predictor"):
+        monkeypatch.setattr(f"handmesh.{began}", lambda *_, **more: pytest.fail("began"))
+    (tmp_path / "labels.jsonl").touch()
+    option = command.split()[-1]
+    assert_one_line(handmesh(*command.split(), "photos"), f"{option} photos is a folder: wanted the name of a file")
 
 
 # ------------------------------------------------------------------------------------------------- the others

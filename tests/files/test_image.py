@@ -23,6 +23,7 @@ from handmesh.files.containers import MAX_JPEG_SCANS, trimmed
 from handmesh.files.image import (
     encode_image,
     open_photo,
+    photos_in,
     read_header,
     read_image,
     read_photo,
@@ -480,6 +481,35 @@ def test_arrays_have_the_meaning_of_files():
     np.testing.assert_array_equal(read_image(grey[..., None]), read_image(grey))
     deep = rng.integers(0, 65536, (9, 7), np.uint16)
     np.testing.assert_array_equal(read_image(deep), read_image(encoded(Image.fromarray(deep), "PNG")))
+
+
+def test_linked_folders_are_read_once_and_other_links_are_said(tmp_path):
+    """Photographs in linked folders, and links that lead nowhere, were left out without a word."""
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for file in (photos / "day" / "a.jpg", elsewhere / "b.jpg", elsewhere / "deep" / "c.jpg"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    links = {
+        "again": "day",
+        "link": "../elsewhere",
+        "twin": "../elsewhere/deep",
+        "loop": "..",
+        "self": ".",
+        ".no": "../x",
+    }
+    try:
+        for name, target in links.items():
+            (photos / name).symlink_to(target, target_is_directory=True)
+        (photos / "gone.jpg").symlink_to("nowhere.jpg")
+        (elsewhere / "deep" / "round").symlink_to("..", target_is_directory=True)
+    except OSError as error:
+        pytest.skip(f"no links can be made here: {error}")
+    found, left_out = photos_in(photos, recursive=True)
+    assert [file.name for file in found] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert left_out == "files of kinds that are not read are left out: 4 (broken link, link to a folder above)"
+    assert photos_in(photos)[0] == []
+    with pytest.raises(ImageError, match=r"a\.jpg is no folder"):
+        photos_in(photos / "day" / "a.jpg")
 
 
 def test_32_bit_grey_has_the_bits_that_it_was_made_of():
