@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -264,6 +265,49 @@ def test_hands_are_cut_out_where_they_are(drawn, tmp_path):
     assert len(hit) >= COUNT / 2
     assert np.median(hit) > 0.9
     assert np.median(missed) < 0.1
+
+
+def test_the_counts_are_json_for_scripts(drawn, tmp_path):
+    out = tmp_path / "labels.jsonl"
+    result = CliRunner().invoke(app, ["label", str(write_keypoints(drawn, tmp_path)), "--out", str(out), "--json"])
+    told = json.loads(result.stdout)
+    assert (told["labels"], told["hands"]["left out"], told["cut_out"]) == (str(out), 1, 0)
+    assert told["hands"]["complete labels"] + told["hands"].get("keypoints alone", 0) == len(JsonlData(out)) == COUNT
+
+
+def test_an_interrupted_run_keeps_what_it_has_done(drawn, tmp_path, monkeypatch):
+    """Ctrl-C lost all of it. What an earlier run finished stays as it is."""
+    path, out = write_keypoints(drawn, tmp_path), tmp_path / "labels.jsonl"
+    out.write_text("of an earlier run")
+    pressed = []
+
+    def press_once(*_):
+        if not pressed:
+            pressed.append(signal.raise_signal(signal.SIGINT))
+        return ""
+
+    monkeypatch.setattr("handmesh.label._CHUNK", 4)
+    monkeypatch.setattr("handmesh.label._unusable", press_once)
+    more = ["--out", str(out), "--dropped", str(tmp_path / "dropped.jsonl"), "--sheet", str(tmp_path / "sheet.png")]
+    result = CliRunner().invoke(app, ["label", str(path), *more])
+    assert result.exit_code == 130
+    assert f"interrupted: 4 of {COUNT + 1} photographs are done" in result.output
+    assert len(JsonlData(tmp_path / "labels.interrupted.jsonl")) == 4
+    assert f"4 hands in {tmp_path / 'labels.interrupted.jsonl'}" in result.output.replace("\n", "")
+    assert out.read_text() == "of an earlier run"
+    assert not (tmp_path / "sheet.png").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as it was"
+
+
+@pytest.mark.parametrize("option", ["--cut-out", "--sheet"])
+def test_no_picture_is_written_among_the_photographs(option, tmp_path, monkeypatch):
+    """The next run labelled the alphas of the one before."""
+    monkeypatch.setattr("handmesh.label._label_chunk", lambda *_: pytest.fail("began"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    result = CliRunner().invoke(app, ["label", "photos", option, "photos/alphas/x.png"])
+    assert f"{option} photos/alphas/x.png is in photos, and would be taken for" in str(result.exception)
 
 
 def test_photographs_without_mediapipe_say_how_to_get_it(drawn, tmp_path, monkeypatch):

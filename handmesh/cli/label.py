@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ import typer
 
 from handmesh.cli.shell import (
     IMAGE_SUFFIXES,
+    JsonOption,
     ModelOption,
     check_file,
     check_folder,
@@ -20,11 +23,14 @@ from handmesh.cli.shell import (
     error_console,
     progress_bar,
     say,
+    say_json,
 )
 from handmesh.errors import ConfigError, DataError, ImageError
 
 if TYPE_CHECKING:
     from handmesh.label import LabelledHand, SeenHand
+
+    Seen = Sequence[SeenHand]  # in one photograph
 
 _DROPPED_SHOWN = 10
 
@@ -52,12 +58,15 @@ def label(
     ] = "handmesh",
     max_hands: Annotated[int, typer.Option(metavar="N", min=1, help="Hands in a photograph at most.")] = 4,
     model: ModelOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Make training labels for photographs: 2D keypoints, and a hand that fits them.
 
     MediaPipe (the extra "detect") says where the joints are, in the photograph and in its mirror image; a
     JSONL file of your own keypoints takes its place. The model's own answer, fitted to them, gives pose and shape. What
     no hand fits, and what is seen elsewhere in the mirror image, is left out; of a fair fit the keypoints alone stay.
+
+    Ctrl-C ends it: what is labelled by then is in labels.interrupted.jsonl, and the same command begins anew.
 
     Examples:
       handmesh label photos/ --out photos/labels.jsonl --sheet sheet.jpg
@@ -99,20 +108,37 @@ def label(
     predictor = load_predictor(model, threads=1)
     definition = keypoint_definition(keypoints_by if given else "mediapipe", predictor.engine.hand)
     # Before the first hand is labelled: what is wrong at the end would be known, and lose all, when the rest was done.
-    hands, read = _hands_in_labels(given) if given else _hands_in_photos(photos, max_hands)
+    seen, read = _hands_in_labels(given) if given else _hands_in_photos(photos, max_hands)
     _check_places(outputs, read)
-    with progress_bar() as progress:
-        task = progress.add_task("labelling", total=None)
-        labels: list[LabelledHand] = []
-        alphas: dict[int, Path] = {}
-        for labelled in label_hands(hands, predictor, definition):
+    _check_apart({"--sheet": sheet, "--cut-out": cut_out}, [path for path in photos if path.is_dir()])
+    labels: list[LabelledHand] = []
+    alphas: dict[int, Path] = {}
+    done = 0
+    with progress_bar() as progress, _until_interrupted() as should_stop:
+        task = progress.add_task("labelling", total=len(read))
+
+        def hands() -> Iterator[tuple[Path, SeenHand]]:
+            nonlocal done
+            for photo, in_photo in seen:
+                yield from ((photo, hand) for hand in in_photo)
+                done += 1
+                progress.update(task, completed=done)
+                if should_stop():
+                    return
+
+        for labelled in label_hands(hands(), predictor, definition):
             if cut_out is not None and labelled.record is not None and not labelled.reason:
                 alpha = alpha_of(labelled, predictor.engine.hand)
                 if alpha is not None:
                     alphas[len(labels)] = cut_out / f"{labelled.image.stem}_{len(labels):06d}.png"
                     write_atomically(alphas[len(labels)], encode_image(np.dstack([alpha] * 3), ".png"))
             labels.append(labelled)
-            progress.update(task, completed=len(labels))
+    interrupted = done < len(read)
+    if interrupted:  # beside what an earlier run may have finished
+        out, dropped, sheet = _interrupted(out), dropped and _interrupted(dropped), None
+        say(f"interrupted: {done} of {len(read)} photographs are done; the same command begins anew", to=error_console)
+        if not labels:
+            raise typer.Exit(130)
     if not labels:
         raise DataError("No hand was found in these photographs: nothing to label.")
     for number, path in alphas.items():
@@ -123,24 +149,52 @@ def label(
     if kept:
         with written_atomically(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
             for labelled in kept:
-                file.write(json.dumps({**(labelled.record or {}), "image": _relative(labelled.image, out)}) + "\n")
+                file.write(dumps({**(labelled.record or {}), "image": _relative(labelled.image, out)}) + "\n")
     if dropped is not None:
-        lines = [json.dumps({"image": str(one.image), "reason": one.reason}) for one in left_out]
+        lines = [dumps({"image": str(one.image), "reason": one.reason}) for one in left_out]
         write_atomically(dropped, "".join(line + "\n" for line in lines).encode())
-    for labelled in left_out[:_DROPPED_SHOWN]:
-        say(f"left out: {labelled.image}: {labelled.reason}")
-    if len(left_out) > _DROPPED_SHOWN:
-        say(f"... and {len(left_out) - _DROPPED_SHOWN} more: --dropped FILE lists them all.")
-    for reason, count in Counter(_kind(labelled) for labelled in labels).most_common():
-        say(f"{count:6}  {reason}")
+    counts = Counter(_kind(labelled) for labelled in labels)
+    if not json:
+        for labelled in left_out[:_DROPPED_SHOWN]:
+            say(f"left out: {labelled.image}: {labelled.reason}")
+        if len(left_out) > _DROPPED_SHOWN:
+            say(f"... and {len(left_out) - _DROPPED_SHOWN} more: --dropped FILE lists them all.")
+        for reason, count in counts.most_common():
+            say(f"{count:6}  {reason}")
     if not kept:
         raise DataError(f"No hand became a label: {out} is not written.")
     if sheet is not None:
         chosen = kept[:: max(1, len(kept) // 48)][:48]
         picture = contact_sheet((draw_label(one, predictor.engine.hand) for one in chosen), columns=4)
         write_atomically(sheet, encode_image(picture, sheet.suffix))
-        say(f"{sheet}")
-    say(f"{len(kept)} hands in {out}" + (f", {len(alphas)} of them cut out in {cut_out}" if cut_out else ""))
+    if json:
+        say_json({"labels": out, "hands": counts, "cut_out": len(alphas), "sheet": sheet, "dropped": dropped})
+    else:
+        if sheet is not None:
+            say(f"{sheet}")
+        say(f"{len(kept)} hands in {out}" + (f", {len(alphas)} of them cut out in {cut_out}" if cut_out else ""))
+    if interrupted:
+        raise typer.Exit(130)
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[Callable[[], bool]]:
+    """Within, something that says yes once Ctrl-C was pressed. Pressed again, it ends the command as ever."""
+    asked = []
+
+    def ask(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(path: Path) -> Path:
+    return path.with_stem(f"{path.stem}.interrupted")
 
 
 def _check_places(outputs: Mapping[str, Path | None], read: Sequence[Path]) -> None:
@@ -166,8 +220,19 @@ def _relative(image: Path, out: Path) -> str:
         return str(image.resolve())
 
 
-def _hands_in_photos(paths: list[Path], max_hands: int) -> tuple[Iterator[tuple[Path, SeenHand]], list[Path]]:
-    """Each with its photograph, and all photographs."""
+def _check_apart(outputs: Mapping[str, Path | None], folders: Sequence[Path]) -> None:
+    """Pictures that are written lie in no folder of photographs: the next run would read them. Raises ConfigError."""
+    for option, path in outputs.items():
+        for folder in folders:
+            if path is not None and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+                raise ConfigError(
+                    f"{option} {path} is in {folder}, and would be taken for photographs the next time. Give a place "
+                    "outside."
+                )
+
+
+def _hands_in_photos(paths: list[Path], max_hands: int) -> tuple[Iterator[tuple[Path, Seen]], list[Path]]:
+    """Each photograph with its hands, and all photographs."""
     from handmesh.files.image import photos_in, read_image
 
     photos: list[Path] = []
@@ -179,7 +244,7 @@ def _hands_in_photos(paths: list[Path], max_hands: int) -> tuple[Iterator[tuple[
             raise ImageError(f"No images in {path}.")
         photos += found
 
-    def hands() -> Iterator[tuple[Path, SeenHand]]:
+    def seen() -> Iterator[tuple[Path, Seen]]:
         from handmesh.detect.mediapipe import MediaPipeHands
         from handmesh.label import UNSEEN, seen_twice
 
@@ -188,15 +253,14 @@ def _hands_in_photos(paths: list[Path], max_hands: int) -> tuple[Iterator[tuple[
             try:
                 image = read_image(photo)
             except ImageError:
-                yield photo, UNSEEN  # left out with the others, and with that reason
+                yield photo, [UNSEEN]  # left out with the others, and with that reason
                 continue
-            for hand in seen_twice(image, teacher.landmarks):
-                yield photo, hand
+            yield photo, seen_twice(image, teacher.landmarks)
 
-    return hands(), photos
+    return seen(), photos
 
 
-def _hands_in_labels(paths: list[Path]) -> tuple[Iterator[tuple[Path, SeenHand]], list[Path]]:
+def _hands_in_labels(paths: list[Path]) -> tuple[Iterator[tuple[Path, Seen]], list[Path]]:
     """Each with its photograph, and all photographs; every line was read."""
     import numpy as np
 
@@ -211,5 +275,5 @@ def _hands_in_labels(paths: list[Path]) -> tuple[Iterator[tuple[Path, SeenHand]]
                 points, known = found
                 seen = SeenHand(np.where(known[:, None], points, np.nan), labels.handedness)
             photos.append(data.image_path(index))
-            hands.append(seen)
+            hands.append([seen])
     return zip(photos, hands, strict=True), photos
