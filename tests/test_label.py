@@ -291,7 +291,7 @@ def test_an_interrupted_run_keeps_what_it_has_done(drawn, tmp_path, monkeypatch)
     more = ["--out", str(out), "--dropped", str(tmp_path / "dropped.jsonl"), "--sheet", str(tmp_path / "sheet.png")]
     result = CliRunner().invoke(app, ["label", str(path), *more])
     assert result.exit_code == 130
-    assert f"interrupted: 4 of {COUNT + 1} photographs are done" in result.output
+    assert f"4 of {COUNT + 1} photographs are done" in result.output
     assert len(JsonlData(tmp_path / "labels.interrupted.jsonl")) == 4
     assert f"4 hands in {tmp_path / 'labels.interrupted.jsonl'}" in result.output.replace("\n", "")
     assert out.read_text() == "of an earlier run"

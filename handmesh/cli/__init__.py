@@ -33,7 +33,7 @@ from handmesh.cli import (
     weights,
 )
 from handmesh.cli.help import HELP_OPTIONS, Command, Group
-from handmesh.cli.shell import console, error_console, say, say_error, silence
+from handmesh.cli.shell import INTERRUPTED, console, error_console, say, say_error, silence
 from handmesh.errors import HandMeshError
 
 app = typer.Typer(
@@ -75,16 +75,17 @@ def run() -> None:
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=error_console)])
     try:
-        app()
+        app(prog_name="handmesh")  # `python -m handmesh` has spaces, which completion cannot be installed for
     except HandMeshError as error:
         say_error(error_console, str(error))
         sys.exit(1)
     except OSError as error:  # a folder that cannot be made, a disk that is full
         say_error(error_console, f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        error_console.print("interrupted")
-        sys.exit(130)
+    except SystemExit as ending:
+        if ending.code == INTERRUPTED:  # typer makes it of Ctrl-C, and says nothing
+            error_console.print("interrupted")
+        raise
     finally:
         for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
             try:

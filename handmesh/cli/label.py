@@ -15,6 +15,7 @@ import typer
 
 from handmesh.cli.shell import (
     IMAGE_SUFFIXES,
+    INTERRUPTED,
     JsonOption,
     ModelOption,
     check_file,
@@ -136,9 +137,9 @@ def label(
     interrupted = done < len(read)
     if interrupted:  # beside what an earlier run may have finished
         out, dropped, sheet = _interrupted(out), dropped and _interrupted(dropped), None
-        say(f"interrupted: {done} of {len(read)} photographs are done; the same command begins anew", to=error_console)
+        say(f"{done} of {len(read)} photographs are done; the same command begins anew", to=error_console)
         if not labels:
-            raise typer.Exit(130)
+            raise typer.Exit(INTERRUPTED)
     if not labels:
         raise DataError("No hand was found in these photographs: nothing to label.")
     for number, path in alphas.items():
@@ -174,7 +175,7 @@ def label(
             say(f"{sheet}")
         say(f"{len(kept)} hands in {out}" + (f", {len(alphas)} of them cut out in {cut_out}" if cut_out else ""))
     if interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ console = OpenEndedConsole()
 error_console = OpenEndedConsole(stderr=True)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+INTERRUPTED = 130  # the exit code, as shells have it
 FORMATS = ("glb", "obj", "ply", "stl", "npz", "json", "png", "jpg", "html")
 
 

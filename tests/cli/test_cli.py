@@ -123,6 +123,25 @@ def test_it_is_a_module_too(tmp_path):
     assert_one_line(Outcome(answer.returncode, answer.stdout, answer.stderr), "fbx", "glb")
 
 
+def test_completion_is_the_commands_however_it_was_started(tmp_path):
+    """As a module it was "python -m handmesh", for which no shell completes anything."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "_HANDMESH_COMPLETE": "source_bash"}
+    answer = subprocess.run(
+        [sys.executable, "-m", "handmesh"], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert "complete -o default -F _handmesh_completion handmesh" in answer.stdout
+
+
+def test_an_interruption_is_said(handmesh, monkeypatch):
+    """Ctrl-C ended a command with 130 and without a word."""
+
+    def press() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("handmesh.doctor.examine", press)
+    assert handmesh("doctor") == (130, "", "interrupted\n")
+
+
 # ------------------------------------------------------------------------------------------------- predict
 
 
