@@ -23,11 +23,9 @@ def export(
     ] = "onnx",
     precision: Annotated[
         str,
-        typer.Option(
-            metavar="float32|int8", help="int8: for onnx and openvino.", autocompletion=words("float32", "int8")
-        ),
+        typer.Option(metavar="float32|int8", hidden=True),  # a former name of --int8
     ] = "float32",
-    int8: Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Multiply in 8 bits; for onnx and openvino.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Default: the model's name, here.")
     ] = None,
