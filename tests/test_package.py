@@ -86,7 +86,7 @@ def test_the_sdist_holds_what_tests_and_readers_need_and_no_licensed_file(built)
     for folder in ("handmesh", "server", "configs", "tests", "benchmarks", "docs"):
         assert {f"{folder}/{name}" for name in sources(folder)} <= names, folder
     texts = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "RELEASING.md"}
-    assert texts | {"CITATION.cff", "LICENSE", "pyproject.toml", "PKG-INFO", ".ci/run"} <= names
+    assert texts | {"CITATION.cff", "LICENSE", "pyproject.toml", "PKG-INFO", ".ci/run", ".dockerignore"} <= names
     assert {name for name in names if name.startswith("mano_assets/")} == {
         "mano_assets/README.md",
         "mano_assets/.gitignore",
@@ -102,6 +102,9 @@ def test_the_long_description_leads_nowhere_that_is_not_there(metadata):
     targets = re.findall(r"\]\(([^)]*)\)", text)
     assert all(target.startswith(("https://", "#")) for target in targets), targets
     assert not re.search(r"<img|<a |!\[", text)
+    # Nor do its commands: who reads this has no checkout.
+    assert set(re.findall(r"pip install [^`\s]+", text)) == {"pip install handmesh", 'pip install "handmesh[train]"'}
+    assert not re.search(r"\babove\b|pytest|build_site|## The documents", text)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"```python\n.*?```", readme, re.DOTALL)) <= set(
         re.findall(r"```python\n.*?```", text, re.DOTALL)
