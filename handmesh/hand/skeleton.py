@@ -63,6 +63,8 @@ def joint_index(name: str) -> int:
 
 
 class Handedness(StrEnum):
+    """Which hand it is: equal to "right" or "left", and a name for it."""
+
     RIGHT = "right"
     LEFT = "left"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -99,7 +100,7 @@ class TrainingModule(nn.Module):
 
 def train(
     config: TrainConfig,
-    directory: Path,
+    directory: str | os.PathLike[str],
     *,
     resume: bool = False,
     on_progress: Callable[[Progressed], None] = lambda _: None,
@@ -117,6 +118,9 @@ def train(
     later as if it had never stopped. `tracker`: one of `handmesh.learn.trackers`, told what metrics.jsonl is.
     """
     end_if_imported()
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"The settings are of type {type(config).__name__}, wanted what load_config gives.")
+    directory = Path(directory)
     with say_if_loader_is_killed(), joined_ranks() as ranks, ExitStack() as stack:
         config = with_architecture(config, directory if resume else None)
         settings, device = config.model_dump(mode="json"), ranks.device

@@ -138,6 +138,13 @@ def test_bfloat16_gives_way_to_float32_on_processors_that_are_slower_in_it(
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_run_takes_its_folder_by_name_and_no_name_for_its_settings(tiny_config, tmp_path):
+    """`handmesh.train(config, "runs/mine")` ended in an AttributeError, and so did `train("smoke", ...)`."""
+    assert train(tiny_config(steps=1), f"{tmp_path}/run") == tmp_path / "run" / "model.safetensors"
+    with pytest.raises(ConfigError, match="of type str, wanted what load_config gives"):
+        train("smoke", tmp_path / "other")
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny_config, tmp_path, caplog):
     """Bit for bit on a CPU: weights, averages, optimiser and records, with drop path drawing random numbers.
 
