@@ -21,7 +21,7 @@ def evaluate(
     ] = None,
     model: ModelOption = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run the model on this test set: FreiHAND, or labels.jsonl.")
+        Path | None, typer.Option(metavar="DIR|FILE", help="Run the model on this test set: FreiHAND, or a JSONL file.")
     ] = None,
     crop: Annotated[
         str | None,
@@ -72,7 +72,9 @@ def evaluate(
     from handmesh.evaluate.run import EvaluationRequest, print_evaluation, run_evaluation
 
     if (predictions is None) == (data is None):
-        raise ConfigError("Give either --predictions FILE --ground-truth DIR, or --data DIR with or without --model.")
+        raise ConfigError(
+            "Give either --predictions FILE --ground-truth DIR, or --data DIR|FILE (and --model)."
+        )
     if predictions is not None and ground_truth is None:
         raise ConfigError("--predictions needs --ground-truth DIR: the test set that they answer.")
     if data is not None and ground_truth is not None:

@@ -39,7 +39,7 @@ _DROPPED_SHOWN = 10
 def label(
     context: typer.Context,
     photos: Annotated[
-        list[Path], typer.Argument(metavar="PHOTO|FOLDER|JSONL", help="Photographs, or labels that have keypoints.")
+        list[Path], typer.Argument(metavar="IMAGE|DIR|JSONL", help="Photographs, or labels that have keypoints.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="JSONL", help="The labels.")] = Path("labels.jsonl"),
     dropped: Annotated[

@@ -57,7 +57,7 @@ def predict(
     context: typer.Context,
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="Photographs: JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC."),
+        typer.Argument(metavar="IMAGE|DIR|GLOB", help="Photographs: JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC."),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results; made if it is not there.")

@@ -53,7 +53,7 @@ def synth(
       handmesh synth --like-freihand FreiHAND_synthetic/ --count 400
     """
     if sum(place is not None for place in (sheet, out, like_freihand)) != 1:
-        raise ConfigError("Where to draw? Give either --sheet PICTURE, --out FOLDER or --like-freihand FOLDER.")
+        raise ConfigError("Where to draw? Give either --sheet PICTURE, --out DIR or --like-freihand DIR.")
     if out is not None:
         check_folder(out)
     if like_freihand is not None:
@@ -77,7 +77,7 @@ def synth(
     if sheet is not None and count * size**2 > MAX_PIXELS:
         raise ConfigError(
             f"A sheet of {count:,} hands of {size} px has {count * size**2:,} pixels; the limit is {MAX_PIXELS:,}. "
-            "Give a smaller --count or --size, or --out FOLDER."
+            "Give a smaller --count or --size, or --out DIR."
         )
     from handmesh.draw.sheet import contact_sheet
     from handmesh.draw.skeleton import draw_skeleton

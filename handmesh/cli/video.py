@@ -38,7 +38,7 @@ def video(
     clip: Annotated[
         str,
         typer.Argument(
-            metavar="CLIP|FOLDER", help="A video file, or a folder of photographs in the order of their names."
+            metavar="CLIP|DIR", help="A video file, or a folder of photographs in the order of their names."
         ),
     ],
     out: Annotated[

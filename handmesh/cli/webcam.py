@@ -36,7 +36,7 @@ from handmesh.system.cpus import MAX_THREADS
 def webcam(
     context: typer.Context,
     source: Annotated[
-        str, typer.Option(metavar="N|clip.mp4|rtsp://...|FOLDER", help="A camera's number, or what stands in for one.")
+        str, typer.Option(metavar="N|clip.mp4|rtsp://...|DIR", help="A camera's number, or what stands in for one.")
     ] = "0",
     hand: HandOption = "auto",
     detector: DetectorOption = None,
