@@ -72,9 +72,7 @@ def evaluate(
     from handmesh.evaluate.run import EvaluationRequest, print_evaluation, run_evaluation
 
     if (predictions is None) == (data is None):
-        raise ConfigError(
-            "Give either --predictions FILE --ground-truth DIR, or --data DIR|FILE (and --model)."
-        )
+        raise ConfigError("Give either --predictions FILE --ground-truth DIR, or --data DIR|FILE (and --model).")
     if predictions is not None and ground_truth is None:
         raise ConfigError("--predictions needs --ground-truth DIR: the test set that they answer.")
     if data is not None and ground_truth is not None:

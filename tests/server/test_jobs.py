@@ -23,7 +23,7 @@ from handmesh_server.jobs.queue import open_queue
 from handmesh_server.jobs.runner import JobRunner, _slot
 from handmesh_server.jobs.store import JobState, JobStore
 
-from handmesh.errors import ConfigError, ExportError
+from handmesh.errors import ConfigError, ExportError, MissingPackageError
 
 # In the place of the process that works on a clip: does what the job asks for, and writes down that it did.
 WORKER = """
@@ -529,6 +529,13 @@ def test_an_address_that_is_none_is_said(tmp_path):
     pytest.importorskip("redis", reason='needs redis-py: pip install "handmesh[redis]"')
     with pytest.raises(ConfigError, match="jobs_redis"):
         open_queue(tmp_path, "http://elsewhere")
+
+
+def test_without_its_package_the_command_that_installs_it_is_said(tmp_path, monkeypatch):
+    """From a checkout, as tests run, too: it said what only works from an index."""
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(MissingPackageError, match=r'Redis needs redis, .*pip install -e "\.\[redis\]"'):
+        open_queue(tmp_path, "redis://elsewhere")
 
 
 def test_nobody_else_reads_clips(store):

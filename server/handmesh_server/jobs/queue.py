@@ -11,7 +11,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from handmesh.errors import ConfigError, MissingPackageError
+from handmesh.errors import ConfigError
+from handmesh.system.extras import missing
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def _redis(address: str) -> Any:
     try:
         from redis import ConnectionPool
     except ImportError:
-        raise MissingPackageError('Redis needs a package: pip install "handmesh[redis]".') from None
+        raise missing("redis", "redis", "a queue in Redis") from None
     from huey.storage import RedisStorage
 
     try:
