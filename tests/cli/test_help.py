@@ -129,5 +129,5 @@ def test_a_slip_in_a_number_is_no_load_on_the_machine(arguments, tmp_path, monke
     result = CliRunner().invoke(app, arguments.split())
     said = result.output + str(result.exception)
     assert result.exit_code != 0
-    assert re.search(r"less than or equal to 10(00|24)|1<=x<=1024|the limit is 64,000,000", said), said
+    assert re.search(r"less than or equal to 10(00|24)|1<=x<=10(00|24)|the limit is 64,000,000", said), said
     assert [path.name for path in tmp_path.iterdir()] == ["clip"]
