@@ -180,9 +180,9 @@ def metadata_of(model: Path) -> dict[str, str]:
         "hand_licence": HAND_MODELS[config.hand].licence,
         "inputs": json.dumps(inputs),
         "outputs": json.dumps(outputs),
-        "crop_rule": "A square of the photograph around the hand, sampled bilinearly: its side is 1.5 times (trained: "
-        "1.15 to 2.2 times) the longer side of the box around the hand's keypoints, its centre the box's. Any "
-        "rotation; best with the fingers upwards. Pixels outside the photograph are black.",
+        "crop_rule": "A square of the photograph around the hand, sampled bilinearly, as means where it shrinks: "
+        "its side is 1.5 times (trained: 1.15 to 2.2 times) the longer side of the box around the hand's keypoints, "
+        "its centre the box's. Any rotation; best with the fingers upwards. Pixels outside the photograph are black.",
         "camera_rule": "Of an upright square with its centre at c and a side of b pixels (centres at integers), a "
         "point (X, Y, Z) of vertices or joints is drawn at c + b / 2 * scale * (X + x, Y + y); camera is scale, x, y.",
         "mirroring": "The network knows right hands. Mirror the crop of a left hand left to right, and the answer "

@@ -291,4 +291,5 @@ def test_the_page_says_what_the_file_says(described):
         assert shape == f"(B, {', '.join(map(str, sizes))})".replace("(B, )", "(B,)")
     named = set(re.findall(r"`(\w+)`", page.partition("## What else")[2]))
     assert set(said) <= named
+    assert ("average" in page, "means where it shrinks" in said["crop_rule"]) == (True, True)
     assert f"opset {OPSET} " in page
