@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from handmesh.detect import Detector
 from handmesh.geometry.camera import Intrinsics
@@ -39,11 +40,13 @@ class HandFollower:
         self.tracker = Tracker(predictor, detector=detector, handedness=handedness, settings=tracking)
         self.smoother = None if smoothing is None else Smoother(predictor.engine.hand, smoothing)
 
-    def __call__(self, image: Image, time: float, intrinsics: Intrinsics | None = None) -> dict[int, HandPrediction]:
+    def __call__(
+        self, image: Image, time: float, intrinsics: Intrinsics | ArrayLike | None = None
+    ) -> dict[int, HandPrediction]:
         """The hands of one picture by id. Arguments and errors as of `Tracker`."""
         return self.smooth(self.track(image, time, intrinsics))
 
-    def track(self, image: Image, time: float, intrinsics: Intrinsics | None = None) -> Tracked:
+    def track(self, image: Image, time: float, intrinsics: Intrinsics | ArrayLike | None = None) -> Tracked:
         """The first half of the call: what takes a network."""
         hands = {item.id: item.hand for item in self.tracker(image, time, intrinsics)}
         return Tracked(time, hands, self.tracker.remembered)

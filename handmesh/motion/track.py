@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from handmesh.detect import Box, Detection, Detector, WholeImage, box_iou
 from handmesh.detect.overlap import keypoint_agreement
@@ -183,15 +183,18 @@ class Tracker:
 
     # ---------------------------------------------------------------------------------------------------- public
 
-    def __call__(self, image: Image, time: float, intrinsics: Intrinsics | None = None) -> list[TrackedHand]:
+    def __call__(
+        self, image: Image, time: float, intrinsics: Intrinsics | ArrayLike | None = None
+    ) -> list[TrackedHand]:
         """The hands of one picture, by id. `image` (H, W, 3) uint8 RGB, `time` in seconds, later than the last one.
 
-        Raises ValueError when time runs backwards.
+        `intrinsics`: an `Intrinsics` or K. Raises ValueError when time runs backwards.
         """
         if time <= self._time and self._tracks:
             raise ValueError(f"A picture at {time:g} s after one at {self._time:g} s: wanted them in order of time.")
         self._time = time
-        known = intrinsics or Intrinsics.default_for(image.shape[1], image.shape[0])
+        height, width = image.shape[:2]
+        known = Intrinsics.default_for(width, height) if intrinsics is None else Intrinsics.of(intrinsics)
         hands = self._follow(image, time, known)
         self._drop_doubles(hands)
         hands |= self._find(image, time, known)

@@ -186,6 +186,8 @@ def test_a_clips_camera_is_given_as_a_photos(pictures, tmp_path):
         np.testing.assert_allclose(read_header(Path(out) / "hands.jsonl")["intrinsics_px"], camera.matrix)
     _, hands = next(follow_video(pictures, Predictor(MarkerEngine()), intrinsics=camera.matrix))
     assert hands[1].intrinsics == camera
+    (hand,) = HandFollower(Predictor(MarkerEngine()))(draw([place(0)]), 0.0, camera.matrix).values()
+    assert hand.intrinsics == camera
 
 
 @pytest.mark.parametrize("clip", [None, b"clip.mp4", ["clip.mp4"]])
