@@ -189,7 +189,7 @@ def from_openpose(person: Mapping[str, Sequence[float]]) -> list[Keypoints]:
         raise DataError('Not one person of OpenPose: wanted one of its file\'s people, json.load(file)["people"][0].')
     found = []
     for side in Handedness:
-        numbers = np.asarray(person.get(_openpose_key(side), []), np.float64)
+        numbers = np.asarray(person.get(_openpose_key(side), []), np.float64).ravel()
         if not numbers.size:
             continue
         if numbers.shape != (3 * JOINT_COUNT,):

@@ -173,6 +173,8 @@ def test_openpose_says_of_each_joint_whether_it_is_known(hand):
     numbers[[3, 7]] = 0  # how OpenPose writes what it did not find
     person = {"hand_left_keypoints_2d": numbers.ravel().tolist(), "hand_right_keypoints_2d": [0.0] * 63}
     (found,) = handmesh.from_openpose(person)
+    (by_row,) = handmesh.from_openpose({"hand_left_keypoints_2d": numbers.tolist()})  # refused: 63 numbers, not 63
+    np.testing.assert_array_equal(by_row.points, found.points)
     assert found.handedness == Handedness.LEFT
     assert np.flatnonzero(np.isnan(found.points).any(axis=-1)).tolist() == [3, 7]
     assert handmesh.from_openpose({}) == []
