@@ -297,7 +297,11 @@ def cold_start(path: Path, variant: str, threads: int) -> tuple[float, float | N
 
 
 def bench_stages(model: str | None, *, size: int = 224, runs: int = 20, clock: Clock = "wall") -> list[StageRow]:
-    """What one pass over one hand in a photo of `PHOTO_SIZE` is made of, on one thread; the stages take turns."""
+    """What finding the hand of a photo of `PHOTO_SIZE` is made of, on one thread; the stages take turns.
+
+    "crop", "network" and "fit" (of a model that keeps its heatmaps) are of one crop, "predict" is the three of them;
+    "find" is all from the file's bytes on, with the detector and as many crops as it asks for.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = random_model(str(model), size, Path(folder))[0] if is_bare(model) else find_model(model)
         return _bench_stages(path, runs, clock)
@@ -311,8 +315,10 @@ def is_bare(model: str | None) -> bool:
 def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
     import cv2
 
+    from handmesh.detect.hands import HandDetector
     from handmesh.files.mesh import encode_hands
     from handmesh.predict import Predictor, as_mesh_hand
+    from handmesh.predict.refine import refined
     from handmesh.runtime.onnx import OnnxEngine
     from handmesh.synth import SceneRenderer, sample_generator
 
@@ -326,14 +332,18 @@ def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
     photo = read_photo(encoded)
     crop = CropTransform.whole_image(width, height)
     crops = crop.warp(photo.image, engine.resolution)[None]
-    predictor = Predictor(engine, passes=1)
+    predictor, detector = Predictor(engine, passes=1), HandDetector(threads=1)
+    finder = Predictor(engine, detector=detector)
+    output = engine(crops)
     (hand,) = predictor(photo, handedness="right", min_score=0)
     tasks: dict[str, Callable[[], object]] = {
         "decode": lambda: read_photo(encoded),
+        "detector": lambda: detector(photo.image),
         "crop": lambda: crop.warp(photo.image, engine.resolution),
         "network": lambda: engine(crops),
+        **({"fit": lambda: refined(output, engine.hand)} if predictor.refines else {}),
         "predict": lambda: predictor(photo, handedness="right", min_score=0),
-        "decode and predict": lambda: predictor(encoded, handedness="right"),
+        "find": lambda: finder(encoded),
         "encode": lambda: encode_hands([as_mesh_hand(hand)], ".json"),
         "draw": lambda: hand.overlay(photo.image),
     }

@@ -166,7 +166,7 @@ def _bench_engines(
     if stages:
         measured_stages = bench_stages(model, size=size, runs=runs, clock=clock)
         rows += measured_stages
-        lines.append(f"One crop of one hand in a 640x480 photo, onnx, 1 thread; {clock} time, {runs} runs")
+        lines.append(f"One hand in a 640x480 photo, onnx, 1 thread; {clock} time, {runs} runs")
         timed = [(stage.stage, f"{stage.network_ms:.2f}", f"{stage.p95_ms:.2f}") for stage in measured_stages]
         lines += _table(("stage", "ms", "p95"), timed)
     return Measured(machine, rows, lines)

@@ -108,7 +108,7 @@ def test_engines_side_by_side_on_the_command_line(tmp_path):
         assert row["crops_per_s"] == pytest.approx(1000 * row["batch"] / row["network_ms"])
     assert [row["ratio"] for row in rows if (row["engine"], row["form"]) == ("torch", "reparameterized")] == [1, 1]
     stages = {row["stage"]: row["network_ms"] for row in report["rows"] if "stage" in row}
-    assert stages.keys() >= {"decode", "crop", "network", "encode", "draw"}
+    assert stages.keys() >= {"decode", "detector", "crop", "network", "find", "encode", "draw"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS's peak is of the process alone; Windows tells none")
