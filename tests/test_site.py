@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import re
 import subprocess
@@ -10,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, chromium
 
 from handmesh.config.detector import DetectorConfig
 from handmesh.config.settings import Settings
@@ -41,27 +43,54 @@ def build_site():
     return module
 
 
-@needs_zensical
-def test_it_builds_strictly_and_fetches_nothing(tmp_path):
-    """Zensical ends with an error at a broken link or anchor, and mkdocstrings at a name that is not there."""
-    command = [sys.executable, ROOT / "docs" / "build_site.py", tmp_path / "site"]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built strictly: Zensical ends with an error at a broken link or anchor, mkdocstrings at a lost name."""
+    folder = tmp_path_factory.mktemp("built") / "site"
+    command = [sys.executable, ROOT / "docs" / "build_site.py", folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@needs_zensical
+def test_it_has_every_page_and_fetches_nothing(site):
     nav = tomllib.loads((ROOT / "docs" / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]
     wanted = {page.removesuffix(".md") + ".html" for entry in nav for page in pages_of(entry)}
-    built = {path.relative_to(tmp_path / "site").as_posix() for path in (tmp_path / "site").rglob("*.html")}
+    built = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
     assert built - {"404.html", "browser/index.html"} == wanted, (
         "pages without a place in the navigation, or places without one"
     )
     for page in built:
-        text = (tmp_path / "site" / page).read_text(encoding="utf-8")
+        text = (site / page).read_text(encoding="utf-8")
         for tag in ("<script src=", "<link rel=stylesheet href=", '<link rel="stylesheet" href=', "<img src="):
             assert f'{tag}"http' not in text, f"{page} fetches from elsewhere"
-    serving = (tmp_path / "site" / "how_to" / "serving.html").read_text(encoding="utf-8")
+    serving = (site / "how_to" / "serving.html").read_text(encoding="utf-8")
     assert not re.search(r">\w+\.md</a>", serving), "a page is called by its title, not by its file"
-    python = (tmp_path / "site" / "reference" / "python.html").read_text(encoding="utf-8")
+    python = (site / "reference" / "python.html").read_text(encoding="utf-8")
     assert "handmesh.load_predictor" in python
     assert "x0, y0, x1, y1 in pixels, around the keypoints" in python, "comments beside fields are their documentation"
+
+
+@needs_zensical
+def test_signatures_are_broken_into_lines(site):
+    """In an environment of the extra `docs` alone they had no formatter, and one was a line of 3,400 px."""
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert any(one.startswith("ruff") for one in needed["docs"])
+    python = (site / "reference" / "python.html").read_text(encoding="utf-8")
+    blocks = [re.sub("<[^>]+>", "", block) for block in re.findall(r"<pre.*?</pre>", python, re.DOTALL)]
+    assert max(len(html.unescape(line)) for block in blocks for line in block.splitlines()) < 120
+
+
+@needs_zensical
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
+def test_a_page_of_start_fits_one_screen(site, tmp_path):
+    with chromium(tmp_path / "profile") as page:
+        page.call("Emulation.setDeviceMetricsOverride", width=1440, height=900, deviceScaleFactor=1, mobile=False)
+        for name in ("install", "first_mesh", "first_clip", "first_server"):
+            page.open(f"file://{site}/start/{name}.html", ready="document.readyState === 'complete'")
+            assert page.run("document.querySelector('article img').getBoundingClientRect().height") > 100
+            assert page.run("document.querySelector('article').getBoundingClientRect().bottom") <= 900, name
 
 
 @needs_zensical
