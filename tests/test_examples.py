@@ -275,6 +275,8 @@ def run_notebook(name, folder, monkeypatch, until=None):
         assert not cell.get("outputs"), "notebooks are kept without what they gave"
         if cell["cell_type"] != "code":
             continue
+        too_long = [line for line in "".join(cell["source"]).splitlines() if len(line) > 88]
+        assert too_long == [], "cut off in a notebook's column"
         if until is not None and until in "".join(cell["source"]):
             break
         *lines, last = ast.parse("".join(cell["source"])).body
