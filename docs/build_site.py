@@ -31,10 +31,13 @@ from field_comments import field_comments  # noqa: E402, beside this file
 PAGES_ELSEWHERE = {
     "handmesh/assets/handmesh_t8.md": "explain/model_card.md",
     "handmesh/assets/handmesh_detector.md": "explain/detector_card.md",
+    "examples/README.md": "how_to/examples.md",
     "mano_assets/README.md": "how_to/mano_files.md",
     "CHANGELOG.md": "reference/changelog.md",
     "CONTRIBUTING.md": "how_to/contributing.md",
 }
+
+APP = ROOT / "examples" / "browser" / "dist"  # the page that runs the model, where it was built
 
 
 def main() -> None:
@@ -57,9 +60,8 @@ def main() -> None:
             raise SystemExit(re.sub(r"\x1b\[[\d;]*m", "", run.stdout + run.stderr))
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(stage / "site", target)
-    app = ROOT / "examples" / "browser" / "dist"
-    if app.is_dir():  # the page that runs the model, where it was built
-        shutil.copytree(app, target / "browser")
+    if APP.is_dir():
+        shutil.copytree(APP, target / "browser")
     print(f"Site: {target / 'index.html'}")
 
 
@@ -68,7 +70,8 @@ def write_pages(folder: Path) -> None:
     pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
     homes = {page: page.removeprefix("docs/") for page in pages} | PAGES_ELSEWHERE
     for page, home in homes.items():
-        _write(folder / home, _with_site_links((ROOT / page).read_text(encoding="utf-8"), page, homes))
+        text = _with_site_links((ROOT / page).read_text(encoding="utf-8"), page, homes)
+        _write(folder / home, text + examples_sources() if page == "examples/README.md" else text)
     _write(folder / "site.css", (ROOT / "docs" / "site.css").read_bytes())
     for picture in (ROOT / "docs" / "images").iterdir():
         _write(folder / "images" / picture.name, picture.read_bytes())
@@ -95,6 +98,10 @@ def _with_site_links(text: str, page: str, homes: dict[str, str]) -> str:
             return match[0]
         target = posixpath.normpath(posixpath.join(posixpath.dirname(page), address))
         home = homes.get(target) or (target.removeprefix("docs/") if target.startswith("docs/images/") else None)
+        if target == "examples/browser/index.html" and APP.is_dir():
+            return f'<a href="{posixpath.relpath("browser/index.html", posixpath.dirname(homes[page]))}">{label}</a>'
+        if target.startswith("examples/") and target.endswith(".py"):
+            home, anchor = homes["examples/README.md"], "#" + posixpath.basename(target).replace(".py", "py")
         if home is not None:
             if label.endswith(".md"):  # a file in the repository, a page here
                 label = (ROOT / target).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
@@ -103,7 +110,14 @@ def _with_site_links(text: str, page: str, homes: dict[str, str]) -> str:
             return match[0]  # generated, or broken: the build tells
         return f"`{target}`" if label in target else f"{label} (`{target}`)"
 
-    return re.sub(r"\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)", link, text)
+    text = re.sub(r"\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)", link, text)
+    return text.replace('src="../docs/images/', 'src="../images/')
+
+
+def examples_sources() -> str:
+    """The examples themselves, each under its name."""
+    sources = ((path.name, path.read_text(encoding="utf-8")) for path in sorted((ROOT / "examples").glob("*.py")))
+    return "".join(f"\n## {name}\n\n```python\n{source}```\n" for name, source in sources)
 
 
 def settings_pages() -> dict[str, str]:
