@@ -235,7 +235,8 @@ def http_page() -> str:
     parts = [
         "# The HTTP interface",
         "Made from the service's OpenAPI document, which a server gives at `/openapi.json`. "
-        "How to run one, and what it does with a request: [the HTTP service](../how_to/serving.md).",
+        "How to run one: [the HTTP service](../how_to/serving.md). "
+        "Cameras, over a WebSocket: [the live stream](live_stream.md).",
     ]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():

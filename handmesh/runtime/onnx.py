@@ -59,7 +59,7 @@ class OnnxEngine:
         """`path`: a model file, or an exported graph. Raises CheckpointError, AssetError or ConfigError.
 
         `spinning`: threads wait for each other in a loop, which is faster where nobody else wants the processors, and
-        takes twice the processor time where somebody does (docs/how_to/serving.md has the measurement).
+        takes twice the processor time where somebody does (docs/explain/service.md has the measurement).
         """
         count = checked_threads(threads)
         wanted: tuple[str, ...] = ()

@@ -159,7 +159,7 @@ class HandService:
         logger.info("ready in %.1f s: %s on %s", time.monotonic() - started, card["name"], card["engine"])
 
     def _alone(self, predictor: Predictor) -> Alone | None:
-        """For a photo that is alone, all threads. Measured (docs/how_to/serving.md): for several it is better if each
+        """For a photo that is alone, all threads. Measured (docs/explain/service.md): for several it is better if each
         has one, and threads that spin while they wait for each other take twice the processor time.
         """
         threads = self._lanes.places

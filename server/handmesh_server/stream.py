@@ -2,7 +2,7 @@
 
 Following is handmesh.motion's: the first frame is searched like a photo, with all the Predictor's passes; from then on
 one is enough, and each answer is judged, by the network's own confidence among other things. Then it is smoothed.
-docs/how_to/serving.md describes the bytes.
+docs/reference/live_stream.md describes the bytes.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _follower(predictor: Predictor, options: StreamOptions) -> HandFollower:
     )
 
 
-# The bytes of an answer: little-endian, a header, then each hand's numbers and arrays. Table: docs/how_to/serving.md.
+# The bytes of an answer: little-endian, a header, then each hand's numbers and arrays (docs/reference/live_stream.md).
 
 MAGIC: Final = b"HMF2"
 HEADER: Final = struct.Struct("<4sIIIHBBff")  # magic, frame, width, height, vertices, bytes of each, hands, ms, ms

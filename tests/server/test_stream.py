@@ -56,7 +56,7 @@ def stream(server, *, shown: str = SHOWN, origin: str | None = None) -> Iterator
 
 
 def decoded(answer: bytes) -> tuple[tuple, list[tuple[tuple, np.ndarray, np.ndarray]]]:
-    """The header, and of each hand its numbers, keypoints and vertices, as docs/how_to/serving.md describes them."""
+    """The header, and of each hand its numbers, keypoints and vertices, as docs/reference/live_stream.md says."""
     header = HEADER.unpack_from(answer)
     count, size, hands = header[4:7]
     at, found = HEADER.size, []

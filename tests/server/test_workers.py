@@ -34,7 +34,7 @@ from handmesh_server.supervisor import Report, Supervisor, _Worker
 from prometheus_client.parser import text_string_to_metric_families
 from server_harness import photo, talk_to, wait_until
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has one process: docs/how_to/serving.md")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has one process: docs/explain/service.md")
 
 TESTS = Path(__file__).parents[1]
 PATIENCE = 90.0  # s; a worker that starts beside other work takes its time

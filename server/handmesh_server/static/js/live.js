@@ -12,7 +12,7 @@ const PICTURE_MS = 50; // a new one is said to be there only when the page is dr
 const RETRY_SECONDS = [1, 2, 4, 8];
 const REMEMBERED = 30; // answers, for the rates that are shown
 
-// Close codes of the server: docs/how_to/serving.md.
+// Close codes of the server: docs/reference/live_stream.md.
 const [POLICY, TOO_LARGE, FAILED, IDLE] = [1008, 1009, 1011, 4408];
 
 export class Live {

@@ -1,4 +1,4 @@
-// The bytes of an answer of /v1/stream; docs/how_to/serving.md has the table, and tests decode the same bytes in Python.
+// The bytes of an answer of /v1/stream; docs/reference/live_stream.md has the table, and tests decode the same bytes in Python.
 
 const MAGIC = 0x32464d48; // "HMF2", little-endian
 const HEADER_BYTES = 28;
