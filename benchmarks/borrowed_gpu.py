@@ -1,4 +1,4 @@
-"""Training on a machine lent for minutes that has no network and passes little data (docs/explain/bundled_model.md):
+"""Training on a machine lent for minutes that has no network and passes little data (docs/how_to/borrowed_gpu.md):
 
     python benchmarks/borrowed_gpu.py rehearse CONFIG                          at home: the whole way at toy size
     python benchmarks/borrowed_gpu.py train CONFIG RUN --minutes 8.5           there, again and again
