@@ -35,7 +35,7 @@ def export(
     """Write a model as one file for another runtime: photos' crops in (uint8 RGB), hands out.
 
     Normalisation and the hand model are inside. The file is run on synthetic hands and compared with PyTorch, in
-    millimetres, before it is yours; one that disagrees is deleted. docs/how_to/performance.md has the command for
+    millimetres, before it is yours; one that disagrees is deleted. docs/how_to/export.md has the command for
     TensorRT.
 
     Examples:

@@ -885,7 +885,7 @@ def test_the_bundled_model_is_small_and_says_how_it_was_made():
 @needs_bundled_model
 def test_the_manuals_command_for_tensorrt_has_the_bundled_models_size():
     """It named crops of 160 px, which a graph of 192 px does not take."""
-    manual = Path(__file__).parents[2] / "docs" / "how_to" / "performance.md"
+    manual = Path(__file__).parents[2] / "docs" / "how_to" / "export.md"
     shapes = re.findall(r"crops:\d+x(\d+)x(\d+)x3", manual.read_text(encoding="utf-8"))
     assert set(shapes) == {(str(open_engine().resolution),) * 2}
 
