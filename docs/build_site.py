@@ -79,7 +79,7 @@ def write_pages(folder: Path) -> None:
         *settings_pages().items(),
         ("commands", commands_page()),
         ("http", http_page()),
-        ("python", python_page()),
+        *python_pages().items(),
     ):
         _write(folder / "reference" / f"{name}.md", text)
 
@@ -185,6 +185,7 @@ def _default(field: FieldInfo) -> str:
     """Its default, type and limits."""
     value = "must be given" if field.is_required() else f"`{_rounded(field.default)}`"
     kind = re.sub(r"\b(?:handmesh\.config\.\w+|pathlib|typing)\.", "", inspect.formatannotation(field.annotation))
+    kind = re.sub(r"Annotated\[(\w+), FieldInfo\(.*?\)\)?\]", r"\1", kind)
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
     limits = [f"{signs[key]} {getattr(rule, key)}" for rule in field.metadata for key in signs if hasattr(rule, key)]
     kind = ", ".join([_literals(kind).replace("_local.", "").replace(" | None", " or None"), *limits])
@@ -313,19 +314,19 @@ MODULES = {
 }
 
 
-def python_page() -> str:
-    """Directives from which mkdocstrings makes the reference of Python names."""
+def python_pages() -> dict[str, str]:
+    """Directives from which mkdocstrings makes the reference of Python names: the door's, and what lies behind it."""
     import handmesh
 
-    parts = ["# Python", "What `import handmesh` offers comes first; then what else programs call, module by module."]
+    door = ["# Python", "What `import handmesh` offers. What else programs call: [module by module](modules.md)."]
     first = ["load_predictor", "Predictor", "HandPrediction"]
     rest = sorted(name for name in handmesh.__all__ if name not in first and not name.startswith("__"))
-    parts.append("## handmesh")
-    parts += [f"::: handmesh.{name}\n    options:\n      heading_level: 3" for name in first + rest]
+    door += [f"::: handmesh.{name}\n    options:\n      heading_level: 2" for name in first + rest]
+    parts = ["# Python, module by module", "Beyond [what `import handmesh` offers](python.md)."]
     for title, modules in MODULES.items():
         parts.append(f"## {title}")
         parts += [f"::: {module}\n    options:\n      heading_level: 3" for module in modules]
-    return "\n\n".join(parts) + "\n"
+    return {"python": "\n\n".join(door) + "\n", "modules": "\n\n".join(parts) + "\n"}
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def test_signatures_are_broken_into_lines(site):
     """In an environment of the extra `docs` alone they had no formatter, and one was a line of 3,400 px."""
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert any(one.startswith("ruff") for one in needed["docs"])
-    python = (site / "reference" / "python.html").read_text(encoding="utf-8")
+    pages = [site / "reference" / f"{name}.html" for name in ("python", "modules")]
+    python = "".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = [re.sub("<[^>]+>", "", block) for block in re.findall(r"<pre.*?</pre>", python, re.DOTALL)]
     assert max(len(html.unescape(line)) for block in blocks for line in block.splitlines()) < 120
 
@@ -110,6 +111,7 @@ def test_the_references_are_whole(build_site):
         if not isinstance(field.default, Settings) and not build_site.reason(section, key, reasons)
     ]
     assert without == [], "settings without a comment that says what they are for (handmesh/config/)"
+    assert not any("FieldInfo" in page for page in build_site.settings_pages().values()), "types as people write them"
     commands = build_site.commands_page()
     assert all(
         f"## handmesh {command.name or command.callback.__name__}" in commands for command in app.registered_commands

@@ -1,20 +1,18 @@
 """The square crop: one map between the photograph and the network's view, for points, pixels and directions.
 
-Points
-    *image* points are (x, y) pixels with pixel centres at integers, so a photograph spans -0.5 to width - 0.5.
-    *ndc* spans [-1, 1] over the crop from edge to edge, x right and y down, whatever its resolution: at resolution S
-    the centre of pixel column i is at ``(2 i + 1) / S - 1``.
+*image* points are (x, y) pixels with pixel centres at integers, so a photograph spans -0.5 to width - 0.5. *ndc* spans
+[-1, 1] over the crop from edge to edge, x right and y down, whatever its resolution: at resolution S the centre of
+pixel column i is at ``(2 i + 1) / S - 1``.
 
-Directions
-    The network describes the hand in the axes of the crop it sees. Turned into the crop, a vector of the camera's axes
-    (x right, y down, z forward) is first turned by ``rotation`` about z, from x towards y (the picture in the crop
-    looks turned clockwise), then, when ``mirror`` is set, its x is negated:
-    ``v_crop = M @ Rz(rotation) @ v_image`` with ``M = diag(-1, 1, 1)`` or the identity. Pixels move by the same map,
-    so turning points back and projecting them is projecting them and mapping the result back.
+Directions: the network describes the hand in the axes of the crop it sees. Turned into the crop, a vector of the
+camera's axes (x right, y down, z forward) is first turned by ``rotation`` about z, from x towards y (the picture in the
+crop looks turned clockwise), then, when ``mirror`` is set, its x is negated: ``v_crop = M @ Rz(rotation) @ v_image``
+with ``M = diag(-1, 1, 1)`` or the identity. Pixels move by the same map, so turning points back and projecting them is
+projecting them and mapping the result back.
 
-    A rotation R that takes a model at rest into the crop becomes ``Rz^T @ M @ R @ M``: under a mirror the model is
-    the other hand, ``HandArrays.mirrored()``, at rest. Joints further down the tree are relative to their parents, so
-    they see the mirror alone, ``M @ R @ M``.
+A rotation R that takes a model at rest into the crop becomes ``Rz^T @ M @ R @ M``: under a mirror the model is the
+other hand, ``HandArrays.mirrored()``, at rest. Joints further down the tree are relative to their parents, so they see
+the mirror alone, ``M @ R @ M``.
 """
 
 from __future__ import annotations
