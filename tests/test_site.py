@@ -65,6 +65,7 @@ def test_it_has_every_page_and_fetches_nothing(site):
         text = (site / page).read_text(encoding="utf-8")
         for tag in ("<script src=", "<link rel=stylesheet href=", '<link rel="stylesheet" href=', "<img src="):
             assert f'{tag}"http' not in text, f"{page} fetches from elsewhere"
+        assert "\\|" not in re.sub("<[^>]+>", "", text.partition("<article")[2]), f"{page}: a bar in a table's code"
     examples = (site / "how_to" / "examples.html").read_text(encoding="utf-8")
     for example in (ROOT / "examples").glob("*.py"):
         assert f'href="#{example.name.replace(".", "")}"' in examples, "a row leads to the source"
