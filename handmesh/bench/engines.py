@@ -315,14 +315,14 @@ def is_bare(model: str | None) -> bool:
 def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
     import cv2
 
-    from handmesh.detect.hands import HandDetector
     from handmesh.files.mesh import encode_hands
-    from handmesh.predict import Predictor, as_mesh_hand
+    from handmesh.predict import Predictor, as_mesh_hand, load_predictor
     from handmesh.predict.refine import refined
-    from handmesh.runtime.onnx import OnnxEngine
     from handmesh.synth import SceneRenderer, sample_generator
 
-    engine = OnnxEngine(path, threads=1)
+    finder = load_predictor(path, threads=1)
+    engine, detector = finder.engine, finder.detector
+    assert detector is not None
     width, height = PHOTO_SIZE
     scene = SceneRenderer(builtin_hand(), size=384).render(sample_generator(2026, 7)).image
     image = np.full((height, width, 3), 90, np.uint8)
@@ -332,8 +332,7 @@ def _bench_stages(path: Path, runs: int, clock: Clock) -> list[StageRow]:
     photo = read_photo(encoded)
     crop = CropTransform.whole_image(width, height)
     crops = crop.warp(photo.image, engine.resolution)[None]
-    predictor, detector = Predictor(engine, passes=1), HandDetector(threads=1)
-    finder = Predictor(engine, detector=detector)
+    predictor = Predictor(engine, passes=1)
     output = engine(crops)
     (hand,) = predictor(photo, handedness="right", min_score=0)
     tasks: dict[str, Callable[[], object]] = {
