@@ -15,7 +15,9 @@ import socket
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -697,11 +699,11 @@ def test_answers_are_neither_guessed_nor_kept(server):
     assert "server" not in headers
 
 
-# The page "First server"
+# The pages "First server" and "Serve"
 
 
-def page_blocks(language: str) -> list[str]:
-    text = (ROOT / "docs" / "start" / "first_server.md").read_text(encoding="utf-8")
+def page_blocks(language: str, page: str = "start/first_server.md") -> list[str]:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     blocks = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     return [block for block in blocks if "127.0.0.1:8000" in block]
 
@@ -713,16 +715,25 @@ def beside_a_photo(tmp_path, monkeypatch):
     Path("photo.jpg").write_bytes(photo())
 
 
-def test_the_page_in_python(server, beside_a_photo, monkeypatch):
-    for name in ("a.jpg", "b.jpg"):
-        Path(name).write_bytes(photo())
-    Path("clip.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(100))
-    monkeypatch.setattr(server.app.state.jobs.runner, "_command", QUICK_JOBS)
+def test_the_page_in_python(server, beside_a_photo):
     (block,) = page_blocks("python")
     namespace: dict[str, object] = {}
     exec(block.replace("http://127.0.0.1:8000", server.url), namespace)
     assert np.shape(namespace["vertices"]) == (778, 3)
+
+
+def test_the_page_of_the_client(server, beside_a_photo, monkeypatch):
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        archive.writestr("a.jpg", photo())
+    Path("clip.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(100))
+    monkeypatch.setattr(server.app.state.jobs.runner, "_command", QUICK_JOBS)
+    (block,) = page_blocks("python", "how_to/serving.md")
+    namespace: dict[str, Any] = {"frame": photo()}
+    exec(block.replace("http://127.0.0.1:8000", server.url), namespace)
+    assert namespace["answer"].hands[0].handedness == "left"
+    assert namespace["line"].name == "a.jpg"
     assert Path("results", "hand.glb").is_file()
+    assert np.shape(namespace["keypoints"])[1:] in ((), (21, 2))
 
 
 def test_the_page_with_curl(server, beside_a_photo):
