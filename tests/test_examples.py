@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from browser import CHROMIUM, chromium
+from browser import CHROMIUM, chromium, write_camera
 from marker_hands import MarkerEngine, draw, hand_at
 from PIL import Image
 from server_harness import running, settings
@@ -188,11 +189,14 @@ def served(folder):
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
 
-
-@needs_chromium
-@pytest.mark.skipif(
+needs_packages = pytest.mark.skipif(
     not (EXAMPLES / "browser" / "node_modules").is_dir(), reason="needs `npm install` in examples/browser"
 )
+SAID = "document.querySelector('#said').textContent"
+
+
+@needs_chromium
+@needs_packages
 def test_the_model_in_a_browser_agrees_with_python(tmp_path):
     """The same crop: the same vertices, to a hundredth of a millimetre. The same photo: the same hands."""
     dist = EXAMPLES / "browser" / "dist"
@@ -210,7 +214,7 @@ def test_the_model_in_a_browser_agrees_with_python(tmp_path):
             f"handmesh.run(Uint8Array.from(atob('{pixels}'), (c) => c.charCodeAt(0))).then((a) => [...a.vertices.data])"
         )
         found = page.run(f"{picture}.then((image) => handmesh.show(image))")
-        said = page.run("document.querySelector('#said').textContent")
+        said = page.run(SAID)
         followed = page.run(
             f"{picture}.then(async (image) => handmesh.follow(image, (await handmesh.find(image)).reverse()))"
         )
@@ -227,6 +231,55 @@ def test_the_model_in_a_browser_agrees_with_python(tmp_path):
             assert np.linalg.norm(np.array(hand["keypoints"])[:, :2] - same.keypoints_image(), axis=1).mean() < near
     assert [error for error in errors if "favicon" not in error] == []
     assert all(one.startswith((address, "blob:", "data:")) for one in requested)
+
+
+@needs_chromium
+@needs_packages
+def test_the_page_in_a_browser_shows_what_was_asked_for_last(tmp_path):
+    """A slow photo came over a later one, a camera over all; of a file that is no picture nothing was said."""
+    subprocess.run([sys.executable, EXAMPLES / "browser" / "build.py"], check=True, capture_output=True)
+    line, cut, camera = (tmp_path / name for name in ("line.png", "cut.jpg", "camera.y4m"))
+    line.write_bytes(encode_image(read_image(SAMPLES / "palm.jpg")[:1], ".png"))
+    cut.write_bytes((SAMPLES / "palm.jpg").read_bytes()[:400])
+    write_camera(camera, SAMPLES / "palm.jpg", 5, [80] * 5)
+    fake = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    with (
+        served(EXAMPLES / "browser" / "dist") as address,
+        chromium(tmp_path / "profile", *fake, f"--use-file-for-fake-video-capture={camera}") as page,
+    ):
+        page.open(f"{address}/index.html", ready="window.handmesh !== undefined")
+        shown = f"document.querySelector('#picture').height === 1 && {SAID}.startsWith('No hand found')"
+
+        page.run(
+            "(open => { MediaDevices.prototype.getUserMedia = async function (wanted) { return window.stream = await "
+            "open.call(this, wanted); }; })(MediaDevices.prototype.getUserMedia)"
+        )
+
+        def start_camera():
+            page.click("#camera")
+            page.wait_for(f"{SAID}.endsWith('frames/s')")
+            assert page.run(f"{SAID}.startsWith('1 hand: right')")
+
+        page.run(
+            "void (window.slow = handmesh.show(new OffscreenCanvas(9, 9), new Promise((end) => (window.found = end))))"
+        )
+        page.choose(line, "#photo")
+        page.wait_for(shown)
+        page.run("found([]), slow")
+        assert page.run(shown)
+        page.choose(cut, "#photo")
+        page.wait_for(f"{SAID}.startsWith('cut.jpg: ')")
+        start_camera()
+        page.choose(line, "#photo")
+        page.wait_for(shown)
+        time.sleep(1)
+        assert page.run(shown)
+        start_camera()
+        page.run("stream.getTracks().forEach((track) => { track.stop(); track.dispatchEvent(new Event('ended')); })")
+        page.wait_for("!document.querySelector('#camera').disabled")
+        assert page.run(SAID) == "The camera has ended."
+        errors = page.errors
+    assert [error for error in errors if "favicon" not in error] == []
 
 
 @needs_chromium

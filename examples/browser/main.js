@@ -169,12 +169,15 @@ function say(hands, ms) {
   said.textContent = `${found}; ${ms.toFixed(0)} ms`;
 }
 
+let asked = 0; // pictures so far: what is asked for last is shown, though an earlier one may take longer
 /** Finds hands, or those that `find` is given to do, and draws them. */
-async function show(image, found = find(image)) {
+async function show(image, found = find(image), number = ++asked) {
   const began = performance.now();
   const hands = await found;
-  draw(image, hands);
-  say(hands, performance.now() - began);
+  if (number === asked) {
+    draw(image, hands);
+    say(hands, performance.now() - began);
+  }
   return hands;
 }
 
@@ -189,31 +192,49 @@ async function follow(image, before) {
   return once([...kept, ...(await find(image))]).slice(0, LIVE_HANDS);
 }
 
+let camera = null; // its track
+
 document.querySelector("#photo").addEventListener("change", async ({ target }) => {
-  if (target.files.length) await show(await createImageBitmap(target.files[0]));
+  if (!target.files.length) return;
+  camera?.stop();
+  const number = ++asked, [file] = target.files;
+  try {
+    await show(await createImageBitmap(file), undefined, number);
+  } catch (error) {
+    if (number === asked) said.textContent = `${file.name}: ${error.message}`;
+  }
 });
 
 document.querySelector("#camera").addEventListener("click", async ({ target }) => {
   const video = document.createElement("video");
+  target.disabled = true;
   try {
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480 } });
   } catch (error) {
     said.textContent = `No camera: ${error.message}`;
+    target.disabled = false;
     return;
   }
-  target.disabled = true;
+  [camera] = video.srcObject.getTracks();
+  camera.addEventListener("ended", () => { // by itself: a photo that stops it fires nothing
+    asked++;
+    said.textContent = "The camera has ended.";
+  });
   await video.play();
   const frame = new OffscreenCanvas(video.videoWidth, video.videoHeight).getContext("2d", { willReadFrequently: true });
   let hands = [], last = performance.now(), rate = 0;
   for (;;) {
     await new Promise(requestAnimationFrame);
+    if (camera.readyState === "ended") break;
     frame.drawImage(video, 0, 0);
     hands = await show(frame.canvas, follow(frame.canvas, hands));
+    if (camera.readyState === "ended") break;
     const now = performance.now();
     rate = rate ? 0.9 * rate + 0.1 * (1000 / (now - last)) : 1000 / (now - last);
     last = now;
     said.textContent += `; ${rate.toFixed(0)} frames/s`;
   }
+  target.disabled = false;
 });
 
 window.handmesh = { run, find, follow, show };
