@@ -12,7 +12,14 @@ import yaml
 
 from handmesh.config.augmentation import Augmentation
 from handmesh.config.data import FreiHandData, PhotoData, SyntheticData
-from handmesh.config.load import RENAMED_KEYS, load_any_config, load_config, parse_config, shipped_configs
+from handmesh.config.load import (
+    RENAMED_KEYS,
+    _read_tree,
+    load_any_config,
+    load_config,
+    parse_config,
+    shipped_configs,
+)
 from handmesh.config.model import ModelConfig
 from handmesh.config.optimizer import OptimizerConfig
 from handmesh.config.train import TrainConfig
@@ -190,6 +197,19 @@ def test_nothing_is_said_twice(text, tmp_path):
     """The last one counted, and a run learnt without what the first had said."""
     with pytest.raises(ConfigError, match=r"run\.yaml.* (loss|joints) is there twice.*line 3"):
         load_config(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: {<<: {x: 1}, <<: {y: 2}, z: 3}",
+        "a: {<<: {x: 1, y: 1}, y: 2, z: 3}",
+        # PyYAML joins what `it` merges and what it says, for `a`, before it reads `it` itself.
+        "c: {d: {e: &it {<<: {x: 1, y: 1}, y: 2}}}\na: {<<: *it, y: 2, z: 3}",
+    ],
+)
+def test_what_is_merged_is_not_said_twice(text, tmp_path):
+    assert _read_tree(written(tmp_path, text))["a"] == {"x": 1, "y": 2, "z": 3}
 
 
 @pytest.mark.parametrize("name", shipped_configs())
