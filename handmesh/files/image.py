@@ -254,20 +254,28 @@ def photos_in(folder: str | os.PathLike[str], *, recursive: bool = False) -> tup
 
 
 def _files_below(root: Path) -> Iterator[Path]:
-    """Those of folders that are links, too, unless they are read already; and links to what holds a folder that is."""
-    read = [Path(os.path.realpath(root))]
+    """Those of folders that are links, too, each folder once; and links to what holds the folder that they are in."""
+    top = Path(os.path.realpath(root))
+    read = {top}  # and what links lead to
     for place, folders, names in os.walk(root, followlinks=True):
         yield from (Path(place, name) for name in names)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        links = {name: Path(os.path.realpath(Path(place, name))) for name in folders if Path(place, name).is_symlink()}
-        for name, target in sorted(links.items(), key=lambda link: len(link[1].parts)):  # one may hold another
-            above = any(other.is_relative_to(target) for other in read)
-            if above:
+        here = Path(os.path.realpath(place))
+        seen, folders[:] = sorted(name for name in folders if not name.startswith(".")), []
+        for name in seen:
+            target = Path(os.path.realpath(here / name))
+            if target == here / name:  # no link
+                if target not in read:
+                    folders.append(name)
+            elif here.is_relative_to(target) or top.is_relative_to(target):
                 yield Path(place, name)
-            if above or any(target.is_relative_to(other) for other in read):
-                folders.remove(name)
-            else:
-                read.append(target)
+            elif not any(_holds(other, target) for other in read):
+                read.add(target)
+                folders.append(name)
+
+
+def _holds(folder: Path, target: Path) -> bool:
+    """Whether one who reads all of a folder but what is hidden reads the target."""
+    return target.is_relative_to(folder) and not any(part.startswith(".") for part in target.relative_to(folder).parts)
 
 
 def natural_order(name: str) -> list[tuple[str, int]]:

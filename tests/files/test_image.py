@@ -512,6 +512,21 @@ def test_linked_folders_are_read_once_and_other_links_are_said(tmp_path):
         photos_in(photos / "day" / "a.jpg")
 
 
+def test_no_photo_is_left_out_for_a_link_to_a_part_of_its_folder(tmp_path):
+    """The part was read, and the whole called a folder above; what a link to a hidden folder holds was not seen."""
+    for file in ("year/a.jpg", "year/best/b.jpg", "photos/.cache/c.jpg", "photos/all/d.jpg"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    try:
+        for name, target in {"best": "../year/best", "all/2024": "../../year", "cached": ".cache"}.items():
+            (tmp_path / "photos" / name).symlink_to(target, target_is_directory=True)
+    except OSError as error:
+        pytest.skip(f"no links can be made here: {error}")
+    found, left_out = photos_in(tmp_path / "photos", recursive=True)
+    paths = [file.relative_to(tmp_path / "photos").as_posix() for file in found]
+    assert (paths, left_out) == (["all/2024/a.jpg", "all/d.jpg", "best/b.jpg", "cached/c.jpg"], "")
+
+
 def test_32_bit_grey_has_the_bits_that_it_was_made_of():
     """What Pillow converts to mode I keeps its values; of 8 bits it was read as black, and a depth map as white."""
     grey = np.linspace(0, 255, 63).astype(np.uint8).reshape(9, 7)
