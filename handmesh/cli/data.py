@@ -16,6 +16,7 @@ from handmesh.cli.shell import (
     JsonOption,
     byte_progress_bar,
     check_file,
+    check_folder,
     check_ignored,
     console,
     progress_bar,
@@ -44,6 +45,8 @@ def data_prepare(
 
       handmesh data prepare FreiHAND/ --out /fast/disk/freihand --pack
     """
+    if out is not None:
+        check_folder(out)
     from handmesh.data.formats.freihand import FreiHand, available_splits, prepare
 
     with byte_progress_bar() as progress:

@@ -138,14 +138,18 @@ def byte_progress_bar() -> Progress:
 
 
 def check_folder(path: Path, option: str = "--out") -> None:
-    """Raises ConfigError where a file is in the way of a folder to write into: before the work, not after it."""
+    """Raises ConfigError where no folder to write into can be: before the work, not after it."""
     for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise ConfigError(f"{option} {path}: {place} is a file, wanted a folder.")
+        if place.exists():
+            if not place.is_dir():
+                raise ConfigError(f"{option} {path}: {place} is a file, wanted a folder.")
+            if not os.access(place, os.W_OK):
+                raise ConfigError(f"{option} {path}: {place} cannot be written to. Give another folder.")
+            return
 
 
 def check_file(path: Path, option: str = "--out") -> None:
-    """Raises ConfigError where a file cannot be written: a folder is there, or what should be its folder is none."""
+    """Raises ConfigError where a file cannot be written: a folder is there, or what should be its folder cannot be."""
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder: wanted the name of a file.")
     check_folder(path.parent, option)

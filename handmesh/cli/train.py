@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handmesh.cli.shell import progress_bar, say
+from handmesh.cli.shell import check_folder, progress_bar, say
 from handmesh.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def train(
     from handmesh.config.load import load_any_config
     from handmesh.system.extras import extra
 
+    if out is not None:
+        check_folder(out)
     hand = [] if hand_model is None else [f"model.hand={hand_model}"]
     settings = load_any_config(config, [*(set_ or []), *hand])  # first: a slip in it is a slip, torch or not
     with extra("train", "`handmesh train`"):

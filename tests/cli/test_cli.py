@@ -363,11 +363,15 @@ def test_an_option_that_would_be_ignored_is_refused(command, says, handmesh, tmp
         "synth --like-freihand",
         "evaluate --data photos --out",
         "weights average a.safetensors b.safetensors --out",
+        "train smoke --out",
+        "data prepare photos --out",
         "label labels.jsonl --cut-out",
     ],
 )
 def test_a_folder_that_cannot_be_is_said_before_the_work(command, out, handmesh, photos, monkeypatch, tmp_path):
-    """`predict` said so of each photo, after the model had seen it; `synth`, that the file held no meta.json."""
+    """`predict` said so of each photo, after the model had seen it; `synth`, that the file held no meta.json; `data
+    prepare`, that room had to be made.
+    """
     monkeypatch.setattr("handmesh.predict.load_predictor", lambda *_, **more: pytest.fail("began"))
     (tmp_path / "file").touch()
     (tmp_path / "labels.jsonl").touch()
@@ -391,6 +395,16 @@ def test_a_file_that_cannot_be_is_said_before_the_work(command, handmesh, photos
     (tmp_path / "labels.jsonl").touch()
     option = command.split()[-1]
     assert_one_line(handmesh(*command.split(), "photos"), f"{option} photos is a folder: wanted the name of a file")
+
+
+@pytest.mark.parametrize("command", ["predict photos --out", "label labels.jsonl --out"])
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(command, handmesh, photos, monkeypatch, tmp_path):
+    """`label` said so when all was labelled, and kept nothing. The superuser may write to any, so the system lies."""
+    monkeypatch.setattr("handmesh.predict.load_predictor", lambda *_, **more: pytest.fail("began"))
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != Path("locked"))
+    (tmp_path / "labels.jsonl").touch()
+    (tmp_path / "locked").mkdir()
+    assert_one_line(handmesh(*command.split(), "locked/new"), "--out locked", "locked cannot be written to")
 
 
 # ------------------------------------------------------------------------------------------------- the others
@@ -461,8 +475,8 @@ def test_trainings_mistakes_are_one_line(arguments, says, handmesh, tmp_path):
 
 def test_a_run_where_nothing_can_be_written_is_one_line(handmesh, tmp_path):
     (tmp_path / "tiny.yaml").write_text("steps: 1\n")
-    (tmp_path / "file").write_text("")
-    assert_one_line(handmesh("train", "tiny.yaml", "--out", "file/run"), "file/run: Not a directory")
+    (tmp_path / "runs").write_text("")
+    assert_one_line(handmesh("train", "tiny.yaml"), "runs/tiny: Not a directory")
 
 
 def test_doctor_says_what_is_missing(handmesh, monkeypatch, model_file):
