@@ -291,12 +291,18 @@ def test_an_interrupted_run_keeps_what_it_has_done(drawn, tmp_path, monkeypatch)
     more = ["--out", str(out), "--dropped", str(tmp_path / "dropped.jsonl"), "--sheet", str(tmp_path / "sheet.png")]
     result = CliRunner().invoke(app, ["label", str(path), *more])
     assert result.exit_code == 130
-    assert f"4 of {COUNT + 1} photographs are done" in result.output
+    assert f"4 of {COUNT + 1} hands are done" in result.output
     assert len(JsonlData(tmp_path / "labels.interrupted.jsonl")) == 4
     assert f"4 hands in {tmp_path / 'labels.interrupted.jsonl'}" in result.output.replace("\n", "")
     assert out.read_text() == "of an earlier run"
     assert not (tmp_path / "sheet.png").exists()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_an_interrupted_run_kept_is_not_written_over_while_it_is_read(drawn, tmp_path):
+    kept = write_keypoints(drawn, tmp_path).rename(tmp_path / "labels.interrupted.jsonl")
+    result = CliRunner().invoke(app, ["label", str(kept), "--out", str(tmp_path / "labels.jsonl")])
+    assert f"{kept} is what is to be read: it would be lost" in str(result.exception)
 
 
 @pytest.mark.parametrize("option", ["--cut-out", "--sheet"])

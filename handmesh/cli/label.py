@@ -93,6 +93,7 @@ def label(
     if cut_out is not None:
         check_folder(cut_out, "--cut-out")
     _check_places(outputs, photos)
+    _check_places({"--out": _interrupted(out)}, photos)
     import numpy as np
 
     from handmesh.draw.sheet import contact_sheet
@@ -137,7 +138,8 @@ def label(
     interrupted = done < len(read)
     if interrupted:  # beside what an earlier run may have finished
         out, dropped, sheet = _interrupted(out), dropped and _interrupted(dropped), None
-        say(f"{done} of {len(read)} photographs are done; the same command begins anew", to=error_console)
+        kind = "hands" if given else "photographs"
+        say(f"{done} of {len(read)} {kind} are done; the same command begins anew", to=error_console)
         if not labels:
             raise typer.Exit(INTERRUPTED)
     if not labels:
