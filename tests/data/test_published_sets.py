@@ -425,6 +425,10 @@ def test_preparing_what_holds_no_freihand_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match="No FreiHAND in"):
         prepare(tmp_path)
     assert not list(tmp_path.iterdir())
+    (out := tmp_path / "disk").mkdir()  # where one was mounted, the answer was: Device or resource busy
+    with pytest.raises(DataError, match="No FreiHAND in"):
+        prepare(tmp_path, out)
+    assert out.is_dir()
 
 
 def with_annotation(path, **values) -> LabelledPhotos:

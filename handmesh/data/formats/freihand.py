@@ -106,6 +106,7 @@ def prepare(directory: Path, out: Path | None = None, *, pack: bool = False, pro
     report = progress or (lambda what, done, total: None)
     base = directory.parent if directory.is_file() else directory
     out = Path(out) if out is not None else base / PREPARED
+    was_there = out.exists()
     with _Sources(directory) as sources:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def prepare(directory: Path, out: Path | None = None, *, pack: bool = False, pro
         except (zipfile.BadZipFile, EOFError) as error:
             raise DataError(f"An archive in {directory} is damaged ({error}): download it again.") from error
         except DataError:
-            if not any(out.iterdir()):
+            if not was_there and not any(out.iterdir()):
                 out.rmdir()
             raise
 
