@@ -314,6 +314,13 @@ def test_no_picture_is_written_among_the_photographs(option, tmp_path, monkeypat
     (tmp_path / "photos" / "a.png").touch()
     result = CliRunner().invoke(app, ["label", "photos", option, "photos/alphas/x.png"])
     assert f"{option} photos/alphas/x.png is in photos, and would be taken for" in str(result.exception)
+    try:
+        (tmp_path / "links").mkdir()
+        (tmp_path / "links" / "trip").symlink_to("../photos", target_is_directory=True)
+    except OSError as error:
+        pytest.skip(f"no links can be made here: {error}")
+    result = CliRunner().invoke(app, ["label", "links", option, "photos/alphas/x.png"])
+    assert f"{option} photos/alphas/x.png is in links/trip, and would be taken for" in str(result.exception)
 
 
 def test_photographs_without_mediapipe_say_how_to_get_it(drawn, tmp_path, monkeypatch):

@@ -112,7 +112,9 @@ def label(
     # Before the first hand is labelled: what is wrong at the end would be known, and lose all, when the rest was done.
     seen, read = _hands_in_labels(given) if given else _hands_in_photos(photos, max_hands)
     _check_places(outputs, read)
-    _check_apart({"--sheet": sheet, "--cut-out": cut_out}, [path for path in photos if path.is_dir()])
+    folders = [path for path in photos if path.is_dir()]
+    linked = {photo.parent for photo in read if any(photo.is_relative_to(folder) for folder in folders)}
+    _check_apart({"--sheet": sheet, "--cut-out": cut_out}, [*folders, *sorted(linked)])
     labels: list[LabelledHand] = []
     alphas: dict[int, Path] = {}
     done = 0
