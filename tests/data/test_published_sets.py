@@ -474,6 +474,10 @@ def test_poses_that_are_not_those_of_the_joints_are_found(stand_in_mano, tmp_pat
 
 def test_the_version_of_ho3d_is_told_by_the_images_that_are_there(tmp_path):
     path = write_ho3d(tmp_path, known_hands(3, sides="r"), ".png", 0)
+    for number in range(30):  # so that one of them is likely to be looked at first
+        folder = path / f"SB{number}" / "rgb"
+        folder.mkdir(parents=True)
+        (folder / ".DS_Store").touch()
     (path / "ABF10/rgb/0000.png").unlink()
     assert open_photos(path).version == 2
 

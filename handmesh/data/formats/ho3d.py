@@ -70,7 +70,7 @@ class HO3D(LabelledPhotos):
             raise DataError(f"{list_file} cannot be read: {error}") from error
         if not self.frames or any(frame.count("/") != 1 for frame in self.frames):
             raise DataError(f"{list_file} is no list of frames such as ABF10/0000.")
-        first = next(self.path.glob("*/rgb/*.*"), None)
+        first = next(self.path.glob("*/rgb/[0-9]*.*"), None)
         self.suffix = ".png" if first is not None and first.suffix == ".png" else ".jpg"
         if for_scoring and self.split == "evaluation" and self._truth is None:
             raise DataError(
