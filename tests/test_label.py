@@ -280,6 +280,7 @@ def test_an_interrupted_run_keeps_what_it_has_done(drawn, tmp_path, monkeypatch)
     path, out = write_keypoints(drawn, tmp_path), tmp_path / "labels.jsonl"
     out.write_text("of an earlier run")
     pressed, before = [], signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have left out
 
     def press_once(*_):
         if not pressed:
@@ -289,14 +290,17 @@ def test_an_interrupted_run_keeps_what_it_has_done(drawn, tmp_path, monkeypatch)
     monkeypatch.setattr("handmesh.label._CHUNK", 4)
     monkeypatch.setattr("handmesh.label._unusable", press_once)
     more = ["--out", str(out), "--dropped", str(tmp_path / "dropped.jsonl"), "--sheet", str(tmp_path / "sheet.png")]
-    result = CliRunner().invoke(app, ["label", str(path), *more])
+    try:
+        result = CliRunner().invoke(app, ["label", str(path), *more])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as it was"
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert f"4 of {COUNT + 1} hands are done" in result.output
     assert len(JsonlData(tmp_path / "labels.interrupted.jsonl")) == 4
     assert f"4 hands in {tmp_path / 'labels.interrupted.jsonl'}" in result.output.replace("\n", "")
     assert out.read_text() == "of an earlier run"
     assert not (tmp_path / "sheet.png").exists()
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_an_interrupted_run_kept_is_not_written_over_while_it_is_read(drawn, tmp_path):

@@ -184,14 +184,18 @@ def label(
 
 @contextmanager
 def _until_interrupted() -> Iterator[Callable[[], bool]]:
-    """Within, something that says yes once Ctrl-C was pressed. Pressed again, it ends the command as ever."""
+    """Within, something that says yes once Ctrl-C was pressed. Pressed again, it ends the command as ever.
+
+    Where it is ignored, as of a command that a script left in the background, it stays so.
+    """
     asked = []
 
     def ask(number: int, frame: object) -> None:
         asked.append(number)
         signal.signal(signal.SIGINT, before)
 
-    before = signal.signal(signal.SIGINT, ask)
+    if (before := signal.getsignal(signal.SIGINT)) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, ask)
     try:
         yield lambda: bool(asked)
     finally:
