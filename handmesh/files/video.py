@@ -3,9 +3,9 @@
 Frames come as (H, W, 3) uint8 RGB, upright (a phone's turned video is turned back) and with the time at which they are
 shown, so that clips of uneven frame rate play, smooth and animate at the right speed.
 
-Videos are written by what is there, best first: `ffmpeg` on the path with x264, the operating system's H.264 encoder
-through OpenCV, VP9 through OpenCV. All three play in browsers. MPEG-4 Part 2 ("mp4v") is the fastest and plays in none:
-it is for who asks for it, and for where nothing else opens.
+Videos are written by what is there, best first: ffmpeg with x264, the operating system's H.264 encoder through OpenCV,
+VP9 through OpenCV. All three play in browsers. MPEG-4 Part 2 ("mp4v") is the fastest and plays in none: it is for who
+asks for it, and for where nothing else opens.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from handmesh.errors import ConfigError, ExportError, ImageError
 from handmesh.files.image import MAX_PIXELS, PHOTO_SUFFIXES, photos_in, read_image
+from handmesh.system.extras import install_command
 from handmesh.system.read_ahead import ReadAhead
 
 logger = logging.getLogger(__name__)
@@ -382,7 +383,7 @@ class _OpenCvEncoder:
 
 
 class _FfmpegEncoder:
-    """H.264 through an `ffmpeg` that is on the path."""
+    """H.264 through ffmpeg."""
 
     def __init__(self, path: Path, size: tuple[int, int], fps: float, program: str) -> None:
         command = [
@@ -431,7 +432,7 @@ def _open_encoder(path: Path, size: tuple[int, int], fps: float, codec: Codec) -
     if codec not in CODECS:
         raise ConfigError(f"Codec {codec!r}: wanted one of {', '.join(CODECS)}.")
     if codec in ("auto", "h264"):
-        program = shutil.which("ffmpeg")
+        program = _ffmpeg()
         if program is not None and _ffmpeg_has_x264(program):
             return _FfmpegEncoder(path, size, fps, program), "H.264 (ffmpeg's x264)"
         if sys.platform in ("darwin", "win32"):  # elsewhere OpenCV only asks for hardware, noisily
@@ -440,14 +441,29 @@ def _open_encoder(path: Path, size: tuple[int, int], fps: float, codec: Codec) -
             except ExportError:
                 logger.info("the operating system's H.264 encoder does not open")
         if codec == "h264":
-            raise ExportError("No H.264 encoder here. Install ffmpeg, or choose the codec vp9 or mp4v.")
+            raise ExportError(
+                f"No H.264 encoder here. Install ffmpeg ({install_command('ffmpeg')}), or choose the codec vp9 or mp4v."
+            )
     if codec in ("auto", "vp9"):
         try:
-            return _OpenCvEncoder(path, size, fps, "vp09"), "VP9 (OpenCV's; install ffmpeg for a faster one)"
+            faster = f"install ffmpeg for a faster one: {install_command('ffmpeg')}"
+            return _OpenCvEncoder(path, size, fps, "vp09"), f"VP9 (OpenCV's; {faster})"
         except ExportError:
             if codec == "vp9":
                 raise
     return _OpenCvEncoder(path, size, fps, "mp4v"), "MPEG-4 Part 2 (OpenCV's; does not play in browsers)"
+
+
+def _ffmpeg() -> str | None:
+    """The `ffmpeg` on the path, or that of imageio-ffmpeg, of the `ffmpeg` extra."""
+    if (program := shutil.which("ffmpeg")) is not None:
+        return program
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+
+        return str(get_ffmpeg_exe())
+    except (ImportError, RuntimeError):  # the latter: not for this system
+        return None
 
 
 @functools.cache
@@ -477,14 +493,14 @@ def _open_clip(file: Path, parameters: Sequence[int] = ()) -> Any:
 
 
 class _Deinterlaced:
-    """A clip's pictures by the `ffmpeg` on the path, made whole and evenly spaced; to `ClipSource` as OpenCV's capture.
+    """A clip's pictures by ffmpeg, made whole and evenly spaced; to `ClipSource` as OpenCV's capture.
 
     They come as PPM files one after the other, each with its size: raw pictures would not say how a turned clip lies.
     """
 
     def __init__(self, file: Path, fps: float) -> None:
         """Raises ImageError where there is no ffmpeg, or it makes no picture of the clip."""
-        program = shutil.which("ffmpeg")
+        program = _ffmpeg()
         name = _printable(str(file))
         if program is None:
             raise ImageError(

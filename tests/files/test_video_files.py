@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import cv2
@@ -291,8 +292,23 @@ def ffmpeg_that(does: str, monkeypatch, folder: Path) -> None:
 
 def test_without_ffmpeg_they_are_refused_with_what_mends_them(undecoded_clip, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ImageError, match=r'interlaced. Install ffmpeg.*ffmpeg -i "clip.mp4" -vf bwdif out.mp4'):
         ClipSource(undecoded_clip)
+
+
+@pytest.mark.parametrize("on_the_path", [True, False])
+def test_the_extra_brings_an_ffmpeg_where_none_is_on_the_path(on_the_path, undecoded_clip, monkeypatch, tmp_path):
+    ffmpeg_that("picture(300, 200, 1)", monkeypatch, tmp_path)
+    brought = tmp_path / "ffmpeg-of-the-extra"
+    brought.write_text((tmp_path / "bin" / "ffmpeg").read_text().replace("200, 1)", "200, 2)"))
+    brought.chmod(0o755)
+    extra = types.SimpleNamespace(get_ffmpeg_exe=lambda: str(brought))
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", extra)
+    if not on_the_path:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    with contextlib.closing(ClipSource(undecoded_clip)) as source:
+        assert source.read().image[0, 0, 0] == (1 if on_the_path else 2)
 
 
 def test_with_ffmpeg_its_pictures_are_read_evenly_spaced(undecoded_clip, monkeypatch, tmp_path):
