@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -206,11 +207,8 @@ def test_the_image_has_what_the_package_needs_pinned_and_no_torch():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert text.count(old) == 1
     project = tomllib.loads(text.replace(old, new))["project"]
-    wanted = [
-        *project["dependencies"],
-        *project["optional-dependencies"]["redis"],
-        *project["optional-dependencies"]["otel"],
-    ]
+    extras = [project["optional-dependencies"][name] for name in ("redis", "otel", "ffmpeg")]
+    wanted = itertools.chain(project["dependencies"], *extras)
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
     assert not {"torch", "onnx", "triton"} & set(pinned)
