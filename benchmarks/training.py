@@ -27,6 +27,7 @@ from handmesh.learn.targets import complete_targets
 from handmesh.learn.train import TrainingModule, build_network
 from handmesh.model.network import DenseHead, to_device
 from handmesh.system.allocator import keep_freed_memory
+from handmesh.system.cpus import checked_threads
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,7 +45,9 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(arguments.config, [*arguments.set, "model.hand=builtin", "pretrained=null"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {config.threads} thread(s)"
+    name = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {checked_threads(config.threads)} thread(s)"
+    )
     print(
         f"{config.model.backbone}, {config.model.resolution} px, {config.precision}, {name}, torch {torch.__version__}"
     )
@@ -69,7 +72,7 @@ def time_steps(
 ) -> tuple[float, float]:
     """(images per second, peak GB of GPU memory; 0 on a CPU) of whole training steps."""
     if device.type == "cpu":
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(checked_threads(config.threads))
         keep_freed_memory()
     else:
         torch.backends.cudnn.benchmark = True

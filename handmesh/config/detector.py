@@ -83,7 +83,8 @@ class DetectorConfig(Settings):
     steps: int = Field(default=10_000, ge=1)  # of the optimiser
     batch_size: int = Field(default=32, ge=1)  # pictures per step, in all processes together
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: of the perceptrons, on a CPU
-    threads: int = Field(default=1, ge=1, le=MAX_THREADS)  # torch intra-op threads on a CPU
+    # Torch's intra-op threads on a CPU. None: one for each core, or what OMP_NUM_THREADS allows; torchrun sets it to 1.
+    threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     loader_workers: int = Field(default=1, ge=0, le=MAX_THREADS)  # per process
     log_every: int = Field(default=50, ge=1)  # steps
     checkpoint_every: int = Field(default=500, ge=1)  # steps; what an interruption costs at most

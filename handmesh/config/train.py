@@ -49,7 +49,8 @@ class TrainConfig(Settings):
     # Ti; V100, T4).
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False  # torch.compile: minutes at the start, fewer of them later; worth it for hours on a GPU
-    threads: int = Field(default=1, ge=1, le=MAX_THREADS)  # torch intra-op threads on a CPU
+    # Torch's intra-op threads on a CPU. None: one for each core, or what OMP_NUM_THREADS allows; torchrun sets it to 1.
+    threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     loader_workers: int = Field(default=1, ge=0, le=MAX_THREADS)  # per process
     log_every: int = Field(default=50, ge=1)  # steps
     tensorboard: bool = True  # scalars and overlays too, where it is installed

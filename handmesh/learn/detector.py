@@ -44,6 +44,7 @@ from handmesh.model.network import to_device
 from handmesh.runtime.detector_graph import DETECTOR_SUFFIX, weights_in, write_detector
 from handmesh.synth.dataset import Progress
 from handmesh.system.allocator import keep_freed_memory
+from handmesh.system.cpus import checked_threads
 
 logger = logging.getLogger(__name__)
 
@@ -267,7 +268,7 @@ def _set_up(config: DetectorConfig, ranks: Ranks) -> None:
     if config.batch_size % ranks.count:
         raise ConfigError(f"batch_size {config.batch_size} cannot be shared by {ranks.count} processes.")
     if ranks.device.type == "cpu":
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(checked_threads(config.threads))
         keep_freed_memory()
     cv2.setNumThreads(0)
 

@@ -21,6 +21,7 @@ _MAY_CHANGE = frozenset(
         "directory",
         "path",
         "workers",
+        "threads",
         "skip_bad_images",
         "loader_workers",
         "log_every",

@@ -56,6 +56,7 @@ from handmesh.model.surgery.unreparameterize import unreparameterize
 from handmesh.runtime.graph import write_with_graph
 from handmesh.synth.dataset import Progress
 from handmesh.system.allocator import keep_freed_memory
+from handmesh.system.cpus import checked_threads
 from handmesh.system.spawn import end_if_imported
 
 logger = logging.getLogger(__name__)
@@ -460,7 +461,7 @@ def _set_up(config: TrainConfig, ranks: Ranks) -> None:
         )
     _check_precision(config, ranks.device)
     if ranks.device.type == "cpu":
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(checked_threads(config.threads))
         keep_freed_memory()
     else:
         torch.backends.cudnn.benchmark = True  # all batches have one shape
