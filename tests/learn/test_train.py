@@ -340,6 +340,20 @@ def test_nothing_is_overwritten_by_accident(tiny_config, tmp_path):
     assert (run / "model.safetensors").read_bytes() == before["model.safetensors"]
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(None, 1), (3, 3)])
+def test_a_run_takes_the_threads_it_is_given_or_those_that_pay_off(given, wanted, tiny_config, monkeypatch, tmp_path):
+    """It took one, whatever the machine had. In the tests OMP_NUM_THREADS asks for one."""
+    taken = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    train(tiny_config(steps=1, threads=given), tmp_path / "run")
+    assert taken[0] == wanted
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setattr("handmesh.system.cpus.usable_cores", lambda: 7)
+    train(tiny_config(steps=1, threads=given), tmp_path / "another")
+    assert taken[-1] == (given or 7)
+
+
 def test_two_runs_do_not_write_to_one_folder(tiny_config, tmp_path, monkeypatch):
     """Both went on from one state: steps stood in metrics.jsonl twice, and one began by deleting the state that the
     other was writing.
