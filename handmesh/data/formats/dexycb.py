@@ -29,7 +29,7 @@ import yaml
 from numpy.typing import NDArray
 
 from handmesh.data.formats.mano_labels import MANO_LABELS, absolute_pose, mano_or_none
-from handmesh.data.formats.records import Claim, LabelledPhotos
+from handmesh.data.formats.records import Claim, LabelledPhotos, read_part
 from handmesh.data.sample import LabelledHand
 from handmesh.errors import DataError
 from handmesh.hand import JOINT_COUNT, Handedness
@@ -200,11 +200,10 @@ class DexYCB(LabelledPhotos):
 
     def _labels(self, sequence: int, camera: int, frame: int) -> Any:
         file = self._file("labels_{:06d}.npz", sequence, camera, frame)
+        content = io.BytesIO(read_part(file))
         try:
-            with np.load(file, allow_pickle=False) as archive:
+            with np.load(content, allow_pickle=False) as archive:
                 return {name: np.asarray(archive[name], np.float64).reshape(shape) for name, shape in _SHAPES.items()}
-        except FileNotFoundError:
-            raise DataError(f"There is no {file}. Was all of the set unpacked?") from None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{file} cannot be read ({error}): copy it again.") from error
 
@@ -236,11 +235,10 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 def _yaml(path: Path) -> Any:
+    text = read_part(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"There is no {path}. Was all of the set unpacked?") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(text)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, wanted settings as DexYCB has them.")

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from handmesh import metrics
 from handmesh.data.formats.json_arrays import read_json_array
 from handmesh.data.formats.mano_labels import MANO_LABELS, turned
-from handmesh.data.formats.records import Claim, LabelledPhotos
+from handmesh.data.formats.records import Claim, LabelledPhotos, read_part
 from handmesh.data.sample import LabelledHand
 from handmesh.errors import DataError
 from handmesh.hand import JOINT_COUNT, JOINTS_FROM_MANO, VERTEX_COUNT
@@ -162,13 +162,9 @@ class HO3D(LabelledPhotos):
 
     def _annotation(self, index: int) -> dict[str, NDArray[np.float64]]:
         file = self._meta(index)
+        content = read_part(file)
         try:
-            content = file.read_bytes()
             found = read_pickle(content, "annotation of HO-3D", _SIZES, text=True)
-        except FileNotFoundError:
-            raise DataError(f"There is no {file}. Was all of the set unpacked?") from None
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
         except InertPickleError as error:
             raise DataError(f"{file} {error}") from error
         if missing := [name for name in ("camMat", "handJoints3D") if name not in found]:

@@ -154,14 +154,21 @@ class LabelledPhotos(ABC):
         return (self[index] for index in range(len(self)))
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file of a published set holds. Raises DataError."""
+def read_part(path: Path) -> bytes:
+    """A file of a published set. Raises DataError."""
     try:
-        return json.loads(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"There is no {path}. Was all of the set unpacked?") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a published set holds. Raises DataError."""
+    content = read_part(path)
+    try:
+        return json.loads(content)
     except ValueError as error:
         raise DataError(f"{path} is no JSON, or not all of it ({error}): copy or download it again.") from error
 
