@@ -137,7 +137,7 @@ def run_evaluation(request: EvaluationRequest, show: Show = lambda stage, done, 
         evaluation, joints=score_joints(evaluation.frames), views=score_views(evaluation.frames, angles)
     )
     compared = [(other, compare(evaluation, other)) for other in request.against]
-    names = [rows[0].run for _, rows in compared]
+    names = [row.run for _, rows in compared for row in rows[:1]]
     comparisons = tuple(  # folders of one name are told apart by their paths
         row._replace(run=str(other)) if names.count(row.run) > 1 else row for other, rows in compared for row in rows
     )
